@@ -1,0 +1,32 @@
+"""vitslim: a compiler for vision transformers, from a YAML recipe to ONNX with a report.
+
+The public verbs load on first use, so that importing vitslim does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitslim.pipeline.artifact import load_artifact
+    from vitslim.pipeline.bench import bench
+    from vitslim.pipeline.plan import build_plan
+    from vitslim.pipeline.runner import run
+    from vitslim.recipe import load_recipe
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "bench", "build_plan", "load_artifact", "load_recipe", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    homes = {
+        "load_recipe": "vitslim.recipe",
+        "build_plan": "vitslim.pipeline.plan",
+        "run": "vitslim.pipeline.runner",
+        "bench": "vitslim.pipeline.bench",
+        "load_artifact": "vitslim.pipeline.artifact",
+    }
+    if name not in homes:
+        raise AttributeError(f"module 'vitslim' has no attribute '{name}'")
+    return getattr(import_module(homes[name]), name)

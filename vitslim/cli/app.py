@@ -1,0 +1,97 @@
+"""The command line. Each command parses, calls one verb and renders; errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import vitslim
+from vitslim.cli import axes, bench, plan, recipes, report, run
+from vitslim.errors import RecipeError, VitslimError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vitslim",
+    help="Make vision transformers smaller and measurably faster: from a YAML recipe to ONNX with a report.",
+    epilog="Exit codes: 0 done, 1 a gate failed, 2 bad usage or recipe, 3 a stage failed, 4 a backend is unavailable, "
+    "5 bad or corrupt input, 130 interrupted (run again to resume).",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("bench")(bench.bench)
+app.command("axes")(axes.axes)
+app.command("report")(report.report)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitslim {vitslim.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point: run the command and turn errors into messages and exit codes."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except VitslimError as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("\ninterrupted: run the same command again to resume after the last finished stage", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  the outermost frame: whatever else happens is a defect, said plainly
+        if debug:
+            raise
+        sys.exit(_explain_unexpected(error))
+
+
+def _explain(error: VitslimError) -> int:
+    typer.echo(f"error: {error.message}", err=True)
+    if isinstance(error, RecipeError):
+        for problem in error.problems:
+            typer.echo(f"  {problem.where}: {problem.message}" if problem.where else f"  {problem.message}", err=True)
+            if problem.hint:
+                typer.echo(f"    hint: {problem.hint}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    return error.exit_code
+
+
+def _explain_unexpected(error: Exception) -> int:
+    show = getattr(error, "format_message", None)
+    if show is not None and hasattr(error, "exit_code"):
+        typer.echo(f"error: {show()}", err=True)
+        typer.echo("hint: see 'vitslim --help'", err=True)
+        return int(error.exit_code)
+    typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    typer.echo("hint: this is a defect in vitslim; run again with 'vitslim --debug ...' and report the traceback", err=True)
+    return VitslimError.exit_code
+
+
+if __name__ == "__main__":
+    main()

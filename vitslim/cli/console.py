@@ -1,0 +1,68 @@
+"""Where output goes: data to stdout, messages and progress to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def stdout() -> Console:
+    """Console for data."""
+    return Console(highlight=False)
+
+
+class ConsoleProgress:
+    """Bars with the time left on a terminal; plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        self.console.print(f"[bold]·[/bold] {message}" if self.console.is_terminal else message, markup=self.console.is_terminal)
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items of a loop and show how far it is."""
+        count = total if total is not None else _length(items)
+        return self._bar(items, label, count) if self.console.is_terminal else self._lines(items, label, count)
+
+    def _bar(self, items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            yield from bars.track(items, total=total, description=label)
+
+    def _lines(self, items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+        started = said = time.monotonic()
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            if now - said >= SECONDS_BETWEEN_LINES:
+                said = now
+                left = f", about {(now - started) / done * (total - done):.0f} s left" if total and done else ""
+                self.console.print(f"  {label}: {done}/{total or '?'}{left}", markup=False)
+            yield item
+
+
+def _length(items: Iterable[T]) -> int | None:
+    return len(items) if hasattr(items, "__len__") else None

@@ -1,0 +1,57 @@
+"""`vitslim plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitslim.cli.arguments import FormatOption, RecipeArgument, SetOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitslim.results import Plan
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    trace: Annotated[
+        bool, typer.Option("--trace/--no-trace", help="Build the model to estimate its costs; --no-trace is instant.")
+    ] = True,
+    output: FormatOption = "table",
+) -> None:
+    """Show what a recipe will do. Estimates the cost of the model after each stage; runs and writes nothing."""
+    from vitslim.cli.console import stdout
+    from vitslim.pipeline.plan import build_plan
+    from vitslim.recipe import load_recipe
+
+    result = build_plan(load_recipe(recipe, list(overrides or []), partial=True), trace=trace)
+    if output == "json":
+        typer.echo(result.model_dump_json(indent=2))
+        return
+    stdout().print(_table(result))
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _table(plan: Plan) -> Table:
+    from rich.table import Table
+
+    from vitslim.units import flops, format_bytes, format_count
+
+    table = Table(title=f"{plan.name}: {plan.model}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "stage", "method"):
+        table.add_column(column)
+    for column in ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio"):
+        table.add_column(column, justify="right")
+    dense = plan.rows[0].cost
+    for position, row in enumerate(plan.rows):
+        cells = [f"{position:02d}", row.kind, row.method]
+        if row.cost and dense:
+            cost = row.cost
+            cells += [format_count(cost.params), format_count(cost.macs), format_count(flops(cost.macs))]
+            cells += [format_count(cost.bops), format_bytes(cost.weight_bytes), f"{dense.macs / cost.macs:.2f}x"]
+        table.add_row(*cells)
+    return table

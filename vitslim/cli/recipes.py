@@ -1,0 +1,63 @@
+"""`vitslim recipes`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from vitslim.cli.arguments import RecipeArgument, SetOption
+
+app = typer.Typer(help="List, show, check and start recipes.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """List the packaged recipes."""
+    from rich.table import Table
+
+    from vitslim.cli.console import stdout
+    from vitslim.recipe import packaged_recipes
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("recipe")
+    table.add_column("what it does")
+    for info in packaged_recipes():
+        table.add_row(info.name, info.description)
+    stdout().print(table)
+
+
+@app.command()
+def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Print a recipe with everything it extends and every default filled in."""
+    from vitslim.recipe import load_recipe, recipe_text
+
+    typer.echo(recipe_text(load_recipe(recipe, list(overrides or []), partial=True)), nl=False)
+
+
+@app.command()
+def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Check a recipe and the order of its stages; lists every problem at once."""
+    from vitslim.pipeline.plan import build_plan
+    from vitslim.recipe import load_recipe
+
+    result = build_plan(load_recipe(recipe, list(overrides or [])), trace=False)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{result.name}: valid, {len(result.rows) - 1} stages")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    from vitslim.recipe import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
+def new(name: str, timm: str = typer.Option("deit_tiny_patch16_224", help="timm model that the recipe starts from.")) -> None:
+    """Print a commented recipe to start from."""
+    from vitslim.recipe import new_recipe_text
+
+    typer.echo(new_recipe_text(name, timm), nl=False)

@@ -1,0 +1,44 @@
+"""`vitslim run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitslim.cli.arguments import FormatOption, RecipeArgument, SetOption
+
+
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; runs/NAME when left out.")] = None,
+    overrides: SetOption = None,
+    data: Annotated[Path | None, typer.Option(help="Image folder; short for --set data.root=DIR.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights (safetensors); short for --set model.checkpoint=FILE.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage again, also finished ones.")] = False,
+    output: FormatOption = "table",
+) -> None:
+    """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""
+    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.errors import GateError
+    from vitslim.pipeline.runner import run as run_recipe
+    from vitslim.recipe import load_recipe
+    from vitslim.report import render_json, render_terminal
+
+    values = list(overrides or [])
+    values += [f"data.root={data}"] if data else []
+    values += [f"model.checkpoint={checkpoint}"] if checkpoint else []
+    loaded = load_recipe(recipe, values)
+    folder = out or Path("runs") / loaded.name
+    artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress())
+    if output == "json":
+        typer.echo(render_json(artifact.report))
+    else:
+        render_terminal(artifact.report, stdout())
+        typer.echo(f"\nmodel   {artifact.onnx}\nreport  {folder / 'report.html'}")
+    failed = [gate.name for gate in artifact.report.gates if not gate.passed]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(artifact.report.gates)} gates failed: {', '.join(failed)}")

@@ -1,0 +1,53 @@
+"""The closed union of edits. Each is plain data: replaying them on the source model gives the same graph again.
+
+An edit names axes and parameters (`blocks.3.mlp`, `blocks.3.mlp.fc2.weight`), never nodes of the graph, so a newer
+torch that names its nodes otherwise replays it all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Keep these indices of each named axis, in this order (a permutation is a slice that keeps all)."""
+
+    kept: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class InsertSqueeze:
+    """Squeeze tokens inside these blocks, after the attention residual (eTPS)."""
+
+    keep: dict[str, int]
+    """Block name (`blocks.3`) to patch tokens kept there, class token excluded."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A fixed sparsity mask on these weights; the mask itself travels with the weights."""
+
+    pattern: str
+    """`2:4`."""
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FakeQuantSite:
+    """One linear or convolution whose input and weight are quantised. Scales travel with the weights."""
+
+    weight: str
+    """Parameter name of the weight, such as `blocks.0.mlp.fc1.weight`."""
+    weight_bits: int
+    input_bits: int
+
+
+@dataclass(frozen=True)
+class InsertFakeQuant:
+    """Fake quantisers on the input and the weight of each site."""
+
+    sites: tuple[FakeQuantSite, ...]
+
+
+Edit = Slice | InsertSqueeze | Mask | InsertFakeQuant

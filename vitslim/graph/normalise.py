@@ -1,0 +1,237 @@
+"""Rewrites that bring an exported graph into the form that axis inference and the stages read.
+
+Each rewrite leaves the outputs equal bit for bit. What they are for:
+
+- fused `qkv` becomes split, reshape, transpose: the query/key indices get apart from the value indices, and ONNX gets one
+  Split in place of dozens of Slice and Squeeze nodes;
+- the scale of attention becomes explicit, so that it stays when heads get thinner;
+- a buffer or constant has one use: one table shared by all blocks would tie the axes of all blocks together;
+- what does nothing (dropout in evaluation, full slices, asserts, contiguous) goes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from math import prod, sqrt
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
+
+aten = torch.ops.aten
+
+FULL_SLICE_END = 2**31
+"""A slice that ends behind this reaches the end of any dimension that exists."""
+
+ASSERTS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+
+
+def normalise(exported: GraphModule) -> GraphModule:
+    """A graph module with one tensor in and one tensor out, from `torch.export.export(...).module()`.
+
+    Takes over the tensors of `exported`. Parameter names stay; buffers that several nodes share get a copy a use.
+    """
+    graph = exported.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            graph.erase_node(node)
+    _plain_signature(graph)
+    _inline_autocast(exported)
+    _drop_asserts(graph)
+    _drop_no_ops(graph)
+    _views_to_reshapes(graph)
+    _split_fused(graph)
+    _explicit_scale(graph)
+    graph.eliminate_dead_code()
+    module = GraphModule(exported, graph)
+    _one_use_each(module)
+    for node in module.graph.nodes:
+        node.meta.clear()  # symbolic shapes of the export go stale with the first edit
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def is_op(node: Any, *ops: Any) -> bool:
+    """Whether an argument is a call of one of these operators."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in ops
+
+
+def shape_of(node: Node) -> tuple[Any, ...]:
+    """Shape that the export recorded; sizes that depend on the batch are symbolic."""
+    return tuple(node.meta["val"].shape)
+
+
+def _plain_signature(graph: Graph) -> None:
+    """Tensor in, tensor out, in place of the pytree form of an export."""
+    graph.set_codegen(CodeGen())
+    output = graph.output_node()
+    result = output.args[0]
+    if isinstance(result, (tuple, list)) and len(result) == 1:
+        output.args = (result[0],)
+
+
+def _inline_autocast(module: GraphModule) -> None:
+    """Put the body of a region with autocast switched off in its place (RoPE tables are computed in such regions)."""
+    graph = module.graph
+    for call in list(graph.nodes):
+        if not is_op(call, torch.ops.higher_order.wrap_with_autocast) or call.args[2]:
+            continue
+        body, inputs = call.args[4], call.args[5:]
+        inner: Graph = module.get_submodule(str(body.target)).graph
+        values = dict(zip((n for n in inner.nodes if n.op == "placeholder"), inputs, strict=True))
+        with graph.inserting_before(call):
+            result: Any = graph.graph_copy(inner, values)
+        if isinstance(result, (tuple, list)):
+            for item in list(call.users):
+                item.replace_all_uses_with(result[item.args[1]])
+                graph.erase_node(item)
+        else:
+            call.replace_all_uses_with(result)
+        graph.erase_node(call)
+        if not body.users:
+            graph.erase_node(body)
+
+
+def _drop_asserts(graph: Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and any(name in str(node.target) for name in ASSERTS):
+            graph.erase_node(node)
+
+
+def _drop_no_ops(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        if _is_no_op(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _is_no_op(node: Node) -> bool:
+    if is_op(node, aten.dropout.default):
+        return not node.args[2] or node.args[1] == 0
+    if is_op(node, aten.slice.Tensor):
+        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        full_end = end is None or (isinstance(end, int) and end >= FULL_SLICE_END)
+        return start in (None, 0) and full_end and step == 1
+    if is_op(node, aten.pad.default, aten.constant_pad_nd.default):
+        return not any(node.args[1])
+    if is_op(node, aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default):
+        before = node.args[0].meta["val"]
+        return bool(before.dtype == node.meta["val"].dtype and before.device == node.meta["val"].device)
+    return is_op(
+        node, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default
+    )
+
+
+def _views_to_reshapes(graph: Graph) -> None:
+    """A `view` may need a copy once its input is cut or `contiguous` is gone; `reshape` copies when it must."""
+    for node in graph.nodes:
+        if is_op(node, aten.view.default):
+            node.target = aten.reshape.default
+
+
+def _split_fused(graph: Graph) -> None:
+    """`reshape(x, (B, N, 3, H, D))`, permuted, opened along the 3: becomes a split of x's last dimension."""
+    for reshape in list(graph.nodes):
+        if not is_op(reshape, aten.reshape.default) or len(reshape.users) != 1:
+            continue
+        permute = next(iter(reshape.users))
+        order = list(range(len(shape_of(reshape))))
+        opened = reshape
+        if is_op(permute, aten.permute.default):
+            order = [int(d) % len(order) for d in permute.args[1]]
+            opened = permute
+        parts = _parts(opened)
+        source = reshape.args[0]
+        if parts is None or not isinstance(source, Node):
+            continue
+        opened_dim, users = parts
+        lead = len(shape_of(source)) - 1
+        if order[opened_dim] == lead and _opens_last_dimension(source, reshape):
+            order.pop(opened_dim)
+            _emit_split(graph, reshape, [d if d < lead else d - 1 for d in order], users)
+
+
+def _opens_last_dimension(source: Node, reshape: Node) -> bool:
+    """Whether the reshape only opens the last dimension of its input into factors of fixed size."""
+    old, new = shape_of(source), shape_of(reshape)
+    tail = new[len(old) - 1 :]
+    same_lead = all(str(a) == str(b) for a, b in zip(old[:-1], new, strict=False))
+    return same_lead and len(tail) >= 2 and all(isinstance(s, int) for s in tail) and prod(tail) == old[-1]
+
+
+def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
+    """The dimension along which all users open a tensor, and (index, node) of each part; None for any other use."""
+    found: list[tuple[int, int, Node]] = []
+    for user in node.users:
+        if is_op(user, aten.unbind.int):
+            dim = int(user.args[1]) if len(user.args) > 1 else 0  # type: ignore[arg-type]
+            items = list(user.users)
+            if not all(is_op(item, operator.getitem) for item in items):
+                return None
+            found += [(dim, int(item.args[1]), item) for item in items]  # type: ignore[arg-type]
+        elif is_op(user, aten.select.int):
+            found.append((int(user.args[1]), int(user.args[2]), user))  # type: ignore[arg-type]
+        else:
+            return None
+    rank = len(shape_of(node))
+    dims = {dim % rank for dim, _, _ in found}
+    if len(dims) != 1:
+        return None
+    return dims.pop(), [(index, part) for _, index, part in found]
+
+
+def _emit_split(graph: Graph, reshape: Node, order: list[int], users: list[tuple[int, Node]]) -> None:
+    source = reshape.args[0]
+    assert isinstance(source, Node)
+    lead = len(shape_of(source)) - 1
+    count, *rest = shape_of(reshape)[lead:]
+    sizes = [*reshape.args[1][:lead], *rest]  # type: ignore[index,misc]
+    with graph.inserting_before(reshape):
+        split = graph.call_function(aten.split_with_sizes.default, (source, [prod(rest)] * count, -1))
+        for index, old in users:
+            part = graph.call_function(operator.getitem, (split, index % count))
+            new = graph.call_function(aten.reshape.default, (part, list(sizes)))
+            new = _emit_order(graph, new, order)
+            new.meta["val"] = old.meta["val"]
+            old.replace_all_uses_with(new)
+
+
+def _emit_order(graph: Graph, node: Node, order: list[int]) -> Node:
+    moved = [i for i, d in enumerate(order) if i != d]
+    if not moved:
+        return node
+    if len(moved) == 2:
+        return graph.call_function(aten.transpose.int, (node, moved[0], moved[1]))
+    return graph.call_function(aten.permute.default, (node, order))
+
+
+def _explicit_scale(graph: Graph) -> None:
+    """The default scale is 1/sqrt(head width); pruning the width must not change it."""
+    for node in graph.nodes:
+        if is_op(node, aten.scaled_dot_product_attention.default) and node.kwargs.get("scale") is None:
+            width = shape_of(node.args[0])[-1]
+            node.kwargs = {**node.kwargs, "scale": 1.0 / sqrt(width)}
+
+
+def _one_use_each(module: GraphModule) -> None:
+    buffers = dict(module.named_buffers())
+    for node in list(module.graph.nodes):
+        if node.op != "get_attr" or node.target not in buffers:
+            continue
+        for number, user in enumerate(list(node.users)[1:], start=1):
+            owner, _, name = str(node.target).rpartition(".")
+            copy_name = _free_name(module.get_submodule(owner), name, number)
+            module.get_submodule(owner).register_buffer(copy_name, buffers[str(node.target)].clone())
+            with module.graph.inserting_after(node):
+                copy = module.graph.get_attr(f"{owner}.{copy_name}".lstrip("."))
+            user.replace_input_with(node, copy)
+
+
+def _free_name(owner: torch.nn.Module, name: str, number: int) -> str:
+    free: Callable[[str], bool] = lambda candidate: not hasattr(owner, candidate)  # noqa: E731
+    while not free(f"{name}_use{number}"):
+        number += 1
+    return f"{name}_use{number}"

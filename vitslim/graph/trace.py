@@ -1,0 +1,95 @@
+"""From a timm name to a `ModelGraph`: build, load the checkpoint, export with a dynamic batch, normalise."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch.export import Dim, export
+
+from vitslim.errors import InputError, UsageError
+from vitslim.graph.checkpoint import load_checkpoint
+from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.normalise import normalise
+
+EXAMPLE_BATCH = 2
+"""torch.export takes batch sizes 0 and 1 for constants, so the example has two images."""
+
+
+def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0) -> ModelGraph:
+    """The exported graph of a timm model in evaluation mode; its outputs equal those of the model bit for bit.
+
+    `kwargs` go to `timm.create_model`. Without a checkpoint the weights are random, from `seed`. Weights are never
+    downloaded. Raises UsageError for an unknown name or arguments that the model does not take, InputError for a
+    checkpoint that cannot be read or does not fit, and for a model that torch.export cannot trace.
+    """
+    model = _build(timm_name, kwargs, seed)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, timm_name)
+    image, preprocessing = _input(model, kwargs)
+    example = torch.zeros(EXAMPLE_BATCH, *image)
+    with torch.no_grad():
+        logits = _example_logits(model, example, timm_name)
+    try:
+        exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
+    module = normalise(exported.module())  # type: ignore[arg-type]
+    module.eval()
+    source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing)
+    return ModelGraph(module, source)
+
+
+def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module:
+    if ":" in timm_name or not timm.is_model(timm_name):
+        raise UsageError(f"timm has no model '{timm_name}'", _closest_model(timm_name))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: torch.nn.Module = timm.create_model(timm_name, pretrained=False, **kwargs)
+    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
+        reason = _first_line(error) or "an assertion of the model does not hold"
+        raise UsageError(
+            f"timm cannot build '{timm_name}' with {arguments}: {reason}", "check model.timm and model.kwargs"
+        ) from error
+    return model.eval()
+
+
+def _closest_model(name: str) -> str:
+    match = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else "timm.list_models() lists the names"
+
+
+def _input(model: torch.nn.Module, kwargs: dict[str, Any]) -> tuple[tuple[int, int, int], Preprocessing]:
+    """Image size and preprocessing: the arguments win over what timm recorded for the pretrained weights."""
+    given = {key: kwargs[key] for key in ("img_size", "in_chans") if kwargs.get(key)}
+    config = timm.data.resolve_model_data_config(model, args=given)
+    channels, height, width = config["input_size"]
+    mean, std = config["mean"], config["std"]
+    if len(mean) != channels:
+        mean, std = (math.fsum(mean) / len(mean),) * channels, (math.fsum(std) / len(std),) * channels
+    crop = 1.0 if "img_size" in given else float(config["crop_pct"])
+    preprocessing = Preprocessing(tuple(map(float, mean)), tuple(map(float, std)), config["interpolation"], crop)
+    return (int(channels), int(height), int(width)), preprocessing
+
+
+def _example_logits(model: torch.nn.Module, example: torch.Tensor, timm_name: str) -> torch.Tensor:
+    try:
+        logits = model(example)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, example.shape[1:]))
+        raise UsageError(
+            f"'{timm_name}' does not take images of {size}: {_first_line(error)}", "set model.kwargs.img_size"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise UsageError(f"'{timm_name}' with these arguments is not a classifier", "leave out arguments such as num_classes: 0")
+    return logits
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

@@ -1,0 +1,101 @@
+"""The artifact directory: what a run gives back, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import InputError, UsageError
+from vitslim.pipeline.keys import file_digest
+from vitslim.report import parse_report, render_html, render_json
+from vitslim.results import Report
+from vitslim.workload import read_metadata
+
+LOCK_FILE = "recipe.lock.yaml"
+MANIFEST_FILE = "manifest.json"
+COPIED = ("model.onnx", "weights.safetensors", "graph.json")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished run on disk."""
+
+    folder: Path
+    report: Report
+    manifest: dict[str, Any]
+
+    @property
+    def onnx(self) -> Path:
+        """The compressed model."""
+        return self.folder / "model.onnx"
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UsageError when a folder holds something that is not an artifact of an earlier run."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise UsageError(f"'{folder}' is not empty and not the result of an earlier run", "choose another --out folder")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"'{folder}' is a file", "choose another --out folder")
+
+
+def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) -> Artifact:
+    """Collect the files beside `folder`, then put the finished directory in its place."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        for name in COPIED:
+            shutil.copyfile(stage_folder / name, scratch / name)
+        (scratch / LOCK_FILE).write_text(lock, encoding="utf-8")
+        digests = {name: file_digest(scratch / name) for name in (*COPIED, LOCK_FILE)}
+        report = report.model_copy(update={"files": digests})
+        (scratch / "report.json").write_text(render_json(report), encoding="utf-8")
+        (scratch / "report.html").write_text(render_html(report), encoding="utf-8")
+        manifest = _manifest(scratch, report)
+        (scratch / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _replace(folder, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Artifact(folder, report, manifest)
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """Read an artifact and check every file against its manifest.
+
+    Raises InputError when a file is missing or differs from what the run wrote.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        expected = manifest["files"]
+    except FileNotFoundError as error:
+        raise InputError(f"'{folder}' is not a finished run", f"'{MANIFEST_FILE}' is missing there") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{folder / MANIFEST_FILE}' is corrupt", "run the recipe again") from error
+    for name, digest in expected.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise InputError(f"'{folder / name}' is missing or was changed after the run", "run the recipe again")
+    report = parse_report((folder / "report.json").read_text(encoding="utf-8"))
+    return Artifact(folder, report, manifest)
+
+
+def _manifest(folder: Path, report: Report) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": report.name,
+        "model": report.model,
+        "created": report.created,
+        "annotations": read_metadata(folder / "model.onnx"),
+        "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
+    }
+
+
+def _replace(folder: Path, scratch: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,26 @@
+"""`bench`: latency of ONNX files that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitslim.backends.environment import environment
+from vitslim.pipeline.latency import measure_files
+from vitslim.progress import Progress, Silent
+from vitslim.recipe.schema import ReportConfig
+from vitslim.results import BenchResult, BenchRow
+from vitslim.workload import read_workload
+
+
+def bench(files: Sequence[Path], config: ReportConfig, progress: Progress | None = None) -> BenchResult:
+    """Latency of each file on each backend of the config; the first file is the baseline.
+
+    Raises InputError for a file that is missing or not ONNX, before anything is measured.
+    """
+    for path in files:
+        read_workload(path)
+    named = {str(path): path for path in files}
+    results = measure_files(named, str(files[0]), config, progress or Silent())
+    rows = tuple(BenchRow(file=name, measurements=m, estimates=e) for name, (m, e) in results.items())
+    return BenchResult(environment=environment(), rows=rows)

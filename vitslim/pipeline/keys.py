@@ -1,0 +1,65 @@
+"""Content keys: a finished stage is reused when everything that could change its result is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import vitslim
+from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.recipe.stages import AnyStage
+
+KEY_LENGTH = 12
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_digest() -> str:
+    """sha256 over the source of vitslim itself."""
+    root = Path(vitslim.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, versions: dict[str, str]) -> str:
+    """Key of the model before any stage; every later key builds on it."""
+    return _key(
+        {
+            "model": recipe.model.model_dump(mode="json", exclude={"checkpoint"}),
+            "checkpoint": file_digest(checkpoint) if checkpoint else None,
+            "data": data_digest,
+            "calibration": recipe.data.calibration,
+            "eval_images": recipe.data.eval_images,
+            "seed": recipe.seed,
+            "package": package_digest(),
+            "versions": versions,
+        }
+    )
+
+
+def stage_key(previous: str, config: AnyStage) -> str:
+    """Key of a stage: the key before it, its kind and its config with the digest of a teacher's checkpoint."""
+    teacher = getattr(config, "teacher", None)
+    checkpoint = getattr(teacher, "checkpoint", None)
+    return _key(
+        {
+            "previous": previous,
+            "kind": kind_of(config),
+            "config": config.model_dump(mode="json"),
+            "teacher": file_digest(Path(checkpoint)) if checkpoint and Path(checkpoint).is_file() else None,
+        }
+    )
+
+
+def _key(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]

@@ -1,0 +1,40 @@
+"""Latency of every stage's ONNX file on every backend of the recipe: measured ones interleaved, simulated ones read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitslim.backends.registry import Measured, Simulated, parse_backend
+from vitslim.progress import Progress
+from vitslim.recipe.schema import ReportConfig
+from vitslim.results import Estimate, Measurement
+
+
+def measure_files(
+    files: dict[str, Path], baseline: str, config: ReportConfig, progress: Progress
+) -> dict[str, tuple[tuple[Measurement, ...], tuple[Estimate, ...]]]:
+    """Measurements and estimates for each file; speed-ups are against `baseline` on the same backend and batch."""
+    measured: dict[str, list[Measurement]] = {name: [] for name in files}
+    estimated: dict[str, list[Estimate]] = {name: [] for name in files}
+    for backend in map(parse_backend, config.backends):
+        match backend:
+            case Measured():
+                results = backend.measure(
+                    files, baseline, config.batches, config.threads, config.seconds, progress
+                )
+                for name, rows in results.items():
+                    measured[name].extend(rows)
+            case Simulated():
+                for batch in config.batches:
+                    for name, row in _estimate(backend, files, baseline, batch).items():
+                        estimated[name].append(row)
+    return {name: (tuple(measured[name]), tuple(estimated[name])) for name in files}
+
+
+def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: int) -> dict[str, Estimate]:
+    rows = {name: backend.estimate(path, batch) for name, path in files.items()}
+    dense = rows[baseline].cycles
+    return {
+        name: row if name == baseline else row.model_copy(update={"speedup": dense / row.cycles})
+        for name, row in rows.items()
+    }

@@ -1,0 +1,65 @@
+"""The plan: the stages of a recipe with what the model will cost after each, before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitslim.errors import Problem, RecipeError
+from vitslim.recipe import check_order
+from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.results import Plan, PlanRow
+
+if TYPE_CHECKING:
+    from vitslim.graph.sketch import ModelSketch
+
+
+def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
+    """Check the order of the stages and, with `trace`, estimate the model after each of them.
+
+    Tracing builds the timm model with random weights; nothing is read from or written to disk.
+    Raises RecipeError with every problem found.
+    """
+    errors, warnings = check_order(recipe)
+    if errors:
+        raise RecipeError(errors, recipe.name)
+    rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
+    return Plan(name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=tuple(w.message for w in warnings))
+
+
+def _plain_rows(recipe: Recipe) -> list[PlanRow]:
+    rows = [PlanRow(kind=kind_of(config), method=config.method) for config in recipe.stages]
+    return [PlanRow(kind="dense", method=""), *rows]
+
+
+def _traced_rows(recipe: Recipe) -> list[PlanRow]:
+    from vitslim.graph.sketch_graph import sketch
+    from vitslim.graph.trace import trace_timm
+
+    graph = trace_timm(recipe.model.timm, dict(recipe.model.kwargs), seed=recipe.seed)
+    return estimate_stages(recipe, sketch(graph))
+
+
+def estimate_stages(recipe: Recipe, dense: ModelSketch) -> list[PlanRow]:
+    """Ask every stage whether the model before it has what it needs, and what it will make of it.
+
+    Raises RecipeError with the problems of all stages.
+    """
+    from vitslim.stages.registry import make_stage
+
+    sketch, rows = dense, [PlanRow(kind="dense", method="", cost=dense.cost())]
+    problems: list[Problem] = []
+    for position, config in enumerate(recipe.stages):
+        stage = make_stage(config)
+        found = stage.requires(sketch)
+        problems += [_in_recipe(problem, position, kind_of(config)) for problem in found]
+        if not found:
+            sketch = stage.estimate(sketch)
+        rows.append(PlanRow(kind=kind_of(config), method=config.method, cost=sketch.cost()))
+    if problems:
+        raise RecipeError(problems, recipe.name)
+    return rows
+
+
+def _in_recipe(problem: Problem, position: int, kind: str) -> Problem:
+    where = f"stages.{position}.{kind}"
+    return Problem(f"{where}.{problem.where}" if problem.where else where, problem.message, problem.hint)

@@ -1,0 +1,105 @@
+"""`run`: from a recipe to an artifact."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vitslim.backends.environment import environment
+from vitslim.backends.registry import parse_backend
+from vitslim.errors import RecipeError
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.data import load_data
+from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.gates import judge
+from vitslim.pipeline.keys import dense_key, file_digest, stage_key
+from vitslim.pipeline.latency import measure_files
+from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.stage_run import StageRunner
+from vitslim.pipeline.store import StageStore
+from vitslim.progress import Progress, Silent
+from vitslim.recipe import assumptions, check_order, lock_text, resolve_checkpoint
+from vitslim.recipe.schema import Recipe
+from vitslim.results import Environment, Report, StageRecord
+
+
+def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
+    """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
+
+    Gates that fail are in the report; the caller decides what follows from them.
+    Raises RecipeError, InputError, StageError or UsageError; nothing half-written stays behind.
+    """
+    progress = progress or Silent()
+    errors, warnings = check_order(recipe)
+    if errors:
+        raise RecipeError(errors, recipe.name)
+    for backend in recipe.report.backends:
+        parse_backend(backend)
+    check_replaceable(out)
+    store = StageStore(out.with_name(f"{out.name}.stages"))
+    store.prepare(fresh)
+
+    checkpoint = resolve_checkpoint(recipe)
+    progress.say(f"{recipe.name}: tracing {recipe.model.timm}")
+    dense = trace_timm(recipe.model.timm, dict(recipe.model.kwargs), checkpoint, recipe.seed)
+    estimate_stages(recipe, sketch(dense))
+    data = load_data(recipe.data, dense.source, recipe.seed)
+
+    here = environment()
+    runner = StageRunner(recipe, data, store, progress, [])
+    key = dense_key(recipe, checkpoint, data.digest, here.versions)
+    runner.run_dense(dense, key)
+    for config in recipe.stages:
+        key = stage_key(key, config)
+        runner.run_stage(config, key)
+
+    records = _measured(runner, recipe, progress)
+    report = _report(recipe, records, here, tuple(w.message for w in warnings))
+    digests = {"data": data.digest} | ({"checkpoint": file_digest(checkpoint)} if checkpoint else {})
+    lock = lock_text(recipe, versions=here.versions, digests=digests)
+    return write_artifact(out, runner.finished[-1].folder, lock, report)
+
+
+def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[StageRecord, ...]:
+    stages = runner.finished
+    files = {stage.record.name: stage.onnx for stage in stages}
+    results = measure_files(files, stages[0].record.name, recipe.report, progress)
+    return tuple(
+        stage.record.model_copy(
+            update=dict(zip(("measurements", "estimates"), results[stage.record.name], strict=True))
+        )
+        for stage in stages
+    )
+
+
+def _report(
+    recipe: Recipe, records: tuple[StageRecord, ...], here: Environment, warnings: tuple[str, ...]
+) -> Report:
+    return Report(
+        name=recipe.name,
+        model=recipe.model.timm,
+        dataset=recipe.data.kind,
+        seed=recipe.seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=here,
+        stages=records,
+        final_accuracies=records[-1].accuracies,
+        parity={name: value for name, value in records[-1].metrics.items() if name.startswith("parity_")},
+        gates=judge(recipe.gates, records),
+        assumptions=assumptions(recipe),
+        warnings=warnings + _regressions(records),
+    )
+
+
+def _regressions(records: tuple[StageRecord, ...]) -> tuple[str, ...]:
+    """Stages that made the model slower than the stage before, by more than the spread of either."""
+    warnings = []
+    for before, after in zip(records, records[1:], strict=False):
+        for old, new in zip(before.measurements, after.measurements, strict=True):
+            if new.median_ms - new.spread_ms > old.median_ms + old.spread_ms:
+                warnings.append(
+                    f"{after.name} is slower than {before.name} on {new.backend} at batch {new.batch}, "
+                    f"{new.threads} threads: {new.median_ms:.3g} ms after {old.median_ms:.3g} ms"
+                )
+    return tuple(warnings)

@@ -1,0 +1,130 @@
+"""One stage from start to finish: reuse it when it is stored, else apply, check, evaluate, export and store it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitslim.data import DataModule
+from vitslim.errors import Problem, StageError, VitslimError
+from vitslim.graph.cost import cost
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
+from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
+from vitslim.progress import Progress
+from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.recipe.stages import AnyStage, Export
+from vitslim.results import StageRecord
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.registry import make_stage
+
+DENSE = "00-dense"
+
+
+@dataclass
+class StageRunner:
+    """Runs the stages of one recipe in order; `finished` grows by one a stage, the dense model first."""
+
+    recipe: Recipe
+    data: DataModule
+    store: StageStore
+    progress: Progress
+    finished: list[StoredStage]
+
+    def run_dense(self, graph: ModelGraph, key: str) -> None:
+        """Evaluate and export the model as it came."""
+        stored = self.store.find(DENSE, key)
+        if stored is None:
+            with self.store.writing(DENSE, key) as scratch:
+                stored = self._keep(scratch, StageResult(graph), DENSE, "dense", "", key, time.monotonic())
+        self.finished.append(stored)
+
+    def run_stage(self, config: AnyStage, key: str) -> None:
+        """Apply one stage of the recipe to what the stage before it left."""
+        name = stage_name(len(self.finished), config)
+        stored = self.store.find(name, key)
+        if stored is None:
+            self.progress.say(f"{name}: {config.method}")
+            started = time.monotonic()
+            with self.store.writing(name, key) as scratch:
+                result = self._apply(config, name, scratch)
+                stored = self._keep(scratch, result, name, kind_of(config), config.method, key, started)
+        else:
+            self.progress.say(f"{name}: reused")
+        self.finished.append(stored)
+
+    def _apply(self, config: AnyStage, name: str, scratch: Path) -> StageResult:
+        stage, before = make_stage(config), self.finished[-1].graph
+        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch)
+        torch.manual_seed(self.recipe.seed)
+        try:
+            result = stage.apply(before, context)
+            broken = stage.ensures(before, result.graph)
+        except VitslimError as error:
+            error.message = f"stage {name} (after {self.finished[-1].record.name}): {error.message}"
+            raise
+        if broken:
+            raise StageError(f"stage {name} broke its promise: {_first(broken)}", broken[0].hint)
+        return result
+
+    def _keep(
+        self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
+    ) -> StoredStage:
+        dense = self.finished[0].predictions if self.finished else None
+        onnx = scratch / MODEL_FILE
+        if not onnx.exists():
+            export_onnx(result.graph, onnx)
+        if kind == "export" and dense is not None:
+            accuracies, predictions = evaluate_onnx(onnx, self.data, dense, self.progress, name)
+        else:
+            accuracies, predictions = evaluate_graph(result.graph, self.data, dense, self.progress, name)
+        record = StageRecord(
+            name=name,
+            kind=kind,
+            method=method,
+            seconds=time.monotonic() - started,
+            key=key,
+            cost=cost(result.graph),
+            onnx_bytes=onnx.stat().st_size,
+            accuracies=accuracies,
+            changes=result.changes,
+            skipped=result.skipped,
+            metrics=result.metrics,
+        )
+        return self.store.stored(scratch, result.graph, predictions, record)
+
+    def _result(self, name: str) -> StageResult:
+        if name == "dense":
+            return self.finished[0].result()
+        if name == "previous":
+            return self.finished[-1].result()
+        index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
+        return self.finished[index + 1].result()
+
+
+def stage_name(position: int, config: AnyStage) -> str:
+    """`01-prune`, or `01-NAME` for a stage that the recipe names."""
+    return f"{position:02d}-{config.name or kind_of(config)}"
+
+
+def find_stage(stages: Iterable[AnyStage], name: str) -> int:
+    """Position of the last stage that the recipe calls `name`."""
+    found = [i for i, config in enumerate(stages) if name in {config.name, kind_of(config)}]
+    if not found:
+        raise StageError(f"no earlier stage is called '{name}'", "give the stage a `name` in the recipe")
+    return found[-1]
+
+
+def has_export(stages: Iterable[AnyStage]) -> bool:
+    """Whether a recipe ends in an ONNX file."""
+    return any(isinstance(config, Export) for config in stages)
+
+
+def _first(problems: list[Problem]) -> str:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{problems[0].where}: {problems[0].message}{more}"

@@ -1,0 +1,110 @@
+"""One directory a stage, named by content key: finished stages are found again, half-written ones never are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitslim.errors import InputError, UsageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.results import StageRecord
+from vitslim.stages.contract import StageResult
+
+RECORD_FILE = "record.json"
+PREDICTIONS_FILE = "predictions.safetensors"
+MODEL_FILE = "model.onnx"
+
+
+@dataclass
+class StoredStage:
+    """A finished stage on disk. Its graph is loaded only when somebody asks for it."""
+
+    folder: Path
+    record: StageRecord
+
+    @cached_property
+    def graph(self) -> ModelGraph:
+        """The model after the stage."""
+        return load_graph(self.folder)
+
+    @property
+    def onnx(self) -> Path:
+        """The ONNX file of the model after the stage."""
+        return self.folder / MODEL_FILE
+
+    @cached_property
+    def predictions(self) -> dict[str, torch.Tensor]:
+        """Evaluation set to predicted class of each image, int64 (n,)."""
+        return load_file(self.folder / PREDICTIONS_FILE)
+
+    def result(self) -> StageResult:
+        """What later stages see of it."""
+        return StageResult(self.graph, self.record.changes, self.record.skipped, self.record.metrics)
+
+
+class StageStore:
+    """The stage directories of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self, fresh: bool) -> None:
+        """Create the folder, or empty it for a fresh run. Raises UsageError when it cannot be written."""
+        try:
+            if fresh and self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to '{self.folder}': {error.strerror}", "choose another folder with --out"
+            ) from error
+
+    def find(self, name: str, key: str) -> StoredStage | None:
+        """A finished stage with this key, or None."""
+        folder = self._folder(name, key)
+        try:
+            record = StageRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(f"'{folder / RECORD_FILE}' is corrupt", "run again with --fresh") from error
+        return StoredStage(folder, record.model_copy(update={"cached": True}))
+
+    @contextmanager
+    def writing(self, name: str, key: str) -> Iterator[Path]:
+        """A scratch folder that becomes the stage's folder when the block ends well, and vanishes when it does not."""
+        target = self._folder(name, key)
+        scratch = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def stored(
+        self, scratch: Path, graph: ModelGraph, predictions: dict[str, torch.Tensor], record: StageRecord
+    ) -> StoredStage:
+        """Write a stage's files into its scratch folder."""
+        save_graph(graph, scratch)
+        save_file(predictions, scratch / PREDICTIONS_FILE)
+        (scratch / RECORD_FILE).write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        stage = StoredStage(self._folder(record.name, record.key), record)
+        stage.__dict__.update(graph=graph, predictions=predictions)
+        return stage
+
+    def _folder(self, name: str, key: str) -> Path:
+        return self.folder / f"{name}-{key}"

@@ -1,0 +1,64 @@
+"""The recipe: frozen, typed, unknown keys rejected."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from vitslim.recipe.stages import KINDS, AnyStage, Config
+
+
+class Model(Config):
+    """The dense model."""
+
+    timm: str
+    checkpoint: str | None = Field(None, description="safetensors file; `package:NAME` is a file that ships with vitslim")
+    kwargs: dict[str, int | float | str | bool] = Field({}, description="passed to timm.create_model")
+
+
+class Data(Config):
+    """Where images come from; `root` of an image folder holds train/ and val/."""
+
+    kind: Literal["digits", "imagefolder"]
+    root: str | None = None
+    calibration: PositiveInt = Field(256, description="training images used for calibration")
+    eval_images: PositiveInt | None = Field(None, description="evaluate on so many images; all when left out")
+    also_evaluate: dict[str, str] = Field({}, description="name to folder of further labelled images")
+
+
+class ReportConfig(Config):
+    """What is measured, and where."""
+
+    backends: tuple[str, ...] = ("onnxruntime:cpu",)
+    batches: tuple[PositiveInt, ...] = (1,)
+    threads: tuple[PositiveInt, ...] = Field((1,), description="thread counts of measured CPU backends")
+    seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="time for each measured file, batch and thread count")
+
+
+class Gates(Config):
+    """Budgets: the run exits with 1 when one does not hold."""
+
+    top1_drop_max: float | None = Field(None, description="points of top-1 lost on val, at most")
+    top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="top-1 on val in percent, at least")
+    size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(None, description="dense over compressed ONNX bytes")
+    macs_ratio_min: Annotated[float, Field(gt=0)] | None = None
+    speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="backend to speed-up at the first batch size")
+
+
+class Recipe(Config):
+    """A whole recipe, validated."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    model: Model
+    data: Data
+    seed: Annotated[int, Field(ge=0)] = 0
+    stages: tuple[AnyStage, ...]
+    report: ReportConfig = ReportConfig()
+    gates: Gates = Gates()
+
+
+def kind_of(config: Any) -> str:
+    """The stage kind (`prune`, `distill`, ...) that a stage config belongs to."""
+    return next(kind for kind, classes in KINDS.items() if isinstance(config, classes))

@@ -1,0 +1,222 @@
+"""Plain values that several rooms share: what was measured, what was estimated, and the report that holds both.
+
+Measured and simulated results are different types on purpose: no table can put them into one column by accident.
+Every model is frozen and serialises to JSON; `Report` is the documented schema of `report.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+REPORT_SCHEMA_VERSION = 1
+
+Provenance = Literal["published", "measured", "simulated", "reconstructed", "assumed"]
+
+
+class Value(BaseModel):
+    """Base of all result values: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Environment(Value):
+    """Where a number was obtained."""
+
+    device: str
+    """Processor or accelerator name, such as `AMD EPYC 9R14`."""
+    cores: int
+    versions: dict[str, str]
+    """Library name to version: vitslim, torch, timm, onnx, onnxruntime."""
+
+
+class Measurement(Value):
+    """A latency that was measured: one ONNX file on one backend at one batch size and thread count."""
+
+    backend: str
+    """`NAME:TARGET`, such as `onnxruntime:cpu`."""
+    batch: int
+    threads: int
+    median_ms: float
+    spread_ms: float
+    """Interquartile range of the timed runs."""
+    n: int
+    """Timed runs, warm-up excluded."""
+    speedup: float | None = None
+    """Median over the rounds of baseline time divided by this time, both taken in the same round; None for the baseline."""
+    speedup_spread: float | None = None
+    """Interquartile range of the per-round speed-ups."""
+    provenance: Literal["measured"] = "measured"
+
+
+class EstimateRow(Value):
+    """One operator class or layer of a simulated estimate."""
+
+    name: str
+    op: str
+    """Operator kind: `gemm`, `attention`, `conv`, `softmax`, `norm`, `elementwise`, `movement`."""
+    count: int
+    """How often the row occurs in the model; `cycles` and `macs` are totals over all occurrences."""
+    macs: int
+    cycles: int
+    utilisation: float
+    """MACs over cycles times the array's MACs per cycle, in [0, 1] for dense weights."""
+
+
+class Estimate(Value):
+    """A latency that was simulated."""
+
+    backend: str
+    """`sim:NAME`."""
+    batch: int
+    cycles: int
+    latency_ms: float
+    speedup: float | None = None
+    rows: tuple[EstimateRow, ...] = ()
+    settings: dict[str, str] = {}
+    calibration: str = ""
+    """Where the constants come from, or `uncalibrated`."""
+    expected_error: str = ""
+    assumed: tuple[str, ...] = ()
+    """Keys whose default value is an assumption."""
+    provenance: Literal["simulated"] = "simulated"
+
+
+class Accuracy(Value):
+    """Top-1 of one model on one labelled set."""
+
+    dataset: str
+    """`val`, or the name given in `data.also_evaluate`."""
+    top1: float
+    """Fraction in [0, 1]."""
+    n: int
+    agreement: float | None = None
+    """Fraction of images on which the arg-max equals the dense model's."""
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    provenance: Literal["measured"] = "measured"
+
+
+class Cost(Value):
+    """What a model needs, by the conventions of the specs: MACs include both attention products."""
+
+    params: int
+    macs: int
+    """Per image."""
+    bops: int
+    weight_bytes: int
+    """Bytes of all parameters at their deployed width, 2:4 layers as dense (what the ONNX file stores)."""
+    device_bytes: int
+    """Bytes on a device that compresses 2:4 weights (specs, section 3.2)."""
+
+
+class LayerNote(Value):
+    """One layer that a stage changed or left alone."""
+
+    layer: str
+    """Parameter or axis name."""
+    what: str
+    """Such as `INT8 per channel`, `2:4`, `kept 288 of 576`, or `skipped`."""
+    reason: str = ""
+
+
+class StageRecord(Value):
+    """What one stage did: a row of the report."""
+
+    name: str
+    """Unique in the run, such as `01-prune`; `00-dense` is the model before any stage."""
+    kind: str
+    method: str
+    seconds: float
+    cached: bool = False
+    key: str
+    cost: Cost
+    onnx_bytes: int
+    accuracies: tuple[Accuracy, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    changes: tuple[LayerNote, ...] = ()
+    skipped: tuple[LayerNote, ...] = ()
+    metrics: dict[str, float] = {}
+    """Stage-specific figures, such as `kept_magnitude` or `sqnr_db`."""
+
+
+class PlanRow(Value):
+    """One stage of a plan with the cost of the model after it; no cost when the model was not traced."""
+
+    kind: str
+    method: str
+    cost: Cost | None = None
+
+
+class Plan(Value):
+    """What a recipe will do, before it runs. The first row is the dense model."""
+
+    name: str
+    model: str
+    rows: tuple[PlanRow, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class GateResult(Value):
+    """One budget of the recipe and whether it holds."""
+
+    name: str
+    limit: float
+    value: float
+    passed: bool
+
+
+class LatencyTable(Value):
+    """Latency of one layer kind over a grid of sizes; a value that the runner hands to a stage."""
+
+    backend: str
+    batch: int
+    points: dict[str, float]
+    """`M,N,K` to milliseconds."""
+
+
+class BenchRow(Value):
+    """Latency of one ONNX file."""
+
+    file: str
+    measurements: tuple[Measurement, ...]
+    estimates: tuple[Estimate, ...]
+
+
+class BenchResult(Value):
+    """Latency of several ONNX files, taken in one run."""
+
+    environment: Environment
+    rows: tuple[BenchRow, ...]
+
+
+class Assumption(Value):
+    """A recipe key whose value no source confirms."""
+
+    key: str
+    value: str
+
+
+class Report(Value):
+    """Everything that a run found out. Every renderer reads only this."""
+
+    schema_version: int = REPORT_SCHEMA_VERSION
+    name: str
+    model: str
+    dataset: str
+    seed: int
+    created: str
+    """ISO 8601, UTC."""
+    environment: Environment
+    stages: tuple[StageRecord, ...]
+    """In order; the first is the dense baseline, the last the exported model."""
+    final_accuracies: tuple[Accuracy, ...] = ()
+    """Through ONNX Runtime on the exported file."""
+    parity: dict[str, float] = {}
+    """Exported file against the graph it came from, such as `agreement` and `max_abs_error`."""
+    gates: tuple[GateResult, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    warnings: tuple[str, ...] = ()
+    files: dict[str, str] = {}
+    """File name to sha256."""

@@ -1,0 +1,1 @@
+"""Stages: prune, distill, token-squeeze, quantize, export."""

@@ -1,0 +1,28 @@
+"""From a config to the stage that carries it out: one line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vitslim.recipe import stages as configs
+from vitslim.stages.contract import Stage
+from vitslim.stages.distill.stage import DistillStage
+from vitslim.stages.export.stage import ExportStage
+from vitslim.stages.prune.depgraph_stage import DepGraphStage
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.token_squeeze.stage import EtpsStage
+
+
+def make_stage(config: configs.AnyStage) -> Stage:
+    """The stage that carries out a config."""
+    handlers: dict[type, Callable[[Any], Stage]] = {
+        configs.DepGraph: DepGraphStage,
+        configs.TwoFour: TwoFourStage,
+        configs.Distill: DistillStage,
+        configs.Ptq: PtqStage,
+        configs.Etps: EtpsStage,
+        configs.Export: ExportStage,
+    }
+    return handlers[type(config)](config)

@@ -1,0 +1,72 @@
+"""Units in formatting, and the one place that says 1 MAC = 2 FLOPs."""
+
+from __future__ import annotations
+
+import math
+
+FLOPS_PER_MAC = 2
+"""A multiply and an add. Vision-transformer papers print MACs and call them FLOPs; vitslim keeps both apart."""
+
+FLOAT_BITS = 32
+"""Bits that an unquantised operand counts in BOPs (specs, section 3.1)."""
+
+
+def flops(macs: int) -> int:
+    """Floating-point operations of a number of multiply-accumulates."""
+    return FLOPS_PER_MAC * macs
+
+
+def format_count(value: float) -> str:
+    """A count in three significant digits with k, M, G or T: `1254000000` gives `1.25 G`."""
+    for factor, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{suffix}" if abs(value) < 1000 * factor else f"{value / factor:.0f}{suffix}"
+    return f"{value:.0f}"
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in decimal units: `6300000` gives `6.30 MB`."""
+    for factor, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= factor:
+            return f"{value / factor:.2f} {suffix}"
+    return f"{value:.0f} B"
+
+
+def format_ms(value: float) -> str:
+    """Milliseconds in three significant digits."""
+    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def format_percent(fraction: float) -> str:
+    """A fraction in [0, 1] as a percentage with one digit."""
+    return f"{100 * fraction:.1f} %"
+
+
+def format_ratio(value: float) -> str:
+    """How many times as much: `3.1x`; two digits after the point below 2, where 1.02x and 1.07x are not the same."""
+    digits = 2 if abs(value) < 1.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}x"
+
+
+def format_points(fraction: float) -> str:
+    """A difference of two fractions in percentage points, signed: `-0.003` gives `-0.3`."""
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if float(text) == 0 else text
+
+
+def format_median(median_ms: float, spread_ms: float, sign: str = "±") -> str:
+    """A median in three significant digits and its spread in the same digits, without unit: `1.83 ±0.05`."""
+    magnitude = math.floor(math.log10(abs(median_ms))) if median_ms else 0
+    digits = min(max(2 - magnitude, 0), 6)
+    return f"{median_ms:.{digits}f} {sign}{spread_ms:.{digits}f}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
