@@ -12,7 +12,6 @@ Each rewrite leaves the outputs equal bit for bit. What they are for:
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from math import prod, sqrt
 from typing import Any
 
@@ -151,7 +150,7 @@ def _split_fused(graph: Graph) -> None:
         lead = len(shape_of(source)) - 1
         if order[opened_dim] == lead and _opens_last_dimension(source, reshape):
             order.pop(opened_dim)
-            _emit_split(graph, reshape, [d if d < lead else d - 1 for d in order], users)
+            _emit_split(graph, source, reshape, [d if d < lead else d - 1 for d in order], users)
 
 
 def _opens_last_dimension(source: Node, reshape: Node) -> bool:
@@ -183,9 +182,7 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
     return dims.pop(), [(index, part) for _, index, part in found]
 
 
-def _emit_split(graph: Graph, reshape: Node, order: list[int], users: list[tuple[int, Node]]) -> None:
-    source = reshape.args[0]
-    assert isinstance(source, Node)
+def _emit_split(graph: Graph, source: Node, reshape: Node, order: list[int], users: list[tuple[int, Node]]) -> None:
     lead = len(shape_of(source)) - 1
     count, *rest = shape_of(reshape)[lead:]
     sizes = [*reshape.args[1][:lead], *rest]  # type: ignore[index,misc]
@@ -231,7 +228,6 @@ def _one_use_each(module: GraphModule) -> None:
 
 
 def _free_name(owner: torch.nn.Module, name: str, number: int) -> str:
-    free: Callable[[str], bool] = lambda candidate: not hasattr(owner, candidate)  # noqa: E731
-    while not free(f"{name}_use{number}"):
+    while hasattr(owner, f"{name}_use{number}"):
         number += 1
     return f"{name}_use{number}"

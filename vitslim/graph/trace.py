@@ -73,8 +73,9 @@ def _input(model: torch.nn.Module, kwargs: dict[str, Any]) -> tuple[tuple[int, i
     mean, std = config["mean"], config["std"]
     if len(mean) != channels:
         mean, std = (math.fsum(mean) / len(mean),) * channels, (math.fsum(std) / len(std),) * channels
-    crop = 1.0 if "img_size" in given else float(config["crop_pct"])
-    preprocessing = Preprocessing(tuple(map(float, mean)), tuple(map(float, std)), config["interpolation"], crop)
+    preprocessing = Preprocessing(
+        tuple(map(float, mean)), tuple(map(float, std)), config["interpolation"], float(config["crop_pct"])
+    )
     return (int(channels), int(height), int(width)), preprocessing
 
 
@@ -87,7 +88,7 @@ def _example_logits(model: torch.nn.Module, example: torch.Tensor, timm_name: st
             f"'{timm_name}' does not take images of {size}: {_first_line(error)}", "set model.kwargs.img_size"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise UsageError(f"'{timm_name}' with these arguments is not a classifier", "leave out arguments such as num_classes: 0")
+        raise UsageError(f"'{timm_name}' with these arguments is no classifier", "check model.kwargs")
     return logits
 
 

@@ -1,0 +1,206 @@
+"""The report's numbers as columns, computed once for every renderer.
+
+A column knows where its values come from, and a cell belongs to one column: measured and simulated values cannot meet in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from vitslim.results import Accuracy, Estimate, Measurement, Report, StageRecord
+from vitslim.units import (
+    flops,
+    format_bytes,
+    format_count,
+    format_median,
+    format_percent,
+    format_points,
+    format_ratio,
+)
+
+Source = Literal["", "measured", "simulated", "counted"]
+"""Where a value comes from; counted values follow from the model alone, such as parameters and MACs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value as people read it."""
+
+    text: str = ""
+    note: str = ""
+    """What the value is against the dense model, such as `0.47x`."""
+    hint: str = ""
+    """How the value was obtained, for who points at it."""
+    tone: Literal["", "good", "bad"] = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity over the stages."""
+
+    header: str
+    source: Source
+    cells: tuple[Cell, ...]
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that belong together; `title` says under which conditions they hold."""
+
+    title: str
+    source: Source
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """Under which conditions a latency holds; `threads` is 0 where a simulated target has none."""
+
+    backend: str
+    batch: int
+    threads: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.backend, f"batch {self.batch}"]
+        if self.threads:
+            parts.append(f"{self.threads} {'thread' if self.threads == 1 else 'threads'}")
+        return ", ".join(parts)
+
+
+EMPTY = Cell()
+
+
+def measured_settings(report: Report) -> tuple[Setting, ...]:
+    """Every condition under which a stage was measured, in the order of the recipe."""
+    found = (Setting(m.backend, m.batch, m.threads) for stage in report.stages for m in stage.measurements)
+    return tuple(dict.fromkeys(found))
+
+
+def simulated_settings(report: Report) -> tuple[Setting, ...]:
+    """Every condition for which a stage was simulated, in the order of the recipe."""
+    found = (Setting(e.backend, e.batch) for stage in report.stages for e in stage.estimates)
+    return tuple(dict.fromkeys(found))
+
+
+def measurement(stage: StageRecord, setting: Setting) -> Measurement | None:
+    """What was measured for a stage under these conditions."""
+    return next((m for m in stage.measurements if Setting(m.backend, m.batch, m.threads) == setting), None)
+
+
+def estimate(stage: StageRecord, setting: Setting) -> Estimate | None:
+    """What was simulated for a stage under these conditions."""
+    return next((e for e in stage.estimates if Setting(e.backend, e.batch) == setting), None)
+
+
+def datasets(report: Report) -> tuple[str, ...]:
+    """Names of the labelled sets, `val` first."""
+    found = [a.dataset for stage in report.stages for a in stage.accuracies]
+    names = dict.fromkeys([*found, *(a.dataset for a in report.final_accuracies)])
+    return tuple(sorted(names, key=lambda name: name != "val"))
+
+
+def accuracy(report: Report, index: int, dataset: str) -> Accuracy | None:
+    """Top-1 of a stage on a set; for the last stage that of the exported file, where there is one."""
+    final = report.final_accuracies if index == len(report.stages) - 1 else ()
+    return next((a for a in (*final, *report.stages[index].accuracies) if a.dataset == dataset), None)
+
+
+def stage_group(report: Report) -> Group:
+    """Names and methods of the stages."""
+    names = tuple(Cell(stage.name) for stage in report.stages)
+    methods = tuple(Cell(stage.method, hint=stage.kind) for stage in report.stages)
+    return Group("", "", (Column("stage", "", names, numeric=False), Column("method", "", methods, numeric=False)))
+
+
+def accuracy_group(report: Report, dataset: str) -> Group:
+    """Top-1 in percent, the points gained or lost against the dense model, and agreement with it."""
+    rows = [accuracy(report, index, dataset) for index in range(len(report.stages))]
+    dense = rows[0] if rows else None
+    top1 = _cells(rows, lambda a: Cell(format_percent(a.top1), hint=f"n = {a.n}, {a.runtime}"))
+    agreement = _cells(rows, lambda a: EMPTY if a.agreement is None else Cell(format_percent(a.agreement)))
+    points = _cells(rows, lambda a: EMPTY if dense is None or a is dense else Cell(format_points(a.top1 - dense.top1)))
+    columns = (
+        Column("top-1", "measured", top1),
+        Column("points", "measured", points),
+        Column("agreement", "measured", agreement),
+    )
+    return Group(dataset, "measured", _filled(columns))
+
+
+def size_group(report: Report) -> Group:
+    """Parameters, MACs and the size of the ONNX file, with the fraction of the dense model."""
+    stages = report.stages
+    columns = (
+        Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),
+        Column("MACs", "counted", _against_dense(stages, lambda s: s.cost.macs, format_count)),
+        Column("ONNX", "counted", _against_dense(stages, lambda s: s.onnx_bytes, format_bytes)),
+    )
+    return Group("per image, on disk", "counted", _filled(columns))
+
+
+def cost_group(report: Report) -> Group:
+    """MACs, FLOPs, BOPs and bytes in columns of their own (specs, section 3.1)."""
+    stages = report.stages
+    columns = (
+        Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),
+        Column("MACs", "counted", _against_dense(stages, lambda s: s.cost.macs, format_count)),
+        Column("FLOPs", "counted", _against_dense(stages, lambda s: flops(s.cost.macs), format_count)),
+        Column("BOPs", "counted", _against_dense(stages, lambda s: s.cost.bops, format_count)),
+        Column("ONNX file", "counted", _against_dense(stages, lambda s: s.onnx_bytes, format_bytes)),
+        Column("weights", "counted", _against_dense(stages, lambda s: s.cost.weight_bytes, format_bytes)),
+        Column("on device", "counted", _against_dense(stages, lambda s: s.cost.device_bytes, format_bytes)),
+    )
+    return Group("", "counted", _filled(columns))
+
+
+def measured_group(report: Report, setting: Setting) -> Group:
+    """Median and interquartile range in ms, and the speed-up against the dense model."""
+    rows = [measurement(stage, setting) for stage in report.stages]
+    time = _cells(rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms), hint=f"n = {m.n}, {m.backend}"))
+    columns = (Column("ms ±IQR", "measured", time), Column("speed-up", "measured", _cells(rows, _speedup)))
+    return Group(str(setting), "measured", _filled(columns))
+
+
+def simulated_group(report: Report, setting: Setting) -> Group:
+    """Cycles, latency in ms, and the speed-up against the dense model, all simulated."""
+    rows = [estimate(stage, setting) for stage in report.stages]
+    columns = (
+        Column("cycles", "simulated", _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint=e.calibration))),
+        Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}"))),
+        Column("speed-up", "simulated", _cells(rows, _speedup)),
+    )
+    return Group(str(setting), "simulated", _filled(columns))
+
+
+def _speedup(result: Measurement | Estimate) -> Cell:
+    if result.speedup is None:
+        return EMPTY
+    spread = result.speedup_spread if isinstance(result, Measurement) else None
+    hint = "" if spread is None else f"interquartile range {spread:.2f}"
+    tone: Literal["", "good", "bad"] = "good" if result.speedup > 1.02 else "bad" if result.speedup < 0.98 else ""
+    return Cell(format_ratio(result.speedup), hint=hint, tone=tone)
+
+
+def _cells[T](rows: Iterable[T | None], render: Callable[[T], Cell]) -> tuple[Cell, ...]:
+    return tuple(EMPTY if row is None else render(row) for row in rows)
+
+
+def _against_dense(
+    stages: tuple[StageRecord, ...], value: Callable[[StageRecord], int], render: Callable[[float], str]
+) -> tuple[Cell, ...]:
+    """A positive count for each stage with its fraction of the first; zero means that nobody counted."""
+    dense = value(stages[0]) if stages else 0
+    return tuple(
+        Cell(render(value(s)), note=format_ratio(value(s) / dense) if dense and i else "", hint=f"{value(s):,}")
+        if value(s)
+        else EMPTY
+        for i, s in enumerate(stages)
+    )
+
+
+def _filled(columns: Iterable[Column]) -> tuple[Column, ...]:
+    """The columns that hold anything at all."""
+    return tuple(column for column in columns if any(cell != EMPTY for cell in column.cells))

@@ -1,0 +1,74 @@
+"""The report as data: JSON out, JSON in, and the schema that both obey."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from vitslim import results
+from vitslim.errors import InputError
+from vitslim.results import REPORT_SCHEMA_VERSION, Report
+
+AGAIN = "write it again with `vitslim run`"
+
+
+def render_json(report: Report) -> str:
+    """The whole report as indented JSON; infinite and undefined numbers are the strings `Infinity` and `NaN`."""
+    return report.model_dump_json(indent=2)
+
+
+def parse_report(text: str) -> Report:
+    """The report that `render_json` wrote.
+
+    Raises InputError when the text is no JSON, is not a report, or has another schema version.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("the report is not valid JSON", AGAIN) from error
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise InputError("the file is JSON, but not a vitslim report: it has no schema_version", AGAIN)
+    if data["schema_version"] != REPORT_SCHEMA_VERSION:
+        message = f"the report has schema version {data['schema_version']!r}, this vitslim reads {REPORT_SCHEMA_VERSION}"
+        raise InputError(message, f"{AGAIN}, or read it with the vitslim that wrote it")
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        count = error.error_count()
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise InputError(f"the report is corrupt at '{place}': {first['msg']}{more}", AGAIN) from error
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON schema of `report.json`; descriptions are the docstrings of `vitslim/results.py`."""
+    schema = Report.model_json_schema(mode="serialization")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    documented = _attribute_docstrings()
+    for name, definition in {**schema["$defs"], Report.__name__: schema}.items():
+        for field, description in documented[name].items():
+            definition["properties"][field]["description"] = description
+    return schema
+
+
+def _attribute_docstrings() -> dict[str, dict[str, str]]:
+    """Class name to field name to the string below the field. Read on demand: it would slow every import down."""
+    found: dict[str, dict[str, str]] = {}
+    for statement in ast.parse(inspect.getsource(results)).body:
+        if isinstance(statement, ast.ClassDef):
+            found[statement.name] = _documented_fields(statement)
+    return found
+
+
+def _documented_fields(definition: ast.ClassDef) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(description))):
+                fields[name] = inspect.cleandoc(description)
+    return fields
