@@ -11,10 +11,108 @@ from torch.fx import GraphModule, Node
 from vitslim.errors import StageError, closest
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.ops.fake_quant import fake_quant, integer_range
+from vitslim.graph.ops import fake_quant as _operator
+from vitslim.graph.ops.fake_quant import integer_range
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
 QUANTISER_PREFIX = "vitslim.q."
-"""Scales are parameters `vitslim.q.<layer>.weight_scale` and `vitslim.q.<layer>.input_scale`."""
 
 _LAYER_TARGETS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+_OUTPUT_AXIS = 0
+"""Output channels are the first dimension of the weight of a linear and of a convolution alike."""
+
+
+def layer_of(weight: str) -> str:
+    """The layer that a weight belongs to: `head.weight` gives `head`; other names stay as they are."""
+    return weight.removesuffix(".weight")
+
+
+def input_scale_name(weight: str) -> str:
+    """Name of the parameter of shape () that scales the input of the layer with this weight."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.input_scale"
+
+
+def weight_scale_name(weight: str) -> str:
+    """Name of the parameter of shape (output channels,) that scales this weight."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_scale"
+
+
+def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
+    """Weight parameter name to the linears and convolutions that use it, quantised or not, in graph order."""
+    found: dict[str, tuple[Node, ...]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in _LAYER_TARGETS:
+            weight = _source(node.args[1])
+            if weight is not None:
+                found[weight] = (*found.get(weight, ()), node)
+    return found
+
+
+def _source(operand: Node) -> str | None:
+    """Name of the parameter that an operand is, behind a fake quantiser if there is one."""
+    if operand.target is FAKE_QUANT:
+        operand = operand.args[0]  # type: ignore[assignment]
+    return str(operand.target) if operand.op == "get_attr" else None
+
+
+def quantised_layers(module: GraphModule) -> frozenset[str]:
+    """Names of the weights that have fake quantisers."""
+    return frozenset(w for w, nodes in layer_nodes(module).items() if nodes[0].args[1].target is FAKE_QUANT)  # type: ignore[union-attr]
+
+
+def insert_fake_quant(
+    graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
+) -> ModelGraph:
+    """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel).
+
+    scales: parameter name, as `input_scale_name` and `weight_scale_name` give it, to scale; what is missing starts
+    at one, to be loaded later. Zero points are 0. Raises StageError for a weight that no layer has, that is given
+    twice or is already quantised.
+    """
+    new = graph.copy()
+    layers = layer_nodes(new.module)
+    taken = set(quantised_layers(new.module))
+    for site in sites:
+        if site.weight not in layers:
+            raise StageError(f"no layer has a weight '{site.weight}'", closest(site.weight, layers))
+        if site.weight in taken:
+            raise StageError(f"'{site.weight}' is already quantised", "list each weight in one quantize stage")
+        taken.add(site.weight)
+        _attach(new.module, site, scales or {})
+        for node in layers[site.weight]:
+            _quantise_operands(new.module, node, site)
+    new.module.graph.lint()
+    new.module.recompile()
+    new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
+    return new
+
+
+def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:
+    """Add the two scales of a site as parameters."""
+    weight = module.get_parameter(site.weight)
+    holder = nn.Module()
+    shapes: dict[str, tuple[int, ...]] = {
+        input_scale_name(site.weight): (),
+        weight_scale_name(site.weight): (weight.shape[_OUTPUT_AXIS],),
+    }
+    for name, shape in shapes.items():
+        value = scales[name].detach().clone() if name in scales else torch.ones(shape)
+        if value.shape != shape:
+            raise StageError(f"'{name}' has shape {tuple(value.shape)}, expected {shape}")
+        holder.register_parameter(name.rpartition(".")[2], nn.Parameter(value.to(weight)))
+    module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
+
+
+def _quantise_operands(module: GraphModule, node: Node, site: FakeQuantSite) -> None:
+    x, weight, *rest = node.args
+    with module.graph.inserting_before(node):
+        quantised = [
+            module.graph.call_function(
+                FAKE_QUANT, (operand, module.graph.get_attr(name), 0, axis, *integer_range(bits, narrow), 0)
+            )
+            for operand, name, axis, bits, narrow in (
+                (x, input_scale_name(site.weight), None, site.input_bits, False),
+                (weight, weight_scale_name(site.weight), _OUTPUT_AXIS, site.weight_bits, True),
+            )
+        ]
+    node.args = (*quantised, *rest)

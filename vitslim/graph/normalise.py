@@ -2,8 +2,8 @@
 
 Each rewrite leaves the outputs equal bit for bit. What they are for:
 
-- fused `qkv` becomes split, reshape, transpose: the query/key indices get apart from the value indices, and ONNX gets one
-  Split in place of dozens of Slice and Squeeze nodes;
+- fused `qkv` becomes split, reshape, transpose: the query/key indices get apart from the value indices, and ONNX gets
+  one Split in place of dozens of Slice and Squeeze nodes;
 - the scale of attention becomes explicit, so that it stays when heads get thinner;
 - a buffer or constant has one use: one table shared by all blocks would tie the axes of all blocks together;
 - what does nothing (dropout in evaluation, full slices, asserts, contiguous) goes.
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
+
+from vitslim.graph.nodes import argument, is_op
 
 aten = torch.ops.aten
 
@@ -53,11 +55,6 @@ def normalise(exported: GraphModule) -> GraphModule:
     return module
 
 
-def is_op(node: Any, *ops: Any) -> bool:
-    """Whether an argument is a call of one of these operators."""
-    return isinstance(node, Node) and node.op == "call_function" and node.target in ops
-
-
 def shape_of(node: Node) -> tuple[Any, ...]:
     """Shape that the export recorded; sizes that depend on the batch are symbolic."""
     return tuple(node.meta["val"].shape)
@@ -79,7 +76,7 @@ def _inline_autocast(module: GraphModule) -> None:
         if not is_op(call, torch.ops.higher_order.wrap_with_autocast) or call.args[2]:
             continue
         body, inputs = call.args[4], call.args[5:]
-        inner: Graph = module.get_submodule(str(body.target)).graph
+        inner: Any = module.get_submodule(str(body.target)).graph
         values = dict(zip((n for n in inner.nodes if n.op == "placeholder"), inputs, strict=True))
         with graph.inserting_before(call):
             result: Any = graph.graph_copy(inner, values)
@@ -109,19 +106,17 @@ def _drop_no_ops(graph: Graph) -> None:
 
 def _is_no_op(node: Node) -> bool:
     if is_op(node, aten.dropout.default):
-        return not node.args[2] or node.args[1] == 0
+        return not argument(node, 2) or argument(node, 1) == 0
     if is_op(node, aten.slice.Tensor):
-        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        end = argument(node, 3)
         full_end = end is None or (isinstance(end, int) and end >= FULL_SLICE_END)
-        return start in (None, 0) and full_end and step == 1
+        return argument(node, 2) in (None, 0) and full_end and argument(node, 4, default=1) == 1
     if is_op(node, aten.pad.default, aten.constant_pad_nd.default):
-        return not any(node.args[1])
+        return not any(argument(node, 1))
     if is_op(node, aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default):
-        before = node.args[0].meta["val"]
-        return bool(before.dtype == node.meta["val"].dtype and before.device == node.meta["val"].device)
-    return is_op(
-        node, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default
-    )
+        before, after = argument(node, 0).meta["val"], node.meta["val"]
+        return bool(before.dtype == after.dtype and before.device == after.device)
+    return is_op(node, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 
 def _views_to_reshapes(graph: Graph) -> None:
@@ -140,7 +135,7 @@ def _split_fused(graph: Graph) -> None:
         order = list(range(len(shape_of(reshape))))
         opened = reshape
         if is_op(permute, aten.permute.default):
-            order = [int(d) % len(order) for d in permute.args[1]]
+            order = [int(d) % len(order) for d in argument(permute, 1)]
             opened = permute
         parts = _parts(opened)
         source = reshape.args[0]
@@ -166,13 +161,13 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
     found: list[tuple[int, int, Node]] = []
     for user in node.users:
         if is_op(user, aten.unbind.int):
-            dim = int(user.args[1]) if len(user.args) > 1 else 0  # type: ignore[arg-type]
+            dim = argument(user, 1, default=0)
             items = list(user.users)
             if not all(is_op(item, operator.getitem) for item in items):
                 return None
-            found += [(dim, int(item.args[1]), item) for item in items]  # type: ignore[arg-type]
+            found += [(dim, argument(item, 1), item) for item in items]
         elif is_op(user, aten.select.int):
-            found.append((int(user.args[1]), int(user.args[2]), user))  # type: ignore[arg-type]
+            found.append((argument(user, 1), argument(user, 2), user))
         else:
             return None
     rank = len(shape_of(node))
@@ -185,7 +180,7 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
 def _emit_split(graph: Graph, source: Node, reshape: Node, order: list[int], users: list[tuple[int, Node]]) -> None:
     lead = len(shape_of(source)) - 1
     count, *rest = shape_of(reshape)[lead:]
-    sizes = [*reshape.args[1][:lead], *rest]  # type: ignore[index,misc]
+    sizes = [*argument(reshape, 1)[:lead], *rest]
     with graph.inserting_before(reshape):
         split = graph.call_function(aten.split_with_sizes.default, (source, [prod(rest)] * count, -1))
         for index, old in users:
@@ -209,7 +204,7 @@ def _explicit_scale(graph: Graph) -> None:
     """The default scale is 1/sqrt(head width); pruning the width must not change it."""
     for node in graph.nodes:
         if is_op(node, aten.scaled_dot_product_attention.default) and node.kwargs.get("scale") is None:
-            width = shape_of(node.args[0])[-1]
+            width = shape_of(argument(node, 0))[-1]
             node.kwargs = {**node.kwargs, "scale": 1.0 / sqrt(width)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 from torch.export import Dim, export
 
 from vitslim.errors import InputError, UsageError
@@ -38,7 +39,7 @@ def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None =
         exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
-    module = normalise(exported.module())  # type: ignore[arg-type]
+    module = normalise(exported.module())
     module.eval()
     source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing)
     return ModelGraph(module, source)
@@ -68,7 +69,7 @@ def _closest_model(name: str) -> str:
 def _input(model: torch.nn.Module, kwargs: dict[str, Any]) -> tuple[tuple[int, int, int], Preprocessing]:
     """Image size and preprocessing: the arguments win over what timm recorded for the pretrained weights."""
     given = {key: kwargs[key] for key in ("img_size", "in_chans") if kwargs.get(key)}
-    config = timm.data.resolve_model_data_config(model, args=given)
+    config = resolve_model_data_config(model, args=given)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     mean, std = config["mean"], config["std"]
     if len(mean) != channels:

@@ -5,9 +5,9 @@ A column knows where its values come from, and a cell belongs to one column: mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vitslim.results import Accuracy, Estimate, Measurement, Report, StageRecord
 from vitslim.units import (
@@ -71,6 +71,9 @@ class Setting:
 
 
 EMPTY = Cell()
+BASELINE = Cell("baseline")
+
+T = TypeVar("T")
 
 
 def measured_settings(report: Report) -> tuple[Setting, ...]:
@@ -160,7 +163,7 @@ def measured_group(report: Report, setting: Setting) -> Group:
     """Median and interquartile range in ms, and the speed-up against the dense model."""
     rows = [measurement(stage, setting) for stage in report.stages]
     time = _cells(rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms), hint=f"n = {m.n}, {m.backend}"))
-    columns = (Column("ms ±IQR", "measured", time), Column("speed-up", "measured", _cells(rows, _speedup)))
+    columns = (Column("ms ±IQR", "measured", time), Column("speed-up", "measured", _speedups(rows)))
     return Group(str(setting), "measured", _filled(columns))
 
 
@@ -170,9 +173,16 @@ def simulated_group(report: Report, setting: Setting) -> Group:
     columns = (
         Column("cycles", "simulated", _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint=e.calibration))),
         Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}"))),
-        Column("speed-up", "simulated", _cells(rows, _speedup)),
+        Column("speed-up", "simulated", _speedups(rows)),
     )
     return Group(str(setting), "simulated", _filled(columns))
+
+
+def _speedups(rows: Sequence[Measurement | Estimate | None]) -> tuple[Cell, ...]:
+    cells = _cells(rows, _speedup)
+    if any(cell != EMPTY for cell in cells) and rows[0] is not None and rows[0].speedup is None:
+        return (BASELINE, *cells[1:])
+    return cells
 
 
 def _speedup(result: Measurement | Estimate) -> Cell:
@@ -184,7 +194,7 @@ def _speedup(result: Measurement | Estimate) -> Cell:
     return Cell(format_ratio(result.speedup), hint=hint, tone=tone)
 
 
-def _cells[T](rows: Iterable[T | None], render: Callable[[T], Cell]) -> tuple[Cell, ...]:
+def _cells(rows: Iterable[T | None], render: Callable[[T], Cell]) -> tuple[Cell, ...]:
     return tuple(EMPTY if row is None else render(row) for row in rows)
 
 

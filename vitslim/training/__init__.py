@@ -1,0 +1,7 @@
+"""Training and evaluation of a model on the run's data."""
+
+from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
+from vitslim.training.loop import Batch, Objective, train
+from vitslim.training.losses import hard_loss, soft_loss
+
+__all__ = ["Batch", "Objective", "agreement", "hard_loss", "predict", "soft_loss", "sqnr_db", "top1", "train"]

@@ -1,0 +1,196 @@
+"""Wrong input on purpose: one sentence, a hint, the documented exit code, nothing left half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+RECIPE = """
+name: test
+model: {timm: vit_tiny_patch16_224, kwargs: {img_size: 32, patch_size: 8, embed_dim: 64, depth: 2, num_heads: 2, num_classes: 2}}
+data: {kind: imagefolder, root: IMAGES, calibration: 4}
+stages:
+  - quantize: {method: ptq}
+  - export
+report: {seconds: 0.1}
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for split in ("train", "val"):
+        for position, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (40, 40), (80 * position + 40, 20 * number, 90)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
+    """Writes the test recipe with some text replaced."""
+
+    def write(*changes: tuple[str, str]) -> Path:
+        text = dedent(RECIPE).replace("IMAGES", str(images))
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "test.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (("method: ptq", "method: ptq, bitz: 8"), 2, ["stages.0.quantize.bitz", "hint: did you mean 'bits'"]),
+        (("quantize: {method: ptq}", "prune: {method: depgrap}"), 2, ["depgrap", "did you mean 'depgraph'"]),
+        (("quantize: {method: ptq}", "prune: {method: depgraph, ratio: half}"), 2, ["'half'", "number"]),
+        (("  - export\n", ""), 2, ["export", "hint:"]),
+        (("  - export\n", "  - export\n  - prune: {method: depgraph}\n"), 2, ["export", "last"]),
+        (("  - quantize: {method: ptq}\n", "  - quantize: {method: ptq}\n  - prune: {method: depgraph}\n"), 2, ["O1"]),
+        (("vit_tiny_patch16_224", "vit_tiny_patch16_242"), 2, ["vit_tiny_patch16_242", "did you mean"]),
+        (("embed_dim: 64", "embed_dimension: 64"), 2, ["embed_dimension", "hint:"]),
+        (("quantize: {method: ptq}", "token-squeeze: {method: etps, blocks: [7]}"), 2, ["7", "2 blocks"]),
+    ],
+)
+def test_recipe_errors(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path, change: tuple[str, str], code: int,
+    says: list[str],
+) -> None:  # fmt: skip
+    outcome = vitslim("run", recipe(change), "--out", tmp_path / "out")
+    assert outcome.code == code, outcome.err
+    for words in says:
+        assert words in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a\n- b\n", "mapping"),
+        ("name: [1, 2\n", "line"),
+        ("", "empty"),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+            f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ), "alias"),
+    ],
+    ids=["list", "syntax", "empty", "bomb"],
+)  # fmt: skip
+def test_yaml_that_is_no_recipe(vitslim: Callable[..., Any], tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    outcome = vitslim("plan", path, "--no-trace")
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert "hint:" in outcome.err
+
+
+def test_unknown_recipe_names_the_closest(vitslim: Callable[..., Any]) -> None:
+    outcome = vitslim("plan", "quikstart", "--no-trace")
+    assert outcome.code == 2
+    assert "did you mean 'quickstart'" in outcome.err
+
+
+def test_all_problems_at_once(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:
+    path = recipe(("calibration: 4", "calibration: many, shuffle: true"), ("seconds: 0.1", "seconds: -1"))
+    outcome = vitslim("run", path)
+    assert outcome.code == 2
+    for where in ("data.calibration", "data.shuffle", "report.seconds"):
+        assert where in outcome.err
+
+
+class TestFiles:
+    """Files that are missing or corrupt: exit code 5, and no artifact."""
+
+    @pytest.fixture
+    def fails(self, vitslim: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
+        def call(path: Path, *arguments: object) -> str:
+            outcome = vitslim("run", path, "--out", tmp_path / "out", *arguments)
+            assert outcome.code == 5, outcome.err
+            assert "hint:" in outcome.err
+            assert not (tmp_path / "out").exists()
+            assert not list(tmp_path.glob("out.stages/*"))
+            return str(outcome.err)
+
+        return call
+
+    def test_missing_checkpoint(self, fails: Callable[..., str], recipe: Callable[..., Path]) -> None:
+        assert "nowhere.safetensors" in fails(recipe(), "--checkpoint", "nowhere.safetensors")
+
+    def test_checkpoint_of_another_architecture(
+        self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        save_file({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+        assert "blocks.0" in fails(recipe(), "--checkpoint", tmp_path / "other.safetensors")
+
+    def test_checkpoint_that_is_no_safetensors(
+        self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "bad.safetensors").write_bytes(b"not a checkpoint")
+        assert "bad.safetensors" in fails(recipe(), "--checkpoint", tmp_path / "bad.safetensors")
+
+    def test_missing_images(self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path) -> None:
+        assert "nothing-here" in fails(recipe(), "--data", tmp_path / "nothing-here")
+
+    def test_empty_folder(self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path) -> None:
+        (tmp_path / "empty" / "train").mkdir(parents=True)
+        (tmp_path / "empty" / "val").mkdir()
+        fails(recipe(), "--data", tmp_path / "empty")
+
+    def test_image_that_does_not_decode(
+        self, fails: Callable[..., str], recipe: Callable[..., Path], images: Path
+    ) -> None:
+        (images / "val" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+        assert "2.png" in fails(recipe())
+
+
+def test_folder_that_cannot_be_written(vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    outcome = vitslim("run", recipe(), "--out", tmp_path / "file" / "out")
+    assert outcome.code == 2
+    assert "--out" in outcome.err
+
+
+def test_folder_that_is_not_ours_is_left_alone(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    outcome = vitslim("run", recipe(), "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", None], ids=["empty", "junk", "missing"])
+def test_bench_of_a_bad_file(vitslim: Callable[..., Any], tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    outcome = vitslim("bench", path)
+    assert outcome.code == 5
+    assert "bad.onnx" in outcome.err
+    assert "hint:" in outcome.err
+
+
+def test_unknown_backend(vitslim: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = vitslim("bench", tmp_path / "x.onnx", "--backend", "onnxruntime:cpuu")
+    assert outcome.code in (2, 5)
+    assert "Traceback" not in outcome.err
+
+
+def test_unknown_option_and_command(vitslim: Callable[..., Any]) -> None:
+    assert vitslim("run", "quickstart", "--frsh").code == 2
+    assert vitslim("rnu").code == 2

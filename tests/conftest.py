@@ -1,0 +1,44 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_kwargs() -> dict[str, Any]:
+    """Arguments that make a two-block ViT of `vit_tiny_patch16_224`: 16 patches, 64 wide, two heads."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_session_graph() -> ModelGraph:
+    return trace_timm("vit_tiny_patch16_224", dict(TINY))
+
+
+@pytest.fixture
+def tiny_graph(tiny_session_graph: ModelGraph) -> ModelGraph:
+    """A traced two-block ViT with random weights; the test may do with it what it likes."""
+    return tiny_session_graph.copy()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real weights and images; tests that need them are skipped where they are not."""
+    folder = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "deit_tiny" / "model.safetensors").is_file():
+        pytest.skip("real weights and images are not here (set VITSLIM_SHARED_DATA)")
+    return folder

@@ -1,0 +1,174 @@
+"""`run` from recipe to artifact on a two-block ViT and digits: all five stages, reuse, gates, interruption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import vitslim
+from vitslim.errors import InputError
+from vitslim.graph.persist import load_graph
+from vitslim.pipeline.artifact import Artifact
+from vitslim.progress import Silent
+from vitslim.recipe import validate
+from vitslim.recipe.schema import Recipe
+
+T = TypeVar("T")
+
+
+def recipe(**changes: Any) -> Recipe:
+    document = {
+        "name": "small",
+        "model": {
+            "timm": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
+                       "num_classes": 10},
+        },
+        "data": {"kind": "digits", "calibration": 16, "eval_images": 40},
+        "stages": [
+            {"prune": {"method": "depgraph", "ratio": 0.25, "importance": "taylor"}},
+            {"token-squeeze": {"method": "etps", "blocks": [0], "keep": 0.5}},
+            {"distill": {"teacher": "dense", "train": {"epochs": 1, "images": 64}}},
+            {"prune": {"method": "two-four"}},
+            {"quantize": {"method": "ptq"}},
+            "export",
+        ],
+        "report": {"backends": ["onnxruntime:cpu", "sim:systolic"], "batches": [1, 4], "seconds": 0.05},
+        **changes,
+    }  # fmt: skip
+    return validate(document, "test")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return vitslim.run(recipe(), tmp_path_factory.mktemp("run") / "small")
+
+
+def test_every_stage_is_in_the_report(artifact: Artifact) -> None:
+    kinds = [stage.kind for stage in artifact.report.stages]
+    assert kinds == ["dense", "prune", "token-squeeze", "distill", "prune", "quantize", "export"]
+    for stage in artifact.report.stages:
+        assert stage.onnx_bytes > 0
+        assert stage.accuracies
+        assert [m.batch for m in stage.measurements] == [1, 4]
+        assert [e.batch for e in stage.estimates] == [1, 4]
+    costs = [stage.cost for stage in artifact.report.stages]
+    assert costs[1].params < costs[0].params
+    assert costs[2].macs < costs[1].macs
+    assert costs[5].bops < costs[4].bops < costs[3].bops
+    assert costs[4].device_bytes < costs[4].weight_bytes
+
+
+def test_artifact_files_match_the_manifest(artifact: Artifact) -> None:
+    names = {path.name for path in artifact.folder.iterdir()}
+    assert names == {
+        "model.onnx", "weights.safetensors", "graph.json", "recipe.lock.yaml", "manifest.json", "report.json",
+        "report.html",
+    }  # fmt: skip
+    loaded = vitslim.load_artifact(artifact.folder)
+    assert loaded.report == artifact.report
+    assert not list(artifact.folder.parent.glob(".*"))
+
+
+def test_reported_accuracy_is_what_onnx_runtime_gives(artifact: Artifact) -> None:
+    from vitslim.data import batches, load_data
+
+    graph = load_graph(artifact.folder)
+    data = load_data(recipe().data, graph.source, recipe().seed)
+    session = onnxruntime.InferenceSession(artifact.onnx)
+    right, total = 0, 0
+    for images, labels in batches(data.val, 16):
+        logits = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+        right += int((logits.argmax(axis=1) == labels.numpy()).sum())
+        total += len(labels)
+    assert artifact.report.final_accuracies[0].top1 == pytest.approx(right / total)
+    assert artifact.report.final_accuracies[0].runtime == "onnxruntime"
+
+
+def test_saved_model_is_bit_equal_in_a_fresh_process(artifact: Artifact, tmp_path: Path) -> None:
+    images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    stage = next(artifact.folder.with_name("small.stages").glob("05-quantize-*"))
+    expected = load_graph(stage).module(images).detach().numpy()
+    program = (
+        "import sys, numpy as np, torch; from pathlib import Path; from vitslim.graph.persist import load_graph\n"
+        "torch.set_num_threads(2); images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))\n"
+        "np.save(sys.argv[2], load_graph(Path(sys.argv[1])).module(images).detach().numpy())"
+    )
+    subprocess.run([sys.executable, "-c", program, str(artifact.folder), str(tmp_path / "out.npy")], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_second_run_reuses_every_stage(artifact: Artifact) -> None:
+    again = vitslim.run(recipe(), artifact.folder)
+    assert all(stage.cached for stage in again.report.stages)
+    assert [s.accuracies for s in again.report.stages] == [s.accuracies for s in artifact.report.stages]
+
+
+def test_a_changed_stage_reruns_itself_and_what_follows(artifact: Artifact) -> None:
+    changed = recipe().model_dump(mode="json")
+    stages = list(recipe().stages)
+    stages[4] = stages[4].model_copy(update={"calibrate": "minmax"})
+    again = vitslim.run(recipe().model_copy(update={"stages": tuple(stages)}), artifact.folder)
+    assert [stage.cached for stage in again.report.stages] == [True] * 5 + [False] * 2
+    assert changed["name"] == again.report.name
+
+
+class Stop(Silent):
+    """Interrupts a run when a stage begins, as Ctrl-C would."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        if self.word in label:
+            raise KeyboardInterrupt
+        return iter(items)
+
+
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
+    short = recipe(stages=[{"prune": {"method": "depgraph", "ratio": 0.25}}, {"quantize": {"method": "ptq"}}, "export"])
+    with pytest.raises(KeyboardInterrupt):
+        vitslim.run(short, tmp_path / "out", progress=Stop("02-quantize"))
+    assert not (tmp_path / "out").exists()
+    kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "out.stages").iterdir())
+    assert kept == ["00-dense", "01-prune"]
+    report = vitslim.run(short, tmp_path / "out").report
+    assert [stage.cached for stage in report.stages] == [True, True, False, False]
+
+
+def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
+    strict = recipe(
+        stages=[{"quantize": {"method": "ptq"}}, "export"],
+        gates={"size_ratio_min": 1.1, "top1_min": 99.9, "macs_ratio_min": 1.0, "speedup_min": {"onnxruntime:cpu": 1000}},
+    )
+    gates = {gate.name: gate for gate in vitslim.run(strict, tmp_path / "out").report.gates}
+    assert gates["size_ratio_min"].passed
+    assert gates["macs_ratio_min"].passed
+    assert not gates["top1_min"].passed
+    assert not gates["speedup_min onnxruntime:cpu"].passed
+
+
+def test_a_changed_file_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.folder, copy)
+    (copy / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match="changed after the run"):
+        vitslim.load_artifact(copy)
+
+
+def test_manifest_carries_the_annotation_of_each_layer(artifact: Artifact) -> None:
+    manifest = json.loads((artifact.folder / "manifest.json").read_text())
+    text = json.dumps(manifest["annotations"])
+    assert "blocks.0.mlp.fc1" in text
+    assert "2:4" in text

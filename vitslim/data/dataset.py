@@ -1,0 +1,118 @@
+"""What a labelled set of images is: a source that decodes, and the positions of it that the set uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]
+"""One decoded image (C, H, W) at the model's size, before normalisation; uint8 for files, float32 for digits."""
+
+
+class Source(Protocol):
+    """Decodes single images; safe to call from several threads."""
+
+    workers: int
+    """Threads that decoding is worth; 0 decodes in the calling thread."""
+
+    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
+        """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
+        ...
+
+    def normalise(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """Stack decoded images to float32 (n, C, H, W) and normalise them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images in a fixed order. Item `i` is (float32 tensor (C, H, W), normalised; class index of the model)."""
+
+    name: str
+    """`digits`, or the name of the folder."""
+    split: str
+    """`train`, `val`, `calibration`, or the name given in `data.also_evaluate`."""
+    source: Source = field(repr=False)
+    indices: tuple[int, ...] = field(repr=False)
+    """Positions in the source."""
+    labels: tuple[int, ...] = field(repr=False)
+    """Class index of the model for each item."""
+    class_names: tuple[str, ...] = field(repr=False)
+    """In words, by class index of the model."""
+    source_digest: str = field(repr=False)
+    """sha256 of the whole source, in hexadecimal."""
+    variation: int | None = None
+    """Seed of the random variation of training images; None gives the evaluation transform."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return self.source.normalise([self.pixels(position)])[0], self.labels[position]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the source and of the positions used, in hexadecimal."""
+        positions = np.asarray(self.indices, dtype="<i8").tobytes()
+        return hashlib.sha256(self.source_digest.encode() + positions).hexdigest()
+
+    def pixels(self, position: int) -> Pixels:
+        """The decoded image at a position, before normalisation."""
+        index = self.indices[position]
+        return self.source.pixels(index, None if self.variation is None else (self.variation, index))
+
+    def varied(self, seed: int) -> Dataset:
+        """The same images under a small random variation; equal seeds give equal images."""
+        return replace(self, variation=seed)
+
+    def subset(self, positions: Sequence[int], split: str | None = None) -> Dataset:
+        """Only these positions, in this order."""
+        return replace(
+            self,
+            split=split or self.split,
+            indices=tuple(self.indices[position] for position in positions),
+            labels=tuple(self.labels[position] for position in positions),
+        )
+
+    def balanced(self, count: int | None, seed: int = 0, split: str | None = None) -> Dataset:
+        """`count` items (all when None or more than there are), as evenly over the classes as they allow.
+
+        The choice depends only on the labels and the seed, and keeps the set's order.
+        """
+        if count is None or count >= len(self):
+            return self if split is None else replace(self, split=split)
+        generator = np.random.default_rng(seed)
+        shuffled = generator.permutation(len(self))
+        labels = np.asarray(self.labels)[shuffled]
+        turn = np.zeros(len(self), dtype=np.int64)
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            turn[members] = np.arange(len(members))
+        chosen = shuffled[np.argsort(turn, kind="stable")[:count]]
+        return self.subset([int(position) for position in np.sort(chosen)], split)
+
+
+@dataclass(frozen=True)
+class DataModule:
+    """Everything a run reads. `val` is for evaluation only: nothing is trained or calibrated on it."""
+
+    train: Dataset
+    val: Dataset
+    calibration: Dataset
+    """A class-balanced part of `train`, under the evaluation transform."""
+    extra: Mapping[str, Dataset] = field(default_factory=dict)
+    """Further evaluation sets by the names given in `data.also_evaluate`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the digests of all parts, in hexadecimal."""
+        parts = {"train": self.train, "val": self.val, "calibration": self.calibration, **self.extra}
+        text = "\n".join(f"{name} {part.digest}" for name, part in sorted(parts.items()))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+def load_folder_sets(*a): raise NotImplementedError

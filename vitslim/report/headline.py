@@ -1,0 +1,106 @@
+"""What a run achieved, in one line: the last stage against the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitslim.report.columns import (
+    accuracy,
+    datasets,
+    estimate,
+    measured_settings,
+    measurement,
+    simulated_settings,
+)
+from vitslim.results import Report
+from vitslim.units import format_bytes, format_count, format_percent, format_points, format_ratio
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One achievement: `3.1x` `faster`, and what stands behind it."""
+
+    figure: str
+    words: str
+    detail: str
+    source: str
+    """`measured`, `simulated` or `counted`."""
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.words}"
+
+
+def headline(report: Report) -> str:
+    """One line such as `3.1x faster, 5.2x smaller, -0.3 points top-1 (onnxruntime:cpu, batch 1, 1 thread, CPU NAME)`.
+
+    Simulated figures never appear here. What the report does not know is left out; without any figure the line is empty.
+    """
+    facts = [latency_fact(report), size_fact(report), accuracy_fact(report)]
+    text = ", ".join(str(fact) for fact in facts if fact)
+    settings = measured_settings(report)
+    return f"{text} ({settings[0]}, {report.environment.device})" if facts[0] else text
+
+
+def latency_fact(report: Report) -> Fact | None:
+    """Measured speed-up of the last stage under the first condition of the recipe."""
+    setting = next(iter(measured_settings(report)), None)
+    found = measurement(report.stages[-1], setting) if setting else None
+    dense = measurement(report.stages[0], setting) if setting else None
+    if setting is None or found is None or dense is None or found.speedup is None:
+        return None
+    return Fact(
+        *compared(found.speedup, "faster", "slower"),
+        detail=f"{dense.median_ms:.3g} → {found.median_ms:.3g} ms, {setting}",
+        source="measured",
+    )
+
+
+def simulated_fact(report: Report) -> Fact | None:
+    """Simulated speed-up of the last stage under the first condition of the recipe."""
+    setting = next(iter(simulated_settings(report)), None)
+    found = estimate(report.stages[-1], setting) if setting else None
+    dense = estimate(report.stages[0], setting) if setting else None
+    if setting is None or found is None or dense is None or found.speedup is None:
+        return None
+    return Fact(
+        *compared(found.speedup, "faster", "slower"),
+        detail=f"{dense.cycles:,} → {found.cycles:,} cycles, {setting}",
+        source="simulated",
+    )
+
+
+def size_fact(report: Report) -> Fact | None:
+    """Size of the ONNX file against that of the dense one."""
+    before, after = (report.stages[0].onnx_bytes, report.stages[-1].onnx_bytes) if report.stages else (0, 0)
+    if not before or not after or len(report.stages) == 1:
+        return None
+    detail = f"{format_bytes(before)} → {format_bytes(after)} ONNX"
+    return Fact(*compared(before / after, "smaller", "larger"), detail=detail, source="counted")
+
+
+def macs_fact(report: Report) -> Fact | None:
+    """MACs per image against those of the dense model."""
+    before, after = (report.stages[0].cost.macs, report.stages[-1].cost.macs) if report.stages else (0, 0)
+    if not before or not after or len(report.stages) == 1:
+        return None
+    detail = f"{format_count(before)} → {format_count(after)} MACs per image"
+    return Fact(*compared(before / after, "fewer MACs", "more MACs"), detail=detail, source="counted")
+
+
+def accuracy_fact(report: Report) -> Fact | None:
+    """Points of top-1 on the first set, of the exported file against the dense model."""
+    name = next(iter(datasets(report)), None)
+    if name is None or len(report.stages) < 2:
+        return None
+    before, after = accuracy(report, 0, name), accuracy(report, len(report.stages) - 1, name)
+    if before is None or after is None:
+        return None
+    detail = f"{format_percent(before.top1)} → {format_percent(after.top1)} on {name}, n = {after.n}"
+    return Fact(format_points(after.top1 - before.top1), "points top-1", detail=detail, source="measured")
+
+
+def compared(ratio: float, better: str, worse: str) -> tuple[str, str]:
+    """A positive ratio said so that the number is at least 1: `("3.1x", "faster")`, `("1.20x", "slower")`."""
+    if 0 < ratio < 1:
+        return format_ratio(1 / ratio), worse
+    return format_ratio(ratio), better

@@ -1,0 +1,84 @@
+"""Words that every renderer shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vitslim.report.columns import Setting, simulated_settings
+from vitslim.results import Estimate, GateResult, LayerNote, Report
+
+
+def plain(text: str) -> str:
+    """Text without control characters: names come from files and folders, and may hold terminal escapes."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def baseline(report: Report) -> str:
+    """What speed-ups and ratios are against, with the format of its weights: `00-dense (FP32)`."""
+    if not report.stages:
+        return ""
+    dense = report.stages[0]
+    bits = round(8 * dense.cost.weight_bytes / dense.cost.params) if dense.cost.params else 0
+    return f"{dense.name} (FP{bits})" if bits in (16, 32) else dense.name
+
+
+@dataclass(frozen=True)
+class GateLine:
+    """A gate in words."""
+
+    name: str
+    limit: str
+    value: str
+    passed: bool
+
+
+def gate_line(gate: GateResult) -> GateLine:
+    """A gate as people read it: the limit with its direction, both numbers with their unit."""
+    relation = "at most " if "_max" in gate.name else "at least " if "_min" in gate.name else ""
+    limit = relation + _gate_number(gate.name, gate.limit)
+    return GateLine(gate.name, limit, _gate_number(gate.name, gate.value), gate.passed)
+
+
+def _gate_number(name: str, value: float) -> str:
+    if math.isnan(value):
+        return "not measured"
+    if "ratio" in name or "speedup" in name:
+        return f"{value:.2f}x"
+    if "drop" in name:
+        return f"{value:.2f} points"
+    return f"{value:.2f} %" if "top1" in name else f"{value:.4g}"
+
+
+def gates_verdict(gates: Iterable[GateResult]) -> str:
+    """`all 4 gates pass`, `1 of 4 gates fails`; empty without gates."""
+    verdicts = [gate.passed for gate in gates]
+    failed = verdicts.count(False)
+    if not verdicts:
+        return ""
+    if failed:
+        return f"{failed} of {len(verdicts)} gates {'fails' if failed == 1 else 'fail'}"
+    return "the gate passes" if len(verdicts) == 1 else f"all {len(verdicts)} gates pass"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 layer`, `3 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def reasons(notes: Iterable[LayerNote]) -> tuple[tuple[str, int], ...]:
+    """Each reason for leaving layers alone and how many layers it concerns, the commonest first."""
+    counts: dict[str, int] = {}
+    for note in notes:
+        reason = note.reason or note.what
+        counts[reason] = counts.get(reason, 0) + 1
+    return tuple(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def simulated_provenance(report: Report, setting: Setting) -> Estimate | None:
+    """The estimate that speaks for a simulated setting: that of the last stage that has one."""
+    if setting not in simulated_settings(report):
+        return None
+    found = (e for stage in reversed(report.stages) for e in stage.estimates)
+    return next((e for e in found if Setting(e.backend, e.batch) == setting), None)

@@ -1,0 +1,124 @@
+"""The one training loop. Every stage that trains calls it with its own objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vitslim.data import Dataset, batches
+from vitslim.errors import StageError
+from vitslim.progress import Progress
+from vitslim.recipe.stages import Train
+
+
+class Batch(NamedTuple):
+    """What an objective sees besides the logits."""
+
+    images: torch.Tensor
+    """float32 (b, C, H, W)."""
+    labels: torch.Tensor
+    """int64 (b,)."""
+    positions: torch.Tensor
+    """int64 (b,): positions in the dataset, so that an objective can look up what it stored per image."""
+
+
+Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
+"""Loss (scalar) of the student's logits (b, classes) on a batch."""
+
+
+def train(  # noqa: PLR0913 - each argument is one independent input of a training run
+    student: nn.Module,
+    dataset: Dataset,
+    objective: Objective,
+    config: Train,
+    seed: int,
+    masks: Mapping[str, torch.Tensor],
+    progress: Progress,
+    label: str = "training",
+) -> dict[str, float]:
+    """Train `student` in place on the whole of `dataset`; it is in evaluation mode afterwards.
+
+    `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
+    Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps` and `images` (images seen).
+    Equal seeds give equal weights. Raises StageError when the loss is no finite number.
+    """
+    parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+    fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
+    optimiser = make_optimiser(parameters.values(), config)
+    steps = config.epochs * len(batches(dataset, config.batch))
+    losses: list[float] = []
+    student.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step, batch in enumerate(progress.track(_epochs(dataset, config, seed), label, total=steps)):
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * lr_factor(step, steps, config.warmup)
+            loss = objective(student(batch.images), batch)
+            _require_finite(loss, step, steps)
+            optimiser.zero_grad()
+            loss.backward()
+            _mask_gradients(fixed)
+            nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+            optimiser.step()
+            _mask_weights(fixed)
+            losses.append(loss.item())
+    student.eval()
+    per_epoch = len(losses) // config.epochs
+    return {
+        "loss_first": math.fsum(losses[:per_epoch]) / per_epoch,
+        "loss_last": math.fsum(losses[-per_epoch:]) / per_epoch,
+        "steps": float(steps),
+        "images": float(config.epochs * len(dataset)),
+    }
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over the fraction `warmup` of all steps, then a half cosine to zero: a factor in (0, 1]."""
+    warm_steps = int(warmup * steps)
+    if step < warm_steps:
+        return (step + 1) / warm_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], config: Train) -> torch.optim.AdamW:
+    """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay."""
+    decaying, constant = [], []
+    for parameter in parameters:
+        (decaying if parameter.ndim > 1 else constant).append(parameter)
+    groups = [{"params": decaying, "weight_decay": config.wd}, {"params": constant, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def _epochs(dataset: Dataset, config: Train, seed: int) -> Iterator[Batch]:
+    """All batches of all epochs; each epoch has its own order and, with augmentation, its own variation."""
+    for epoch in range(config.epochs):
+        epoch_seed = seed + 1_000_003 * (epoch + 1)
+        part = dataset if config.augment == "none" else dataset.varied(epoch_seed)
+        loader = batches(part, config.batch, shuffle_seed=epoch_seed)
+        for positions, (images, labels) in zip(loader.positions, loader, strict=True):
+            yield Batch(images, labels, torch.tensor(positions))
+
+
+def _require_finite(loss: torch.Tensor, step: int, steps: int) -> None:
+    if not torch.isfinite(loss):
+        raise StageError(
+            f"training stopped at step {step + 1} of {steps}: the loss is {loss.item()}",
+            hint="lower train.lr, or raise train.warmup",
+        )
+
+
+def _mask_gradients(fixed: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    for weight, mask in fixed.items():
+        if weight.grad is not None:
+            weight.grad.mul_(mask)
+
+
+def _mask_weights(fixed: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    # Masked gradients alone are not enough: rounding and the optimiser's state must not let a pruned weight grow back.
+    with torch.no_grad():
+        for weight, mask in fixed.items():
+            weight.mul_(mask)
