@@ -33,8 +33,8 @@ def format_bytes(value: float) -> str:
 
 
 def format_ms(value: float) -> str:
-    """Milliseconds in three significant digits."""
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+    """Milliseconds in three significant digits: `3.10 ms`."""
+    return f"{value:.{decimals(value)}f} ms"
 
 
 def format_percent(fraction: float) -> str:
@@ -43,9 +43,14 @@ def format_percent(fraction: float) -> str:
 
 
 def format_ratio(value: float) -> str:
-    """How many times as much: `3.1x`; two digits after the point below 2, where 1.02x and 1.07x are not the same."""
+    """How many times as much, in a sentence: `3.1x`, and below 2 with two digits, where they matter: `1.02x`."""
     digits = 2 if abs(value) < 1.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f}x"
+
+
+def format_factor(value: float) -> str:
+    """How many times as much, for a column of a table: `3.10x`."""
+    return f"{value:.2f}x" if abs(value) < 99.995 else f"{value:.0f}x"
 
 
 def format_points(fraction: float) -> str:
@@ -54,11 +59,16 @@ def format_points(fraction: float) -> str:
     return "0.0" if float(text) == 0 else text
 
 
-def format_median(median_ms: float, spread_ms: float, sign: str = "±") -> str:
-    """A median in three significant digits and its spread in the same digits, without unit: `1.83 ±0.05`."""
-    magnitude = math.floor(math.log10(abs(median_ms))) if median_ms else 0
-    digits = min(max(2 - magnitude, 0), 6)
-    return f"{median_ms:.{digits}f} {sign}{spread_ms:.{digits}f}"
+def decimals(value: float) -> int:
+    """Digits after the point that show three significant ones: 2 for 1.83, 0 for 183."""
+    magnitude = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return min(max(2 - magnitude, 0), 6)
+
+
+def format_median(median_ms: float, spread_ms: float, digits: int | None = None) -> str:
+    """A median and its spread with the same digits after the point, without unit: `1.83 ±0.05`."""
+    places = decimals(median_ms) if digits is None else digits
+    return f"{median_ms:.{places}f} ±{spread_ms:.{places}f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -19,8 +19,10 @@ Pixels = NDArray[Any]
 class Source(Protocol):
     """Decodes single images; safe to call from several threads."""
 
-    workers: int
-    """Threads that decoding is worth; 0 decodes in the calling thread."""
+    @property
+    def workers(self) -> int:
+        """Threads that decoding is worth; 0 decodes in the calling thread."""
+        ...
 
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
         """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
@@ -33,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in a fixed order. Item `i` is (float32 tensor (C, H, W), normalised; class index of the model)."""
+    """Labelled images in a fixed order. An item is (normalised float32 tensor (C, H, W), class index of the model)."""
 
     name: str
     """`digits`, or the name of the folder."""

@@ -1,1 +1,112 @@
-def load_folder_sets(*a): raise NotImplementedError
+"""Image folders under timm's own evaluation transform, as the model's source asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from vitslim.data.classes import ClassMap, labels_of, map_classes
+from vitslim.data.dataset import Dataset, Pixels
+from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
+from vitslim.errors import InputError
+from vitslim.graph.model_graph import ModelSource, Preprocessing
+
+KEPT_BYTES_MAX = 320_000_000
+"""Decoded pixels that one folder keeps in memory: 2,000 images of 224 px. Every stage evaluates the same images."""
+MODES = {1: "L", 3: "RGB"}
+MIN_CROP_AREA = 0.7
+MAX_CROP_ASPECT = 4 / 3
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Decodes the files of a folder to a model's input size."""
+
+    folder: ImageFolder = field(repr=False)
+    image: tuple[int, int, int]
+    preprocessing: Preprocessing
+    transform: Callable[[Image.Image], torch.Tensor] = field(repr=False)
+    """timm's evaluation transform up to the normalisation: uint8 (C, H, W)."""
+    kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    workers: int = 2
+
+    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
+        """One image, uint8 (C, H, W); varied by a crop of at least 70 % of its area, and by a flip."""
+        if variation is None and index in self.kept:
+            return self.kept[index]
+        channels, height, width = self.image
+        image = read_image(self.folder.root / self.folder.files[index], MODES[channels])
+        if variation is not None:
+            resample = Image.Resampling[self.preprocessing.interpolation.upper()]
+            return _varied(image, (width, height), resample, np.random.default_rng(variation))
+        pixels: Pixels = self.transform(image).numpy()
+        if len(self.kept) < KEPT_BYTES_MAX // pixels.nbytes:
+            self.kept[index] = pixels
+        return pixels
+
+    def normalise(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """Stack to float32 (n, C, H, W) and normalise: operation by operation what timm's transform does."""
+        images = torch.from_numpy(np.stack(pixels)).to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
+        return images.sub_(mean).div_(std)
+
+
+def load_folder_sets(
+    root: Path, also: Mapping[str, Path], source: ModelSource
+) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
+    """`train` and `val` below `root`, and further folders by name, labelled with the model's classes.
+
+    Raises InputError for missing folders, unreadable images, and folders that are no class of the model.
+    """
+    if source.image[0] not in MODES:
+        raise InputError(
+            f"the model takes {source.image[0]} channels, images have 1 or 3", hint="set model.kwargs.in_chans to 3"
+        )
+    if not root.is_dir():
+        raise InputError(f"{root} is missing", hint="set data.root to a folder that holds train/ and val/")
+    folders = {name: scan_folder(path) for name, path in {"train": root / "train", "val": root / "val", **also}.items()}
+    class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes)
+    sets = {name: _labelled(name, folder, class_map, source) for name, folder in folders.items()}
+    return sets["train"], sets["val"], {name: sets[name] for name in also}
+
+
+def _labelled(split: str, folder: ImageFolder, class_map: ClassMap, source: ModelSource) -> Dataset:
+    label = labels_of(folder.root, folder.classes, class_map)
+    channels, height, width = source.image
+    transform = create_transform(
+        input_size=(channels, height, width),
+        interpolation=source.preprocessing.interpolation,
+        crop_pct=source.preprocessing.crop_pct,
+        normalize=False,
+    )
+    return Dataset(
+        name=folder.root.name if split not in ("train", "val") else folder.root.parent.name,
+        split=split,
+        source=FileImages(folder, source.image, source.preprocessing, transform),
+        indices=tuple(range(len(folder.files))),
+        labels=tuple(label[class_of(file)] for file in folder.files),
+        class_names=class_map.words,
+        source_digest=folder.digest,
+    )
+
+
+def _varied(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, generator: np.random.Generator
+) -> Pixels:
+    """A random crop resized to `size` (width, height) and flipped half of the time: uint8 (C, H, W)."""
+    area = image.width * image.height * generator.uniform(MIN_CROP_AREA, 1)
+    aspect = math.exp(generator.uniform(-1, 1) * math.log(MAX_CROP_ASPECT))
+    width, height = min(image.width, math.sqrt(area * aspect)), min(image.height, math.sqrt(area / aspect))
+    left, top = generator.uniform(0, image.width - width), generator.uniform(0, image.height - height)
+    varied = image.resize(size, resample, box=(left, top, left + width, top + height))
+    if generator.random() < 0.5:
+        varied = varied.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.asarray(varied)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

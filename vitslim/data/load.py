@@ -11,6 +11,9 @@ from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource
 from vitslim.recipe.schema import Data
 
+RESERVED = frozenset({"train", "val", "calibration"})
+"""Names of the sets that every run has."""
+
 
 def load_data(config: Data, source: ModelSource, seed: int) -> DataModule:
     """The training, validation, calibration and further evaluation sets, as the model wants its images.
@@ -50,4 +53,6 @@ def _folders(config: Data, source: ModelSource) -> tuple[Dataset, Dataset, dict[
             "data.root is not set", hint="--set data.root=DIR, where DIR holds train/ and val/ with one folder a class"
         )
     also = {name: Path(folder) for name, folder in config.also_evaluate.items()}
+    if reserved := sorted(RESERVED & also.keys()):
+        raise InputError(f"data.also_evaluate uses the name '{reserved[0]}'", hint="give the folder another name")
     return load_folder_sets(Path(config.root), also, source)

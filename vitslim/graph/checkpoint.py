@@ -15,7 +15,7 @@ SHOWN = 3
 """How many differing parameters an error names."""
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""First bytes of files that `torch.save` writes."""
+"""First bytes of files that `torch.save` writes; a good safetensors file can start so as well."""
 
 
 def load_checkpoint(model: torch.nn.Module, path: Path, name: str) -> None:
@@ -45,14 +45,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"checkpoint '{path}' cannot be read: {error.strerror}", "check its permissions") from error
     if not start:
         raise InputError(f"checkpoint '{path}' is empty", "download or copy it again")
-    if start.startswith(PICKLE_STARTS):
-        raise InputError(
-            f"checkpoint '{path}' is a pickle, which can run code when it is read",
-            "convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')",
-        )
     try:
         return load_file(path)
     except SafetensorError as error:
+        if start.startswith(PICKLE_STARTS):
+            raise InputError(
+                f"checkpoint '{path}' is a pickle, which can run code when it is read",
+                "convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')",
+            ) from error
         raise InputError(
             f"checkpoint '{path}' is corrupt or no safetensors file ({error})", "download or copy it again"
         ) from error

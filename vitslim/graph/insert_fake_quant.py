@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError, closest
+from vitslim.graph.anatomy import LAYER_OPS
+from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops import fake_quant as _operator
+from vitslim.graph.nodes import is_op
 from vitslim.graph.ops.fake_quant import integer_range
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
 QUANTISER_PREFIX = "vitslim.q."
-
-_LAYER_TARGETS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution alike."""
 
@@ -41,23 +42,15 @@ def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
     """Weight parameter name to the linears and convolutions that use it, quantised or not, in graph order."""
     found: dict[str, tuple[Node, ...]] = {}
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in _LAYER_TARGETS:
-            weight = _source(node.args[1])
-            if weight is not None:
-                found[weight] = (*found.get(weight, ()), node)
+        weight = parameter_of(node.args[1]) if is_op(node, *LAYER_OPS) else ""
+        if weight:
+            found[weight] = (*found.get(weight, ()), node)
     return found
-
-
-def _source(operand: Node) -> str | None:
-    """Name of the parameter that an operand is, behind a fake quantiser if there is one."""
-    if operand.target is FAKE_QUANT:
-        operand = operand.args[0]  # type: ignore[assignment]
-    return str(operand.target) if operand.op == "get_attr" else None
 
 
 def quantised_layers(module: GraphModule) -> frozenset[str]:
     """Names of the weights that have fake quantisers."""
-    return frozenset(w for w, nodes in layer_nodes(module).items() if nodes[0].args[1].target is FAKE_QUANT)  # type: ignore[union-attr]
+    return frozenset(weight for weight, nodes in layer_nodes(module).items() if is_op(nodes[0].args[1], FAKE_QUANT))
 
 
 def insert_fake_quant(

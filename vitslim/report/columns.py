@@ -1,23 +1,24 @@
 """The report's numbers as columns, computed once for every renderer.
 
-A column knows where its values come from, and a cell belongs to one column: measured and simulated values cannot meet in one.
+A column knows where its values come from, so measured and simulated values cannot meet in one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from vitslim.results import Accuracy, Estimate, Measurement, Report, StageRecord
 from vitslim.units import (
+    decimals,
     flops,
     format_bytes,
     format_count,
+    format_factor,
     format_median,
     format_percent,
     format_points,
-    format_ratio,
 )
 
 Source = Literal["", "measured", "simulated", "counted"]
@@ -45,12 +46,17 @@ class Column:
     cells: tuple[Cell, ...]
     numeric: bool = True
 
+    @property
+    def noted(self) -> bool:
+        """Whether any cell carries a note; then the others keep its room free, so that the values line up."""
+        return any(cell.note for cell in self.cells)
+
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that belong together; `title` says under which conditions they hold."""
+    """Columns that belong together; the titles say under which conditions they hold."""
 
-    title: str
+    titles: tuple[str, ...]
     source: Source
     columns: tuple[Column, ...]
 
@@ -64,10 +70,13 @@ class Setting:
     threads: int = 0
 
     def __str__(self) -> str:
-        parts = [self.backend, f"batch {self.batch}"]
-        if self.threads:
-            parts.append(f"{self.threads} {'thread' if self.threads == 1 else 'threads'}")
-        return ", ".join(parts)
+        return f"{self.backend}, {self.load}"
+
+    @property
+    def load(self) -> str:
+        """Without the backend: `batch 1, 1 thread`."""
+        threads = f", {self.threads} {'thread' if self.threads == 1 else 'threads'}" if self.threads else ""
+        return f"batch {self.batch}{threads}"
 
 
 EMPTY = Cell()
@@ -115,11 +124,14 @@ def stage_group(report: Report) -> Group:
     """Names and methods of the stages."""
     names = tuple(Cell(stage.name) for stage in report.stages)
     methods = tuple(Cell(stage.method, hint=stage.kind) for stage in report.stages)
-    return Group("", "", (Column("stage", "", names, numeric=False), Column("method", "", methods, numeric=False)))
+    return Group((), "", (Column("stage", "", names, numeric=False), Column("method", "", methods, numeric=False)))
 
 
-def accuracy_group(report: Report, dataset: str) -> Group:
-    """Top-1 in percent, the points gained or lost against the dense model, and agreement with it."""
+def accuracy_group(report: Report, dataset: str, counts: bool = False) -> Group:
+    """Top-1 in percent, the points gained or lost against the dense model, and agreement with it.
+
+    With `counts` also the number of images and the runtime that judged them.
+    """
     rows = [accuracy(report, index, dataset) for index in range(len(report.stages))]
     dense = rows[0] if rows else None
     top1 = _cells(rows, lambda a: Cell(format_percent(a.top1), hint=f"n = {a.n}, {a.runtime}"))
@@ -129,23 +141,25 @@ def accuracy_group(report: Report, dataset: str) -> Group:
         Column("top-1", "measured", top1),
         Column("points", "measured", points),
         Column("agreement", "measured", agreement),
+        Column("images", "", _cells(rows, lambda a: Cell(f"{a.n:,}")) if counts else ()),
+        Column("through", "", _cells(rows, lambda a: Cell(a.runtime)) if counts else (), numeric=False),
     )
-    return Group(dataset, "measured", _filled(columns))
+    return Group((dataset,), "measured", _filled(columns))
 
 
 def size_group(report: Report) -> Group:
-    """Parameters, MACs and the size of the ONNX file, with the fraction of the dense model."""
-    stages = report.stages
+    """Parameters, MACs and the size of the ONNX file."""
+    shown = {"params": "params", "MACs": "MACs", "ONNX file": "ONNX"}
     columns = (
-        Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),
-        Column("MACs", "counted", _against_dense(stages, lambda s: s.cost.macs, format_count)),
-        Column("ONNX", "counted", _against_dense(stages, lambda s: s.onnx_bytes, format_bytes)),
+        Column(shown[column.header], column.source, tuple(replace(cell, note="") for cell in column.cells))
+        for column in cost_group(report).columns
+        if column.header in shown
     )
-    return Group("per image, on disk", "counted", _filled(columns))
+    return Group((), "counted", tuple(columns))
 
 
 def cost_group(report: Report) -> Group:
-    """MACs, FLOPs, BOPs and bytes in columns of their own (specs, section 3.1)."""
+    """MACs, FLOPs, BOPs and bytes in columns of their own, with the fraction of the dense model (specs, section 3.1)."""
     stages = report.stages
     columns = (
         Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),
@@ -156,15 +170,16 @@ def cost_group(report: Report) -> Group:
         Column("weights", "counted", _against_dense(stages, lambda s: s.cost.weight_bytes, format_bytes)),
         Column("on device", "counted", _against_dense(stages, lambda s: s.cost.device_bytes, format_bytes)),
     )
-    return Group("", "counted", _filled(columns))
+    return Group((), "counted", _filled(columns))
 
 
 def measured_group(report: Report, setting: Setting) -> Group:
     """Median and interquartile range in ms, and the speed-up against the dense model."""
     rows = [measurement(stage, setting) for stage in report.stages]
-    time = _cells(rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms), hint=f"n = {m.n}, {m.backend}"))
+    digits = max((decimals(m.median_ms) for m in rows if m), default=0)
+    time = _cells(rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms, digits), hint=f"n = {m.n}, {m.backend}"))
     columns = (Column("ms ±IQR", "measured", time), Column("speed-up", "measured", _speedups(rows)))
-    return Group(str(setting), "measured", _filled(columns))
+    return Group(("measured", setting.backend, setting.load), "measured", _filled(columns))
 
 
 def simulated_group(report: Report, setting: Setting) -> Group:
@@ -175,23 +190,28 @@ def simulated_group(report: Report, setting: Setting) -> Group:
         Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}"))),
         Column("speed-up", "simulated", _speedups(rows)),
     )
-    return Group(str(setting), "simulated", _filled(columns))
+    return Group(("simulated", setting.backend, setting.load), "simulated", _filled(columns))
+
+
+def without(group: Group, header: str) -> Group:
+    """The group without one of its columns."""
+    return replace(group, columns=tuple(column for column in group.columns if column.header != header))
 
 
 def _speedups(rows: Sequence[Measurement | Estimate | None]) -> tuple[Cell, ...]:
-    cells = _cells(rows, _speedup)
+    cells = tuple(map(_speedup, rows))
     if any(cell != EMPTY for cell in cells) and rows[0] is not None and rows[0].speedup is None:
         return (BASELINE, *cells[1:])
     return cells
 
 
-def _speedup(result: Measurement | Estimate) -> Cell:
-    if result.speedup is None:
+def _speedup(result: Measurement | Estimate | None) -> Cell:
+    if result is None or result.speedup is None:
         return EMPTY
     spread = result.speedup_spread if isinstance(result, Measurement) else None
     hint = "" if spread is None else f"interquartile range {spread:.2f}"
     tone: Literal["", "good", "bad"] = "good" if result.speedup > 1.02 else "bad" if result.speedup < 0.98 else ""
-    return Cell(format_ratio(result.speedup), hint=hint, tone=tone)
+    return Cell(format_factor(result.speedup), hint=hint, tone=tone)
 
 
 def _cells(rows: Iterable[T | None], render: Callable[[T], Cell]) -> tuple[Cell, ...]:
@@ -204,7 +224,7 @@ def _against_dense(
     """A positive count for each stage with its fraction of the first; zero means that nobody counted."""
     dense = value(stages[0]) if stages else 0
     return tuple(
-        Cell(render(value(s)), note=format_ratio(value(s) / dense) if dense and i else "", hint=f"{value(s):,}")
+        Cell(render(value(s)), note=format_factor(value(s) / dense) if dense and i else "", hint=f"{value(s):,}")
         if value(s)
         else EMPTY
         for i, s in enumerate(stages)

@@ -13,7 +13,7 @@ from vitslim.report.columns import (
     simulated_settings,
 )
 from vitslim.results import Report
-from vitslim.units import format_bytes, format_count, format_percent, format_points, format_ratio
+from vitslim.units import format_bytes, format_count, format_ms, format_percent, format_points, format_ratio
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Fact:
 def headline(report: Report) -> str:
     """One line such as `3.1x faster, 5.2x smaller, -0.3 points top-1 (onnxruntime:cpu, batch 1, 1 thread, CPU NAME)`.
 
-    Simulated figures never appear here. What the report does not know is left out; without any figure the line is empty.
+    No simulated figure is in it. What the report does not know is left out; without any figure the line is empty.
     """
     facts = [latency_fact(report), size_fact(report), accuracy_fact(report)]
     text = ", ".join(str(fact) for fact in facts if fact)
@@ -50,7 +50,7 @@ def latency_fact(report: Report) -> Fact | None:
         return None
     return Fact(
         *compared(found.speedup, "faster", "slower"),
-        detail=f"{dense.median_ms:.3g} → {found.median_ms:.3g} ms, {setting}",
+        detail=f"{format_ms(dense.median_ms)} → {format_ms(found.median_ms)}, {setting}",
         source="measured",
     )
 
@@ -63,25 +63,25 @@ def simulated_fact(report: Report) -> Fact | None:
     if setting is None or found is None or dense is None or found.speedup is None:
         return None
     return Fact(
-        *compared(found.speedup, "faster", "slower"),
+        *compared(found.speedup, "fewer cycles", "more cycles"),
         detail=f"{dense.cycles:,} → {found.cycles:,} cycles, {setting}",
         source="simulated",
     )
 
 
 def size_fact(report: Report) -> Fact | None:
-    """Size of the ONNX file against that of the dense one."""
+    """Size of the ONNX file against that of the dense one; None when nobody looked or nothing changed."""
     before, after = (report.stages[0].onnx_bytes, report.stages[-1].onnx_bytes) if report.stages else (0, 0)
-    if not before or not after or len(report.stages) == 1:
+    if not before or not after or before == after:
         return None
     detail = f"{format_bytes(before)} → {format_bytes(after)} ONNX"
     return Fact(*compared(before / after, "smaller", "larger"), detail=detail, source="counted")
 
 
 def macs_fact(report: Report) -> Fact | None:
-    """MACs per image against those of the dense model."""
+    """MACs per image against those of the dense model; None when nothing changed."""
     before, after = (report.stages[0].cost.macs, report.stages[-1].cost.macs) if report.stages else (0, 0)
-    if not before or not after or len(report.stages) == 1:
+    if not before or not after or before == after:
         return None
     detail = f"{format_count(before)} → {format_count(after)} MACs per image"
     return Fact(*compared(before / after, "fewer MACs", "more MACs"), detail=detail, source="counted")
@@ -95,7 +95,7 @@ def accuracy_fact(report: Report) -> Fact | None:
     before, after = accuracy(report, 0, name), accuracy(report, len(report.stages) - 1, name)
     if before is None or after is None:
         return None
-    detail = f"{format_percent(before.top1)} → {format_percent(after.top1)} on {name}, n = {after.n}"
+    detail = f"{format_percent(before.top1)} → {format_percent(after.top1)} on {name}, {after.n:,} images"
     return Fact(format_points(after.top1 - before.top1), "points top-1", detail=detail, source="measured")
 
 

@@ -33,8 +33,11 @@ def parse_report(text: str) -> Report:
     if not isinstance(data, dict) or "schema_version" not in data:
         raise InputError("the file is JSON, but not a vitslim report: it has no schema_version", AGAIN)
     if data["schema_version"] != REPORT_SCHEMA_VERSION:
-        message = f"the report has schema version {data['schema_version']!r}, this vitslim reads {REPORT_SCHEMA_VERSION}"
-        raise InputError(message, f"{AGAIN}, or read it with the vitslim that wrote it")
+        found = f"the report has schema version {data['schema_version']!r}"
+        raise InputError(
+            f"{found}, this vitslim reads {REPORT_SCHEMA_VERSION}",
+            f"{AGAIN}, or read it with the vitslim that wrote it",
+        )
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:

@@ -1,19 +1,18 @@
-"""The report on a terminal: a headline, one row a stage, then everything a person must know."""
+"""The report on a terminal: a headline, tables with one row a stage, then everything else a person must know."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
-from rich.cells import cell_len
-from rich.console import Console
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
 from vitslim.report.columns import (
-    Cell,
-    Column,
     Group,
     accuracy_group,
     datasets,
@@ -23,61 +22,132 @@ from vitslim.report.columns import (
     simulated_settings,
     size_group,
     stage_group,
+    without,
 )
 from vitslim.report.headline import headline
-from vitslim.report.wording import baseline, counted, gate_line, gates_verdict, plain, reasons
+from vitslim.report.sections import sections
+from vitslim.report.wording import plain
 from vitslim.results import Report
 
-PADDING = 2
+GAP = 2
 """Blanks between two columns."""
-STAGE_WIDTH = 22
-"""A longer stage name is cut: the name is the key of the row and must stay on one line."""
-TONES = {"": "", "good": "green", "bad": "red"}
-SHORT = {"agreement": "agree", "ms ±IQR": "ms", "speed-up": "speed"}
+CELL_WIDTH = 24
+"""A longer text is cut: a row of a table stays on one line."""
+STYLES = {"": "", "good": "green", "bad": "red", "warning": "yellow", "weak": "dim"}
+SHORT = {"agreement": "agree"}
+HEADER = -1
+"""Index of the header among the rows of a group."""
+ASCII = {"±": "+/-", "→": "->", "…": "...", "✓": "ok", "✗": "FAIL", "–": "-", "×": "x"}
 
 
 def render_terminal(report: Report, console: Console, folder: Path | None = None) -> None:
-    """Print the report; `folder` is where its files lie, when they do.
+    """Print the report; `folder` is where its files lie, if they do.
 
     Columns that do not fit beside each other go into a further table below, each again with one row a stage.
     """
-    _say(console, Text(plain(f"{report.name}: {report.model} on {report.dataset}"), style="bold"))
+    _say(console, f"{report.name}: {report.model} on {report.dataset}", "bold")
     if line := headline(report):
-        _say(console, Text(plain(line), style="bold green"))
-    for groups in _packed(_groups(report), console.width):
+        _say(console, line, "bold" if any(not gate.passed for gate in report.gates) else "bold green")
+    stages = _printable(stage_group(report), console)
+    groups = [_printable(group, console) for group in _wanted(report) if group.columns]
+    for table in _packed(stages, groups, console.width):
         console.print()
-        console.print(_table(report, groups, console))
-    for title, lines in _sections(report, folder):
+        _print_table(console, table)
+    for section in sections(report, folder):
         console.print()
-        _say(console, Text(title, style="bold"))
-        for line in lines:
-            _say(console, line)
+        _say(console, section.title, "bold")
+        for entry in section.entries:
+            _say(console, entry.text, STYLES[entry.tone], entry.mark or "  ")
 
 
-def _groups(report: Report) -> list[Group]:
+def _wanted(report: Report) -> list[Group]:
     """Most wanted first: what fits goes into the first table."""
     accuracies = [accuracy_group(report, name) for name in datasets(report)]
     measured = [measured_group(report, setting) for setting in measured_settings(report)]
-    simulated = [_without(simulated_group(report, s), "ms") for s in simulated_settings(report)]
+    # The simulated milliseconds follow from the cycles, and the width is scarce.
+    simulated = [without(simulated_group(report, setting), "ms") for setting in simulated_settings(report)]
     first = [*accuracies[:1], size_group(report), *measured[:1], *simulated[:1]]
-    return [group for group in (*first, *accuracies[1:], *measured[1:], *simulated[1:]) if group.columns]
+    return [*first, *accuracies[1:], *measured[1:], *simulated[1:]]
 
 
-def _without(group: Group, header: str) -> Group:
-    return Group(group.title, group.source, tuple(c for c in group.columns if c.header != header))
+def _printable(group: Group, console: Console) -> Group:
+    """The group with texts that are safe, that the console can encode, and that are not too long for a cell."""
+
+    def short(text: str) -> str:
+        text = _encodable(SHORT.get(text, text), console)
+        return text if cell_len(text) <= CELL_WIDTH else set_cell_size(text, CELL_WIDTH - 3) + "..."
+
+    columns = (
+        replace(c, header=short(c.header), cells=tuple(replace(cell, text=short(cell.text)) for cell in c.cells))
+        for c in group.columns
+    )
+    return Group(tuple(map(short, group.titles)), group.source, tuple(columns))
 
 
-def _packed(groups: list[Group], width: int) -> Iterator[list[Group]]:
-    """Groups in tables no wider than `width`; the stage names stand at the left of each."""
-    row: list[Group] = []
-    for group in groups:
-        if row and STAGE_WIDTH + sum(map(_width, [*row, group])) > width:
+def _packed(stages: Group, groups: list[Group], width: int) -> Iterator[list[Group]]:
+    """Tables no wider than `width` where that is possible at all, each with the names of the stages at its left."""
+    names = Group((), "", stages.columns[:1])
+    parts = [part for group in groups for part in _parts(group, width - _width(names) - GAP)]
+    row = [stages if parts and _width(stages) + GAP + _width(parts[0]) <= width else names]
+    for group in parts:
+        if len(row) > 1 and sum(_width(one) + GAP for one in row) + _width(group) > width:
             yield row
-            row = []
+            row = [names]
         row.append(group)
-    if row or not groups:
-        yield row
+    yield row
+
+
+def _parts(group: Group, width: int) -> list[Group]:
+    """The group, or its columns one by one where the group is too wide."""
+    return [group] if _width(group) <= width else [Group(group.titles, group.source, (c,)) for c in group.columns]
 
 
 def _width(group: Group) -> int:
-    return sum(max(map(cell_len, [*_header(group, c).split("\n"), *(x.text for x in c.cells)])) + PADDING for c in group.columns)
+    return max(map(cell_len, [*group.titles, _row(group, HEADER).plain]))
+
+
+def _row(group: Group, index: int) -> Text:
+    """One row of a group as a line."""
+    line = Text()
+    for number, column in enumerate(group.columns):
+        width = max(map(cell_len, [column.header, *(cell.text for cell in column.cells)]))
+        text = column.header if index == HEADER else column.cells[index].text
+        blanks = " " * (width - cell_len(text))
+        style = "bold" if index == HEADER else STYLES[column.cells[index].tone]
+        line.append(" " * GAP if number else "")
+        line.append(blanks + text if column.numeric else text + blanks, style)
+    return line
+
+
+def _print_table(console: Console, groups: list[Group]) -> None:
+    overflow: OverflowMethod = "crop" if console.options.ascii_only else "ellipsis"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for group in groups:
+        header = Text("".join(f"{title}\n" for title in group.titles), STYLES["weak"])
+        table.add_column(header + _row(group, HEADER), vertical="bottom", no_wrap=True, overflow=overflow)
+    for index in range(len(groups[0].columns[0].cells)):
+        table.add_row(*(_row(group, index) for group in groups))
+    console.print(table)
+
+
+def _say(console: Console, line: str, style: str = "", mark: str = "") -> None:
+    """A line that wraps with a hanging indent on a terminal, and stays one line anywhere else."""
+    text, mark = Text(_encodable(line, console), style), _encodable(mark, console)
+    if not console.is_terminal or not mark:
+        console.print(Text(f"{mark} " if mark else "") + text, soft_wrap=not console.is_terminal)
+        return
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(mark, style), text)
+    console.print(grid)
+
+
+def _encodable(text: str, console: Console) -> str:
+    """The text without control characters, in characters that the console can encode."""
+    text = plain(text)
+    if not console.options.ascii_only:
+        return text
+    for character, replacement in ASCII.items():
+        text = text.replace(character, replacement)
+    return text.encode("ascii", "replace").decode("ascii")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vitslim.report.columns import Setting, simulated_settings
 from vitslim.results import Estimate, GateResult, LayerNote, Report
 
 
@@ -59,7 +58,7 @@ def gates_verdict(gates: Iterable[GateResult]) -> str:
         return ""
     if failed:
         return f"{failed} of {len(verdicts)} gates {'fails' if failed == 1 else 'fail'}"
-    return "the gate passes" if len(verdicts) == 1 else f"all {len(verdicts)} gates pass"
+    return "the one gate passes" if len(verdicts) == 1 else f"all {len(verdicts)} gates pass"
 
 
 def counted(number: int, noun: str) -> str:
@@ -76,9 +75,18 @@ def reasons(notes: Iterable[LayerNote]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def simulated_provenance(report: Report, setting: Setting) -> Estimate | None:
-    """The estimate that speaks for a simulated setting: that of the last stage that has one."""
-    if setting not in simulated_settings(report):
-        return None
-    found = (e for stage in reversed(report.stages) for e in stage.estimates)
-    return next((e for e in found if Setting(e.backend, e.batch) == setting), None)
+def simulators(report: Report) -> tuple[Estimate, ...]:
+    """For each simulated backend the estimate that speaks for it: the first one of the last stage that has one."""
+    found = (estimate for stage in report.stages for estimate in reversed(stage.estimates))
+    return tuple({estimate.backend: estimate for estimate in found}.values())
+
+
+def simulated_words(found: Estimate) -> str:
+    """Where a simulated number comes from: calibration, expected error, settings, assumptions."""
+    parts = [f"calibration: {found.calibration or 'uncalibrated'}"]
+    parts.append(f"expected error: {found.expected_error or 'unknown'}")
+    if found.settings:
+        parts.append(", ".join(f"{key} {value}" for key, value in found.settings.items()))
+    if found.assumed:
+        parts.append(f"assumed: {', '.join(found.assumed)}")
+    return "; ".join(parts)

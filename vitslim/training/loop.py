@@ -38,13 +38,14 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     seed: int,
     masks: Mapping[str, torch.Tensor],
     progress: Progress,
+    *,
     label: str = "training",
 ) -> dict[str, float]:
     """Train `student` in place on the whole of `dataset`; it is in evaluation mode afterwards.
 
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
-    Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps` and `images` (images seen).
-    Equal seeds give equal weights. Raises StageError when the loss is no finite number.
+    Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps` and
+    `images` (images seen). Equal seeds give equal weights. Raises StageError when the loss is no finite number.
     """
     parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
@@ -60,7 +61,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             loss = objective(student(batch.images), batch)
             _require_finite(loss, step, steps)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             _mask_gradients(fixed)
             nn.utils.clip_grad_norm_(parameters.values(), config.clip)
             optimiser.step()
@@ -86,7 +87,8 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 def make_optimiser(parameters: Iterable[nn.Parameter], config: Train) -> torch.optim.AdamW:
     """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay."""
-    decaying, constant = [], []
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
     for parameter in parameters:
         (decaying if parameter.ndim > 1 else constant).append(parameter)
     groups = [{"params": decaying, "weight_decay": config.wd}, {"params": constant, "weight_decay": 0.0}]

@@ -1,0 +1,1 @@
+"""Backends that run the ONNX file and take the time."""

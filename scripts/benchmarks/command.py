@@ -1,0 +1,26 @@
+"""Runs vitslim in a process of its own, as a person would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+
+def vitslim(*arguments: str) -> float:
+    """Seconds that a command took. Stops the benchmark, with what the command said, when it fails."""
+    start = perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", "vitslim.cli.app", *arguments], capture_output=True, text=True, check=False
+    )
+    seconds = perf_counter() - start
+    if result.returncode:
+        sys.exit(f"vitslim {' '.join(arguments)} ended with exit code {result.returncode}:\n{result.stderr}")
+    return seconds
+
+
+def imports_torch(*arguments: str) -> bool:
+    """Whether a command loads torch."""
+    command = [sys.executable, "-X", "importtime", "-m", "vitslim.cli.app", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return any(line.rpartition("|")[2].strip() == "torch" for line in result.stderr.splitlines())

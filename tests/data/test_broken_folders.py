@@ -1,0 +1,149 @@
+"""Every way in which a folder of images can be wrong ends in one sentence, a hint, and exit code 5."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitslim.data import batches, load_data
+from vitslim.errors import InputError
+from vitslim.graph.model_graph import ModelSource
+from vitslim.recipe.schema import Data
+
+
+def refused(config: Data, source: ModelSource, message: str) -> InputError:
+    with pytest.raises(InputError, match=message) as caught:
+        load_data(config, source, 0)
+    assert caught.value.exit_code == 5
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def no_val(root: Path) -> None:
+    shutil.rmtree(root / "val")
+
+
+def no_train(root: Path) -> None:
+    shutil.rmtree(root / "train")
+
+
+def empty_train(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
+
+
+def class_without_images(root: Path) -> None:
+    for path in (root / "train" / "bread").iterdir():
+        path.rename(path.with_suffix(".txt"))
+
+
+def zero_bytes(root: Path) -> None:
+    (root / "val" / "apple" / "1.png").write_bytes(b"")
+
+
+def no_image(root: Path) -> None:
+    (root / "val" / "apple" / "1.png").write_text("this is text")
+
+
+def val_is_a_file(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    (root / "val").write_text("")
+
+
+def unknown_class_in_val(root: Path) -> None:
+    shutil.copytree(root / "val" / "apple", root / "val" / "dates")
+
+
+def fourth_class(root: Path) -> None:
+    shutil.copytree(root / "train" / "apple", root / "train" / "dates")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_val, r"val is missing"),
+        (no_train, r"train is missing"),
+        (shutil.rmtree, r"food is missing"),
+        (val_is_a_file, r"val is not a folder"),
+        (empty_train, r"train has no class folders"),
+        (class_without_images, r"class folders without images: bread"),
+        (zero_bytes, r"1 image cannot be read: .*apple/1\.png \(0 bytes\)"),
+        (no_image, r"1 image cannot be read: .*apple/1\.png \(no known image format\)"),
+        (unknown_class_in_val, r"no class of the model: dates"),
+        (fourth_class, r"4 class folders, the model has 3 classes"),
+    ],
+)
+def test_wrong_folders(
+    image_root: Path, folder_source: ModelSource, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(image_root)
+    refused(Data(kind="imagefolder", root=str(image_root)), folder_source, message)
+
+
+def test_root_left_out(folder_source: ModelSource) -> None:
+    refused(Data(kind="imagefolder"), folder_source, "root is not set")
+
+
+def test_missing_further_folder(image_root: Path, folder_source: ModelSource) -> None:
+    config = Data(kind="imagefolder", root=str(image_root), also_evaluate={"more": str(image_root / "nowhere")})
+    refused(config, folder_source, "nowhere is missing")
+
+
+def test_further_folder_cannot_replace_val(image_root: Path, folder_source: ModelSource) -> None:
+    config = Data(kind="imagefolder", root=str(image_root), also_evaluate={"val": str(image_root / "val")})
+    refused(config, folder_source, "uses the name 'val'")
+
+
+def test_many_broken_files_are_counted_and_three_are_named(image_root: Path, folder_source: ModelSource) -> None:
+    for path in (image_root / "train").rglob("*.*"):
+        path.write_bytes(b"")
+    error = refused(Data(kind="imagefolder", root=str(image_root)), folder_source, "18 images .* and 15 more")
+    assert error.message.count("0 bytes") == 3
+
+
+def test_words_for_a_model_of_imagenet(image_root: Path, folder_source: ModelSource) -> None:
+    config = Data(kind="imagefolder", root=str(image_root))
+    refused(config, replace(folder_source, classes=1000), "no ImageNet class: apple, bread, cheese")
+
+
+def test_wordnet_id_outside_imagenet_1k(
+    tmp_path: Path, folder_source: ModelSource, write_images: Callable[..., None]
+) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / split / "n01440764", 1)
+        write_images(tmp_path / split / "n00004475", 1)
+    config = Data(kind="imagefolder", root=str(tmp_path))
+    refused(config, replace(folder_source, classes=1000), "no ImageNet class: n00004475")
+
+
+@pytest.mark.parametrize("name", ["0.JPEG", "1.png"])
+def test_image_cut_off_after_its_header_is_named_when_it_is_read(
+    image_root: Path, folder_source: ModelSource, name: str
+) -> None:
+    path = image_root / "val" / "cheese" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    val = load_data(Data(kind="imagefolder", root=str(image_root)), folder_source, 0).val
+    with pytest.raises(InputError, match=re.escape(str(path))) as caught:
+        list(batches(val, 2))
+    assert caught.value.exit_code == 5
+
+
+def test_image_of_absurd_size_is_refused(
+    image_root: Path, folder_source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refused(
+        Data(kind="imagefolder", root=str(image_root)), folder_source, "18 images cannot be read: .*decompression bomb"
+    )
+
+
+def test_four_channels(image_root: Path, folder_source: ModelSource) -> None:
+    config = Data(kind="imagefolder", root=str(image_root))
+    refused(config, replace(folder_source, image=(4, 32, 32)), "takes 4 channels")

@@ -1,0 +1,232 @@
+"""The traced graph is the timm model: same numbers, same names, any batch; and what goes wrong says why."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitslim.errors import InputError, UsageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+
+NAME = "vit_tiny_patch16_224"
+SWIN = {"img_size": 56, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 5}
+aten = torch.ops.aten
+
+
+def eager(name: str, kwargs: dict[str, Any], seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return timm.create_model(name, pretrained=False, **kwargs).eval()
+
+
+def small(name: str, tiny: dict[str, Any]) -> dict[str, Any]:
+    return dict(SWIN) if name.startswith("swin") else dict(tiny)
+
+
+def assert_same_model(graph: ModelGraph, model: torch.nn.Module) -> None:
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, *graph.source.image, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            assert torch.equal(graph.module(images), model(images)), f"batch {batch}"
+    assert dict(graph.module.named_parameters()).keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        NAME,
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_224",
+        "beit_base_patch16_224",
+        "swin_tiny_patch4_window7_224",
+    ],
+)
+def test_equals_the_eager_model_bit_for_bit(name: str, tiny_kwargs: dict[str, Any]) -> None:
+    kwargs = small(name, tiny_kwargs)
+    assert_same_model(trace_timm(name, kwargs), eager(name, kwargs))
+
+
+def test_full_size_deit_tiny_with_real_weights(shared_data: Path) -> None:
+    checkpoint = shared_data / "deit_tiny" / "model.safetensors"
+    graph = trace_timm("deit_tiny_patch16_224", {}, checkpoint)
+    model = eager("deit_tiny_patch16_224", {})
+    model.load_state_dict(load_file(checkpoint))
+    assert_same_model(graph, model)
+    assert graph.source.image == (3, 224, 224)
+    assert graph.source.classes == 1000
+    assert graph.source.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert graph.source.preprocessing.interpolation == "bicubic"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "deit3_small_patch16_224"])
+def test_full_size_models(name: str) -> None:
+    assert_same_model(trace_timm(name, {}), eager(name, {}))
+
+
+def test_a_rope_model_is_traced_through_its_autocast_regions() -> None:
+    kwargs = {"img_size": 56, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 3}
+    assert_same_model(trace_timm("eva02_tiny_patch14_224", kwargs), eager("eva02_tiny_patch14_224", kwargs))
+
+
+@pytest.mark.parametrize("name", [NAME, "beit_base_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_fused_qkv_becomes_a_split_and_no_op_nodes_go(name: str, tiny_kwargs: dict[str, Any]) -> None:
+    graph = trace_timm(name, small(name, tiny_kwargs))
+    calls = [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
+    assert aten.split_with_sizes.default in calls
+    unwanted = (aten.unbind.int, aten.dropout.default, aten.contiguous.default, aten.view.default, aten.pad.default)
+    assert not set(unwanted) & set(calls)
+    assert not [node for node in graph.module.graph.nodes if node.op == "call_module"]
+
+
+def test_scale_of_attention_is_explicit(tiny_graph: ModelGraph) -> None:
+    nodes = tiny_graph.module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
+    assert [node.kwargs["scale"] for node in nodes] == [1 / 32**0.5] * 2
+
+
+def test_every_buffer_has_one_use() -> None:
+    graph = trace_timm("vit_small_patch16_rope_224", {"depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 3})
+    buffers = dict(graph.module.named_buffers())
+    uses = [node for node in graph.module.graph.nodes if node.op == "get_attr" and node.target in buffers]
+    assert buffers
+    assert len({node.target for node in uses}) == len(uses) == len(buffers)
+    assert all(len(node.users) == 1 for node in uses)
+
+
+def test_seed_decides_the_weights_and_leaves_the_global_generator_alone(tiny_kwargs: dict[str, Any]) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, again, other = (trace_timm(NAME, tiny_kwargs, seed=seed).module.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_trains_with_finite_gradients_and_a_wrapper_can_switch_modes(tiny_graph: ModelGraph) -> None:
+    wrapper = torch.nn.Sequential(tiny_graph.module).train()
+    assert tiny_graph.module.training
+    wrapper(torch.randn(3, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in tiny_graph.module.parameters())
+    assert not wrapper.eval()[0].training
+
+
+def test_deep_copy_is_independent(tiny_graph: ModelGraph) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    before = tiny_graph.module(images)
+    twin = copy.deepcopy(tiny_graph.module)
+    assert torch.equal(twin(images), before)
+    with torch.no_grad():
+        twin.get_parameter("head.bias").add_(1)
+    assert torch.equal(tiny_graph.module(images), before)
+
+
+def test_exports_to_onnx_with_a_dynamic_batch(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    program = torch.onnx.export(
+        tiny_graph.module, (torch.randn(2, 3, 32, 32),), dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=21,
+    )  # fmt: skip
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 32, 32)
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        assert abs(logits - tiny_graph.module(images).detach().numpy()).max() < 1e-5
+
+
+def test_one_channel_images_get_one_mean(tiny_kwargs: dict[str, Any]) -> None:
+    source = trace_timm("deit_tiny_patch16_224", {**tiny_kwargs, "in_chans": 1}).source
+    assert source.image == (1, 32, 32)
+    assert len(source.preprocessing.mean) == len(source.preprocessing.std) == 1
+    assert source.classes == 10
+
+
+def test_half_precision_checkpoint_is_widened(
+    tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    half = {key: tensor.half() for key, tensor in tiny_graph.module.state_dict().items()}
+    save_file(half, tmp_path / "half.safetensors")
+    state = trace_timm(NAME, tiny_kwargs, tmp_path / "half.safetensors").module.state_dict()
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert all(torch.equal(state[key], half[key].float()) for key in half)
+
+
+def test_unknown_name_names_the_closest() -> None:
+    with pytest.raises(UsageError, match="no model 'deit_tinny_patch16_224'") as error:
+        trace_timm("deit_tinny_patch16_224", {})
+    assert error.value.exit_code == 2
+    assert "deit_tiny_patch16_224" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/deit_tiny_patch16_224.fb_in1k", "", "zzzz"])
+def test_names_that_are_no_local_model_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        trace_timm(name, {})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "word"),
+    [({"img_sise": 32}, "img_sise"), ({"num_heads": 5}, "num_heads=5"), ({"depth": "two"}, "depth='two'")],
+)
+def test_wrong_arguments_are_named(kwargs: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError) as error:
+        trace_timm(NAME, kwargs)
+    assert word in error.value.message
+    assert "\n" not in error.value.message
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_unreadable_checkpoints_say_what_is_wrong(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.pth")
+    cases = {
+        tmp_path / "absent.safetensors": "does not exist",
+        tmp_path: "is a folder",
+        write(tmp_path / "empty.safetensors", b""): "is empty",
+        write(tmp_path / "noise.safetensors", bytes(range(200))): "corrupt",
+        tmp_path / "pickle.pth": "pickle",
+    }
+    for path, word in cases.items():
+        with pytest.raises(InputError, match=word) as error:
+            trace_timm(NAME, tiny_kwargs, path)
+        assert error.value.hint
+        assert error.value.exit_code == 5
+
+
+def test_truncated_checkpoint(tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(tiny_graph.module.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="corrupt"):
+        trace_timm(NAME, tiny_kwargs, path)
+
+
+def test_checkpoint_of_another_architecture_names_parameters(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(trace_timm(NAME, {**tiny_kwargs, "depth": 3}).module.state_dict(), path)
+    with pytest.raises(InputError, match=r"unexpected: blocks\.2.* and 9 more"):
+        trace_timm(NAME, tiny_kwargs, path)
+    with pytest.raises(InputError, match=r"missing: blocks\.3"):
+        trace_timm(NAME, {**tiny_kwargs, "depth": 4}, path)
+    with pytest.raises(InputError, match=r"wrong shape: cls_token is 1x1x64 instead of 1x1x96"):
+        trace_timm(NAME, {**tiny_kwargs, "depth": 3, "embed_dim": 96}, path)
+
+
+def test_checkpoint_with_another_number_of_classes_says_so(
+    tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    save_file(tiny_graph.module.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        trace_timm(NAME, {**tiny_kwargs, "num_classes": 7}, tmp_path / "model.safetensors")
+    assert "num_classes to 10" in error.value.hint

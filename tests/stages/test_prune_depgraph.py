@@ -1,0 +1,266 @@
+"""Structural pruning on traced ViTs: what is cut, what stays equal, and what every key does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitslim.data import load_data
+from vitslim.errors import StageError
+from vitslim.graph.edits import Slice
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import DepGraph, Train, TwoFour
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.prune.depgraph_stage import DepGraphStage
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.training.loop import train
+
+Prune = Callable[..., StageResult]
+
+
+def unknown_stage(name: str) -> StageResult:
+    raise StageError(f"no stage {name}")
+
+
+def context(graph: ModelGraph, folder: Path, seed: int = 0, calibration: int = 64) -> StageContext:
+    data = load_data(Data(kind="digits", calibration=calibration), graph.source, seed=0)
+    return StageContext(data, seed, Silent(), unknown_stage, folder)
+
+
+@pytest.fixture
+def prune(tiny_graph: ModelGraph, tmp_path: Path) -> Prune:
+    """Prune the two-block ViT; checks the stage's promises on the way."""
+
+    def run(graph: ModelGraph | None = None, seed: int = 0, **keys: Any) -> StageResult:
+        before = graph or tiny_graph
+        stage = DepGraphStage(DepGraph(method="depgraph", **keys))
+        result = stage.apply(before, context(before, tmp_path, seed))
+        assert stage.ensures(before, result.graph) == []
+        return result
+
+    return run
+
+
+def kept(result: StageResult) -> dict[str, tuple[int, ...]]:
+    edit = result.graph.edits[-1]
+    assert isinstance(edit, Slice)
+    return {name: tuple(indices) for name, indices in edit.kept.items()}
+
+
+def images(graph: ModelGraph, count: int = 3) -> torch.Tensor:
+    return torch.randn(count, *graph.source.image, generator=torch.Generator().manual_seed(7))
+
+
+def test_uniform_halves_every_axis_but_heads(tiny_graph: ModelGraph, prune: Prune) -> None:
+    result = prune(ratio=0.5)
+    sizes = {axis.name: axis.size for axis in result.graph.axes.axes}
+    for block in ("blocks.0", "blocks.1"):
+        assert [sizes[f"{block}.{kind}"] for kind in ("heads", "qk", "v", "mlp")] == [2, 16, 16, 128]
+    assert sizes["embed"] == 32
+    assert {note.layer: note.what for note in result.changes}["blocks.1.mlp"] == "kept 128 of 256"
+    assert result.skipped == ()
+    assert result.metrics["verify_error"] < 1e-4
+    with torch.no_grad():
+        assert result.graph.module(images(tiny_graph)).shape == (3, 10)
+
+
+def test_the_given_graph_stays_as_it_was(tiny_graph: ModelGraph, prune: Prune) -> None:
+    before = {name: weight.clone() for name, weight in tiny_graph.module.state_dict().items()}
+    prune(importance="taylor", batches=1)
+    after = tiny_graph.module.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert tiny_graph.edits == ()
+    assert all(weight.grad is None for weight in tiny_graph.parameters().values())
+
+
+@pytest.mark.parametrize("mode", ["uniform", "bottleneck"])
+def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, prune: Prune, mode: str) -> None:
+    stage = DepGraphStage(DepGraph(method="depgraph", ratio=0.3, mode=mode))  # type: ignore[arg-type]
+    assert stage.estimate(sketch(tiny_graph)).cost() == sketch(prune(ratio=0.3, mode=mode).graph).cost()
+
+
+def test_an_index_goes_from_every_member_at_once(tiny_graph: ModelGraph, prune: Prune) -> None:
+    result = prune(ratio=0.4, round_to=1)
+    survivors = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in tiny_graph.parameters().items()}
+    for name, indices in kept(result).items():
+        for site in tiny_graph.axes[name].sites:
+            stays = torch.from_numpy(np.isin(site.index, indices) | (site.index < 0))
+            shape = [-1 if dim == site.dim else 1 for dim in range(survivors[site.parameter].ndim)]
+            survivors[site.parameter] &= stays.view(shape)
+    after = result.graph.parameters()
+    assert after.keys() == survivors.keys()
+    for name, weight in tiny_graph.parameters().items():
+        assert torch.equal(weight[survivors[name]], after[name].flatten()), name
+
+
+def test_pruning_equals_zeroing_where_no_norm_runs(tiny_graph: ModelGraph, prune: Prune) -> None:
+    result = prune(ratio=0.4, mode="bottleneck", round_to=1)
+    zeroed = tiny_graph.copy()
+    weights = zeroed.parameters()
+    with torch.no_grad():
+        for name, indices in kept(result).items():
+            for site in tiny_graph.axes[name].sites:
+                gone = np.flatnonzero(~np.isin(site.index, indices) & (site.index >= 0))
+                weights[site.parameter].index_fill_(site.dim, torch.from_numpy(gone), 0.0)
+        difference = zeroed.module(images(tiny_graph)) - result.graph.module(images(tiny_graph))
+        moved = zeroed.module(images(tiny_graph)) - tiny_graph.module(images(tiny_graph))
+    assert difference.abs().max() < 1e-5
+    assert moved.abs().max() > 1e-3
+
+
+def test_round_to_16_leaves_every_layer_to_two_four(prune: Prune, tmp_path: Path) -> None:
+    pruned = prune(ratio=0.3).graph
+    result = TwoFourStage(TwoFour(method="two-four")).apply(pruned, context(pruned, tmp_path))
+    assert result.skipped == ()
+    assert len(result.changes) == 9
+
+
+def test_pruning_twice(prune: Prune) -> None:
+    result = prune(prune(ratio=0.5, round_to=4).graph, ratio=0.5, round_to=4)
+    assert result.graph.axes["embed"].size == 16
+    assert len(result.graph.edits) == 2
+
+
+TAYLOR = {"importance": "taylor", "batches": 2, "batch": 8, "ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"ratio": 0.25}),
+        ({}, {"mode": "bottleneck"}),
+        ({}, {"importance": "taylor"}),
+        ({"ratio": 0.4}, {"round_to": 1}),
+        (TAYLOR, {"batches": 4}),
+        (TAYLOR, {"batch": 16}),
+    ],
+)
+def test_each_key_changes_the_result(prune: Prune, base: dict[str, Any], change: dict[str, Any]) -> None:
+    assert kept(prune(**base)) != kept(prune(**{**base, **change}))
+
+
+def test_equal_seeds_give_equal_graphs(prune: Prune) -> None:
+    one, two = prune(seed=3, **TAYLOR), prune(seed=3, **TAYLOR)
+    assert kept(one) == kept(two)
+    assert one.metrics == two.metrics
+    assert one.metrics["calibration_images"] == 16
+    assert kept(prune(seed=4, **TAYLOR)) != kept(one)
+
+
+def test_taylor_uses_all_images_when_there_are_few(prune: Prune) -> None:
+    assert prune(importance="taylor", batches=100, batch=32).metrics["calibration_images"] == 64
+
+
+def trained_with_dead_units(graph: ModelGraph, data: StageContext) -> ModelGraph:
+    """A trained model in which every other hidden unit of block 0 never fires, behind large outgoing weights."""
+
+    def objective(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, batch.labels)
+
+    student = graph.copy()
+    train(student.module, data.data.calibration, objective, Train(epochs=4, lr=1e-3), 0, {}, Silent())
+    weights = student.parameters()
+    with torch.no_grad():
+        weights["blocks.0.mlp.fc1.weight"][::2] = 0.0
+        weights["blocks.0.mlp.fc1.bias"][::2] = -30.0
+        weights["blocks.0.mlp.fc2.weight"][:, ::2] = 10.0
+    return student
+
+
+def test_taylor_keeps_the_units_that_matter(tiny_graph: ModelGraph, prune: Prune, tmp_path: Path) -> None:
+    model = trained_with_dead_units(tiny_graph, context(tiny_graph, tmp_path))
+    by_size = kept(prune(model, importance="magnitude_l2"))["blocks.0.mlp"]
+    by_effect = kept(prune(model, importance="taylor"))["blocks.0.mlp"]
+    assert by_size == tuple(range(0, 256, 2))
+    assert by_effect == tuple(range(1, 256, 2))
+
+
+def test_taylor_without_images_is_refused(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    given = context(tiny_graph, tmp_path)
+    empty = replace(given, data=replace(given.data, calibration=given.data.calibration.subset([])))
+    with pytest.raises(StageError, match="needs calibration images") as error:
+        DepGraphStage(DepGraph(method="depgraph", importance="taylor")).apply(tiny_graph, empty)
+    assert "data.calibration" in error.value.hint
+
+
+def test_broken_weights_are_refused(tiny_graph: ModelGraph, prune: Prune) -> None:
+    with torch.no_grad():
+        tiny_graph.parameters()["blocks.1.mlp.fc2.weight"][0, 0] = torch.nan
+    with pytest.raises(StageError):
+        prune(importance="taylor")
+
+
+def test_nothing_to_prune_is_refused(prune: Prune) -> None:
+    with pytest.raises(StageError, match=r"nothing can be pruned: .*steps of") as error:
+        prune(round_to=512)
+    assert error.value.exit_code == 3
+    with pytest.raises(StageError, match="takes none"):
+        prune(ratio=0.0, round_to=1)
+
+
+def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune, tmp_path: Path) -> None:
+    masked = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context(tiny_graph, tmp_path)).graph
+    with pytest.raises(StageError, match="2:4"):
+        prune(masked)
+
+
+def test_a_wrong_axis_is_caught_before_the_cut(tiny_graph: ModelGraph, prune: Prune) -> None:
+    """An axis that forgets one of its parameters must not lead to a cut."""
+    table = tiny_graph.axes
+    mlp = table["blocks.0.mlp"]
+    forgetful = replace(mlp, sites=tuple(site for site in mlp.sites if "fc2" not in site.parameter))
+    axes = tuple(forgetful if axis.name == mlp.name else axis for axis in table.axes)
+    tiny_graph.__dict__["axes"] = replace(table, axes=axes)
+    with pytest.raises(StageError, match="not understood"):
+        prune()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("vit_tiny_patch16_224", {"qk_norm": True}),
+        ("vit_small_patch32_224", {}),
+        ("vit_base_patch32_224", {}),
+        ("vit_large_patch32_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("deit3_small_patch16_224", {}),
+    ],
+)
+def test_sizes_of_timm(name: str, kwargs: dict[str, Any], prune: Prune) -> None:
+    """Every size of ViT and DeiT, cut to one block: the pruned graph runs and all its layers divide by 16."""
+    graph = trace_timm(name, {"depth": 1, "num_classes": 10, **kwargs})
+    result = prune(graph, ratio=0.5)
+    with torch.no_grad():
+        assert torch.isfinite(result.graph.module(images(graph))).all()
+    for layer in sketch(result.graph).linears:
+        assert layer.in_features % 16 == 0
+        assert layer.out_features % 16 == 0 or layer.role == "head"
+    assert result.skipped == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("vit_base_patch32_224", 88.22, 22.88), ("vit_base_patch16_224", 86.57, 22.05)]
+)
+def test_published_sizes(name: str, before: float, after: float, tmp_path: Path) -> None:
+    """Torch-Pruning's ViT-B/16 and B/32 at ratio 0.5: parameters in millions (DepGraph, section 9)."""
+    graph = trace_timm(name, {})
+    stage = DepGraphStage(DepGraph(method="depgraph", ratio=0.5))
+    assert sketch(graph).cost().params / 1e6 == pytest.approx(before, abs=0.005)
+    given = load_data(Data(kind="digits", calibration=8), graph.source, seed=0)
+    result = stage.apply(graph, StageContext(given, 0, Silent(), unknown_stage, tmp_path))
+    sizes = {axis.name: axis.size for axis in result.graph.axes.axes}
+    assert (sizes["embed"], sizes["blocks.7.qk"], sizes["blocks.7.v"], sizes["blocks.7.mlp"]) == (384, 32, 32, 1536)
+    params = sum(weight.numel() for weight in result.graph.parameters().values())
+    assert params / 1e6 == pytest.approx(after, abs=0.005)
+    assert sketch(result.graph).cost().params == params

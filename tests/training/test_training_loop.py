@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.data import Dataset
+from vitslim.errors import StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Train
+from vitslim.training import Batch, hard_loss, predict, top1, train
+from vitslim.training.loop import lr_factor, make_optimiser
+
+
+def labels_only(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return hard_loss(logits, batch.labels)
+
+
+def trained(graph: ModelGraph, dataset: Dataset, seed: int = 0, **config: Any) -> dict[str, float]:
+    masks = graph.masks
+    return train(graph.module, dataset, labels_only, Train(**config), seed, masks, Silent())
+
+
+def test_training_learns_and_reports_its_losses(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    metrics = trained(tiny_graph, some_digits, epochs=25, batch=32, lr=3e-3)
+    assert metrics["steps"] == 125
+    assert metrics["images"] == 25 * 160
+    assert metrics["loss_first"] > 2.0
+    assert metrics["loss_last"] < 1.5
+    assert not tiny_graph.module.training
+    assert top1(*predict(tiny_graph.module, some_digits, 64, Silent(), "")) > 0.5
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_equal_seeds_give_equal_weights(tiny_graph: ModelGraph, some_digits: Dataset, augment: str) -> None:
+    graphs = [tiny_graph.copy() for _ in range(3)]
+    for graph, seed in zip(graphs, (0, 0, 1), strict=True):
+        torch.rand(1)
+        trained(graph, some_digits, seed, epochs=1, lr=1e-3, augment=augment)
+    first, same, other = ([weight.detach() for weight in graph.parameters().values()] for graph in graphs)
+    assert all(map(torch.equal, first, same))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    name = "blocks.0.mlp.fc1.weight"
+    weight = tiny_graph.parameters()[name]
+    tiny_graph.masks[name] = mask = torch.rand(weight.shape) < 0.5
+    with torch.no_grad():
+        weight.mul_(mask)
+    before = weight.detach().clone()
+    trained(tiny_graph, some_digits, epochs=4, batch=64, lr=1e-2)
+    assert (weight[~mask] == 0).all()
+    assert not torch.equal(weight, before)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    steps = iter(range(100))
+
+    def broken(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return logits.sum() * (float("nan") if next(steps) == 2 else 1)
+
+    with pytest.raises(StageError, match="step 3 of 5: the loss is nan") as caught:
+        train(tiny_graph.module, some_digits, broken, Train(epochs=1, batch=32), 0, {}, Silent())
+    assert "lr" in caught.value.hint
+    assert caught.value.exit_code == 3
+
+
+def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    seen: list[int] = []
+
+    def check(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        for image, label, position in zip(batch.images, batch.labels, batch.positions.tolist(), strict=True):
+            assert torch.equal(image, some_digits[position][0])
+            assert label == some_digits.labels[position]
+        seen.extend(batch.positions.tolist())
+        return labels_only(logits, batch)
+
+    train(tiny_graph.module, some_digits, check, Train(epochs=2, batch=48), 0, {}, Silent())
+    assert sorted(seen[:160]) == sorted(seen[160:]) == list(range(160))
+    assert seen[:160] != seen[160:]
+
+
+def test_schedule_warms_up_then_falls_to_zero() -> None:
+    factors = [lr_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[10] == 1
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.001
+    assert lr_factor(0, 1, 0.9) == 1
+
+
+def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
+    groups = make_optimiser(tiny_graph.module.parameters(), Train(wd=0.1)).param_groups
+    assert {group["weight_decay"]: min(p.ndim for p in group["params"]) > 1 for group in groups} == {
+        0.1: True,
+        0.0: False,
+    }
+    assert sum(len(group["params"]) for group in groups) == len(tiny_graph.parameters())

@@ -1,0 +1,97 @@
+"""Names of backends, as recipes and the command line write them, resolved once to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vitslim.backends.measured.onnxruntime import UNAVAILABLE_HINT, measure_latency
+from vitslim.backends.simulated.estimate import estimate
+from vitslim.backends.simulated.spec import SystolicSpec, load_spec
+from vitslim.errors import BackendUnavailableError, UsageError, closest
+from vitslim.progress import Progress
+from vitslim.results import Estimate, Measurement
+from vitslim.workload import read_workload
+
+NAMES = ("onnxruntime:cpu", "sim:systolic")
+SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A backend that runs ONNX files and takes the time."""
+
+    name: str
+
+    def require(self) -> None:
+        """Raise BackendUnavailableError when the backend cannot run here."""
+        if find_spec("onnxruntime") is None:
+            raise BackendUnavailableError("ONNX Runtime is not installed", UNAVAILABLE_HINT)
+
+    def measure(
+        self, files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int],
+        seconds: float, progress: Progress,
+    ) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
+        """Latency of each file at each batch size and thread count, all files interleaved in one process."""
+        return measure_latency(files, baseline, batches, threads, seconds, progress)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A backend that computes what an ONNX file would take."""
+
+    name: str
+    spec: SystolicSpec
+
+    def require(self) -> None:
+        """Simulated backends need nothing but vitslim."""
+
+    def estimate(self, path: Path, batch: int) -> Estimate:
+        """Cycles and time of one ONNX file at one batch size."""
+        return estimate(read_workload(path, batch), self.spec, self.name)
+
+
+Backend = Measured | Simulated
+
+
+def parse_backend(value: str | Mapping[str, Any]) -> Backend:
+    """`onnxruntime:cpu`, `sim:systolic`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
+
+    Raises UsageError for unknown names and wrong settings, naming the closest; InputError for a bad settings file.
+    """
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    if not isinstance(value, str):
+        raise UsageError(f"a backend is a name, not {value!r}", f"allowed: {', '.join(NAMES)}")
+    kind, _, target = value.partition(":")
+    if kind == "sim" and target:
+        return _simulated(target, {}, value)
+    if value != "onnxruntime:cpu":
+        raise UsageError(f"there is no backend '{value}'", closest(value, NAMES))
+    return Measured(value)
+
+
+def _from_mapping(value: Mapping[str, Any]) -> Simulated:
+    target = value.get("sim")
+    if not isinstance(target, str):
+        raise UsageError(
+            "a backend written as a mapping needs the key 'sim'", "for example {sim: systolic, dataflow: ws}"
+        )
+    changes = {str(key): setting for key, setting in value.items() if key != "sim"}
+    shown = ", ".join(f"{key}={setting}" for key, setting in changes.items())
+    return _simulated(target, changes, f"sim:{target}({shown})" if changes else f"sim:{target}")
+
+
+def _simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:
+    if target.endswith(SPEC_SUFFIXES):
+        return Simulated(name, load_spec(changes, Path(target)))
+    if target not in SIMULATED:
+        raise UsageError(f"there is no simulated backend '{target}'", closest(target, SIMULATED))
+    return Simulated(name, SIMULATED[target](changes))
+
+
+SIMULATED: Mapping[str, Callable[[Mapping[str, Any]], SystolicSpec]] = {"systolic": load_spec}
+"""Name of a simulated target to what makes its settings."""

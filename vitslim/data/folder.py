@@ -1,0 +1,114 @@
+"""Folders of images, one subfolder a class: what is in them, and whether it can be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vitslim.errors import InputError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
+NAMED_AT_MOST = 3
+"""So many files or folders are named in one message; the others are counted."""
+LAYOUT_HINT = "an image folder holds one folder a class with images in it: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg"
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, is cut off, or claims an absurd size."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """All images below `root`, sorted by name."""
+
+    root: Path
+    files: tuple[str, ...]
+    """Relative to the root, with `/`."""
+    digest: str
+    """sha256 over names and sizes, in hexadecimal."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders, sorted."""
+        return tuple(sorted({class_of(file) for file in self.files}))
+
+
+def class_of(file: str) -> str:
+    """Class folder of a file named relative to its root."""
+    return file.partition("/")[0]
+
+
+def scan_folder(root: Path) -> ImageFolder:
+    """List the images of a folder of class folders and look at every file's header.
+
+    Raises InputError for a folder that is missing or empty, a class folder without images, and unreadable files.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is {'not a folder' if root.exists() else 'missing'}", hint=LAYOUT_HINT)
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise InputError(f"{root} has no class folders", hint=LAYOUT_HINT)
+    found = {folder.name: _images_below(folder) for folder in folders}
+    empty = [name for name, files in found.items() if not files]
+    if empty:
+        raise InputError(
+            f"{root} has class folders without images: {listed(empty)}",
+            hint=f"images are files that end in {', '.join(sorted(SUFFIXES))}",
+        )
+    paths = [path for files in found.values() for path in files]
+    _check_headers(paths)
+    names = tuple(sorted(path.relative_to(root).as_posix() for path in paths))
+    content = "\n".join(f"{name} {(root / name).stat().st_size}" for name in names)
+    return ImageFolder(root, names, hashlib.sha256(content.encode()).hexdigest())
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """Decode a whole image to a Pillow mode, `RGB` or `L`; InputError names a file that does not decode."""
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except UNREADABLE as error:
+        raise _unreadable([f"{path} ({_reason(path, error)})"]) from error
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one phrase; beyond the first few they are only counted."""
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _check_headers(paths: Sequence[Path]) -> None:
+    broken = []
+    for path in paths:
+        try:
+            with Image.open(path):
+                pass
+        except UNREADABLE as error:
+            broken.append(f"{path} ({_reason(path, error)})")
+    if broken:
+        raise _unreadable(broken)
+
+
+def _unreadable(broken: Sequence[str]) -> InputError:
+    return InputError(
+        f"{len(broken)} {'image' if len(broken) == 1 else 'images'} cannot be read: {listed(broken)}",
+        hint="replace or delete what does not open in an image viewer",
+    )
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "0 bytes"
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,219 @@
+"""What a person sees in a transformer, found in its graph: blocks, attention, MLP, layers with a weight, class token.
+
+Nothing here knows a model family. Attention is a scaled dot product (one node, or softmax between two products), a
+block is the numbered module that holds it, and the role of a layer follows from where its result goes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from vitslim.graph.attention import Attention, find_attentions, parameter_of
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
+from vitslim.graph.shapes import tensor_shapes
+
+aten = torch.ops.aten
+
+LAYER_OPS = (aten.linear.default, aten.conv1d.default, aten.conv2d.default)
+ADD = (aten.add.Tensor, aten.add_.Tensor)
+BLOCK_NAME = re.compile(r"^(.*\.\d+)\.[^.]+\..*$")
+"""The longest prefix that ends in a number and has a module and a parameter behind it."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One layer with a weight: a linear or a convolution."""
+
+    weight: str
+    node: Node
+    in_features: int
+    """Length of the reduction: for a convolution, input channels of a group times kernel size."""
+    out_features: int
+    role: str
+    """qkv, proj, fc1, fc2, head, patch_embed or other."""
+    block: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block."""
+
+    name: str
+    """`blocks.3`; in Swin `layers.1.blocks.0`."""
+    attention: Attention | None
+    attention_residual: Node | None
+    """The addition of the attention branch to its input; None where there is none."""
+    squeeze: Node | None
+    """The token squeeze behind the attention residual, if one was inserted."""
+    mlp: tuple[str, ...]
+    """Names of the weights with role fc1 or fc2."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one graph; all nodes belong to its module."""
+
+    blocks: tuple[Block, ...]
+    linears: tuple[Linear, ...]
+    token_node: Node | None
+    """Where prefix tokens (class token, registers) join the patch tokens."""
+    has_class_token: bool
+    prefix_tokens: int
+    shapes: dict[Node, tuple[int, ...]]
+    """Shape of each node that gives one tensor; the batch is `vitslim.graph.shapes.BATCH`."""
+
+    def block(self, name: str) -> Block | None:
+        """The block of that name."""
+        return next((block for block in self.blocks if block.name == name), None)
+
+
+def find_anatomy(graph: ModelGraph) -> Anatomy:
+    """The parts of a graph. Never fails: what a model does not have is absent."""
+    shapes = tensor_shapes(graph)
+    attentions = find_attentions(graph.module.graph, shapes)
+    layers = [n for n in graph.module.graph.nodes if is_op(n, *LAYER_OPS) and parameter_of(argument(n, 1))]
+    roles = _roles(layers, attentions)
+    names = _block_names(layers, roles, attentions)
+    linears = tuple(_linear(node, roles.get(node, ""), names, graph) for node in layers)
+    linears = _with_mlp_roles(linears)
+    blocks = tuple(_block(name, attentions, linears) for name in names)
+    token_node, has_class_token, prefix = _prefix(graph, shapes)
+    return Anatomy(blocks, linears, token_node, has_class_token, prefix, shapes)
+
+
+def descendants(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
+    """Nodes that a node flows into, nearest first; does not go on behind operators in `stop`."""
+    queue, seen = [start], {start}
+    while queue:
+        for user in queue.pop(0).users:
+            if user not in seen:
+                seen.add(user)
+                yield user
+                if not is_op(user, *stop):
+                    queue.append(user)
+
+
+def ancestors(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
+    """Nodes that flow into a node, nearest first; does not go on before operators in `stop`."""
+    queue, seen = [start], {start}
+    while queue:
+        for source in queue.pop(0).all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                yield source
+                if not is_op(source, *stop):
+                    queue.append(source)
+
+
+def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:
+    """Roles that follow from the flow of data; those of MLP layers and heads also need the blocks."""
+    roles: dict[Node, str] = {}
+    for attention in attentions:
+        for operand in (attention.q, attention.k, attention.v):
+            near = (operand, *ancestors(operand, LAYER_OPS)) if not is_op(operand, *LAYER_OPS) else (operand,)
+            roles |= {node: "qkv" for node in near if node in layers}
+        projection = next((node for node in descendants(attention.node, LAYER_OPS) if node in layers), None)
+        if projection is not None:
+            roles[projection] = "proj"
+    for node in layers:
+        if not is_op(node, aten.linear.default) and not any(is_op(n, *LAYER_OPS) for n in ancestors(node)):
+            roles.setdefault(node, "patch_embed")
+    return roles
+
+
+def _block_names(layers: list[Node], roles: dict[Node, str], attentions: list[Attention]) -> tuple[str, ...]:
+    """Names of blocks in graph order: what holds an attention, or without attention whatever holds linears."""
+    holders = [n for n in layers if roles.get(n) in {"qkv", "proj"}] if attentions else layers
+    matches = (BLOCK_NAME.match(parameter_of(argument(n, 1))) for n in holders)
+    return tuple(dict.fromkeys(match.group(1) for match in matches if match))
+
+
+def _block_of(parameter: str, names: tuple[str, ...]) -> str:
+    return next((name for name in names if parameter.startswith(name + ".")), "")
+
+
+def _linear(node: Node, role: str, names: tuple[str, ...], graph: ModelGraph) -> Linear:
+    weight = parameter_of(argument(node, 1))
+    shape = graph.module.get_parameter(weight).shape
+    block = _block_of(weight, names)
+    if not role and not block and not any(is_op(n, *LAYER_OPS) for n in descendants(node)):
+        role = "head"
+    return Linear(weight, node, shape[1:].numel(), shape[0], role, block)
+
+
+def _with_mlp_roles(linears: tuple[Linear, ...]) -> tuple[Linear, ...]:
+    """In a block, a layer that feeds another of the block's remaining layers without a norm between is fc1."""
+    free = (x for x in linears if not x.role and x.block and is_op(x.node, aten.linear.default))
+    open_layers = {layer.node: layer for layer in free}
+    roles: dict[Node, str] = {}
+    for node, layer in open_layers.items():
+        stops = (*LAYER_OPS, *ADD, aten.layer_norm.default)
+        for other in descendants(node, stops):
+            if other in open_layers and open_layers[other].block == layer.block:
+                roles[node] = "fc1"
+                roles.setdefault(other, "fc2")
+    return tuple(
+        Linear(x.weight, x.node, x.in_features, x.out_features, x.role or roles.get(x.node, "other"), x.block)
+        for x in linears
+    )
+
+
+def _block(name: str, attentions: list[Attention], linears: tuple[Linear, ...]) -> Block:
+    own = [layer for layer in linears if layer.block == name]
+    inside = {layer.node for layer in own if layer.role == "qkv"}
+    attention = next(
+        (a for a in attentions if any(n in inside for n in (a.q, *ancestors(a.q, LAYER_OPS)))),
+        None,
+    )
+    residual = _residual(attention) if attention else None
+    squeeze = next((user for user in residual.users if is_op(user, SQUEEZE_TOKENS)), None) if residual else None
+    mlp = tuple(layer.weight for layer in own if layer.role in {"fc1", "fc2"})
+    return Block(name, attention, residual, squeeze, mlp)
+
+
+def _residual(attention: Attention) -> Node | None:
+    """The first addition of something that contains the attention to something that the attention was made from."""
+    inputs = set(ancestors(attention.node))
+    branch = {attention.node, *descendants(attention.node)}
+    for node in descendants(attention.node):
+        if is_op(node, *ADD):
+            sides = node.all_input_nodes
+            if len(sides) == 2 and any(s in inputs for s in sides) and any(s in branch for s in sides):
+                other = next(s for s in sides if s not in branch)
+                if other in inputs and other.op != "get_attr":
+                    return node
+    return None
+
+
+def _prefix(graph: ModelGraph, shapes: dict[Node, tuple[int, ...]]) -> tuple[Node | None, bool, int]:
+    """The first concatenation along dimension 1 of tokens that no image enters and tokens that one does."""
+    from_image = {node for x in graph.module.graph.find_nodes(op="placeholder") for node in (x, *descendants(x))}
+    computed = {node for node in from_image if not _only_sizes(node)}
+    for node in graph.module.graph.nodes:
+        if not is_op(node, aten.cat.default) or argument(node, 1, "dim", 0) not in (1, -2):
+            continue
+        parts: list[Node] = argument(node, 0)
+        constant = [part for part in parts if not _depends(part, computed)]
+        if node in computed and constant and constant == parts[: len(constant)] and len(constant) < len(parts):
+            names = [str(n.target) for n in (constant[0], *ancestors(constant[0])) if n.op == "get_attr"]
+            has_class_token = any("cls" in name or "class" in name for name in names)
+            return node, has_class_token, sum(shapes[part][1] for part in constant)
+    return None, False, 0
+
+
+def _only_sizes(node: Node) -> bool:
+    return is_op(node, aten.sym_size.int)
+
+
+def _depends(node: Node, computed: set[Node]) -> bool:
+    """Whether values of the image reach a node; its batch size alone does not count."""
+    if is_op(node, aten.expand.default):
+        return argument(node, 0) in computed
+    return node in computed

@@ -1,0 +1,99 @@
+"""Attention in a graph: one scaled-dot-product node, or a softmax between two matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.shapes import BATCH
+
+aten = torch.ops.aten
+
+SDPA = aten.scaled_dot_product_attention.default
+MATMUL = (aten.matmul.default, aten.bmm.default)
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
+BETWEEN = (
+    aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.sub.Tensor, aten.reshape.default, aten.masked_fill.Scalar,
+    aten.to.dtype, aten.type_as.default, aten.dropout.default,
+)  # fmt: skip
+"""What may stand between a product of attention and its softmax."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: `node` = softmax(q k^T * scale + bias) v."""
+
+    node: Node
+    """Gives (batch, heads, tokens, v width)."""
+    q: Node
+    """(batch, heads, tokens, qk width), before the scale."""
+    k: Node
+    """(batch, heads, tokens, qk width)."""
+    v: Node
+    scale: float
+    heads: int
+    biased: bool
+    """Whether a mask or a position bias is added to the logits."""
+    windowed: bool
+    """Whether tokens see only a window: the windows stand in the batch dimension."""
+
+
+def find_attentions(graph: Graph, shapes: dict[Node, tuple[int, ...]]) -> list[Attention]:
+    """Every attention in graph order; q of rank 4 only."""
+    found = []
+    for node in graph.nodes:
+        attention = _fused(node, shapes) if is_op(node, SDPA) else _decomposed(node, shapes)
+        if attention is not None:
+            found.append(attention)
+    return found
+
+
+def parameter_of(operand: Any) -> str:
+    """Name of the parameter that an operand is, directly or through a fake quantiser; empty for anything else."""
+    node = operand
+    while isinstance(node, Node) and node.op == "call_function" and "vitslim" in str(node.target):
+        node = node.args[0]
+    return str(node.target) if isinstance(node, Node) and node.op == "get_attr" else ""
+
+
+def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
+    q, k, v = (argument(node, i) for i in range(3))
+    scale = argument(node, 6, "scale")
+    if len(shapes[q]) != 4:
+        return None
+    if scale is None:
+        scale = float(shapes[q][-1]) ** -0.5
+    biased = argument(node, 3, "attn_mask") is not None
+    return Attention(node, q, k, v, float(scale), shapes[q][1], biased, shapes[q][0] != BATCH)
+
+
+def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
+    """`node` is the second product: softmax of something that goes back to a first product, times v."""
+    if not is_op(node, *MATMUL):
+        return None
+    probabilities, v = argument(node, 0), argument(node, 1)
+    while is_op(probabilities, *BETWEEN):
+        probabilities = argument(probabilities, 0)
+    if not is_op(probabilities, *SOFTMAX):
+        return None
+    logits, biased, scale = argument(probabilities, 0), False, 1.0
+    while is_op(logits, *BETWEEN):
+        other = argument(logits, 1)
+        biased = biased or is_op(logits, aten.add.Tensor, aten.masked_fill.Scalar)
+        if is_op(logits, aten.mul.Tensor) and isinstance(other, float):
+            scale *= other
+        logits = argument(logits, 0)
+    if not is_op(logits, *MATMUL):
+        return None
+    q, k = argument(logits, 0), argument(logits, 1)
+    if is_op(q, aten.mul.Tensor) and isinstance(argument(q, 1), float):
+        q, scale = argument(q, 0), scale * argument(q, 1)
+    if is_op(k, aten.transpose.int):
+        k = argument(k, 0)
+    if len(shapes[q]) != 4:
+        return None
+    return Attention(node, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH)

@@ -1,0 +1,172 @@
+"""The sketch of a graph that exists: every matrix product with its sizes as products of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.fx import Node
+
+from vitslim.graph.anatomy import Anatomy, Block, find_anatomy
+from vitslim.graph.attention import MATMUL, SDPA, parameter_of
+from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
+from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument
+from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
+from vitslim.graph.sketch import ModelSketch, Product
+from vitslim.graph.size import ONE, Size
+from vitslim.graph.edits import InsertFakeQuant, Mask
+
+aten = torch.ops.aten
+
+
+def sketch(graph: ModelGraph) -> ModelSketch:
+    """Axis sizes, products, bits and sparsity of a graph. Costs computed from it are those of the graph."""
+    anatomy = find_anatomy(graph)
+    sizes = _Sizes(graph.axes, anatomy)
+    quantised = [site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites]
+    masked = [(name, edit.pattern) for edit in graph.edits if isinstance(edit, Mask) for name in edit.parameters]
+    return ModelSketch(
+        axes=sizes.lengths,
+        kinds={axis.name: axis.kind for axis in graph.axes.axes},
+        frozen={axis.name: axis.frozen for axis in graph.axes.axes if axis.frozen},
+        products=tuple(_products(graph, anatomy, sizes)),
+        parameters={
+            name: sizes.product(graph.axes.parameter_terms(name))
+            for name, _ in graph.module.named_parameters()
+            if not name.startswith(QUANTISER_PREFIX)
+        },
+        blocks=tuple(block.name for block in anatomy.blocks),
+        token_axes=sizes.token_axes,
+        prefix_tokens=anatomy.prefix_tokens,
+        squeeze_obstacle=_squeeze_obstacle(anatomy),
+        squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
+        bits={site.weight: (site.weight_bits, site.input_bits) for site in quantised},
+        sparsity=dict(masked),
+    )
+
+
+class _Sizes:
+    """Turns axis terms into sizes; the token axis, a sum of class token and patches, gets a name of its own."""
+
+    def __init__(self, table: AxisTable, anatomy: Anatomy) -> None:
+        self.table = table
+        self.lengths = {axis.name: axis.size for axis in table.axes}
+        self.token_axes: dict[str, str] = {}
+        self._token_names: dict[object, str] = {}
+        for block in anatomy.blocks:
+            self._name_tokens(block)
+
+    def _name_tokens(self, block: Block) -> None:
+        stream = block.squeeze or block.attention_residual
+        if stream is None or len(self.table.terms(stream)) != 3:
+            return
+        if block.squeeze is not None and block.attention_residual is not None:
+            self._token_name(self.table.terms(block.attention_residual)[1], "tokens")
+        name = f"tokens.{block.name}" if self._token_names else "tokens"
+        self.token_axes[block.name] = self._token_name(self.table.terms(stream)[1], name)
+
+    def _token_name(self, term: Term, name: str) -> str:
+        name = self._token_names.setdefault(self.table.key(term), name)
+        self.lengths[name] = self.table.size(term)
+        return name
+
+    def of(self, term: Term) -> Size:
+        """The size of one dimension; the batch counts one."""
+        name = self._token_names.get(self.table.key(term))
+        if name is not None:
+            return Size.axis(name)
+        match self.table.find(term):
+            case Prod(factors):
+                return self.product(factors)
+            case Sum(parts):
+                total = self.of(parts[0])
+                for part in parts[1:]:
+                    total = total + self.of(part)
+                return total
+            case Prim() as prim:
+                name = self.table.name_of(prim)
+                return ONE if self.table.is_batch(prim) else Size.axis(name)
+
+    def product(self, terms: tuple[Term, ...]) -> Size:
+        """The number of elements of several dimensions."""
+        total = ONE
+        for term in terms:
+            total = total * self.of(term)
+        return total
+
+
+def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes) -> Iterator[Product]:
+    layers = {layer.node: layer for layer in anatomy.linears}
+    attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
+    readers: dict[object, Callable[[Node, _Sizes, str], tuple[Product, ...]]] = {
+        SDPA: _attention,
+        CLASS_ATTENTION: _class_attention,
+        SQUEEZE_TOKENS: _squeeze,
+        **dict.fromkeys(MATMUL, _matmul),
+    }
+    block = ""
+    for node in graph.module.graph.nodes:
+        if node in layers:
+            layer = layers[node]
+            block = layer.block
+            yield _layer(node, sizes, layer.block, layer.role)
+        elif node.target in readers:
+            block = attention_blocks.get(node, block)
+            yield from readers[node.target](node, sizes, block)
+
+
+def _layer(node: Node, sizes: _Sizes, block: str, role: str) -> Product:
+    """Linear: rows are all tokens. Convolution: rows are output positions, the reduction is channels times kernel."""
+    weight = parameter_of(argument(node, 1))
+    out, *reduce = sizes.table.parameter_terms(weight)
+    result = sizes.table.terms(node)
+    is_linear = node.target is aten.linear.default
+    rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
+    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, block, role)
+
+
+def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+    """Both products of one attention: q k^T, and the probabilities times v."""
+    q, k, v = (sizes.table.terms(argument(node, i)) for i in range(3))
+    heads, queries, keys = sizes.product(q[:-2]), sizes.of(q[-2]), sizes.of(k[-2])
+    return (
+        Product(f"{block}.attention.qk", heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
+        Product(f"{block}.attention.v", heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
+    )
+
+
+def _matmul(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+    left, right = (sizes.table.terms(argument(node, i)) for i in range(2))
+    rows, reduce, columns = sizes.of(left[-2]), sizes.of(left[-1]), sizes.of(right[-1])
+    return (Product(f"{block}.matmul", sizes.product(left[:-2]), rows, reduce, columns, "", block, "attention"),)
+
+
+def _class_attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+    _, heads, keys, width = (sizes.of(term) for term in sizes.table.terms(argument(node, 1)))
+    return (Product(f"{block}.class_attention", heads, ONE, width, keys, "", block, "squeeze"),)
+
+
+def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+    """Similarity of squeezed to kept tokens, and the fusion that adds them."""
+    score, keep = sizes.table.terms(argument(node, 1))[-1], int(argument(node, 2))
+    width = sizes.of(sizes.table.terms(node)[-1])
+    kept, gone = Size.of(keep), Size.of(sizes.table.size(score) - keep)
+    return (
+        Product(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
+        Product(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
+    )
+
+
+def _squeeze_obstacle(anatomy: Anatomy) -> str:
+    attentions = [block.attention for block in anatomy.blocks if block.attention]
+    if not attentions or len(attentions) < len(anatomy.blocks):
+        return "not every block has an attention over tokens"
+    if any(attention.windowed for attention in attentions):
+        return "its attention sees windows, which must keep their size"
+    if any(attention.biased for attention in attentions):
+        return "its attention has a bias for each pair of positions"
+    if not anatomy.has_class_token:
+        return "it has no class token whose attention could score the others"
+    return ""

@@ -1,0 +1,211 @@
+"""Checks a value against its JSON schema and says in plain words what is wrong.
+
+The schema comes from the typed configs, so the constraint, the message and the published schema are one thing. Only the
+part of JSON schema that pydantic writes for those configs is understood; `$ref` is resolved beforehand by `inlined`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vitslim.errors import Problem, closest
+from vitslim.recipe.yaml12 import plain_value
+
+Schema = Mapping[str, Any]
+
+EXPECTED = "x-expected"
+"""Schema key with the words for a value that a pattern describes."""
+
+LARGEST_INTEGER = 2**63 - 1
+_SHOWN = 40
+
+
+def check(value: object, schema: Schema, where: str = "") -> list[Problem]:
+    """Every problem of a value and of all it holds; empty when it is valid."""
+    if branches := schema.get("anyOf"):
+        return _check_any(value, schema, branches, where)
+    if not _fits(value, schema):
+        return [mismatch(where, value, schema)]
+    if isinstance(value, dict):
+        return list(_check_mapping(value, schema, where))
+    if isinstance(value, list | tuple):
+        items = schema.get("items", {})
+        return [p for position, item in enumerate(value) for p in check(item, items, join(where, position))]
+    return []
+
+
+def mismatch(where: str, value: object, schema: Schema) -> Problem:
+    """The problem of a value that is not what the schema asks for."""
+    return Problem(where, f"got {shown(value)}, expected {expected(schema)}", _hint(value, schema))
+
+
+def missing(where: str, schema: Schema) -> Problem:
+    """The problem of a required key that is not there."""
+    options = _options(schema)
+    return Problem(where, f"required key missing, expected {expected(schema)}", _allowed(options) if options else "")
+
+
+def unknown(where: str, key: str, allowed: Mapping[str, object]) -> Problem:
+    """The problem of a key that does not exist."""
+    return Problem(join(where, key), "unknown key", closest(key, allowed))
+
+
+def join(where: str, key: str | int) -> str:
+    """A dotted path with one more step."""
+    return f"{where}.{key}" if where else str(key)
+
+
+def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with every `$ref` replaced by what it refers to."""
+    if isinstance(schema, list):
+        return [inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    rest = {key: inlined(value, definitions) for key, value in schema.items() if key not in ("$ref", "$defs")}
+    if "$ref" not in schema:
+        return rest
+    return inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions) | rest
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, and in the words of YAML."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int):
+        return str(value) if abs(value) <= LARGEST_INTEGER else "a number with too many digits"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        text = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
+        return "'" + text.encode("unicode_escape").decode("ascii") + "'" if not _is_text(text) else f"'{text}'"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else f"a value of type {type(value).__name__}"
+
+
+def expected(schema: Schema) -> str:
+    """What a schema asks for, in words: `a number from 0 to below 1`."""
+    if words := schema.get(EXPECTED):
+        return str(words)
+    if options := _options(schema):
+        listed = ", ".join(shown(option) for option in options)
+        return f"one of {listed}" if len(options) > 1 else listed
+    if branches := schema.get("anyOf"):
+        words = list(dict.fromkeys(expected(branch) for branch in branches if branch.get("type") != "null"))
+        return " or ".join(words)
+    kind = schema.get("type")
+    if kind == "array":
+        return f"a list with at least one entry, each {_item(schema)}" if schema.get("minItems") else f"a list, each {_item(schema)}"
+    if kind == "object":
+        values = schema.get("additionalProperties")
+        return f"a mapping of names, each to {expected(values)}" if isinstance(values, dict) else "a mapping"
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+    return words.get(str(kind), "text") + _range(schema)
+
+
+def _item(schema: Schema) -> str:
+    return expected(schema.get("items", {}))
+
+
+def _range(schema: Schema) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    start = f" from {low:g}" if low is not None else f" above {above:g}" if above is not None else ""
+    if high is None and below is None:
+        return f" of at least {low:g}" if low is not None else start
+    end = f"to {high:g}" if high is not None else f"to below {below:g}"
+    return f"{start} {'and up ' if above is not None else ''}{end}"
+
+
+def _check_any(value: object, schema: Schema, branches: list[Schema], where: str) -> list[Problem]:
+    found = [check(value, branch, where) for branch in branches]
+    if not all(found):
+        return []
+    kind = "object" if isinstance(value, dict) else "array" if isinstance(value, list | tuple) else ""
+    same = [problems for problems, branch in zip(found, branches, strict=True) if branch.get("type") == kind]
+    return same[0] if len(same) == 1 else [mismatch(where, value, schema)]
+
+
+def _check_mapping(value: Mapping[object, object], schema: Schema, where: str) -> Iterator[Problem]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    for key, item in value.items():
+        if not isinstance(key, str) or not _is_text(key):
+            yield Problem(where, f"got the key {shown(key)}, expected text", "put quotes around the key")
+        elif key in known:
+            yield from check(item, known[key], join(where, key))
+        elif isinstance(others, dict):
+            yield from check(item, others, join(where, key))
+        elif not others:
+            yield unknown(where, key, known)
+    for key in schema.get("required", ()):
+        if key not in value:
+            yield missing(join(where, key), known[key])
+
+
+def _fits(value: object, schema: Schema) -> bool:
+    options = _options(schema)
+    if options and not any(type(value) is type(option) and value == option for option in options):
+        return False
+    match schema.get("type"):
+        case "string":
+            return isinstance(value, str) and _is_text(value) and _matches(value, schema)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, schema)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool) and _in_range(value, schema)
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+        case "array":
+            return isinstance(value, list | tuple) and len(value) >= schema.get("minItems", 0)
+        case "object":
+            return isinstance(value, dict)
+    return True
+
+
+def _in_range(value: float, schema: Schema) -> bool:
+    return (
+        -LARGEST_INTEGER <= value <= LARGEST_INTEGER  # false for NaN and infinities too
+        and schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
+        and schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
+    )
+
+
+def _matches(value: str, schema: Schema) -> bool:
+    pattern = schema.get("pattern")
+    fits = pattern is None or re.fullmatch(pattern, value) is not None
+    return fits and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be printed and written to a file: no control characters, no halves of surrogate pairs."""
+    return not any((c < " " and c not in "\n\t") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+def _options(schema: Schema) -> list[Any]:
+    if "const" in schema:
+        return [schema["const"]]
+    return list(schema.get("enum", []))
+
+
+def _allowed(options: list[Any]) -> str:
+    return f"allowed: {', '.join(str(option) for option in options)}"
+
+
+def _hint(value: object, schema: Schema) -> str:
+    branches = schema.get("anyOf", [schema])
+    kinds = {branch.get("type") for branch in branches}
+    if not isinstance(value, str):
+        single = value is not None and not isinstance(value, Mapping | list | tuple)
+        return f"write a list: [{shown(value)}]" if single and kinds <= {"array", "null"} else ""
+    if words := [o for branch in branches for o in _options(branch) if isinstance(o, str)]:
+        return closest(value, words)
+    if "boolean" in kinds and value.lower() in {"yes", "no", "on", "off"}:
+        return "YAML 1.2 knows only true and false"
+    if kinds & {"integer", "number", "boolean"} and not isinstance(plain_value(value), str):
+        return "write it without quotes"
+    return f"write a list: [{value[:_SHOWN]}]" if kinds <= {"array", "null"} else ""

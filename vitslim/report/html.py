@@ -1,0 +1,106 @@
+"""The report as one HTML file: no script, no external resource, light and dark, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vitslim.report import columns, figures, headline, stage_details, wording
+from vitslim.report.columns import Group, Source
+from vitslim.results import Report
+from vitslim.units import format_duration
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATE = "report.html.j2"
+
+
+def render_html(report: Report) -> str:
+    """A self-contained page. Every text is escaped: names of models, stages and folders are not to be trusted."""
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            report=report,
+            facts=_facts(report),
+            overview=_overview(report),
+            figures=figures.overview_figures(report),
+            further=partial(figures.further_figures, report),
+            accuracies=_accuracies(report),
+            measured=_latencies(report, "measured"),
+            simulated=_latencies(report, "simulated"),
+            costs=(_names(report), columns.cost_group(report)),
+            details=stage_details.stage_details(report),
+            breakdowns=stage_details.breakdowns(report),
+            simulators=wording.simulators(report),
+            gates=tuple(map(wording.gate_line, report.gates)),
+            verdict=wording.gates_verdict(report.gates),
+            failed=any(not gate.passed for gate in report.gates),
+            baseline=wording.baseline(report),
+        )
+    )
+
+
+def typographic(text: str) -> str:
+    """A figure with a true minus and times sign: `-0.3` and `3.1x` become `−0.3` and `3.1×`."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return re.sub(r"(?<=\d)x(?!\w)", "×", text)
+
+
+def _environment() -> Environment:
+    # Imported here, so that importing the package stays quick for the commands that render no page.
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(
+        loader=PackageLoader("vitslim.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": wording.plain, "typographic": typographic, "duration": format_duration}
+    environment.globals |= {"counted": wording.counted, "words": wording.simulated_words}
+    return environment
+
+
+def _facts(report: Report) -> tuple[headline.Fact, ...]:
+    found = (
+        headline.latency_fact(report),
+        headline.size_fact(report),
+        headline.accuracy_fact(report),
+        headline.macs_fact(report),
+        headline.simulated_fact(report),
+    )
+    return tuple(fact for fact in found if fact)
+
+
+def _names(report: Report) -> Group:
+    return Group((), "", columns.stage_group(report).columns[:1])
+
+
+def _overview(report: Report) -> tuple[Group, ...]:
+    return (
+        columns.stage_group(report),
+        *(columns.accuracy_group(report, name) for name in columns.datasets(report)[:1]),
+        columns.size_group(report),
+        *(columns.measured_group(report, setting) for setting in columns.measured_settings(report)[:1]),
+        *(
+            columns.without(columns.simulated_group(report, setting), "ms")
+            for setting in columns.simulated_settings(report)[:1]
+        ),
+    )
+
+
+def _accuracies(report: Report) -> tuple[Group, ...]:
+    names = columns.datasets(report)
+    return (_names(report), *(columns.accuracy_group(report, name, counts=True) for name in names)) if names else ()
+
+
+def _latencies(report: Report, source: Source) -> tuple[Group, ...]:
+    if source == "measured":
+        groups = [columns.measured_group(report, setting) for setting in columns.measured_settings(report)]
+    else:
+        groups = [columns.simulated_group(report, setting) for setting in columns.simulated_settings(report)]
+    return (_names(report), *groups) if groups else ()

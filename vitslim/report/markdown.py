@@ -1,0 +1,82 @@
+"""The report for continuous integration: a Markdown summary and JUnit XML of the gates."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+
+from vitslim.report.columns import (
+    Group,
+    accuracy_group,
+    datasets,
+    measured_group,
+    measured_settings,
+    simulated_group,
+    simulated_settings,
+    size_group,
+    stage_group,
+    without,
+)
+from vitslim.report.headline import headline
+from vitslim.report.sections import sections
+from vitslim.report.wording import gate_line, plain
+from vitslim.results import Report
+
+
+def render_markdown(report: Report) -> str:
+    """A GitHub-flavoured summary: headline, one table with a row a stage, a table of latencies, gates and warnings."""
+    lines = [f"### {_escaped(report.name)}: {_escaped(report.model)} on {_escaped(report.dataset)}", ""]
+    if line := headline(report):
+        lines += [f"**{_escaped(line)}**", ""]
+    measured = [measured_group(report, setting) for setting in measured_settings(report)]
+    simulated = [without(simulated_group(report, setting), "ms") for setting in simulated_settings(report)]
+    accuracies = [accuracy_group(report, name) for name in datasets(report)]
+    names = stage_group(report)
+    lines += _table([names, *accuracies, size_group(report), *measured[:1], *simulated[:1]])
+    if measured[1:] or simulated[1:]:
+        more = _table([Group((), "", names.columns[:1]), *measured[1:], *simulated[1:]])
+        lines += ["", "<details><summary>Further batch sizes and threads</summary>", "", *more, "", "</details>"]
+    for section in sections(report):
+        lines += ["", f"**{_escaped(section.title)}**", ""]
+        lines += [f"- {entry.mark}{' ' if entry.mark else ''}{_escaped(entry.text)}" for entry in section.entries]
+    return "\n".join(lines) + "\n"
+
+
+def junit_xml(report: Report) -> str:
+    """One test case a gate, so that continuous integration shows budgets as tests."""
+    failures = sum(not gate.passed for gate in report.gates)
+    suite = ET.Element(
+        "testsuite", name=f"vitslim {plain(report.name)}", tests=str(len(report.gates)), failures=str(failures)
+    )
+    for gate in report.gates:
+        case = ET.SubElement(suite, "testcase", classname=f"{plain(report.name)}.gates", name=plain(gate.name))
+        if not gate.passed:
+            line = gate_line(gate)
+            ET.SubElement(case, "failure", message=f"{line.value}, wanted {line.limit}")
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _table(groups: Iterable[Group]) -> Iterator[str]:
+    columns = [(group, column) for group in groups for column in group.columns]
+    yield _line(_header(group, column.header) for group, column in columns)
+    yield _line("---:" if column.numeric else "---" for _, column in columns)
+    for cells in zip(*(column.cells for _, column in columns), strict=True):
+        yield _line(_escaped(cell.text) for cell in cells)
+
+
+def _header(group: Group, header: str) -> str:
+    """The quantity, and below it the conditions: `speed-up`, `measured, onnxruntime:cpu, batch 1, 1 thread`."""
+    return "<br>".join(_escaped(text) for text in (header, ", ".join(group.titles)) if text)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in a table cell too; names of folders and models are not to be trusted."""
+    text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~#@])", r"\\\1", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

@@ -1,0 +1,158 @@
+"""Plots as inline SVG, made by pure functions: one row a stage, the same order and the same rows in every plot.
+
+Colours come from the page (classes `measured`, `simulated`, `counted`), so light and dark need no second drawing.
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vitslim.report.columns import Source
+
+WIDTH, LEFT, ROW, TOP, BOTTOM = 440, 130, 27, 6, 40
+"""Drawing units: the whole plot, the labels at its left, a row, and the room above and below the rows."""
+VALUE = 74
+"""Room for one column of printed values at the right."""
+LABEL_LETTERS = 18
+BAR = 14
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value of a plot."""
+
+    value: float
+    text: str
+    """The value as it is printed beside the mark."""
+    hint: str
+    """What a person reads who points at the mark: the value with its provenance."""
+    spread: float = 0.0
+    """Length of the whisker, centred on the value; 0 draws none."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One mark a stage; None where a stage has no value."""
+
+    name: str
+    marks: tuple[Mark | None, ...]
+
+
+def bar_plot(title: str, axis: str, labels: Sequence[str], marks: Sequence[Mark | None], source: Source) -> str:
+    """Bars from zero, for quantities whose ratio means something: sizes and latencies.
+
+    `title` is read aloud by screen readers, `axis` stands below the axis with its unit. Returns well-formed SVG.
+    """
+    series = Series(title, tuple(marks))
+    ticks = nice_ticks(0.0, max((m.value + m.spread / 2 for m in marks if m), default=1.0))
+    svg, place = _frame(title, axis, labels, [series], ticks)
+    for index, mark in enumerate(marks):
+        if mark:
+            group = _child(svg, "g", cls=f"bar {source}")
+            _child(group, "title", f"{labels[index]}: {mark.hint}")
+            length = max(place(mark.value) - LEFT, 1.0)
+            _child(group, "rect", x=LEFT, y=_middle(index) - BAR / 2, width=length, height=BAR, rx=2)
+            _whisker(group, mark, _middle(index), place)
+    _values(svg, [series])
+    return _text_of(svg)
+
+
+def dot_plot(title: str, axis: str, labels: Sequence[str], series: Sequence[Series]) -> str:
+    """Dots on an axis that need not start at zero, for quantities whose differences matter: accuracies."""
+    found = [mark for one in series for mark in one.marks if mark]
+    low = min((m.value - m.spread / 2 for m in found), default=0.0)
+    high = max((m.value + m.spread / 2 for m in found), default=1.0)
+    svg, place = _frame(title, axis, labels, series, nice_ticks(low, high))
+    for number, one in enumerate(series):
+        group = _child(svg, "g", cls=f"dots series-{number % 3}")
+        path = [f"{place(m.value):.1f},{_middle(i):.1f}" for i, m in enumerate(one.marks) if m]
+        _child(group, "polyline", points=" ".join(path))
+        for index, mark in enumerate(one.marks):
+            if mark:
+                dot = _child(group, "g")
+                _child(dot, "title", f"{labels[index]}, {one.name}: {mark.hint}")
+                _whisker(dot, mark, _middle(index), place)
+                _child(dot, "circle", cx=place(mark.value), cy=_middle(index), r=5)
+    _values(svg, series)
+    return _text_of(svg)
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> tuple[float, ...]:
+    """Round numbers, about `count` steps, the first at or below `low` and the last at or above `high`."""
+    span = high - low
+    if not math.isfinite(span):
+        return (0.0, 1.0)
+    if span <= 0:
+        return nice_ticks(low - abs(low) / 50, low + abs(low) / 50 + (low == 0), count)
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * count >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(round(k * step, 12) for k in range(first, last + 1))
+
+
+def _frame(
+    title: str, axis: str, labels: Sequence[str], series: Sequence[Series], ticks: tuple[float, ...]
+) -> tuple[ET.Element, Callable[[float], float]]:
+    """The empty plot with grid, axis and stage names, and the function from a value to its x."""
+    right = WIDTH - VALUE * len(series) + (0 if len(series) == 1 else 20 * (len(series) - 1))
+    bottom = TOP + ROW * len(labels)
+    svg = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + BOTTOM}", role="img")
+    svg.set("aria-label", _spoken(title, labels, series))
+    _child(svg, "title", title)
+
+    def place(value: float) -> float:
+        return LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - LEFT)
+
+    for tick in ticks:
+        _child(svg, "line", cls="grid", x1=place(tick), x2=place(tick), y1=TOP, y2=bottom)
+        _child(svg, "text", f"{tick:.6g}", cls="tick", x=place(tick), y=bottom + 15)
+    _child(svg, "text", axis, cls="axis", x=(LEFT + right) / 2, y=bottom + 33)
+    for index, label in enumerate(labels):
+        short = label if len(label) <= LABEL_LETTERS else label[: LABEL_LETTERS - 1] + "…"
+        name = _child(svg, "text", short, cls="label", x=LEFT - 10, y=_middle(index) + 4)
+        _child(name, "title", label)
+    return svg, place
+
+
+def _spoken(title: str, labels: Sequence[str], series: Sequence[Series]) -> str:
+    """All values in words."""
+    parts = []
+    for one in series:
+        said = [f"{label} {mark.text}" for label, mark in zip(labels, one.marks, strict=True) if mark]
+        parts.append(f"{one.name}: {', '.join(said)}" if len(series) > 1 else ", ".join(said))
+    return f"{title}. {'; '.join(parts)}"
+
+
+def _whisker(group: ET.Element, mark: Mark, y: float, place: Callable[[float], float]) -> None:
+    if mark.spread > 0:
+        left, right = place(mark.value - mark.spread / 2), place(mark.value + mark.spread / 2)
+        path = f"M{left:.1f} {y - 4:.1f}V{y + 4:.1f}M{left:.1f} {y:.1f}H{right:.1f}M{right:.1f} {y - 4:.1f}V{y + 4:.1f}"
+        _child(group, "path", cls="whisker", d=path)
+
+
+def _values(svg: ET.Element, series: Sequence[Series]) -> None:
+    """The values printed at the right, one column a series."""
+    for number, one in enumerate(series):
+        x = WIDTH - 2 - (VALUE - 20) * (len(series) - 1 - number)
+        for index, mark in enumerate(one.marks):
+            if mark:
+                cls = f"value series-{number % 3}" if len(series) > 1 else "value"
+                _child(svg, "text", mark.text, cls=cls, x=x, y=_middle(index) + 4)
+
+
+def _middle(index: int) -> float:
+    return TOP + ROW * (index + 0.5)
+
+
+def _child(parent: ET.Element, tag: str, text: str = "", cls: str = "", **attributes: str | float) -> ET.Element:
+    values = {key: f"{value:.1f}" if isinstance(value, float) else str(value) for key, value in attributes.items()}
+    child = ET.SubElement(parent, tag, {"class": cls, **values} if cls else values)
+    child.text = text or None
+    return child
+
+
+def _text_of(svg: ET.Element) -> str:
+    return ET.tostring(svg, encoding="unicode")

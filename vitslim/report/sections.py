@@ -1,0 +1,102 @@
+"""What a report says besides its table, as short titled lists: for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitslim.report.columns import measured_settings, measurement
+from vitslim.report.wording import (
+    baseline,
+    counted,
+    gate_line,
+    gates_verdict,
+    reasons,
+    simulated_words,
+    simulators,
+)
+from vitslim.results import Report
+from vitslim.units import format_percent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a section."""
+
+    text: str
+    mark: str = ""
+    tone: Literal["", "good", "bad", "warning", "weak"] = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and the lines below it; never empty."""
+
+    title: str
+    entries: tuple[Entry, ...]
+
+
+def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
+    """Gates, warnings, checks, skipped layers, assumptions, provenance and files, as far as the report has them."""
+    verdict = gates_verdict(report.gates)
+    skipped = sum(len(stage.skipped) for stage in report.stages)
+    found = (
+        Section(verdict[:1].upper() + verdict[1:], tuple(_gates(report))),
+        Section("Warnings", tuple(Entry(text, "!", "warning") for text in report.warnings)),
+        Section("Exported file", tuple(_exported(report))),
+        Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
+        Section("Assumed: no source confirms these values", tuple(_assumptions(report))),
+        Section("Where the numbers come from", tuple(_provenance(report))),
+        Section(f"Files in {folder}" if folder else "Files", tuple(_files(report, folder))),
+    )
+    return tuple(section for section in found if section.entries)
+
+
+def _gates(report: Report) -> Iterator[Entry]:
+    for gate in map(gate_line, report.gates):
+        text = f"{gate.name}: {gate.value}, {gate.limit}"
+        yield Entry(text, "✓", "good") if gate.passed else Entry(text, "✗", "bad")
+
+
+def _exported(report: Report) -> Iterator[Entry]:
+    for result in report.final_accuracies:
+        agreement = "" if result.agreement is None else f", agrees with dense on {format_percent(result.agreement)}"
+        yield Entry(f"{result.dataset}: top-1 {format_percent(result.top1)} of {result.n} images{agreement}")
+    for name, value in report.parity.items():
+        yield Entry(f"{name} = {value:.4g}")
+
+
+def _skipped(report: Report) -> Iterator[Entry]:
+    for stage in report.stages:
+        if stage.skipped:
+            why = "; ".join(f"{number} × {reason}" for reason, number in reasons(stage.skipped))
+            yield Entry(f"{stage.name}: {why}")
+    if any(stage.skipped for stage in report.stages):
+        yield Entry("each layer with its reason: report.html, or stages[].skipped in report.json", tone="weak")
+
+
+def _assumptions(report: Report) -> Iterator[Entry]:
+    for assumption in report.assumptions:
+        yield Entry(f"{assumption.key} = {assumption.value}")
+
+
+def _provenance(report: Report) -> Iterator[Entry]:
+    versions = ", ".join(f"{name} {version}" for name, version in report.environment.versions.items())
+    device = f"{report.environment.device}, {counted(report.environment.cores, 'core')}"
+    yield Entry("; ".join(filter(None, (device, versions, f"seed {report.seed}", report.created))), tone="weak")
+    if settings := measured_settings(report):
+        runs = [m.n for s in report.stages for setting in settings if (m := measurement(s, setting))]
+        span = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
+        against = f"speed-ups against {baseline(report)}, same backend, batch and threads"
+        yield Entry(f"measured: median ± interquartile range of {span} runs; {against}", tone="weak")
+    for found in simulators(report):
+        yield Entry(f"{found.backend}, simulated: {simulated_words(found)}", tone="weak")
+
+
+def _files(report: Report, folder: Path | None) -> Iterator[Entry]:
+    for name, digest in report.files.items():
+        yield Entry(f"{name}  sha256 {digest[:16]}")
+    if folder:
+        yield Entry(f"{folder / 'report.html'} shows all of this with plots")

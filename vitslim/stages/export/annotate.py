@@ -1,0 +1,145 @@
+"""What the file says about itself: bits and sparsity of each layer, read from the stored numbers, and preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import vitslim
+from vitslim.graph.edits import Mask
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.units import FLOAT_BITS
+from vitslim.workload.file import METADATA_PREFIX
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+TWO_FOUR = "2:4"
+
+
+@dataclass(frozen=True)
+class LayerAnnotation:
+    """One layer with a weight, as it stands in the file."""
+
+    layer: str
+    """Name of the weight."""
+    weight_bits: int
+    input_bits: int
+    sparsity: str
+    """`2:4` along the reduction axis when the stored weights really are, else empty."""
+    granularity: str
+    """`channel` or `tensor` for the scales of the weight, empty for a float weight."""
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The constant operand of a product, in the layout of the graph: (output channels, reduction...)."""
+
+    name: str
+    values: NDArray[Any]
+    """Integers when the weight is quantised."""
+    scales: NDArray[np.float32] | None
+    """Per output channel or a single one; None for a float weight."""
+
+
+def stored_weight(node: ir.Node) -> StoredWeight | None:
+    """The weight of a MatMul, Gemm or Conv; None for a product of two activations and for other nodes."""
+    operand = node.inputs[1] if node.op_type in PRODUCTS else None
+    producer = operand.producer() if operand is not None else None
+    scales = None
+    if operand is not None and producer is not None and producer.op_type == "DequantizeLinear":
+        operand, scale = producer.inputs[0], producer.inputs[1]
+        scales = None if scale is None or scale.const_value is None else scale.const_value.numpy()
+    if operand is None or operand.const_value is None or operand.name is None:
+        return None
+    values = operand.const_value.numpy()
+    by_output = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
+    return StoredWeight(operand.name, values if by_output else values.swapaxes(-1, -2), scales)
+
+
+def is_two_four(values: NDArray[Any]) -> bool:
+    """Whether each run of four weights along the reduction axis of (out, in, ...) has at most two that are not zero.
+
+    For a convolution the reduction runs over the input channels, for each position of the kernel.
+    """
+    runs = np.moveaxis(values, 1, -1)
+    if runs.shape[-1] % 4 or runs.size == 0:
+        return False
+    return bool((np.count_nonzero(runs.reshape(-1, 4), axis=1) <= 2).all())
+
+
+def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
+    """Note bits and sparsity on each layer's node, and everything a consumer needs on the model; returns the layers.
+
+    Drops the notes of the exporter. 2:4 is noted only for layers that a stage masked and whose stored numbers keep it.
+    """
+    _drop_exporter_notes(model)
+    masked = {name for edit in graph.edits if isinstance(edit, Mask) and edit.pattern == TWO_FOUR for name in edit.parameters}
+    found = []
+    for node in model.graph:
+        weight = stored_weight(node)
+        if weight is not None and weight.values.ndim > 1:
+            layer = _annotation(node, weight, masked)
+            found.append(layer)
+            _note(node.metadata_props, asdict(layer))
+    _note(model.metadata_props, _about(graph) | {"layers": [asdict(layer) for layer in found]})
+    return tuple(found)
+
+
+def _annotation(node: ir.Node, weight: StoredWeight, masked: set[str]) -> LayerAnnotation:
+    two_four = weight.name in masked and is_two_four(weight.values)
+    granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
+    return LayerAnnotation(
+        layer=weight.name,
+        weight_bits=FLOAT_BITS if weight.scales is None else 8 * weight.values.dtype.itemsize,
+        input_bits=_input_bits(node),
+        sparsity=TWO_FOUR if two_four else "",
+        granularity=granularity,
+    )
+
+
+def _input_bits(node: ir.Node) -> int:
+    value = node.inputs[0]
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+        return FLOAT_BITS
+    kind = producer.inputs[0].dtype
+    return FLOAT_BITS if kind is None else int(kind.bitwidth)
+
+
+def _about(graph: ModelGraph) -> dict[str, Any]:
+    source = graph.source
+    channels, height, width = source.image
+    return {
+        "version": vitslim.__version__,
+        "model": source.timm,
+        "classes": source.classes,
+        "input_size": [channels, height, width],
+        "mean": list(source.preprocessing.mean),
+        "std": list(source.preprocessing.std),
+        "interpolation": source.preprocessing.interpolation,
+        "crop_pct": source.preprocessing.crop_pct,
+    }
+
+
+def _note(props: Any, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        props[METADATA_PREFIX + key] = value if isinstance(value, str) else json.dumps(value)
+
+
+def _drop_exporter_notes(model: ir.Model) -> None:
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

@@ -1,0 +1,162 @@
+"""Folds what is known before the model runs: quantised weights become integers, transposed weights are stored so.
+
+Both passes follow edges, never names: the exporter merges equal tensors, so a name may stand for another tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def fold_quantised_weights(model: ir.Model) -> None:
+    """Replace QuantizeLinear (and the Clip behind it) of each constant by an integer initializer of the same name."""
+    for node in list(model.graph):
+        if node.op_type != "QuantizeLinear" or _constant(node.inputs[0]) is None:
+            continue
+        x, scale, zero = (_needed(value) for value in node.inputs)
+        codes = quantise(x, scale, zero, node.attributes.get_int("axis", 1))
+        last = node
+        clip = _only_user(node)
+        if clip is not None and clip.op_type == "Clip":
+            codes, last = np.clip(codes, *(_needed(value) for value in clip.inputs[1:])), clip
+        _replace(model, node.inputs[0], codes, last, [last, node])
+
+
+def quantise(x: Array, scale: Array, zero_point: Array, axis: int) -> Array:
+    """Codes of a float32 array as QuantizeLinear defines them: `saturate(round(x / scale) + zero_point)`, ties to even."""
+    shape = [-1 if dim == axis else 1 for dim in range(x.ndim)] if scale.ndim else []
+    limits = np.iinfo(zero_point.dtype)
+    codes = np.rint(x / scale.reshape(shape)) + zero_point.reshape(shape)
+    folded: Array = np.clip(codes, limits.min, limits.max).astype(zero_point.dtype)
+    return folded
+
+
+def fold_transposes(model: ir.Model) -> None:
+    """Store constants the way that Transpose nodes want them; behind DequantizeLinear the axis moves along."""
+    for node in list(model.graph):
+        if node.op_type != "Transpose":
+            continue
+        order = [int(dim) for dim in node.attributes["perm"].as_ints()]
+        source = node.inputs[0]
+        producer = source.producer() if source is not None else None
+        if source is not None and source.is_initializer():
+            _replace(model, source, _transposed(_needed(source), order), node, [node])
+        elif producer is not None and producer.op_type == "DequantizeLinear" and _only_user(producer) is node:
+            _transpose_before_dequantise(model, producer, node, order)
+
+
+def fold_gemm_biases(model: ir.Model) -> None:
+    """Give each Gemm of quantised operands an INT32 bias: without one ONNX Runtime computes the whole Gemm in float.
+
+    The bias has the step of the accumulator, input scale times weight scale, so half a step is all it moves.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        scales = [_dequantise_scale(value) for value in node.inputs[:2]]
+        bias = _constant(node.inputs[2])
+        if bias is None or scales[0] is None or scales[1] is None or bias.ndim != 1:
+            continue
+        step = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
+        codes = np.rint(bias.astype(np.float64) / step)
+        if np.abs(codes).max() <= np.iinfo(np.int32).max:
+            _dequantised_bias(model, node, codes.astype(np.int32), step)
+
+
+def _dequantise_scale(value: ir.Value | None) -> Array | None:
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    return _constant(producer.inputs[1])
+
+
+def _dequantised_bias(model: ir.Model, gemm: ir.Node, codes: Array, step: Array) -> None:
+    bias = gemm.inputs[2]
+    if bias is None:
+        raise ValueError("a folded node has no input")
+    stored = _add_initializer(model, bias, codes)
+    scale = ir.Value(name=f"{stored.name}_scale", const_value=ir.tensor(step, name=f"{stored.name}_scale"))
+    scale.type, scale.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(step.shape)
+    model.graph.initializers.add(scale)
+    dequantise = ir.node("DequantizeLinear", [stored, scale], {"axis": 0})
+    dequantise.outputs[0].type, dequantise.outputs[0].shape = scale.type, scale.shape
+    model.graph.insert_before(gemm, dequantise)
+    gemm.replace_input_with(2, dequantise.outputs[0])
+    _drop_unused(model, bias)
+
+
+def _transpose_before_dequantise(model: ir.Model, dequantise: ir.Node, transpose: ir.Node, order: list[int]) -> None:
+    codes = dequantise.inputs[0]
+    if codes is None or not codes.is_initializer():
+        return
+    if "axis" in dequantise.attributes:
+        axis = order.index(dequantise.attributes.get_int("axis", 1))
+        dequantise.attributes["axis"] = ir.AttrInt64("axis", axis)
+    turned = _add_initializer(model, codes, _transposed(_needed(codes), order))
+    dequantise.replace_input_with(0, turned)
+    output = dequantise.outputs[0]
+    output.shape = transpose.outputs[0].shape
+    _redirect(model, transpose.outputs[0], output, [transpose])
+    _drop_unused(model, codes)
+
+
+def _replace(model: ir.Model, old: ir.Value | None, array: Array, last: ir.Node, removed: list[ir.Node]) -> None:
+    """Put a new constant in the place of the output of `last`; the old constant goes when nothing else reads it."""
+    if old is None:
+        raise ValueError("a folded node has no input")
+    new = _add_initializer(model, old, array)
+    _redirect(model, last.outputs[0], new, removed)
+    _drop_unused(model, old)
+
+
+def _redirect(model: ir.Model, old: ir.Value, new: ir.Value, removed: list[ir.Node]) -> None:
+    ir.convenience.replace_all_uses_with(old, new)
+    model.graph.remove(removed, safe=True)
+
+
+def _add_initializer(model: ir.Model, old: ir.Value, array: Array) -> ir.Value:
+    """A new initializer named after the old one, which is renamed until it goes."""
+    name = str(old.name)
+    initializers = model.graph.initializers
+    if old.is_initializer():
+        initializers.pop(name)
+        old.name = f"{name}.before_folding"
+        initializers.add(old)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    initializers.add(value)
+    return value
+
+
+def _drop_unused(model: ir.Model, value: ir.Value) -> None:
+    if value.is_initializer() and not value.uses():
+        model.graph.initializers.pop(str(value.name))
+
+
+def _transposed(array: Array, order: list[int]) -> Array:
+    turned: Array = np.ascontiguousarray(array.transpose(order))
+    return turned
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    uses = node.outputs[0].uses()
+    return uses[0].node if len(uses) == 1 else None
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    """The array behind an initializer or a Constant node; None when the value is computed."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _needed(value: ir.Value | None) -> Array:
+    array = _constant(value)
+    if array is None:
+        raise ValueError(f"'{'' if value is None else value.name}' is not a constant")
+    return array

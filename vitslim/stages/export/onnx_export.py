@@ -1,0 +1,143 @@
+"""From a graph to an ONNX file: export, fold, optimise, annotate, check, and only then put the file in its place."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch.export import Dim
+
+import vitslim
+from vitslim.errors import InputError, StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.stages.export.annotate import LayerAnnotation, annotate
+from vitslim.stages.export.fold import fold_gemm_biases, fold_quantised_weights, fold_transposes
+from vitslim.stages.export.translate import translations
+from vitslim.units import FLOAT_BITS
+
+OPSET = 21
+IR_VERSION = 10
+INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written."""
+
+    path: Path
+    bytes: int
+    opset: int
+    annotations: tuple[LayerAnnotation, ...]
+    """Every layer with a weight, in graph order."""
+    unquantised: tuple[str, ...]
+    """Names of the weights that stay in float."""
+
+
+def export_onnx(graph: ModelGraph, path: Path) -> ExportSummary:
+    """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
+
+    Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs. An existing file is replaced
+    in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be exported or the file
+    breaks the ONNX standard, InputError when it cannot be written.
+    """
+    model = _exported(graph)
+    fold_quantised_weights(model)
+    fold_transposes(model)
+    fold_gemm_biases(model)
+    onnxscript.optimizer.optimize(model)
+    annotations = annotate(model, graph)
+    model.producer_name, model.producer_version = "vitslim", vitslim.__version__
+    model.graph.name = graph.source.timm
+    model.ir_version = IR_VERSION
+    data = _checked(ir.to_proto(model))
+    _write(data, path)
+    unquantised = tuple(a.layer for a in annotations if a.weight_bits == FLOAT_BITS)
+    return ExportSummary(path, len(data), OPSET, annotations, unquantised)
+
+
+def _exported(graph: ModelGraph) -> ir.Model:
+    """The exporter's model, not yet optimised: constants still stand where the graph has them."""
+    module = graph.copy().module.eval()
+    example = torch.zeros(2, *graph.source.image)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: Dim(BATCH)},),
+                custom_translation_table=translations(),
+                optimize=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise StageError(
+            f"'{graph.source.timm}' cannot be exported to ONNX: {_first_cause(error)}",
+            "check whether the uncompressed model exports",
+        ) from error
+    if program is None:
+        raise StageError(f"'{graph.source.timm}' cannot be exported to ONNX", "check whether the uncompressed model exports")
+    return program.model
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own deprecations and logs each step; a person can act on neither."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _checked(proto: onnx.ModelProto) -> bytes:
+    """The serialised model with inferred shapes, after the checker of onnx has found nothing wrong."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(inferred, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise StageError(f"the exported model breaks the ONNX standard: {_first_cause(error)}") from error
+    buffer = io.BytesIO()
+    onnx.save(inferred, buffer)
+    return buffer.getvalue()
+
+
+def _write(data: bytes, path: Path) -> None:
+    """Write under another name beside the target first, then rename: the target is always whole."""
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            scratch = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except OSError as error:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        raise InputError(f"'{path}' cannot be written: {error.strerror}", "check the folder and its free space") from error

@@ -1,0 +1,113 @@
+"""What is known about the operands of a matrix product: bit widths, and the 2:4 pattern in the stored integers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
+
+CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
+ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant operand: its initialiser, and the nodes between that and the product, the initialiser's first."""
+
+    tensor: TensorProto
+    chain: tuple[NodeProto, ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of the narrowest type that the weight passes through."""
+        return element_bits(self.tensor.data_type)
+
+
+def element_bits(element: int) -> int:
+    """Bits of an ONNX element type: 32 for FLOAT, 4 for INT4."""
+    name = TensorProto.DataType.Name(element)
+    fixed = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8}
+    digits = re.search(r"\d+", name)
+    return fixed[name] if name in fixed else int(digits.group()) if digits else 0
+
+
+def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
+    """The initialiser behind a value, through Q/DQ, casts and transposes; None for an activation."""
+    chain: list[NodeProto] = []
+    while value not in graph.initializers:
+        node = graph.producers.get(value)
+        if node is None or value not in graph.constant or node.op_type not in CONSTANT_CHAIN:
+            return None
+        chain.append(node)
+        value = node.input[0]
+    return Weight(graph.initializers[value], tuple(reversed(chain)))
+
+
+def weight_bits(graph: OnnxGraph, weight: Weight) -> int:
+    """Bits of a weight: of its initialiser, or of the quantised values when Q is still in the graph."""
+    quantised = (graph.types[node.output[0]] for node in weight.chain
+                 if node.op_type == "QuantizeLinear" and node.output[0] in graph.types)  # fmt: skip
+    return min([weight.bits, *(element_bits(kind.element) for kind in quantised)])
+
+
+def activation_bits(graph: OnnxGraph, value: str) -> int:
+    """Bits of an activation: of the integers in front of its DequantizeLinear, else of its own type."""
+    own = graph.types.get(value)
+    while value in graph.producers:
+        node = graph.producers[value]
+        if node.op_type == "DequantizeLinear" and node.input[0] in graph.types:
+            return element_bits(graph.types[node.input[0]].element)
+        if node.op_type not in ACTIVATION_CHAIN:
+            break
+        value = node.input[0]
+    return element_bits(own.element) if own else 0
+
+
+def sparsity(graph: OnnxGraph, weight: Weight, axis: int) -> str:
+    """`2:4` when every run of four weights along `axis`, the reduction dimension of the operand, holds two zeros."""
+    stored = numpy_helper.to_array(weight.tensor)
+    if stored.ndim < 2:
+        return ""
+    zeros = np.equal(stored, 0) if stored.dtype.kind == "f" else np.equal(stored, _zero_point(graph, weight))
+    if 2 * int(np.count_nonzero(zeros)) < zeros.size:
+        return ""
+    for node in weight.chain:
+        zeros = _rearranged(graph, node, zeros)
+    return "2:4" if is_two_four(zeros, axis) else ""
+
+
+def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
+    """Whether every run of four along `axis` of a mask of zeros has at least two of them."""
+    moved = np.moveaxis(zeros, axis, -1)
+    if moved.shape[-1] == 0 or moved.shape[-1] % 4:
+        return False
+    return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
+
+
+def _rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    if node.op_type == "Transpose":
+        return np.transpose(array, integers(node, "perm") or None)
+    shape = graph.types[node.output[0]].shape if node.output[0] in graph.types else array.shape
+    return array.reshape(shape)
+
+
+def _zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
+    """Zero point of the weight's DequantizeLinear, shaped to broadcast against the initialiser; 0 when it has none."""
+    none = np.zeros((), np.int64)
+    node = next((n for n in weight.chain if n.op_type == "DequantizeLinear"), None)
+    if node is None or len(node.input) < 3 or node.input[2] not in graph.initializers:
+        return none
+    point = numpy_helper.to_array(graph.initializers[node.input[2]]).astype(np.int64)
+    if not point.any():
+        return none
+    if point.ndim == 1 and point.size > 1:
+        shape = [1] * len(weight.tensor.dims)
+        shape[attribute(node, "axis", 1)] = point.size
+        return point.reshape(shape)
+    block = attribute(node, "block_size", 0)
+    return np.repeat(point, block, axis=attribute(node, "axis", 1)) if block else point
