@@ -44,7 +44,7 @@ class Measurement(Value):
     n: int
     """Timed runs, warm-up excluded."""
     speedup: float | None = None
-    """Median over the rounds of baseline time divided by this time, both taken in the same round; None for the baseline."""
+    """Median over the rounds of baseline time over this time, both taken in one round; None for the baseline."""
     speedup_spread: float | None = None
     """Interquartile range of the per-round speed-ups."""
     provenance: Literal["measured"] = "measured"

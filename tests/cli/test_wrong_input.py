@@ -157,7 +157,9 @@ class TestFiles:
         assert "2.png" in fails(recipe())
 
 
-def test_folder_that_cannot_be_written(vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     outcome = vitslim("run", recipe(), "--out", tmp_path / "file" / "out")
     assert outcome.code == 2

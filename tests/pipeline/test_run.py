@@ -148,7 +148,12 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
 def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
     strict = recipe(
         stages=[{"quantize": {"method": "ptq"}}, "export"],
-        gates={"size_ratio_min": 1.1, "top1_min": 99.9, "macs_ratio_min": 1.0, "speedup_min": {"onnxruntime:cpu": 1000}},
+        gates={
+            "size_ratio_min": 1.1,
+            "top1_min": 99.9,
+            "macs_ratio_min": 1.0,
+            "speedup_min": {"onnxruntime:cpu": 1000},
+        },
     )
     gates = {gate.name: gate for gate in vitslim.run(strict, tmp_path / "out").report.gates}
     assert gates["size_ratio_min"].passed

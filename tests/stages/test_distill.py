@@ -118,7 +118,7 @@ def test_fine_tuning_needs_no_teacher_and_keeps_masks(
     trained = result.graph.parameters()[name].detach()
     assert (trained[:, ~mask] == 0).all()
     assert not torch.equal(trained, tiny_graph.parameters()[name])
-    assert result.changes[0].what == "trained 2 epochs on 96 images"
+    assert result.changes[0].what == "trained 2 epochs on 96 images, teacher none"
 
 
 def test_broken_promises_are_found(tiny_graph: ModelGraph) -> None:
@@ -148,6 +148,6 @@ def test_losses_without_effect_are_refused_before_the_run(keys: dict[str, Any], 
 
 def test_teacher_of_other_classes_is_refused(tiny_graph: ModelGraph, digits: DataModule, tmp_path: Path) -> None:
     stage = DistillStage(Distill(teacher=TeacherModel(timm="test_vit"), train=QUICK))
-    with pytest.raises(StageError, match="test_vit has classes 1000, the student 10") as caught:
+    with pytest.raises(StageError, match="test_vit has 1000 classes, the student 10 classes") as caught:
         stage.apply(tiny_graph, context(digits, tiny_graph, tmp_path))
     assert caught.value.hint

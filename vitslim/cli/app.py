@@ -64,7 +64,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("\ninterrupted: run the same command again to resume after the last finished stage", err=True)
         sys.exit(INTERRUPTED)
-    except Exception as error:  # noqa: BLE001  the outermost frame: whatever else happens is a defect, said plainly
+    except Exception as error:
         if debug:
             raise
         sys.exit(_explain_unexpected(error))
@@ -89,7 +89,9 @@ def _explain_unexpected(error: Exception) -> int:
         typer.echo("hint: see 'vitslim --help'", err=True)
         return int(error.exit_code)
     typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
-    typer.echo("hint: this is a defect in vitslim; run again with 'vitslim --debug ...' and report the traceback", err=True)
+    typer.echo(
+        "hint: this is a defect in vitslim; run again with 'vitslim --debug ...' and report the traceback", err=True
+    )
     return VitslimError.exit_code
 
 

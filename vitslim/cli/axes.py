@@ -55,13 +55,9 @@ def _rows(table: AxisTable) -> list[dict[str, object]]:
 
 
 def _table(table: AxisTable) -> Table:
-    from rich.table import Table
+    from vitslim.cli.console import plain_table
 
-    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    view.add_column("axis", no_wrap=True)
-    view.add_column("size", justify="right")
-    view.add_column("parameters tied", justify="right")
-    view.add_column("frozen because")
+    view = plain_table(None, ("axis", "size", "parameters tied", "frozen because"))
     for axis in table.axes:
         if axis.sites:
             view.add_row(axis.name, str(axis.size), str(len({site.parameter for site in axis.sites})), axis.frozen)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")
+    ],
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="onnxruntime:cpu or sim:systolic; may be repeated.")
     ] = None,
@@ -48,23 +50,24 @@ def bench(
 
 def _tables(result: BenchResult) -> Iterator[Table]:
     """Measured and simulated latencies never share a table."""
-    from rich.table import Table
+    from vitslim.cli.console import plain_table
 
-    style = {"title_justify": "left", "box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
-    measured = Table(title=f"measured on {result.environment.device}", **style)
-    simulated = Table(title="simulated", **style)
-    for table, columns in (
-        (measured, ("file", "backend", "batch", "threads", "median", "spread", "runs", "speed-up")),
-        (simulated, ("file", "backend", "batch", "cycles", "latency", "speed-up")),
-    ):
-        for column in columns:
-            table.add_column(column, justify="left" if column in {"file", "backend"} else "right")
+    measured = plain_table(
+        f"measured on {result.environment.device}",
+        ("file", "backend"),
+        ("batch", "threads", "median", "spread", "runs", "speed-up"),
+    )
+    simulated = plain_table("simulated", ("file", "backend"), ("batch", "cycles", "latency", "speed-up"))
     for row in result.rows:
         for m in row.measurements:
-            speedup = f"{m.speedup:.2f}x" if m.speedup else "baseline"
-            measured.add_row(row.file, m.backend, str(m.batch), str(m.threads), f"{m.median_ms:.3f} ms",
-                             f"{m.spread_ms:.3f} ms", str(m.n), speedup)  # fmt: skip
+            times = (f"{m.median_ms:.3f} ms", f"{m.spread_ms:.3f} ms")
+            measured.add_row(row.file, m.backend, str(m.batch), str(m.threads), *times, str(m.n), _speedup(m.speedup))
         for e in row.estimates:
-            speedup = f"{e.speedup:.2f}x" if e.speedup else "baseline"
-            simulated.add_row(row.file, e.backend, str(e.batch), f"{e.cycles:,}", f"{e.latency_ms:.3f} ms", speedup)
+            simulated.add_row(
+                row.file, e.backend, str(e.batch), f"{e.cycles:,}", f"{e.latency_ms:.3f} ms", _speedup(e.speedup)
+            )
     yield from (table for table in (measured, simulated) if table.row_count)
+
+
+def _speedup(value: float | None) -> str:
+    return f"{value:.2f}x" if value else "baseline"

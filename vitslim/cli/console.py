@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
@@ -19,6 +21,16 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
+    """An empty table without lines; texts stand left, numbers right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
 
 
 def stdout() -> Console:
@@ -34,7 +46,7 @@ class ConsoleProgress:
 
     def say(self, message: str) -> None:
         """Print a line."""
-        self.console.print(f"[bold]·[/bold] {message}" if self.console.is_terminal else message, markup=self.console.is_terminal)
+        self.console.print(Text("· ", style="bold").append(message, style="not bold"))
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items of a loop and show how far it is."""

@@ -37,16 +37,12 @@ def plan(
 
 
 def _table(plan: Plan) -> Table:
-    from rich.table import Table
-
+    from vitslim.cli.console import plain_table
     from vitslim.units import flops, format_bytes, format_count
 
-    table = Table(title=f"{plan.name}: {plan.model}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "stage", "method"):
-        table.add_column(column)
-    for column in ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio"):
-        table.add_column(column, justify="right")
     dense = plan.rows[0].cost
+    numbers = ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio") if dense else ()
+    table = plain_table(f"{plan.name}: {plan.model}", ("", "stage", "method"), numbers)
     for position, row in enumerate(plan.rows):
         cells = [f"{position:02d}", row.kind, row.method]
         if row.cost and dense:

@@ -14,14 +14,10 @@ app = typer.Typer(help="List, show, check and start recipes.", no_args_is_help=T
 @app.command("list")
 def list_recipes() -> None:
     """List the packaged recipes."""
-    from rich.table import Table
-
-    from vitslim.cli.console import stdout
+    from vitslim.cli.console import plain_table, stdout
     from vitslim.recipe import packaged_recipes
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("recipe")
-    table.add_column("what it does")
+    table = plain_table(None, ("recipe", "what it does"))
     for info in packaged_recipes():
         table.add_row(info.name, info.description)
     stdout().print(table)
@@ -56,7 +52,9 @@ def schema() -> None:
 
 
 @app.command()
-def new(name: str, timm: str = typer.Option("deit_tiny_patch16_224", help="timm model that the recipe starts from.")) -> None:
+def new(
+    name: str, timm: str = typer.Option("deit_tiny_patch16_224", help="timm model that the recipe starts from.")
+) -> None:
     """Print a commented recipe to start from."""
     from vitslim.recipe import new_recipe_text
 

@@ -21,7 +21,7 @@ def report(
 
     loaded = load_artifact(folder).report
     if output == "table":
-        renderers.render_terminal(loaded, stdout())
+        renderers.render_terminal(loaded, stdout(), folder)
         return
     render = {
         "json": renderers.render_json,

@@ -37,8 +37,7 @@ def run(
     if output == "json":
         typer.echo(render_json(artifact.report))
     else:
-        render_terminal(artifact.report, stdout())
-        typer.echo(f"\nmodel   {artifact.onnx}\nreport  {folder / 'report.html'}")
+        render_terminal(artifact.report, stdout(), folder)
     failed = [gate.name for gate in artifact.report.gates if not gate.passed]
     if failed:
         raise GateError(f"{len(failed)} of {len(artifact.report.gates)} gates failed: {', '.join(failed)}")

@@ -1,57 +1,61 @@
-"""Batches of a dataset, in order or shuffled, decoded one batch ahead of their use."""
+"""Batches of labelled images, in order or shuffled, decoded one batch ahead of their use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vitslim.data.dataset import Dataset, Pixels
+from vitslim.data.source import Pixels
 
 
 @dataclass(frozen=True)
 class Batches:
     """Iterates as (images float32 (b, C, H, W), labels int64 (b,)); each pass gives the same batches."""
 
-    dataset: Dataset
     positions: tuple[tuple[int, ...], ...]
     """Positions in the dataset, batch by batch."""
+    decode: Callable[[int], Pixels]
+    """The image at a position."""
+    labels: tuple[int, ...]
+    """Of the whole dataset."""
+    normalise: Callable[[Sequence[Pixels]], torch.Tensor]
+    workers: int
+    """Threads that decode; 0 decodes in the calling thread."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for positions, pixels in zip(self.positions, self._decoded(), strict=True):
-            labels = torch.tensor([self.dataset.labels[position] for position in positions])
-            yield self.dataset.source.normalise(pixels), labels
+            yield self.normalise(pixels), torch.tensor([self.labels[position] for position in positions])
 
     def _decoded(self) -> Iterator[Sequence[Pixels]]:
-        decode, workers = self.dataset.pixels, self.dataset.source.workers
-        if workers == 0:
-            yield from ([decode(position) for position in positions] for positions in self.positions)
+        if self.workers == 0:
+            yield from ([self.decode(position) for position in positions] for positions in self.positions)
             return
         # Threads, not processes: image decoding and resizing release the interpreter lock, decoded images can be kept
         # for the next pass, and an unreadable file surfaces as the error it is.
-        pool = ThreadPoolExecutor(workers)
+        pool = ThreadPoolExecutor(self.workers)
         try:
             ahead: list[Future[Pixels]] = []
             for following in (*self.positions, ()):
-                current, ahead = ahead, [pool.submit(decode, position) for position in following]
+                current, ahead = ahead, [pool.submit(self.decode, position) for position in following]
                 if current:
                     yield [future.result() for future in current]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def batches(dataset: Dataset, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
-    """Split a dataset into batches of `batch` images, in order, or shuffled by a seed; the last may be smaller."""
-    order = np.arange(len(dataset))
+def split_positions(count: int, batch: int, shuffle_seed: int | None, drop_last: bool) -> tuple[tuple[int, ...], ...]:
+    """Positions 0 to `count` - 1 in groups of `batch`, shuffled when a seed is given; the last group may be smaller."""
+    order = np.arange(count)
     if shuffle_seed is not None:
         order = np.random.default_rng(shuffle_seed).permutation(order)
-    split = [tuple(int(position) for position in order[start : start + batch]) for start in range(0, len(order), batch)]
-    if drop_last and split and len(split[-1]) < batch:
-        split.pop()
-    return Batches(dataset, tuple(split))
+    groups = [tuple(order[start : start + batch].tolist()) for start in range(0, count, batch)]
+    if drop_last and groups and len(groups[-1]) < batch:
+        groups.pop()
+    return tuple(groups)

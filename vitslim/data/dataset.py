@@ -6,31 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Pixels = NDArray[Any]
-"""One decoded image (C, H, W) at the model's size, before normalisation; uint8 for files, float32 for digits."""
-
-
-class Source(Protocol):
-    """Decodes single images; safe to call from several threads."""
-
-    @property
-    def workers(self) -> int:
-        """Threads that decoding is worth; 0 decodes in the calling thread."""
-        ...
-
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
-        """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
-        ...
-
-    def normalise(self, pixels: Sequence[Pixels]) -> torch.Tensor:
-        """Stack decoded images to float32 (n, C, H, W) and normalise them."""
-        ...
+from vitslim.data.batches import Batches, split_positions
+from vitslim.data.source import Pixels, Source
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,11 @@ class Dataset:
         index = self.indices[position]
         return self.source.pixels(index, None if self.variation is None else (self.variation, index))
 
+    def batches(self, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
+        """Batches of `batch` images, in order, or shuffled by a seed; the last may be smaller, unless it is dropped."""
+        positions = split_positions(len(self), batch, shuffle_seed, drop_last)
+        return Batches(positions, self.pixels, self.labels, self.source.normalise, self.source.workers)
+
     def varied(self, seed: int) -> Dataset:
         """The same images under a small random variation; equal seeds give equal images."""
         return replace(self, variation=seed)
@@ -99,6 +85,11 @@ class Dataset:
             turn[members] = np.arange(len(members))
         chosen = shuffled[np.argsort(turn, kind="stable")[:count]]
         return self.subset([int(position) for position in np.sort(chosen)], split)
+
+
+def batches(dataset: Dataset, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
+    """`dataset.batches(...)` as a function."""
+    return dataset.batches(batch, shuffle_seed, drop_last)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
-from vitslim.data.dataset import Dataset, Pixels
+from vitslim.data.dataset import Dataset
+from vitslim.data.source import Pixels
 
 MEAN, STD = 0.305, 0.376
 """Mean and standard deviation of all pixels in [0, 1], before resizing."""

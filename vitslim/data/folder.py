@@ -47,7 +47,10 @@ def scan_folder(root: Path) -> ImageFolder:
     """
     if not root.is_dir():
         raise InputError(f"{root} is {'not a folder' if root.exists() else 'missing'}", hint=LAYOUT_HINT)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except PermissionError as error:
+        raise InputError(f"{root} cannot be read: {error.strerror}", hint="check its permissions") from error
     if not folders:
         raise InputError(f"{root} has no class folders", hint=LAYOUT_HINT)
     found = {folder.name: _images_below(folder) for folder in folders}
@@ -107,8 +110,9 @@ def _unreadable(broken: Sequence[str]) -> InputError:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         return "0 bytes"
     if isinstance(error, UnidentifiedImageError):
         return "no known image format"
-    return " ".join(str(error).split()) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__

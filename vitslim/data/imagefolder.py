@@ -13,8 +13,9 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from vitslim.data.classes import ClassMap, labels_of, map_classes
-from vitslim.data.dataset import Dataset, Pixels
+from vitslim.data.dataset import Dataset
 from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
+from vitslim.data.source import Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 

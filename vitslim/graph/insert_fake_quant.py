@@ -13,7 +13,6 @@ from vitslim.graph.anatomy import LAYER_OPS
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.ops import fake_quant as _operator
 from vitslim.graph.nodes import is_op
 from vitslim.graph.ops.fake_quant import integer_range
 
@@ -72,8 +71,7 @@ def insert_fake_quant(
             raise StageError(f"'{site.weight}' is already quantised", "list each weight in one quantize stage")
         taken.add(site.weight)
         _attach(new.module, site, scales or {})
-        for node in layers[site.weight]:
-            _quantise_operands(new.module, node, site)
+        _quantise_operands(new.module, layers[site.weight], site)
     new.module.graph.lint()
     new.module.recompile()
     new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
@@ -96,16 +94,16 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
     module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
 
 
-def _quantise_operands(module: GraphModule, node: Node, site: FakeQuantSite) -> None:
-    x, weight, *rest = node.args
-    with module.graph.inserting_before(node):
-        quantised = [
-            module.graph.call_function(
-                FAKE_QUANT, (operand, module.graph.get_attr(name), 0, axis, *integer_range(bits, narrow), 0)
-            )
-            for operand, name, axis, bits, narrow in (
-                (x, input_scale_name(site.weight), None, site.input_bits, False),
-                (weight, weight_scale_name(site.weight), _OUTPUT_AXIS, site.weight_bits, True),
-            )
-        ]
-    node.args = (*quantised, *rest)
+def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
+    """Quantise the input of each layer that uses the weight, and the weight once for all of them."""
+    graph = module.graph
+    with graph.inserting_before(nodes[0]):
+        scale = graph.get_attr(weight_scale_name(site.weight))
+        weight_range = integer_range(site.weight_bits, narrow=True)
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, _OUTPUT_AXIS, *weight_range, 0))
+    for node in nodes:
+        with graph.inserting_before(node):
+            scale = graph.get_attr(input_scale_name(site.weight))
+            input_range = integer_range(site.input_bits, narrow=False)
+            x = graph.call_function(FAKE_QUANT, (node.args[0], scale, 0, None, *input_range, 0))
+        node.args = (x, weight, *node.args[2:])

@@ -51,9 +51,7 @@ def load_graph(folder: Path) -> ModelGraph:
     document = _read_document(folder / GRAPH_FILE)
     source = _source(document["source"])
     tensors = _read_tensors(folder / WEIGHTS_FILE)
-    masks = {
-        name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)
-    }
+    masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
     graph = trace_timm(source.timm, source.kwargs)
     for edit in map(_edit, document["edits"]):
         graph = _replay(graph, edit)

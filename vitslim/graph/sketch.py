@@ -83,7 +83,12 @@ class ModelSketch:
         """Every layer with a weight."""
         return tuple(
             SketchLinear(
-                p.weight, p.rows.value(self.axes), p.reduce.value(self.axes), p.columns.value(self.axes), p.role, p.block
+                p.weight,
+                p.rows.value(self.axes),
+                p.reduce.value(self.axes),
+                p.columns.value(self.axes),
+                p.role,
+                p.block,
             )
             for p in self.products
             if p.weight

@@ -10,13 +10,13 @@ from torch.fx import Node
 from vitslim.graph.anatomy import Anatomy, Block, find_anatomy
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
+from vitslim.graph.edits import InsertFakeQuant, Mask
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.sketch import ModelSketch, Product
 from vitslim.graph.size import ONE, Size
-from vitslim.graph.edits import InsertFakeQuant, Mask
+from vitslim.graph.sketch import ModelSketch, Product
 
 aten = torch.ops.aten
 

@@ -48,7 +48,8 @@ def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
     if anatomy.shapes[attention.q][2] != anatomy.shapes[attention.k][2]:
         return f"in '{block.name}' only some of the tokens attend"
     behind = set(descendants(residual))
-    if not all(layer.node in behind for layer in anatomy.linears if layer.weight in block.mlp):
+    mlp = [layer.node for layer in anatomy.linears if layer.weight in block.mlp]
+    if not mlp or not behind.issuperset(mlp):
         return f"in '{block.name}' the MLP does not follow the attention"
     return ""
 

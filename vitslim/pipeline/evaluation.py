@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vitslim.backends.measured.onnxruntime import OnnxModel
-from vitslim.data import Dataset, DataModule
+from vitslim.data import DataModule, Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
 from vitslim.results import Accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import nan
 
 from vitslim.recipe.schema import Gates
 from vitslim.results import GateResult, StageRecord
@@ -17,7 +18,9 @@ def _judge(gates: Gates, dense: StageRecord, final: StageRecord) -> Iterator[Gat
     before, after = 100 * _top1(dense), 100 * _top1(final)
     if gates.top1_drop_max is not None:
         drop = round(before - after, 6)
-        yield GateResult(name="top1_drop_max", limit=gates.top1_drop_max, value=drop, passed=drop <= gates.top1_drop_max)
+        yield GateResult(
+            name="top1_drop_max", limit=gates.top1_drop_max, value=drop, passed=drop <= gates.top1_drop_max
+        )
     if gates.top1_min is not None:
         yield _at_least("top1_min", gates.top1_min, after)
     if gates.size_ratio_min is not None:
@@ -33,10 +36,10 @@ def _at_least(name: str, limit: float, value: float) -> GateResult:
 
 
 def _top1(record: StageRecord) -> float:
-    return next(accuracy.top1 for accuracy in record.accuracies if accuracy.dataset == "val")
+    return next((accuracy.top1 for accuracy in record.accuracies if accuracy.dataset == "val"), nan)
 
 
 def _speedup(record: StageRecord, backend: str) -> float:
     """At the first batch size and thread count of the report."""
     results = (*record.measurements, *record.estimates)
-    return next(result.speedup or 0.0 for result in results if result.backend == backend)
+    return next((result.speedup for result in results if result.backend == backend and result.speedup), nan)

@@ -19,9 +19,7 @@ def measure_files(
     for backend in map(parse_backend, config.backends):
         match backend:
             case Measured():
-                results = backend.measure(
-                    files, baseline, config.batches, config.threads, config.seconds, progress
-                )
+                results = backend.measure(files, baseline, config.batches, config.threads, config.seconds, progress)
                 for name, rows in results.items():
                     measured[name].extend(rows)
             case Simulated():

@@ -23,7 +23,9 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     if errors:
         raise RecipeError(errors, recipe.name)
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
-    return Plan(name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=tuple(w.message for w in warnings))
+    return Plan(
+        name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=tuple(w.message for w in warnings)
+    )
 
 
 def _plain_rows(recipe: Recipe) -> list[PlanRow]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
+from vitslim.data import load_data
 from vitslim.errors import RecipeError
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.data import load_data
 from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.gates import judge
 from vitslim.pipeline.keys import dense_key, file_digest, stage_key
@@ -73,9 +74,7 @@ def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[
     )
 
 
-def _report(
-    recipe: Recipe, records: tuple[StageRecord, ...], here: Environment, warnings: tuple[str, ...]
-) -> Report:
+def _report(recipe: Recipe, records: tuple[StageRecord, ...], here: Environment, warnings: tuple[str, ...]) -> Report:
     return Report(
         name=recipe.name,
         model=recipe.model.timm,
@@ -95,7 +94,7 @@ def _report(
 def _regressions(records: tuple[StageRecord, ...]) -> tuple[str, ...]:
     """Stages that made the model slower than the stage before, by more than the spread of either."""
     warnings = []
-    for before, after in zip(records, records[1:], strict=False):
+    for before, after in pairwise(records):
         for old, new in zip(before.measurements, after.measurements, strict=True):
             if new.median_ms - new.spread_ms > old.median_ms + old.spread_ms:
                 warnings.append(

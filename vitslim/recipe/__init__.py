@@ -1,0 +1,24 @@
+"""Recipes: what they may say (`schema`, `stages`), reading them, and writing them out again. No torch in this room."""
+
+from vitslim.recipe.catalog import RecipeInfo, packaged_recipes, resolve_checkpoint
+from vitslim.recipe.grammar import recipe_schema
+from vitslim.recipe.legality import check_order
+from vitslim.recipe.load import load_recipe, validate
+from vitslim.recipe.lock import assumptions, lock_text, recipe_text
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.starter import new_recipe_text
+
+__all__ = [
+    "Recipe",
+    "RecipeInfo",
+    "assumptions",
+    "check_order",
+    "load_recipe",
+    "lock_text",
+    "new_recipe_text",
+    "packaged_recipes",
+    "recipe_schema",
+    "recipe_text",
+    "resolve_checkpoint",
+    "validate",
+]

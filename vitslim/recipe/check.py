@@ -9,17 +9,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 from vitslim.errors import Problem, closest
+from vitslim.recipe.stages import EXPECTED
 from vitslim.recipe.yaml12 import plain_value
 
 Schema = Mapping[str, Any]
 
-EXPECTED = "x-expected"
-"""Schema key with the words for a value that a pattern describes."""
-
+_TYPES: Mapping[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": int | float,
+    "boolean": bool,
+    "null": NoneType,
+    "array": list | tuple,
+    "object": dict,
+}
+_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
 LARGEST_INTEGER = 2**63 - 1
+LONGEST_TEXT = 4096
 _SHOWN = 40
 
 
@@ -50,7 +60,7 @@ def missing(where: str, schema: Schema) -> Problem:
 
 def unknown(where: str, key: str, allowed: Mapping[str, object]) -> Problem:
     """The problem of a key that does not exist."""
-    return Problem(join(where, key), "unknown key", closest(key, allowed))
+    return Problem(join(where, key[:_SHOWN]), "unknown key", closest(key[:_SHOWN], allowed))
 
 
 def join(where: str, key: str | int) -> str:
@@ -72,18 +82,29 @@ def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 def shown(value: object) -> str:
     """A value in a message: short, and in the words of YAML."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, int):
-        return str(value) if abs(value) <= LARGEST_INTEGER else "a number with too many digits"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, str):
-        text = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
-        return "'" + text.encode("unicode_escape").decode("ascii") + "'" if not _is_text(text) else f"'{text}'"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else f"a value of type {type(value).__name__}"
+    match value:
+        case None:
+            text = "null"
+        case bool():
+            text = str(value).lower()
+        case int():
+            text = str(value) if abs(value) <= LARGEST_INTEGER else "a number with too many digits"
+        case float():
+            text = f"{value:g}"
+        case str():
+            text = f"'{_printable(value)}'"
+        case dict():
+            text = "a mapping"
+        case list() | tuple():
+            text = "a list" if value else "an empty list"
+        case _:
+            text = f"a value of type {type(value).__name__}"
+    return text
+
+
+def _printable(value: str) -> str:
+    text = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
+    return text if _is_text(text) else text.encode("unicode_escape").decode("ascii")
 
 
 def expected(schema: Schema) -> str:
@@ -91,23 +112,18 @@ def expected(schema: Schema) -> str:
     if words := schema.get(EXPECTED):
         return str(words)
     if options := _options(schema):
-        listed = ", ".join(shown(option) for option in options)
-        return f"one of {listed}" if len(options) > 1 else listed
+        return ("one of " if len(options) > 1 else "") + ", ".join(shown(option) for option in options)
     if branches := schema.get("anyOf"):
-        words = list(dict.fromkeys(expected(branch) for branch in branches if branch.get("type") != "null"))
-        return " or ".join(words)
-    kind = schema.get("type")
-    if kind == "array":
-        return f"a list with at least one entry, each {_item(schema)}" if schema.get("minItems") else f"a list, each {_item(schema)}"
-    if kind == "object":
-        values = schema.get("additionalProperties")
-        return f"a mapping of names, each to {expected(values)}" if isinstance(values, dict) else "a mapping"
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
-    return words.get(str(kind), "text") + _range(schema)
-
-
-def _item(schema: Schema) -> str:
-    return expected(schema.get("items", {}))
+        return " or ".join(dict.fromkeys(expected(branch) for branch in branches if branch.get("type") != "null"))
+    values, items = schema.get("additionalProperties"), schema.get("items")
+    match schema.get("type"):
+        case "array":
+            length = "a list with at least one entry" if schema.get("minItems") else "a list"
+            return f"{length}, each {expected(items)}" if items else length
+        case "object":
+            return f"a mapping of names, each to {expected(values)}" if isinstance(values, dict) else "a mapping"
+        case kind:
+            return _WORDS.get(str(kind), "text") + _range(schema)
 
 
 def _range(schema: Schema) -> str:
@@ -149,26 +165,18 @@ def _fits(value: object, schema: Schema) -> bool:
     options = _options(schema)
     if options and not any(type(value) is type(option) and value == option for option in options):
         return False
-    match schema.get("type"):
-        case "string":
-            return isinstance(value, str) and _is_text(value) and _matches(value, schema)
-        case "integer":
-            return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, schema)
-        case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool) and _in_range(value, schema)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "array":
-            return isinstance(value, list | tuple) and len(value) >= schema.get("minItems", 0)
-        case "object":
-            return isinstance(value, dict)
-    return True
+    kind = schema.get("type", "")
+    if not isinstance(value, _TYPES.get(kind, object)) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    if isinstance(value, str):
+        return _is_text(value) and _matches(value, schema)
+    if isinstance(value, list | tuple):
+        return len(value) >= schema.get("minItems", 0)
+    return not isinstance(value, int | float) or isinstance(value, bool) or _in_range(value, schema)
 
 
 def _in_range(value: float, schema: Schema) -> bool:
-    return (
+    return bool(
         -LARGEST_INTEGER <= value <= LARGEST_INTEGER  # false for NaN and infinities too
         and schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
         and schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
@@ -177,13 +185,16 @@ def _in_range(value: float, schema: Schema) -> bool:
 
 def _matches(value: str, schema: Schema) -> bool:
     pattern = schema.get("pattern")
-    fits = pattern is None or re.fullmatch(pattern, value) is not None
-    return fits and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf)
+    if pattern is not None and not re.fullmatch(pattern, value):
+        return False
+    return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", LONGEST_TEXT))
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text can be printed and written to a file: no control characters, no halves of surrogate pairs."""
-    return not any((c < " " and c not in "\n\t") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+    """Whether a text is short and can be printed and stored: no control characters, no halves of surrogate pairs."""
+    return len(value) <= LONGEST_TEXT and not any(
+        (c < " " and c not in "\n\t") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value
+    )
 
 
 def _options(schema: Schema) -> list[Any]:
@@ -203,7 +214,7 @@ def _hint(value: object, schema: Schema) -> str:
         single = value is not None and not isinstance(value, Mapping | list | tuple)
         return f"write a list: [{shown(value)}]" if single and kinds <= {"array", "null"} else ""
     if words := [o for branch in branches for o in _options(branch) if isinstance(o, str)]:
-        return closest(value, words)
+        return closest(value[:_SHOWN], words)
     if "boolean" in kinds and value.lower() in {"yes", "no", "on", "off"}:
         return "YAML 1.2 knows only true and false"
     if kinds & {"integer", "number", "boolean"} and not isinstance(plain_value(value), str):

@@ -6,14 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vitslim.recipe.stages import KINDS, AnyStage, Config
+from vitslim.recipe.stages import EXPECTED, KINDS, AnyStage, Config, TimmName
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+_NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
+_LARGEST_SEED = 2**32 - 1
 
 
 class Model(Config):
     """The dense model."""
 
-    timm: str
-    checkpoint: str | None = Field(None, description="safetensors file; `package:NAME` is a file that ships with vitslim")
+    timm: TimmName
+    checkpoint: str | None = Field(
+        None, description="safetensors file; `package:NAME` is a file that ships with vitslim"
+    )
     kwargs: dict[str, int | float | str | bool] = Field({}, description="passed to timm.create_model")
 
 
@@ -31,29 +37,35 @@ class ReportConfig(Config):
     """What is measured, and where."""
 
     backends: tuple[str, ...] = ("onnxruntime:cpu",)
-    batches: tuple[PositiveInt, ...] = (1,)
-    threads: tuple[PositiveInt, ...] = Field((1,), description="thread counts of measured CPU backends")
-    seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="time for each measured file, batch and thread count")
+    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="thread counts of measured CPU backends")
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="time for each measured file, batch and thread count"
+    )
 
 
 class Gates(Config):
     """Budgets: the run exits with 1 when one does not hold."""
 
     top1_drop_max: float | None = Field(None, description="points of top-1 lost on val, at most")
-    top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="top-1 on val in percent, at least")
+    top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="top-1 on val in percent, at least"
+    )
     size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(None, description="dense over compressed ONNX bytes")
     macs_ratio_min: Annotated[float, Field(gt=0)] | None = None
-    speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="backend to speed-up at the first batch size")
+    speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="backend to speed-up at the first batch size"
+    )
 
 
 class Recipe(Config):
     """A whole recipe, validated."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=64, json_schema_extra={**_NAME})
     description: str = ""
     model: Model
     data: Data
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     stages: tuple[AnyStage, ...]
     report: ReportConfig = ReportConfig()
     gates: Gates = Gates()

@@ -1,10 +1,24 @@
-"""The stage entries of a recipe: one frozen, typed config a method. Values only; what they do lives in `vitslim/stages`."""
+"""The stage entries of a recipe: one frozen, typed config a method. What they do lives in `vitslim/stages`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+EXPECTED = "x-expected"
+"""Schema key with the words for a value that a pattern describes."""
+
+ASSUMED = "x-assumed"
+"""Schema key of a default that no paper confirms; a report lists those that a run used (specs, section 6)."""
+
+TIMM_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+TimmName = Annotated[
+    str,
+    Field(
+        pattern=TIMM_PATTERN, json_schema_extra={EXPECTED: "the name of a timm model, such as deit_tiny_patch16_224"}
+    ),
+]
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 KeepRatio = Annotated[float, Field(gt=0, le=1)]
@@ -19,13 +33,19 @@ class Config(BaseModel):
 class StageConfig(Config):
     """Keys that every stage takes."""
 
-    name: str | None = Field(None, pattern=r"^[a-z][a-z0-9-]*$", description="name that later stages can refer to")
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9-]*$",
+        max_length=64,
+        description="name that later stages can refer to",
+        json_schema_extra={EXPECTED: "lower-case letters, digits and '-', beginning with a letter"},
+    )
 
 
 class TeacherModel(Config):
     """A teacher that is another timm model."""
 
-    timm: str
+    timm: TimmName
     checkpoint: str | None = None
 
 
@@ -38,8 +58,8 @@ class Train(Config):
 
     epochs: PositiveInt = 3
     batch: PositiveInt = 64
-    lr: PositiveFloat = 5e-5
-    wd: Annotated[float, Field(ge=0)] = 0.05
+    lr: PositiveFloat = Field(5e-5, json_schema_extra={ASSUMED: True})
+    wd: Annotated[float, Field(ge=0)] = Field(0.05, json_schema_extra={ASSUMED: True})
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of all steps")
     clip: PositiveFloat = Field(1.0, description="maximal gradient norm")
     images: PositiveInt | None = Field(None, description="use only so many training images; all when left out")
@@ -70,7 +90,9 @@ class TwoFour(StageConfig):
     """2:4 semi-structured sparsity: two of every four weights along the reduction dimension stay."""
 
     method: Literal["two-four"]
-    layers: Literal["gemm"] | tuple[str, ...] = Field("gemm", description="all eligible linear layers, or names of layers")
+    layers: Literal["gemm"] | tuple[str, ...] = Field(
+        "gemm", description="all eligible linear layers, or names of layers"
+    )
     score: Literal["magnitude"] = "magnitude"
 
 
@@ -80,7 +102,7 @@ class Distill(StageConfig):
     method: Literal["distill"] = "distill"
     teacher: Teacher = "dense"
     loss: Loss = Loss()
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
     train: Train = Train()
 
 
@@ -99,7 +121,9 @@ class Etps(StageConfig):
     method: Literal["etps"]
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (3, 6, 9)
     keep: KeepRatio = 0.7
-    rounding: Literal["ceil", "floor"] = Field("ceil", description="assumed: the paper does not say")
+    rounding: Literal["ceil", "floor"] = Field(
+        "ceil", description="assumed: the paper does not say", json_schema_extra={ASSUMED: True}
+    )
 
 
 class Export(StageConfig):
@@ -109,9 +133,6 @@ class Export(StageConfig):
     opset: Literal[21] = 21
 
 
-Prune = Annotated[DepGraph | TwoFour, Field(discriminator="method")]
-Quantize = Annotated[Ptq, Field()]
-TokenSqueeze = Annotated[Etps, Field()]
 AnyStage = DepGraph | TwoFour | Distill | Ptq | Etps | Export
 
 KINDS: dict[str, tuple[type[StageConfig], ...]] = {

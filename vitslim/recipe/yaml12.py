@@ -76,8 +76,8 @@ def dump_yaml(value: Any) -> str:
     yaml.Representer = _Representer
     yaml.default_flow_style = None
     yaml.allow_unicode = True
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 110
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 1000
     stream = io.StringIO()
     yaml.dump(value, stream)
     return stream.getvalue()
@@ -89,24 +89,26 @@ def plain_value(text: str) -> bool | int | float | str | None:
         return None
     if _BOOLEAN.fullmatch(text):
         return text[0] in "tT"
-    if len(text) <= _LONGEST_NUMBER:
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        if _OCTAL_OR_HEX.fullmatch(text):
-            return int(text, 0)
-        if _FLOAT.fullmatch(text):
-            return float(text)
-        if _INFINITY_OR_NAN.fullmatch(text):
-            return float(text.replace(".", ""))
-    return text
+    return text if len(text) > _LONGEST_NUMBER else _number(text)
+
+
+def _number(text: str) -> int | float | str:
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _OCTAL_OR_HEX.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return float(text.replace(".", "")) if _INFINITY_OR_NAN.fullmatch(text) else text
 
 
 class _Representer(SafeRepresenter):
-    """Quotes every text that would be read back as something else."""
+    """Quotes every text that could be read back as something else."""
 
 
 def _text(representer: _Representer, value: str) -> Any:
-    style = None if isinstance(plain_value(value), str) else '"'
+    plain = value[:1].isalnum() or value[:1] in {"_", "/", "."}
+    style = None if plain and isinstance(plain_value(value), str) else '"'
     return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -184,7 +186,9 @@ class _Reader:
         if isinstance(event, AliasEvent):
             self._refuse(event, f"the alias '*{event.anchor}': aliases are not allowed", "write the value out")
         if event.anchor is not None:
-            self._refuse(event, f"the anchor '&{event.anchor}': anchors are not allowed", "put quotes around text with '&'")
+            self._refuse(
+                event, f"the anchor '&{event.anchor}': anchors are not allowed", "put quotes around text with '&'"
+            )
         if event.tag is not None:
             self._refuse(event, f"the tag '{event.tag}': tags are not allowed", "put quotes around text with '!'")
         if depth > MAX_DEPTH:

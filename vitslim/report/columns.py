@@ -159,7 +159,7 @@ def size_group(report: Report) -> Group:
 
 
 def cost_group(report: Report) -> Group:
-    """MACs, FLOPs, BOPs and bytes in columns of their own, with the fraction of the dense model (specs, section 3.1)."""
+    """MACs, FLOPs, BOPs and bytes in columns of their own, with the fraction of the dense model (specs, 3.1)."""
     stages = report.stages
     columns = (
         Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),

@@ -51,7 +51,7 @@ def typographic(text: str) -> str:
 
 def _environment() -> Environment:
     # Imported here, so that importing the package stays quick for the commands that render no page.
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("vitslim.report"),

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vitslim.report.columns import Source
+from vitslim.report.wording import plain
 
 WIDTH, LEFT, ROW, TOP, BOTTOM = 440, 130, 27, 6, 40
 """Drawing units: the whole plot, the labels at its left, a row, and the room above and below the rows."""
 VALUE = 74
 """Room for one column of printed values at the right."""
-LABEL_LETTERS = 18
+LABEL_LETTERS = 16
 BAR = 14
 
 
@@ -82,15 +83,15 @@ def dot_plot(title: str, axis: str, labels: Sequence[str], series: Sequence[Seri
 
 def nice_ticks(low: float, high: float, count: int = 4) -> tuple[float, ...]:
     """Round numbers, about `count` steps, the first at or below `low` and the last at or above `high`."""
-    span = high - low
+    span, size = high - low, max(abs(low), abs(high))
     if not math.isfinite(span):
         return (0.0, 1.0)
-    if span <= 0:
-        return nice_ticks(low - abs(low) / 50, low + abs(low) / 50 + (low == 0), count)
+    if span <= max(1e-9 * size, 1e-12):
+        return nice_ticks(low - size / 50, high + size / 50, count) if size > 1e-9 else (0.0, 1.0)
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * count >= span * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(round(k * step, 12) for k in range(first, last + 1))
+    return tuple(float(f"{k * step:.12g}") for k in range(first, last + 1))
 
 
 def _frame(
@@ -100,7 +101,7 @@ def _frame(
     right = WIDTH - VALUE * len(series) + (0 if len(series) == 1 else 20 * (len(series) - 1))
     bottom = TOP + ROW * len(labels)
     svg = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + BOTTOM}", role="img")
-    svg.set("aria-label", _spoken(title, labels, series))
+    svg.set("aria-label", plain(_spoken(title, labels, series)))
     _child(svg, "title", title)
 
     def place(value: float) -> float:
@@ -150,7 +151,7 @@ def _middle(index: int) -> float:
 def _child(parent: ET.Element, tag: str, text: str = "", cls: str = "", **attributes: str | float) -> ET.Element:
     values = {key: f"{value:.1f}" if isinstance(value, float) else str(value) for key, value in attributes.items()}
     child = ET.SubElement(parent, tag, {"class": cls, **values} if cls else values)
-    child.text = text or None
+    child.text = plain(text) or None
     return child
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from vitslim.data import Dataset, batches
 from vitslim.progress import Progress
+from vitslim.training.images import LabelledImages
 
 
 def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], dataset: Dataset, batch: int, progress: Progress, label: str
+    model: Callable[[torch.Tensor], torch.Tensor], dataset: LabelledImages, batch: int, progress: Progress, label: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 (n, classes) and labels int64 (n,) of all images in order.
 
@@ -22,7 +22,7 @@ def predict(
         model.eval()
     logits, labels = [], []
     with torch.no_grad():
-        for images, targets in progress.track(batches(dataset, batch), label):
+        for images, targets in progress.track(dataset.batches(batch), label):
             logits.append(model(images).float())
             labels.append(targets)
     return torch.cat(logits), torch.cat(labels)

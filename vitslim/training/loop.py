@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from vitslim.data import Dataset, batches
 from vitslim.errors import StageError
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Train
+from vitslim.training.images import LabelledImages
 
 
 class Batch(NamedTuple):
@@ -32,7 +32,7 @@ Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
     student: nn.Module,
-    dataset: Dataset,
+    dataset: LabelledImages,
     objective: Objective,
     config: Train,
     seed: int,
@@ -50,7 +50,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
     optimiser = make_optimiser(parameters.values(), config)
-    steps = config.epochs * len(batches(dataset, config.batch))
+    steps = config.epochs * len(dataset.batches(config.batch))
     losses: list[float] = []
     student.train()
     with torch.random.fork_rng(devices=[]):
@@ -95,12 +95,12 @@ def make_optimiser(parameters: Iterable[nn.Parameter], config: Train) -> torch.o
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
-def _epochs(dataset: Dataset, config: Train, seed: int) -> Iterator[Batch]:
+def _epochs(dataset: LabelledImages, config: Train, seed: int) -> Iterator[Batch]:
     """All batches of all epochs; each epoch has its own order and, with augmentation, its own variation."""
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
         part = dataset if config.augment == "none" else dataset.varied(epoch_seed)
-        loader = batches(part, config.batch, shuffle_seed=epoch_seed)
+        loader = part.batches(config.batch, shuffle_seed=epoch_seed)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
             yield Batch(images, labels, torch.tensor(positions))
 

@@ -18,7 +18,7 @@ LAYER = "vitslim.layer"
 SCOPES = "pkg.torch.onnx.name_scopes"
 """A list of strings, outermost module first, the operation last."""
 QUOTED = re.compile(r"'([^']*)'")
-ANONYMOUS = re.compile(r"^val_\d+$|^\d+$|^onnx::")
+ANONYMOUS = re.compile(r"^(val_\d+(_|$)|\d+$|onnx::)")
 
 
 class OnnxGraph:
@@ -88,12 +88,12 @@ def integers(node: NodeProto, name: str) -> tuple[int, ...]:
 
 def layer_of(node: NodeProto, weight: str = "") -> str:
     """Module that a node came from: vitslim and torch's exporter note it; else the weight's name, else the node's."""
-    notes = {prop.key: prop.value for prop in node.metadata_props}
+    notes: dict[str, str] = {prop.key: prop.value for prop in node.metadata_props}
     if LAYER in notes:
         return notes[LAYER].removesuffix(".weight")
     scopes = QUOTED.findall(notes.get(SCOPES, ""))[:-1]
     if any(scopes):
-        return str(next(scope for scope in reversed(scopes) if scope))
+        return next(str(scope) for scope in reversed(scopes) if scope)
     if weight and not ANONYMOUS.match(weight):
         return weight.removesuffix(".weight")
     return node.name

@@ -13,6 +13,7 @@ from vitslim.workload.file import load_onnx
 from vitslim.workload.onnx_graph import OnnxGraph, layer_of, role_of
 from vitslim.workload.operators import Operator, OpKind, Workload
 from vitslim.workload.products import read_conv, read_gemm, read_matmul
+from vitslim.workload.weights import element_bits
 
 PRODUCTS: dict[str, Callable[[OnnxGraph, NodeProto], Operator]] = {
     "MatMul": read_matmul, "MatMulInteger": read_matmul, "QLinearMatMul": read_matmul, "Gemm": read_gemm,
@@ -127,13 +128,24 @@ def _scales(graph: OnnxGraph, node: NodeProto) -> bool:
 
 
 def _params(graph: OnnxGraph) -> int:
-    floats = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-    beside = {name for node in graph.nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}
-              for name in node.input[1:]}  # fmt: skip
-    quantised = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
-    quantised |= {node.input[0] for node in graph.nodes if node.op_type == "Cast" and node.output[0] in quantised}
+    """Elements of float and narrow integer constants, without scales, zero points and single numbers."""
+    beside = {name for node in graph.nodes for name in _quantiser_inputs(node)}
     return sum(
         prod(tensor.dims)
         for name, tensor in graph.initializers.items()
-        if (tensor.data_type in floats and name not in beside and prod(tensor.dims) > 1) or name in quantised
+        if prod(tensor.dims) > 1 and name not in beside and _may_be_weight(tensor.data_type)
     )
+
+
+def _quantiser_inputs(node: NodeProto) -> list[str]:
+    """Scales and zero points among the inputs of a node."""
+    if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        return list(node.input[1:])
+    if node.op_type in {"MatMulInteger", "ConvInteger"}:
+        return list(node.input[2:])
+    return [*node.input[1:3], *node.input[4:]] if node.op_type in {"QLinearMatMul", "QLinearConv"} else []
+
+
+def _may_be_weight(element: int) -> bool:
+    floats = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    return element in floats or (element != TensorProto.BOOL and element_bits(element) <= 8)

@@ -1,7 +1,7 @@
 """The operator `vitslim::fake_quant`: quantise and dequantise in floating point, with learnable scales.
 
-One node in the graph, with an ONNX lowering of its own (specs, ONNX lowering, section 1) and the gradients of
-learned step size quantisation (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration, training and export.
+One node in the graph, with an ONNX lowering of its own (specs, ONNX lowering, section 1) and the gradients of learned
+step size quantisation (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration, training and export.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def _along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
 
 
 @torch.library.custom_op("vitslim::fake_quant", mutates_args=())
-def fake_quant(
-    x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int
-) -> Tensor:
+def fake_quant(x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int) -> Tensor:
     """Values of `x` that its quantised form can represent.
 
     x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],).

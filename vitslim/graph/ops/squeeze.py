@@ -75,12 +75,13 @@ def fuse(reserved: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
     similarity = torch.matmul(_unit(pruned), _unit(reserved).transpose(1, 2))
     matched = similarity == similarity.amax(dim=2, keepdim=True)
     weight = (torch.exp(similarity) * matched.to(similarity.dtype)).transpose(1, 2)
-    total: torch.Tensor = weight.sum(dim=2, keepdim=True) + math.e
+    total = weight.sum(dim=2, keepdim=True) + math.e
     return (reserved * math.e + torch.matmul(weight, pruned)) / total
 
 
 def _unit(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens / (torch.linalg.vector_norm(tokens, dim=-1, keepdim=True) + NORM_EPSILON)
+    length: torch.Tensor = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    return tokens / (length + NORM_EPSILON)
 
 
 def _take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from vitslim.errors import Problem
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
-from vitslim.recipe.stages import Distill
+from vitslim.recipe.stages import Distill, Teacher
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.objective import distillation_objective
@@ -61,7 +61,9 @@ class DistillStage:
         )
         metrics["seconds"] = time.perf_counter() - started
         epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
-        note = LayerNote(layer="all parameters", what=f"trained {epochs} on {len(dataset)} images")
+        taught_by = _name(config.teacher) if teacher else NO_TEACHER
+        what = f"trained {epochs} on {len(dataset)} images, teacher {taught_by}"
+        note = LayerNote(layer="all parameters", what=what)
         return StageResult(student, changes=(note,), metrics=metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
@@ -77,3 +79,7 @@ class DistillStage:
             if mask is not None and bool(weight.detach()[~mask].any()):
                 problems.append(Problem(name, "training moved weights that a mask holds at zero"))
         return problems
+
+
+def _name(teacher: Teacher) -> str:
+    return teacher if isinstance(teacher, str) else teacher.timm

@@ -29,16 +29,10 @@ def find_teacher(teacher: Teacher, student: ModelSource, context: StageContext) 
     if isinstance(teacher, str):
         return context.result(teacher).graph
     graph = trace_timm(teacher.timm, {}, Path(teacher.checkpoint) if teacher.checkpoint else None)
-    theirs = graph.source
-    for what, value, wanted in (
-        ("classes", theirs.classes, student.classes),
-        ("an input size of", theirs.image, student.image),
-        ("a normalisation (mean) of", theirs.preprocessing.mean, student.preprocessing.mean),
-        ("a normalisation (std) of", theirs.preprocessing.std, student.preprocessing.std),
-    ):
-        if value != wanted:
+    for theirs, ours in zip(_meaning(graph.source), _meaning(student), strict=True):
+        if theirs != ours:
             raise StageError(
-                f"the teacher {teacher.timm} has {what} {_words(value)}, the student {_words(wanted)}",
+                f"the teacher {teacher.timm} has {theirs}, the student {ours}",
                 hint="distill from an earlier stage (teacher: dense), or from a model that takes the same images",
             )
     return graph
@@ -62,5 +56,12 @@ def teacher_logits(teacher: ModelGraph, config: Distill, dataset: Dataset, conte
     return live
 
 
-def _words(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _meaning(source: ModelSource) -> tuple[str, str, str]:
+    """What two models must share for their logits on one batch to be comparable, in words."""
+    size = "x".join(map(str, source.image))
+    normalisation = source.preprocessing
+    return (
+        f"{source.classes} classes",
+        f"inputs of {size}",
+        f"images normalised by mean {normalisation.mean} and std {normalisation.std}",
+    )

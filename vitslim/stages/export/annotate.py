@@ -72,13 +72,19 @@ def is_two_four(values: NDArray[Any]) -> bool:
     return bool((np.count_nonzero(runs.reshape(-1, 4), axis=1) <= 2).all())
 
 
+def two_four_layers(graph: ModelGraph) -> frozenset[str]:
+    """Names of the weights that a stage masked to 2:4."""
+    masks = [edit for edit in graph.edits if isinstance(edit, Mask) and edit.pattern == TWO_FOUR]
+    return frozenset(name for mask in masks for name in mask.parameters)
+
+
 def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
     """Note bits and sparsity on each layer's node, and everything a consumer needs on the model; returns the layers.
 
     Drops the notes of the exporter. 2:4 is noted only for layers that a stage masked and whose stored numbers keep it.
     """
     _drop_exporter_notes(model)
-    masked = {name for edit in graph.edits if isinstance(edit, Mask) and edit.pattern == TWO_FOUR for name in edit.parameters}
+    masked = two_four_layers(graph)
     found = []
     for node in model.graph:
         weight = stored_weight(node)
@@ -90,7 +96,7 @@ def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
     return tuple(found)
 
 
-def _annotation(node: ir.Node, weight: StoredWeight, masked: set[str]) -> LayerAnnotation:
+def _annotation(node: ir.Node, weight: StoredWeight, masked: frozenset[str]) -> LayerAnnotation:
     two_four = weight.name in masked and is_two_four(weight.values)
     granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
     return LayerAnnotation(

@@ -29,7 +29,7 @@ def fold_quantised_weights(model: ir.Model) -> None:
 
 
 def quantise(x: Array, scale: Array, zero_point: Array, axis: int) -> Array:
-    """Codes of a float32 array as QuantizeLinear defines them: `saturate(round(x / scale) + zero_point)`, ties to even."""
+    """Codes as QuantizeLinear defines them: `saturate(round(x / scale) + zero_point)`, ties to even, x float32."""
     shape = [-1 if dim == axis else 1 for dim in range(x.ndim)] if scale.ndim else []
     limits = np.iinfo(zero_point.dtype)
     codes = np.rint(x / scale.reshape(shape)) + zero_point.reshape(shape)
@@ -145,7 +145,7 @@ def _transposed(array: Array, order: list[int]) -> Array:
 
 
 def _only_user(node: ir.Node) -> ir.Node | None:
-    uses = node.outputs[0].uses()
+    uses = list(node.outputs[0].uses())
     return uses[0].node if len(uses) == 1 else None
 
 

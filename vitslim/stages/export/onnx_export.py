@@ -89,9 +89,7 @@ def _exported(graph: ModelGraph) -> ir.Model:
             f"'{graph.source.timm}' cannot be exported to ONNX: {_first_cause(error)}",
             "check whether the uncompressed model exports",
         ) from error
-    if program is None:
-        raise StageError(f"'{graph.source.timm}' cannot be exported to ONNX", "check whether the uncompressed model exports")
-    return program.model
+    return program.model  # type: ignore[union-attr]  # None only without dynamo
 
 
 def _first_cause(error: BaseException) -> str:
@@ -140,4 +138,6 @@ def _write(data: bytes, path: Path) -> None:
     except OSError as error:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
-        raise InputError(f"'{path}' cannot be written: {error.strerror}", "check the folder and its free space") from error
+        raise InputError(
+            f"'{path}' cannot be written: {error.strerror}", "check the folder and its free space"
+        ) from error

@@ -34,13 +34,13 @@ def fake_quant(
     qmax: int = 0,
     block: int = 0,
 ) -> Any:
-    """QuantizeLinear and DequantizeLinear, with a Clip of the codes between them where their range is narrower than INT8.
+    """QuantizeLinear and DequantizeLinear, with a Clip of the codes between them where their range is below INT8's.
 
-    A weight loses the first two of these when it is folded; its Clip then costs nothing.
+    Folding leaves only the DequantizeLinear of a weight.
     """
     if block != 0:
         raise StageError("blocked quantisation cannot be exported", "use per-channel weights")
-    shape = () if axis is None else tuple(scale.shape)
+    shape = () if axis is None else _shape(scale)
     zeros = _constant(np.full(shape, zero_point, dtype=CODES))
     axes = {} if axis is None else {"axis": axis}
     codes = opset21.QuantizeLinear(x, scale, zeros, **axes)
@@ -50,7 +50,7 @@ def fake_quant(
     return opset21.DequantizeLinear(codes, scale, zeros, **axes)
 
 
-def attention(
+def attention(  # noqa: PLR0913, PLR0917 - the arguments of the operator
     query: FLOAT,
     key: FLOAT,
     value: FLOAT,
@@ -66,8 +66,8 @@ def attention(
     """
     if is_causal or enable_gqa or dropout_p:
         raise StageError("causal, grouped-query and dropout attention cannot be exported")
-    factor = 1.0 / sqrt(query.shape[-1]) if scale is None else scale
-    rank = len(key.shape)
+    factor = 1.0 / sqrt(_shape(query)[-1]) if scale is None else scale
+    rank = len(_shape(key))
     order = [*range(rank - 2), rank - 1, rank - 2]
     scores = opset21.MatMul(
         opset21.Mul(query, _constant(np.array(factor, dtype=np.float32))), opset21.Transpose(key, perm=order)
@@ -84,5 +84,9 @@ def _additive(mask: Any) -> Any:
     return opset21.Where(mask, _constant(np.array(0, np.float32)), _constant(np.array(-np.inf, np.float32)))
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape)
+
+
 def _constant(array: np.ndarray[Any, Any]) -> Any:
-    return opset21.Constant(value=ir.tensor(array))
+    return opset21.Constant(value=ir.tensor(array))  # type: ignore[arg-type]

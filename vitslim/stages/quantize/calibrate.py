@@ -24,7 +24,7 @@ SMALLEST_CANDIDATE = 0.2
 def minmax_scale(peak: Tensor, top: int) -> Tensor:
     """The scale that represents magnitudes up to `peak` without clipping: `peak / top`.
 
-    peak: float, not negative, any shape. top: largest code, 127 for 8 bits. Where nothing but zeros was seen the scale is 1.
+    peak: float, not negative, any shape. top: largest code, 127 for 8 bits. Where only zeros were seen the scale is 1.
     """
     return torch.where(peak > 0, (peak / top).clamp(min=MIN_SCALE), torch.ones_like(peak))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
+    QUANTISER_PREFIX,
     input_scale_name,
     insert_fake_quant,
     layer_nodes,
@@ -57,14 +58,13 @@ class PtqStage:
         return sketch.with_bits(chosen, self.config.bits, self.config.bits)
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Observe every layer's input in one pass, choose scales, insert the quantisers, compare with the float graph."""
+        """Observe every layer's input in one pass, choose scales, insert quantisers, compare with the float graph."""
         weights = self._chosen(tuple(layer_nodes(graph.module)))
         observer = Observer(graph.module, weights)
         images = context.data.calibration
         logits, _ = predict(observer, images, BATCH, context.progress, "calibrating")
-        quantised = insert_fake_quant(
-            graph, [FakeQuantSite(w, self.config.bits, self.config.bits) for w in weights], self._scales(graph, observer)
-        )
+        sites = [FakeQuantSite(weight, self.config.bits, self.config.bits) for weight in weights]
+        quantised = insert_fake_quant(graph, sites, self._scales(graph, observer))
         judged = images.subset(range(min(JUDGED_IMAGES, len(images))))
         after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing with the float model")
         before = logits[: len(judged)]
@@ -85,10 +85,9 @@ class PtqStage:
         done = quantised_layers(after.module)
         missing = [w for w in self._chosen(tuple(layer_nodes(before.module))) if w not in done]
         problems = [Problem(weight, "is not quantised after the stage") for weight in missing]
-        for name, parameter in after.parameters().items():
-            if name.endswith(("weight_scale", "input_scale")) and not bool(((parameter > 0) & parameter.isfinite()).all()):
-                problems.append(Problem(name, "a scale is not a positive finite number"))
-        return problems
+        scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTISER_PREFIX)}
+        bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
+        return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
     def _chosen(self, weights: tuple[str, ...]) -> tuple[str, ...]:
         skip = {layer_of(name) for name in self.config.skip}

@@ -1,0 +1,54 @@
+"""A valid recipe document, and the problems of an invalid one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitslim.errors import Problem, RecipeError
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    return {
+        "name": "test",
+        "model": {"timm": "deit_tiny_patch16_224", "checkpoint": "weights.safetensors"},
+        "data": {"kind": "digits"},
+        "stages": [
+            {"prune": {"method": "depgraph", "ratio": 0.25}},
+            {"distill": {"teacher": "dense", "train": {"lr": 1e-4}}},
+            {"quantize": {"method": "ptq"}},
+            "export",
+        ],
+    }
+
+
+@pytest.fixture
+def problems() -> Callable[..., dict[str, Problem]]:
+    """Calls a function that must raise RecipeError and gives its problems by place."""
+
+    def collect(function: Callable[..., object], *arguments: Any, **options: Any) -> dict[str, Problem]:
+        with pytest.raises(RecipeError) as caught:
+            function(*arguments, **options)
+        assert caught.value.exit_code == 2
+        found = {problem.where: problem for problem in caught.value.problems}
+        assert len(found) == len(caught.value.problems)
+        return found
+
+    return collect
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file below the test's folder."""
+
+    def to(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return to

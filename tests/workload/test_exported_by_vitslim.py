@@ -1,0 +1,62 @@
+"""A file that vitslim wrote says the same as the graph it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from vitslim.graph.edit import slice_axes
+
+from vitslim.graph.cost import cost
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.insert_fake_quant import insert_fake_quant
+from vitslim.graph.insert_squeeze import insert_squeeze
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.workload import read_workload
+
+
+def pruned(graph: ModelGraph) -> ModelGraph:
+    return slice_axes(graph, {"embed": range(0, 64, 2), "blocks.0.mlp": range(100), "blocks.1.heads": [1]})
+
+
+def squeezed(graph: ModelGraph) -> ModelGraph:
+    return insert_squeeze(graph, {"blocks.0": 6})
+
+
+def quantised(graph: ModelGraph) -> ModelGraph:
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    sites = [FakeQuantSite(f"blocks.{block}.{layer}.weight", 8, 8) for block in (0, 1) for layer in layers]
+    new = insert_fake_quant(graph, sites)
+    with torch.no_grad():
+        for name, parameter in new.module.named_parameters():
+            if name.endswith("_scale"):
+                parameter.fill_(0.01)
+    return new
+
+
+CHAINS: dict[str, tuple[Callable[[ModelGraph], ModelGraph], ...]] = {
+    "dense": (),
+    "pruned": (pruned,),
+    "squeezed": (squeezed,),
+    "quantised": (quantised,),
+    "all": (pruned, squeezed, quantised),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_costs_are_those_of_the_graph(tiny_graph: ModelGraph, tmp_path: Path, chain: str) -> None:
+    graph = tiny_graph
+    for step in CHAINS[chain]:
+        graph = step(graph)
+    export_onnx(graph, tmp_path / "model.onnx")
+    workload = read_workload(tmp_path / "model.onnx")
+    expected = cost(graph)
+    assert (workload.macs, workload.bops) == (expected.macs, expected.bops)
+    assert read_workload(tmp_path / "model.onnx", 3).macs == 3 * expected.macs
+    assert workload.params == pytest.approx(expected.params, rel=0.02)
+    assert not workload.unknown
+    roles = {o.role for o in workload.operators if o.macs and o.op != "attention"}
+    assert roles == {"patch_embed.proj", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "head"}

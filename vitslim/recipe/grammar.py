@@ -1,0 +1,141 @@
+"""The grammar of a recipe as one JSON schema, and how a stage entry names its kind and method.
+
+A stage is a mapping with one key, its kind: `- prune: {method: two-four}`. Where a kind has one method, `method` may be
+left out, and where nothing else is required the bare kind will do: `- export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from vitslim.errors import Problem, closest
+from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages import KINDS, StageConfig
+
+EXTENDS = "extends"
+LOCKED = "locked"
+FILE_KEYS = (EXTENDS, LOCKED)
+"""Keys that a recipe file may have and a `Recipe` has not."""
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of recipe files, for editors that complete and check YAML."""
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    for classes in KINDS.values():
+        if len(classes) == 1:
+            required = definitions[classes[0].__name__].get("required", [])
+            definitions[classes[0].__name__]["required"] = [key for key in required if key != "method"]
+    schema["properties"] = {
+        EXTENDS: {
+            "type": "string",
+            "description": "a packaged recipe or a file beside this one; mappings are merged, lists replaced",
+        },
+        **schema["properties"],
+        LOCKED: {"type": "object", "description": "versions and digests that a run recorded; not read"},
+    }
+    schema["properties"]["stages"]["items"] = {"anyOf": list(_entries(definitions))}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "vitslim recipe",
+    }
+
+
+def check_document(document: Mapping[str, Any]) -> list[Problem]:
+    """Every problem of the values of a recipe, extended and overridden already."""
+    published = recipe_schema()
+    definitions = {name: inlined(part, published["$defs"]) for name, part in published["$defs"].items()}
+    schema = inlined({key: part for key, part in published.items() if key != "$defs"}, definitions)
+    schema["properties"]["stages"] = {"type": "array", "x-expected": "a list of stages"}
+    problems = check(dict(document), schema)
+    stages = document.get("stages")
+    for position, entry in enumerate(stages if isinstance(stages, list | tuple) else ()):
+        problems += _check_entry(entry, f"stages.{position}", definitions)
+    return problems
+
+
+def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
+    """The config of a stage entry that `check_document` found no problem with."""
+    kind, values = split_entry(entry)
+    classes = KINDS[kind]
+    method = (values or {}).get("method")
+    config = next((c for c in classes if method_of(c) == method), classes[0])
+    return config.model_validate({"method": method_of(config), **(values or {})}, strict=False)
+
+
+def write_stage(config: StageConfig) -> dict[str, Any]:
+    """The entry of a config, with every default filled in: the inverse of `read_stage`."""
+    kind = next(kind for kind, classes in KINDS.items() if isinstance(config, classes))
+    values = config.model_dump(mode="json")
+    if values.get("name") is None:
+        values.pop("name", None)
+    return {kind: {"method": values.pop("method"), **values}}
+
+
+def split_entry(entry: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    """Kind and values of a stage entry."""
+    return (entry, None) if isinstance(entry, str) else next(iter(entry.items()))
+
+
+def method_of(config: type[StageConfig]) -> str:
+    """The word that a recipe names a method by."""
+    return str(get_args(config.model_fields["method"].annotation)[0])
+
+
+def _entries(definitions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    bare = [kind for kind, classes in KINDS.items() if _is_bare(classes, definitions)]
+    yield {"type": "string", "enum": bare}
+    for kind, classes in KINDS.items():
+        values: list[dict[str, Any]] = [{"$ref": f"#/$defs/{config.__name__}"} for config in classes]
+        values += [{"type": "null"}] if kind in bare else []
+        value = {"anyOf": values} if len(values) > 1 else values[0]
+        yield {"type": "object", "properties": {kind: value}, "required": [kind], "additionalProperties": False}
+
+
+def _is_bare(classes: tuple[type[StageConfig], ...], definitions: Mapping[str, Any]) -> bool:
+    return len(classes) == 1 and not definitions[classes[0].__name__].get("required")
+
+
+def _check_entry(entry: object, where: str, definitions: Mapping[str, Schema]) -> list[Problem]:
+    if isinstance(entry, str):
+        if entry not in KINDS:
+            return [_unknown_kind(where, entry)]
+        return _check_values({}, entry, join(where, entry), definitions)
+    if not isinstance(entry, dict):
+        return [Problem(where, f"got {shown(entry)}, expected a stage", "such as `- prune: {method: two-four}`")]
+    if len(entry) != 1:
+        kinds = ", ".join(shown(key) for key in entry) or "none"
+        hint = "indent the values of a stage below its kind, or begin a new entry with '-'"
+        return [Problem(where, f"expected one stage kind, got {len(entry)} keys ({kinds})", hint)]
+    kind, values = next(iter(entry.items()))
+    if not isinstance(kind, str) or kind not in KINDS:
+        return [_unknown_kind(where, kind)]
+    return _check_values({} if values is None else values, kind, join(where, kind), definitions)
+
+
+def _check_values(values: object, kind: str, where: str, definitions: Mapping[str, Schema]) -> list[Problem]:
+    classes = {method_of(config): config for config in KINDS[kind]}
+    only = next(iter(classes))
+    if not isinstance(values, dict):
+        hint = f"write `- {kind}: {{method: {values if values in list(classes) else only}}}`"
+        return [Problem(where, f"got {shown(values)}, expected a mapping", hint)]
+    allowed = {"type": "string", "enum": list(classes)} if len(classes) > 1 else {"type": "string", "const": only}
+    method = values.get("method", only if len(classes) == 1 else None)
+    if "method" not in values and method is None:
+        return [missing(join(where, "method"), allowed)]
+    if not isinstance(method, str) or method not in classes:
+        return [mismatch(join(where, "method"), method, allowed)]
+    return check(values, definitions[classes[method].__name__], where)
+
+
+def _unknown_kind(where: str, kind: object) -> Problem:
+    message = f"got {shown(kind)}, expected a stage kind"
+    if not isinstance(kind, str):
+        return Problem(where, message, f"allowed: {', '.join(KINDS)}")
+    for owner, classes in KINDS.items():
+        if kind in [method_of(config) for config in classes]:
+            return Problem(where, message, f"'{kind}' is a method: write `- {owner}: {{method: {kind}}}`")
+    return Problem(where, message, closest(kind[:40], KINDS))

@@ -1,0 +1,198 @@
+"""Which recipes make sense: the order of stages (rules O1 to O7 of the specs) and what entries say of each other.
+
+Everything here needs only the recipe. What needs the model is asked of each stage when a plan is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from vitslim.errors import Problem, closest
+from vitslim.recipe.catalog import PACKAGE
+from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.recipe.stages import KINDS, AnyStage, DepGraph, Distill, Etps, Export, Ptq, TwoFour
+
+BACKENDS = ("onnxruntime:cpu", "sim:systolic")
+"""Backends that a recipe can name; `sim:FILE.yaml` is the systolic array with the settings of a file."""
+
+TEACHERS = ("none", "previous", "dense")
+"""Teachers that are no stage of the recipe."""
+
+VALIDATION_SET = "val"
+
+RESERVED_KWARGS = (
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "scriptable",
+)
+"""Arguments of timm.create_model that fetch or unpickle something, or that vitslim sets."""
+
+
+def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
+    """Errors and warnings of a recipe whose values are valid. A recipe with errors must not run."""
+    errors = chain(
+        _export(recipe.stages),
+        _order(recipe.stages),
+        _squeezed_twice(recipe.stages),
+        _names(recipe.stages),
+        _teachers(recipe.stages),
+        _losses(recipe.stages),
+        _files(recipe),
+        _backends(recipe),
+    )
+    return list(errors), list(_warnings(recipe))
+
+
+def _where(position: int, config: AnyStage, key: str = "") -> str:
+    where = f"stages.{position}.{kind_of(config)}"
+    return f"{where}.{key}" if key else where
+
+
+def _export(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    exports = [position for position, config in enumerate(stages) if isinstance(config, Export)]
+    if not exports:
+        yield Problem("stages", "there is no export stage: nothing would come out", "add `- export` as the last stage")
+    for position in exports[1:]:
+        yield Problem(_where(position, stages[position]), "a second export stage", "leave one, as the last stage")
+    if exports and exports[-1] != len(stages) - 1:
+        after = stages[exports[-1] + 1]
+        message = f"export must be the last stage, {kind_of(after)} comes after it"
+        yield Problem(_where(exports[-1], stages[exports[-1]]), message, "move `- export` to the end")
+
+
+def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    """O1, O2 and O3: prune structure, then 2:4, then train, then quantise."""
+    for position, config in enumerate(stages):
+        before, where = stages[:position], _where(position, config)
+        masked, quantized = (any(isinstance(c, kind) for c in before) for kind in (TwoFour, Ptq))
+        if isinstance(config, DepGraph) and quantized:
+            yield Problem(where, "structural pruning after quantize (rule O1): scales and ranges would no longer fit",
+                          "move it before quantize")  # fmt: skip
+        elif isinstance(config, DepGraph) and masked:
+            yield Problem(where, "structural pruning after two-four (rule O1): it would break the groups of four",
+                          "move it before two-four")  # fmt: skip
+        if isinstance(config, TwoFour) and masked:
+            yield Problem(where, "a second two-four stage (rule O2): the mask is chosen once", "leave one of them")
+        if isinstance(config, TwoFour) and quantized:
+            yield Problem(where, "two-four after quantize (rule O3): quantisation must see the sparse weights",
+                          "move it before quantize")  # fmt: skip
+        if isinstance(config, Distill) and quantized:
+            yield Problem(where, "distill after quantize (rule O3): it trains in floating point, away from the scales "
+                          "that calibration fixed", "move it before quantize")  # fmt: skip
+        if isinstance(config, Ptq) and quantized:
+            yield Problem(where, "a second quantize stage: the weights are integers already", "leave one of them")
+
+
+def _squeezed_twice(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    owner: dict[int, int] = {}
+    for position, config in enumerate(stages):
+        for block in config.blocks if isinstance(config, Etps) else ():
+            if block in owner:
+                place = "this stage" if owner[block] == position else f"stages.{owner[block]}"
+                message = f"block {block} is squeezed by {place} already"
+                yield Problem(_where(position, config, "blocks"), message, "name each block once")
+            owner.setdefault(block, position)
+
+
+def _names(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    owner: dict[str, int] = {}
+    for position, config in enumerate(stages):
+        if config.name is None:
+            continue
+        where = _where(position, config, "name")
+        if config.name in TEACHERS or config.name in KINDS:
+            yield Problem(where, f"'{config.name}' means something else already", "choose another name")
+        elif config.name in owner:
+            yield Problem(
+                where, f"'{config.name}' is the name of stages.{owner[config.name]} too", "choose another name"
+            )
+        owner.setdefault(config.name, position)
+
+
+def _teachers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    for position, config in enumerate(stages):
+        if not isinstance(config, Distill):
+            continue
+        where = _where(position, config, "teacher")
+        if not isinstance(config.teacher, str):
+            if (config.teacher.checkpoint or "").startswith(PACKAGE):
+                message = f"'{PACKAGE}' names weights for model.checkpoint only"
+                yield Problem(f"{where}.checkpoint", message, "give the path of a safetensors file")
+            continue
+        earlier = _callable(stages[:position])
+        if config.teacher in (*TEACHERS, *earlier):
+            continue
+        if config.teacher in _callable(stages[position:]):
+            message = f"the stage '{config.teacher}' does not come before this one"
+            yield Problem(where, message, f"allowed: {', '.join((*TEACHERS, *earlier))}")
+        else:
+            message = f"got '{config.teacher}', expected the name of an earlier stage, or none, previous or dense"
+            yield Problem(where, message, closest(config.teacher, (*TEACHERS, *earlier)))
+
+
+def _callable(stages: tuple[AnyStage, ...]) -> list[str]:
+    """What stages can be called: by name, and by kind."""
+    return list(dict.fromkeys(name for config in stages for name in (config.name, kind_of(config)) if name))
+
+
+def _losses(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    for position, config in enumerate(stages):
+        if (
+            isinstance(config, Distill)
+            and config.loss.hard == 0
+            and (config.loss.soft == 0 or config.teacher == "none")
+        ):
+            message = "nothing to learn from: no term of the loss has both a weight and a source"
+            yield Problem(_where(position, config, "loss"), message, "`hard` needs no teacher, `soft` needs one")
+
+
+def _files(recipe: Recipe) -> Iterator[Problem]:
+    data, checkpoint = recipe.data, recipe.model.checkpoint or ""
+    for key in recipe.model.kwargs:
+        if key in RESERVED_KWARGS:
+            message = "not an argument that a recipe can set: weights come from model.checkpoint"
+            yield Problem(f"model.kwargs.{key}", message, "--set model.checkpoint=FILE")
+    name = checkpoint.removeprefix(PACKAGE)
+    if checkpoint.startswith(PACKAGE) and (not name or "/" in name or "\\" in name or name.startswith(".")):
+        message = f"got '{checkpoint}', expected {PACKAGE}NAME, a file that ships with vitslim"
+        yield Problem("model.checkpoint", message, "a path is written without the prefix")
+    if data.kind == "digits" and data.root is not None:
+        yield Problem("data.root", "the digits come with vitslim and have no folder", "use data.kind imagefolder")
+    if data.kind == "digits" and data.also_evaluate:
+        yield Problem("data.also_evaluate", "the digits have no further folders", "use data.kind imagefolder")
+    if VALIDATION_SET in data.also_evaluate:
+        where = f"data.also_evaluate.{VALIDATION_SET}"
+        yield Problem(where, f"'{VALIDATION_SET}' is the validation set of data.root", "choose another name")
+
+
+def _backends(recipe: Recipe) -> Iterator[Problem]:
+    named = recipe.report.backends
+    for position, backend in enumerate(named):
+        where = f"report.backends.{position}"
+        from_file = backend.startswith("sim:") and backend.endswith((".yaml", ".yml"))
+        if backend not in BACKENDS and not from_file:
+            message = f"got '{backend}', expected a backend such as {BACKENDS[0]}"
+            yield Problem(where, message, closest(backend, BACKENDS))
+        if backend in named[:position]:
+            yield Problem(where, f"'{backend}' is listed twice", "leave one of them")
+    for backend in recipe.gates.speedup_min:
+        if backend not in named:
+            message = f"no result to judge: '{backend}' is not among report.backends"
+            hint = closest(backend, named) if named else f"add it: report.backends=[{backend}]"
+            yield Problem(f"gates.speedup_min.{backend}", message, hint)
+
+
+def _warnings(recipe: Recipe) -> Iterator[Problem]:
+    for position, config in enumerate(recipe.stages):
+        before = recipe.stages[:position]
+        if isinstance(config, Etps) and any(isinstance(c, Ptq) for c in before):
+            where = _where(position, config)
+            message = f"{where}: token-squeeze after quantize (rule O6): ranges were calibrated on tokens that now go"
+            yield Problem(where, message, "token-squeeze before quantize usually loses less accuracy")
+    if recipe.model.checkpoint is None:
+        message = "model.checkpoint is not set: the model starts from random weights"
+        yield Problem("model.checkpoint", message, "--set model.checkpoint=FILE")

@@ -1,0 +1,127 @@
+"""From a name or a file to a validated recipe: read, extend, override, check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import Problem, RecipeError, UsageError
+from vitslim.recipe.catalog import PACKAGE, find_recipe
+from vitslim.recipe.check import join, shown
+from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
+from vitslim.recipe.overrides import apply_overrides
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.yaml12 import read_yaml
+
+MAX_EXTENDS = 8
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, partial: bool = False) -> Recipe:
+    """The recipe of a packaged name or a YAML file, with what it extends and with `KEY=VALUE` overrides.
+
+    Relative paths in a file are relative to that file, those in overrides to the working directory. `partial` allows a
+    recipe that does not yet say where its images are, which is enough to plan it.
+    Raises UsageError when there is no such file, RecipeError with every problem found in it.
+    """
+    source = str(name_or_path)
+    document = _read(find_recipe(source), ())
+    problems = apply_overrides(document, overrides)
+    return _validated(document, source, problems, partial)
+
+
+def validate(document: Mapping[str, Any], source: str = "recipe", *, partial: bool = False) -> Recipe:
+    """The recipe that a mapping describes. `extends` needs a file, so it is refused here.
+
+    Raises RecipeError with every problem: each with its path, what was found, what is allowed, and a hint.
+    """
+    if not isinstance(document, Mapping):
+        raise RecipeError([_not_a_mapping(document)], source)
+    found = [Problem(EXTENDS, "only a recipe file can extend another", "load it with load_recipe")]
+    return _validated(document, source, found if EXTENDS in document else [], partial)
+
+
+def _validated(document: Mapping[str, Any], source: str, problems: list[Problem], partial: bool) -> Recipe:
+    found = problems + [problem for problem in check_document(document) if problem not in problems]
+    if not partial:
+        found += _missing_root(document)
+    if found:
+        raise RecipeError(found, source)
+    values = {key: value for key, value in document.items() if key not in FILE_KEYS}
+    stages = tuple(read_stage(entry) for entry in document["stages"])
+    return Recipe.model_validate({**values, "stages": stages}, strict=False)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The document of a file merged over what it extends; `seen` are the files that led here."""
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise RecipeError([_not_a_mapping(document)], str(path))
+    _rebase(document, path.parent)
+    if EXTENDS not in document:
+        return document
+    name = document.pop(EXTENDS)
+    chain = (*seen, path.resolve())
+    return _merged(_read(_base(name, path, chain), chain), document)
+
+
+def _base(name: Any, path: Path, chain: tuple[Path, ...]) -> Path:
+    if not isinstance(name, str) or not name:
+        found = Problem(EXTENDS, f"got {shown(name)}, expected a packaged recipe or a file", "write its name")
+        raise RecipeError([found], str(path))
+    try:
+        base = find_recipe(name, path.parent)
+    except UsageError as error:
+        raise RecipeError([Problem(EXTENDS, error.message, error.hint)], str(path)) from error
+    if base.resolve() in chain:
+        circle = " -> ".join(file.name for file in (*chain, base))
+        raise RecipeError([Problem(EXTENDS, f"recipes extend each other in a circle: {circle}", "break it")], str(path))
+    if len(chain) > MAX_EXTENDS:
+        message = f"more than {MAX_EXTENDS} recipes extend each other"
+        raise RecipeError([Problem(EXTENDS, message, "copy the values of some into one")], str(path))
+    return base
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else replaces what was there."""
+    result = dict(base)
+    for key, value in over.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _rebase(document: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of a file relative to its folder. Whatever is no path is left for the validation."""
+    _rebase_key(document.get("model"), "checkpoint", folder)
+    data = document.get("data")
+    _rebase_key(data, "root", folder)
+    also = data.get("also_evaluate") if isinstance(data, dict) else None
+    for name in also if isinstance(also, dict) else ():
+        _rebase_key(also, name, folder)
+    stages = document.get("stages")
+    for entry in stages if isinstance(stages, list) else ():
+        if isinstance(entry, dict) and len(entry) == 1:
+            _, values = split_entry(entry)
+            _rebase_key(values.get("teacher") if isinstance(values, dict) else None, "checkpoint", folder)
+
+
+def _rebase_key(holder: Any, key: str, folder: Path) -> None:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if isinstance(value, str) and value and not value.startswith(PACKAGE):
+        holder[key] = str(Path(value).expanduser() if value.startswith("~/") else folder / value)
+
+
+def _missing_root(document: Mapping[str, Any]) -> list[Problem]:
+    data, model = document.get("data"), document.get("model")
+    if not isinstance(data, dict) or data.get("kind") != "imagefolder" or data.get("root") is not None:
+        return []
+    hint = "--set data.root=DIR, where DIR holds train/ and val/ with one folder a class"
+    if isinstance(model, dict) and model.get("checkpoint") is None:
+        hint += "; --set model.checkpoint=FILE for trained weights"
+    return [Problem(join("data", "root"), "an image folder is needed", hint)]
+
+
+def _not_a_mapping(document: object) -> Problem:
+    message = f"got {shown(document)}, expected a mapping with keys such as name, model, data and stages"
+    return Problem("", message, "`vitslim recipes new NAME` prints a recipe to start from")

@@ -1,0 +1,69 @@
+"""A recipe written out again: every default filled in, what a run resolved, and which values are assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import BaseModel
+
+from vitslim.recipe.catalog import PACKAGE
+from vitslim.recipe.check import join
+from vitslim.recipe.grammar import LOCKED, write_stage
+from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.recipe.stages import ASSUMED
+from vitslim.recipe.yaml12 import dump_yaml
+
+
+class Assumed(TypedDict):
+    """A recipe key whose default value no source confirms."""
+
+    key: str
+    value: str
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The whole recipe as YAML, every default filled in; loading it gives the same recipe."""
+    return dump_yaml(_document(recipe))
+
+
+def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    """The recipe as it ran: a recipe file again, with absolute paths, library versions and sha256 digests of inputs."""
+    document = _document(recipe)
+    document["model"]["checkpoint"] = _absolute(recipe.model.checkpoint)
+    document["data"]["root"] = _absolute(recipe.data.root)
+    document["data"]["also_evaluate"] = {name: _absolute(path) for name, path in recipe.data.also_evaluate.items()}
+    for entry in document["stages"]:
+        teacher = next(iter(entry.values())).get("teacher")
+        if isinstance(teacher, dict):
+            teacher["checkpoint"] = _absolute(teacher["checkpoint"])
+    document[LOCKED] = {"versions": dict(versions), "digests": dict(digests)}
+    return "# Written by vitslim. `vitslim run` on this file repeats the run.\n" + dump_yaml(document)
+
+
+def assumptions(recipe: Recipe) -> tuple[Assumed, ...]:
+    """The keys that a recipe leaves at a default which the papers do not confirm (specs, section 6)."""
+    found: list[Assumed] = []
+    for position, config in enumerate(recipe.stages):
+        found += _assumed(config, f"stages.{position}.{kind_of(config)}")
+    return tuple(found)
+
+
+def _assumed(config: BaseModel, where: str) -> Iterator[Assumed]:
+    for key, field in type(config).model_fields.items():
+        value, extra = getattr(config, key), field.json_schema_extra
+        if isinstance(value, BaseModel):
+            yield from _assumed(value, join(where, key))
+        elif isinstance(extra, dict) and ASSUMED in extra and key not in config.model_fields_set:
+            yield Assumed(key=join(where, key), value=str(value))
+
+
+def _document(recipe: Recipe) -> dict[str, Any]:
+    document = recipe.model_dump(mode="json")
+    document["stages"] = [write_stage(config) for config in recipe.stages]
+    return document
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or path.startswith(PACKAGE) else str(Path(path).absolute())

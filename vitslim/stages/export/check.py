@@ -1,0 +1,150 @@
+"""Whether an exported file computes what the graph computes, judged on the file itself.
+
+A float file must agree number by number. A quantised one cannot: a value that lies on the edge between two codes falls
+to either side, and the difference cascades to about 30 dB (specs, ONNX lowering, section 6). There the stored integers
+must be exactly those of the graph, and the predicted classes must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+from torch import Tensor
+
+from vitslim.errors import StageError
+from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.stages.export.annotate import StoredWeight, is_two_four, stored_weight, two_four_layers
+from vitslim.training.evaluate import agreement, sqnr_db
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of float logits, as a fraction of the largest logit."""
+
+NEAR_TIE = 0.1
+"""Two classes whose logits differ by less than this fraction of the logits' root mean square may change places."""
+
+AGREEMENT_AT_LEAST = 0.95
+ERRORS_ONLY = 3
+"""Log level of ONNX Runtime: errors, no warnings."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The file against the graph on the same images."""
+
+    images: int
+    max_abs_error: float
+    agreement: float
+    """Fraction of images whose predicted class is the same."""
+    agreement_but_ties: float
+    """The same, with images counted as equal whose two classes are nearly tied in the graph."""
+    sqnr_db: float
+    relative_error: float
+    """Largest difference as a fraction of the largest logit."""
+
+    def metrics(self) -> dict[str, float]:
+        """By name, as the report shows them."""
+        values = {
+            "parity_images": float(self.images),
+            "parity_max_abs_error": self.max_abs_error,
+            "parity_agreement": self.agreement,
+        }
+        return values | ({"parity_sqnr_db": self.sqnr_db} if math.isfinite(self.sqnr_db) else {})
+
+
+class OnnxFile:
+    """An exported file in ONNX Runtime. Call it with images (n, C, H, W); it gives logits (n, classes)."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StageError when ONNX Runtime does not take the file."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        rejected = (runtime_errors.Fail, runtime_errors.InvalidGraph, runtime_errors.NotImplemented)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except rejected as error:
+            raise StageError(f"ONNX Runtime does not take the exported file: {error}") from error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of images."""
+        name = self._session.get_inputs()[0].name
+        return torch.from_numpy(self._session.run(None, {name: images.numpy()})[0])
+
+
+def compare_logits(expected: Tensor, found: Tensor) -> Parity:
+    """Figures of logits of the file (n, classes) against those of the graph."""
+    error = (expected - found).abs().max().item()
+    largest = expected.abs().max().item()
+    before, after = expected.argmax(dim=1, keepdim=True), found.argmax(dim=1, keepdim=True)
+    gap = (expected.gather(1, before) - expected.gather(1, after)).squeeze(1)
+    tolerance = NEAR_TIE * expected.square().mean(dim=1).sqrt()
+    return Parity(
+        images=len(expected),
+        max_abs_error=error,
+        agreement=agreement(expected, found),
+        agreement_but_ties=(gap <= tolerance).float().mean().item(),
+        sqnr_db=sqnr_db(expected, found),
+        relative_error=error / largest if largest > 0 else error,
+    )
+
+
+def check_parity(parity: Parity, quantised: bool) -> None:
+    """Raise StageError when the file does not compute what the graph computes."""
+    hint = "this is a fault of the export or of ONNX Runtime on this machine: please report it with the model's name"
+    if not math.isfinite(parity.max_abs_error):
+        raise StageError("the exported file gives logits that are not finite", hint)
+    if quantised and parity.agreement_but_ties < AGREEMENT_AT_LEAST:
+        raise StageError(
+            f"the exported file agrees with the graph on only {100 * parity.agreement_but_ties:.1f} % of "
+            f"{parity.images} images",
+            hint,
+        )
+    if not quantised and parity.relative_error > FLOAT_TOLERANCE:
+        raise StageError(
+            f"logits of the exported file differ from the graph's by {parity.max_abs_error:.2g} "
+            f"({parity.relative_error:.1g} of the largest)",
+            hint,
+        )
+
+
+def check_stored_weights(path: Path, graph: ModelGraph) -> None:
+    """Raise StageError unless every quantised weight is stored as exactly its codes, and masked weights are 2:4."""
+    stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
+    layers = layer_nodes(graph.module)
+    for name in sorted(quantised_layers(graph.module)):
+        if not _is_stored(stored, name, _codes(graph, layers[name][0].args[1])):
+            raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantiser")
+    masked = two_four_layers(graph)
+    for weight in stored:
+        if weight.name in masked and not is_two_four(weight.values):
+            raise StageError(
+                f"'{weight.name}' was masked to 2:4, but is not 2:4 in the exported file",
+                "prune structurally before two-four, not after it",
+            )
+
+
+def _codes(graph: ModelGraph, quantiser: Any) -> NDArray[Any]:
+    """Integer codes of a weight, as its fake quantiser gives them."""
+    weight, scale, zero_point, axis, qmin, qmax, _ = quantiser.args
+    with torch.no_grad():
+        x, s = (graph.module.get_parameter(str(node.target)) for node in (weight, scale))
+        codes: NDArray[Any] = integer_codes(x, s, axis, qmin, qmax, zero_point).numpy()
+    return codes
+
+
+def _is_stored(stored: list[StoredWeight], name: str, codes: NDArray[Any]) -> bool:
+    """Whether a file has these codes under this name, or, should equal tensors have been merged, under any."""
+    named = [weight for weight in stored if weight.name == name] or stored
+    return any(
+        w.scales is not None and w.values.shape == codes.shape and np.array_equal(w.values, codes) for w in named
+    )

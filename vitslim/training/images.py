@@ -1,0 +1,35 @@
+"""What training and evaluation need of a dataset; `vitslim.data.Dataset` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+
+class LabelledBatches(Protocol):
+    """Iterates as (images float32 (b, C, H, W), labels int64 (b,))."""
+
+    @property
+    def positions(self) -> tuple[tuple[int, ...], ...]:
+        """Positions in the dataset, batch by batch."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+class LabelledImages(Protocol):
+    """Images with labels in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch: int, shuffle_seed: int | None = None) -> LabelledBatches:
+        """Batches of `batch` images, in order, or shuffled by a seed."""
+        ...
+
+    def varied(self, seed: int) -> LabelledImages:
+        """The same images under a small random variation."""
+        ...
