@@ -67,7 +67,10 @@ def test_full_size_deit_tiny_with_real_weights(shared_data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "deit3_small_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "deit3_small_patch16_224", "twins_pcpvt_small"],
+)
 def test_full_size_models(name: str) -> None:
     assert_same_model(trace_timm(name, {}), eager(name, {}))
 
@@ -174,7 +177,12 @@ def test_names_that_are_no_local_model_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "word"),
-    [({"img_sise": 32}, "img_sise"), ({"num_heads": 5}, "num_heads=5"), ({"depth": "two"}, "depth='two'")],
+    [
+        ({"img_sise": 32}, "img_sise"),
+        ({"checkpoint_path": "x"}, "checkpoint_path"),
+        ({"num_heads": 5}, "num_heads=5"),
+        ({"depth": "two"}, "depth='two'"),
+    ],
 )
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError) as error:

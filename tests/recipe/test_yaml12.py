@@ -23,7 +23,7 @@ Problems = Callable[..., dict[str, Problem]]
     [
         ("5e-5", 5e-5), ("1E3", 1000.0), (".5", 0.5), ("-1.", -1.0), ("+7", 7), ("012", 12), ("0o14", 12), ("0x1F", 31),
         (".inf", math.inf), ("-.INF", -math.inf), ("true", True), ("False", False), ("null", None), ("~", None),
-        ("2:4", "2:4"), ("off", "off"), ("no", "no"), ("yes", "yes"), ("on", "on"), ("y", "y"), ("2024-01-01", "2024-01-01"),
+        ("2:4", "2:4"), ("off", "off"), ("no", "no"), ("yes", "yes"), ("on", "on"), ("2024-01-01", "2024-01-01"),
         ("1_000", "1_000"), ("1:30:00", "1:30:00"), ("0b11", "0b11"), ("nan", "nan"), ("1e", "1e"), ("tRue", "tRue"),
         ("'5e-5'", "5e-5"), ('"true"', "true"), ("onnxruntime:cpu", "onnxruntime:cpu"), ("<<", "<<"),
     ],
@@ -127,7 +127,9 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])) |
     ["5e-5", ".5e3", "true", "null", "", "2:4", "off", "1_0", "0o7", "2024-01-01", "- a", "a: b", "#", "*a", "~", "0x1"]
 )
 _VALUES = st.recursive(
-    _SCALARS | _TEXT, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4), max_leaves=8
+    _SCALARS | _TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4),
+    max_leaves=8,
 )
 
 

@@ -13,6 +13,8 @@ import torch
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
+from vitslim.graph.axes import RULES, infer_axes
+from vitslim.graph.axes.scope import Scope
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
@@ -215,12 +217,13 @@ def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune,
 
 
 def test_a_wrong_axis_is_caught_before_the_cut(tiny_graph: ModelGraph, prune: Prune) -> None:
-    """An axis that forgets one of its parameters must not lead to a cut."""
-    table = tiny_graph.axes
-    mlp = table["blocks.0.mlp"]
-    forgetful = replace(mlp, sites=tuple(site for site in mlp.sites if "fc2" not in site.parameter))
-    axes = tuple(forgetful if axis.name == mlp.name else axis for axis in table.axes)
-    tiny_graph.__dict__["axes"] = replace(table, axes=axes)
+    """A rule that forgets to tie the input of GELU to its output must not lead to a cut."""
+
+    def forgetful(scope: Scope, node: torch.fx.Node) -> Any:
+        return scope.fresh(scope.shape(node))
+
+    rules = {**RULES, torch.ops.aten.gelu.default: forgetful}
+    tiny_graph.__dict__["axes"] = infer_axes(tiny_graph.module, tiny_graph.source.image, rules)
     with pytest.raises(StageError, match="not understood"):
         prune()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from vitslim.graph.edit import slice_axes
 
 from vitslim.graph.cost import cost
+from vitslim.graph.edit import slice_axes
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze

@@ -76,7 +76,7 @@ class Anatomy:
 
 def find_anatomy(graph: ModelGraph) -> Anatomy:
     """The parts of a graph. Never fails: what a model does not have is absent."""
-    shapes = tensor_shapes(graph)
+    shapes = tensor_shapes(graph.module, graph.source.image)
     attentions = find_attentions(graph.module.graph, shapes)
     layers = [n for n in graph.module.graph.nodes if is_op(n, *LAYER_OPS) and parameter_of(argument(n, 1))]
     roles = _roles(layers, attentions)

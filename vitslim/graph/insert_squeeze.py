@@ -53,15 +53,17 @@ def _insert(graph: ModelGraph, anatomy: Anatomy, name: str, keep: int) -> bool:
         raise StageError(f"token-squeeze: '{name}' cannot keep {keep} of {patches} patch tokens{needed}")
     if keep == patches:
         return False
-    nodes = graph.module.graph
     users = list(residual.users)
+    resize_tokens(graph, residual, anatomy.prefix_tokens + keep)
+    nodes = graph.module.graph
     with nodes.inserting_after(residual):
         score = nodes.call_function(CLASS_ATTENTION, (attention.q, attention.k, attention.scale, anatomy.prefix_tokens))
     with nodes.inserting_after(score):
         squeezed = nodes.call_function(SQUEEZE_TOKENS, (residual, score, keep))
     for user in users:
         user.replace_input_with(residual, squeezed)
-    resize_tokens(graph, squeezed, anatomy.prefix_tokens + patches, anatomy.prefix_tokens + keep)
+    graph.module.recompile()
+    graph.forget_axes()
     return True
 
 

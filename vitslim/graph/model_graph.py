@@ -56,7 +56,11 @@ class ModelGraph:
         """Axis inference over the graph, done once for each graph."""
         from vitslim.graph.axes import infer_axes
 
-        return infer_axes(self.module)
+        return infer_axes(self.module, self.source.image)
+
+    def forget_axes(self) -> None:
+        """Call it after changing the graph in place: the axes are inferred afresh when they are asked for again."""
+        self.__dict__.pop("axes", None)
 
     def copy(self) -> ModelGraph:
         """A deep copy that shares no tensor with this one and infers its axes afresh."""

@@ -116,7 +116,9 @@ def _is_no_op(node: Node) -> bool:
     if is_op(node, aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default):
         before, after = argument(node, 0).meta["val"], node.meta["val"]
         return bool(before.dtype == after.dtype and before.device == after.device)
-    return is_op(node, aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
+    if is_op(node, aten.contiguous.default):
+        return not any(is_op(user, aten.conv2d.default) for user in node.users)  # the layout decides on its kernel
+    return is_op(node, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 
 def _views_to_reshapes(graph: Graph) -> None:

@@ -17,6 +17,7 @@ from vitslim.graph.nodes import argument
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.size import ONE, Size
 from vitslim.graph.sketch import ModelSketch, Product
+from vitslim.graph.squeezable import squeeze_obstacle
 
 aten = torch.ops.aten
 
@@ -40,7 +41,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         blocks=tuple(block.name for block in anatomy.blocks),
         token_axes=sizes.token_axes,
         prefix_tokens=anatomy.prefix_tokens,
-        squeeze_obstacle=_squeeze_obstacle(anatomy),
+        squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         bits={site.weight: (site.weight_bits, site.input_bits) for site in quantised},
         sparsity=dict(masked),
@@ -157,16 +158,3 @@ def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
         Product(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
         Product(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
     )
-
-
-def _squeeze_obstacle(anatomy: Anatomy) -> str:
-    attentions = [block.attention for block in anatomy.blocks if block.attention]
-    if not attentions or len(attentions) < len(anatomy.blocks):
-        return "not every block has an attention over tokens"
-    if any(attention.windowed for attention in attentions):
-        return "its attention sees windows, which must keep their size"
-    if any(attention.biased for attention in attentions):
-        return "its attention has a bias for each pair of positions"
-    if not anatomy.has_class_token:
-        return "it has no class token whose attention could score the others"
-    return ""

@@ -17,6 +17,9 @@ from vitslim.graph.checkpoint import load_checkpoint
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.normalise import normalise
 
+RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments of timm.create_model that would load weights past the checks made here."""
+
 EXAMPLE_BATCH = 2
 """torch.export takes batch sizes 0 and 1 for constants, so the example has two images."""
 
@@ -48,6 +51,8 @@ def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None =
 def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module:
     if ":" in timm_name or not timm.is_model(timm_name):
         raise UsageError(f"timm has no model '{timm_name}'", _closest_model(timm_name))
+    for key in sorted(RESERVED & kwargs.keys()):
+        raise UsageError(f"model.kwargs cannot hold '{key}'", "name the weights in model.checkpoint")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

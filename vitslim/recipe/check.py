@@ -41,8 +41,7 @@ def check(value: object, schema: Schema, where: str = "") -> list[Problem]:
         return [mismatch(where, value, schema)]
     if isinstance(value, dict):
         return list(_check_mapping(value, schema, where))
-    if isinstance(value, list | tuple):
-        items = schema.get("items", {})
+    if isinstance(value, list | tuple) and (items := schema.get("items")):
         return [p for position, item in enumerate(value) for p in check(item, items, join(where, position))]
     return []
 
@@ -171,7 +170,7 @@ def _fits(value: object, schema: Schema) -> bool:
     if isinstance(value, str):
         return _is_text(value) and _matches(value, schema)
     if isinstance(value, list | tuple):
-        return len(value) >= schema.get("minItems", 0)
+        return bool(len(value) >= schema.get("minItems", 0))
     return not isinstance(value, int | float) or isinstance(value, bool) or _in_range(value, schema)
 
 

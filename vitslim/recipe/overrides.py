@@ -31,7 +31,7 @@ def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> list[
         try:
             _write(document, steps, _value(text, _schema_at(schema, steps)))
         except RecipeError as error:
-            problems += [Problem(".".join(steps), p.message, p.hint) for p in error.problems]
+            problems += [Problem(p.where or ".".join(steps), p.message, p.hint) for p in error.problems]
     return problems
 
 

@@ -60,15 +60,10 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
                 group["lr"] = config.lr * lr_factor(step, steps, config.warmup)
             loss = objective(student(batch.images), batch)
             _require_finite(loss, step, steps)
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            _mask_gradients(fixed)
-            nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-            optimiser.step()
-            _mask_weights(fixed)
+            _update(optimiser, loss, fixed, config.clip)
             losses.append(loss.item())
     student.eval()
-    per_epoch = len(losses) // config.epochs
+    per_epoch = steps // config.epochs
     return {
         "loss_first": math.fsum(losses[:per_epoch]) / per_epoch,
         "loss_last": math.fsum(losses[-per_epoch:]) / per_epoch,
@@ -113,14 +108,18 @@ def _require_finite(loss: torch.Tensor, step: int, steps: int) -> None:
         )
 
 
-def _mask_gradients(fixed: Mapping[nn.Parameter, torch.Tensor]) -> None:
+def _update(
+    optimiser: torch.optim.Optimizer, loss: torch.Tensor, fixed: Mapping[nn.Parameter, torch.Tensor], clip: float
+) -> None:
+    """One step of the optimiser, with gradients clipped to a total norm and masked weights held at zero."""
+    optimiser.zero_grad()
+    torch.autograd.backward(loss)
     for weight, mask in fixed.items():
         if weight.grad is not None:
             weight.grad.mul_(mask)
-
-
-def _mask_weights(fixed: Mapping[nn.Parameter, torch.Tensor]) -> None:
-    # Masked gradients alone are not enough: rounding and the optimiser's state must not let a pruned weight grow back.
+    nn.utils.clip_grad_norm_([weight for group in optimiser.param_groups for weight in group["params"]], clip)
+    optimiser.step()
+    # Masked gradients alone are not enough: the optimiser's own state must not let a pruned weight grow back.
     with torch.no_grad():
         for weight, mask in fixed.items():
             weight.mul_(mask)

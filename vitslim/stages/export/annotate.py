@@ -62,14 +62,13 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
 
 
 def is_two_four(values: NDArray[Any]) -> bool:
-    """Whether each run of four weights along the reduction axis of (out, in, ...) has at most two that are not zero.
+    """Whether each run of four weights along the reduction axis of (out, in) has at most two that are not zero.
 
-    For a convolution the reduction runs over the input channels, for each position of the kernel.
+    The reduction of a convolution (out, in, height, width) runs over all that one output sums up (GPUSQ, section 2).
     """
-    runs = np.moveaxis(values, 1, -1)
-    if runs.shape[-1] % 4 or runs.size == 0:
+    if values.size == 0 or values[0].size % 4:
         return False
-    return bool((np.count_nonzero(runs.reshape(-1, 4), axis=1) <= 2).all())
+    return bool((np.count_nonzero(values.reshape(-1, 4), axis=1) <= 2).all())
 
 
 def two_four_layers(graph: ModelGraph) -> frozenset[str]:

@@ -1,0 +1,187 @@
+"""Rules between the entries of a recipe: the order of stages, and names that refer to something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitslim.recipe import check_order, validate
+
+DEPGRAPH = {"prune": {"method": "depgraph"}}
+TWO_FOUR = {"prune": {"method": "two-four"}}
+DISTILL = {"distill": {}}
+PTQ = {"quantize": {}}
+SQUEEZE = {"token-squeeze": {"blocks": [1]}}
+
+
+def _check(*stages: Any, **parts: Any) -> tuple[dict[str, str], dict[str, str]]:
+    document = {
+        "name": "test",
+        "model": {"timm": "deit_tiny_patch16_224", "checkpoint": "w.safetensors"},
+        "data": {"kind": "digits"},
+        "stages": list(stages),
+        **parts,
+    }
+    errors, warnings = check_order(validate(document, partial=True))
+    for problem in errors + warnings:
+        assert problem.message
+        assert problem.hint
+    return {p.where: p.message for p in errors}, {p.where: p.message for p in warnings}
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [DEPGRAPH, TWO_FOUR, DISTILL, SQUEEZE, PTQ, "export"],
+        [SQUEEZE, DEPGRAPH, DISTILL, DEPGRAPH, TWO_FOUR, PTQ, "export"],
+        [TWO_FOUR, SQUEEZE, DISTILL, PTQ, "export"],
+        ["export"],
+    ],
+)
+def test_legal_orders(stages: list[Any]) -> None:
+    assert _check(*stages) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("stages", "where", "says"),
+    [
+        ([], "stages", "no export stage"),
+        ([DEPGRAPH], "stages", "no export stage"),
+        (["export", "export"], "stages.1.export", "second export"),
+        (["export", DEPGRAPH], "stages.0.export", "export must be the last stage, prune comes after it"),
+        ([TWO_FOUR, DEPGRAPH, "export"], "stages.1.prune", "rule O1"),
+        ([PTQ, DEPGRAPH, "export"], "stages.1.prune", "rule O1"),
+        ([TWO_FOUR, DISTILL, TWO_FOUR, "export"], "stages.2.prune", "rule O2"),
+        ([PTQ, TWO_FOUR, "export"], "stages.1.prune", "rule O3"),
+        ([PTQ, DISTILL, "export"], "stages.1.distill", "rule O3"),
+        ([PTQ, PTQ, "export"], "stages.1.quantize", "second quantize"),
+    ],
+)
+def test_illegal_orders(stages: list[Any], where: str, says: str) -> None:
+    errors, _ = _check(*stages)
+    assert list(errors) == [where]
+    assert says in errors[where]
+
+
+def test_all_illegalities_come_at_once() -> None:
+    errors, _ = _check("export", PTQ, DEPGRAPH, DISTILL)
+    assert list(errors) == ["stages.0.export", "stages.2.prune", "stages.3.distill"]
+
+
+def test_squeeze_after_quantize_is_a_warning() -> None:
+    errors, warnings = _check(PTQ, SQUEEZE, "export")
+    assert errors == {}
+    assert "rule O6" in warnings["stages.1.token-squeeze"]
+    assert "stages.1.token-squeeze" in warnings["stages.1.token-squeeze"]
+
+
+def test_random_weights_are_a_warning() -> None:
+    _, warnings = _check("export", model={"timm": "deit_tiny_patch16_224"})
+    assert "random weights" in warnings["model.checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "where", "says"),
+    [
+        ([1, 2, 1], [], "stages.0.token-squeeze.blocks", "block 1 is squeezed by this stage already"),
+        ([1, 2], [2], "stages.1.token-squeeze.blocks", "block 2 is squeezed by stages.0 already"),
+    ],
+)
+def test_a_block_is_squeezed_once(first: list[int], second: list[int], where: str, says: str) -> None:
+    errors, _ = _check({"token-squeeze": {"blocks": first}}, {"token-squeeze": {"blocks": second}}, "export")
+    assert list(errors) == [where]
+    assert says in errors[where]
+
+
+@pytest.mark.parametrize("teacher", ["none", "previous", "dense", "cut", "prune", {"timm": "deit_small_patch16_224"}])
+def test_known_teachers(teacher: object) -> None:
+    cut = {"prune": {"method": "depgraph", "name": "cut"}}
+    assert _check(cut, {"distill": {"teacher": teacher}}, "export")[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says"),
+    [
+        ("cot", "got 'cot', expected the name of an earlier stage"),
+        ("late", "'late' does not come before"),
+        ("me", "'me' does not come before"),
+        ("distill", "'distill' does not come before"),
+        ("quantize", "got 'quantize', expected the name"),
+    ],
+)
+def test_unknown_teachers(teacher: str, says: str) -> None:
+    cut = {"prune": {"method": "depgraph", "name": "cut"}}
+    late = {"token-squeeze": {"blocks": [1], "name": "late"}}
+    errors, _ = _check(cut, {"distill": {"teacher": teacher, "name": "me"}}, late, "export")
+    assert list(errors) == ["stages.1.distill.teacher"]
+    assert says in errors["stages.1.distill.teacher"]
+
+
+def test_the_closest_teacher_is_named() -> None:
+    document = {
+        "name": "test", "model": {"timm": "x"}, "data": {"kind": "digits"},
+        "stages": [{"prune": {"method": "depgraph", "name": "cut"}}, {"distill": {"teacher": "cot"}}, "export"],
+    }  # fmt: skip
+    assert check_order(validate(document))[0][0].hint == "did you mean 'cut'?"
+
+
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        (["a", "a"], "stages.1.prune.name"),
+        (["dense", "b"], "stages.0.prune.name"),
+        (["b", "export"], "stages.1.prune.name"),
+    ],
+)
+def test_names_are_unique_and_mean_one_thing(names: list[str], where: str) -> None:
+    errors, _ = _check(*({"prune": {"method": "depgraph", "name": name}} for name in names), "export")
+    assert list(errors) == [where]
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [{"loss": {"hard": 0, "soft": 0}}, {"loss": {"hard": 0, "soft": 1}, "teacher": "none"}],
+)
+def test_a_distillation_must_have_something_to_learn(distill: dict[str, Any]) -> None:
+    assert "nothing to learn" in _check({"distill": distill}, "export")[0]["stages.0.distill.loss"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "where", "says"),
+    [
+        ({"data": {"kind": "digits", "root": "x"}}, "data.root", "no folder"),
+        ({"data": {"kind": "digits", "also_evaluate": {"a": "b"}}}, "data.also_evaluate", "no further folders"),
+        ({"data": {"kind": "imagefolder", "also_evaluate": {"val": "b"}}}, "data.also_evaluate.val", "validation set"),
+        ({"model": {"timm": "x", "checkpoint": "package:../secret"}}, "model.checkpoint", "expected package:NAME"),
+        ({"model": {"timm": "x", "checkpoint": "package:"}}, "model.checkpoint", "expected package:NAME"),
+        ({"model": {"timm": "x", "kwargs": {"checkpoint_path": "a.pth"}}}, "model.kwargs.checkpoint_path", "weights"),
+        ({"model": {"timm": "x", "kwargs": {"pretrained": True}}}, "model.kwargs.pretrained", "weights come"),
+        ({"report": {"backends": ["onnxruntime:gpu"]}}, "report.backends.0", "got 'onnxruntime:gpu'"),
+        ({"report": {"backends": ["sim:systolic", "sim:systolic"]}}, "report.backends.1", "twice"),
+        ({"gates": {"speedup_min": {"sim:systolic": 2}}}, "gates.speedup_min.sim:systolic", "not among"),
+    ],
+)  # fmt: skip
+def test_other_references(parts: dict[str, Any], where: str, says: str) -> None:
+    errors, _ = _check("export", **parts)
+    assert list(errors) == [where]
+    assert says in errors[where]
+
+
+def test_the_closest_backend_is_named() -> None:
+    document = {
+        "name": "test", "model": {"timm": "x"}, "data": {"kind": "digits"}, "stages": ["export"],
+        "report": {"backends": ["onnxruntime:cpuu"]}, "gates": {"speedup_min": {"onnxruntime": 2}},
+    }  # fmt: skip
+    hints = {p.where: p.hint for p in check_order(validate(document))[0]}
+    assert hints["report.backends.0"] == "did you mean 'onnxruntime:cpu'?"
+    assert hints["gates.speedup_min.onnxruntime"] == "did you mean 'onnxruntime:cpuu'?"
+
+
+def test_a_systolic_array_can_come_from_a_file() -> None:
+    assert _check("export", report={"backends": ["sim:my-array.yaml"]})[0] == {}
+
+
+def test_a_packaged_file_is_no_teacher() -> None:
+    teacher = {"timm": "x", "checkpoint": "package:quickstart.safetensors"}
+    assert list(_check({"distill": {"teacher": teacher}}, "export")[0]) == ["stages.0.distill.teacher.checkpoint"]

@@ -1,0 +1,267 @@
+"""Every way in which the values of a recipe can be wrong: the place, what was found, what is allowed, the hint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitslim.errors import Problem, RecipeError
+from vitslim.recipe import validate
+
+Problems = Callable[..., dict[str, Problem]]
+Document = dict[str, Any]
+
+
+def test_a_valid_recipe_has_typed_stages(document: Document) -> None:
+    recipe = validate(document)
+    assert [stage.method for stage in recipe.stages] == ["depgraph", "distill", "ptq", "onnx"]
+    assert recipe.stages[1].train.lr == 1e-4
+
+
+def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document) -> None:
+    document["report"] = {"batches": [1, 8], "seconds": 1}
+    document["gates"] = {"top1_drop_max": 2, "speedup_min": {"onnxruntime:cpu": 1}}
+    recipe = validate(document)
+    assert recipe.report.batches == (1, 8)
+    assert isinstance(recipe.report.seconds, float)
+    assert isinstance(recipe.gates.speedup_min["onnxruntime:cpu"], float)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "hint"),
+    [
+        ("name", "My Model", "got 'My Model', expected lower-case letters", ""),
+        ("name", "../x", "expected lower-case letters", ""),
+        ("name", "x\n", "expected lower-case letters", ""),
+        ("name", 3, "got 3, expected lower-case letters", ""),
+        ("seed", -1, "got -1, expected a whole number from 0 to", ""),
+        ("seed", 1.5, "got 1.5, expected a whole number", ""),
+        ("seed", True, "got true, expected a whole number", ""),
+        ("seed", "7", "got '7', expected a whole number", "write it without quotes"),
+        ("seed", 10**30, "too many digits", ""),
+        ("description", None, "got null, expected text", ""),
+        ("description", "a\x00b", "expected text", ""),
+        ("description", "\ud800", "expected text", ""),
+        ("description", "x" * 5000, "expected text", ""),
+        ("model", "deit_tiny_patch16_224", "expected a mapping", ""),
+        ("model.timm", "hf-hub:someone/model", "expected the name of a timm model", ""),
+        ("model.checkpoint", 5, "got 5, expected text", ""),
+        ("data", [], "got an empty list, expected a mapping", ""),
+        ("data.kind", "imagefoldr", "got 'imagefoldr', expected one of 'digits', 'im", "did you mean 'imagefolder'?"),
+        ("data.calibration", 0, "got 0, expected a whole number above 0", ""),
+        ("report.batches", 8, "got 8, expected a list with at least one entry", "write a list: [8]"),
+        ("report.batches", [], "got an empty list, expected a list with at least one entry", ""),
+        ("report.backends", "onnxruntime:cpu", "expected a list, each text", "write a list: [onnxruntime:cpu]"),
+        ("report.seconds", float("inf"), "got inf, expected a number above 0", ""),
+        ("report.seconds", float("nan"), "got nan, expected a number above 0", ""),
+        ("gates.top1_min", 101, "got 101, expected a number from 0 to 100", ""),
+        ("gates.speedup_min", 2, "got 2, expected a mapping of names, each to a number above 0", ""),
+        ("gates.speedup_min.x", "fast", "got 'fast', expected a number above 0", ""),
+        ("stages", None, "got null, expected a list of stages", ""),
+        ("stages", {"prune": {}}, "got a mapping, expected a list of stages", ""),
+        ("stages.0.prune.ratio", "half", "got 'half', expected a number from 0 to below 1", ""),
+        ("stages.0.prune.ratio", "0.5", "got '0.5', expected a number from 0 to below 1", "write it without quotes"),
+        ("stages.0.prune.ratio", 1, "got 1, expected a number from 0 to below 1", ""),
+        ("stages.0.prune.ratio", False, "got false, expected a number", ""),
+        ("stages.0.prune.ratio", None, "got null, expected a number", ""),
+        ("stages.0.prune.method", "depgrap", "got 'depgrap', expected one of 'depgraph'", "did you mean 'depgraph'?"),
+        ("stages.0.prune.method", None, "got null, expected one of 'depgraph', 'two-four'", ""),
+        ("stages.0.prune.mode", "bottlenek", "expected one of 'uniform', 'bottleneck'", "did you mean 'bottleneck'?"),
+        ("stages.0.prune.name", "A B", "expected lower-case letters", ""),
+        ("stages.1.distill.method", "onnx", "got 'onnx', expected 'distill'", ""),
+        ("stages.1.distill.teacher", 5, "got 5, expected text or a mapping", ""),
+        ("stages.1.distill.teacher", [], "got an empty list, expected text or a mapping", ""),
+        ("stages.1.distill.train.lr", 0, "got 0, expected a number above 0", ""),
+        ("stages.2.quantize.bits", 4, "got 4, expected 8", ""),
+        ("stages.2.quantize.bits", 8.0, "got 8, expected 8", ""),
+        ("stages.2.quantize.bits", True, "got true, expected 8", ""),
+        ("stages.2.quantize.skip", "head", "expected a list, each text", "write a list: [head]"),
+        ("stages.2.quantize", "ptq", "got 'ptq', expected a mapping", "write `- quantize: {method: ptq}`"),
+        ("stages.2.quantize", 8, "got 8, expected a mapping", "write `- quantize: {method: ptq}`"),
+    ],
+)  # fmt: skip
+def test_wrong_value(problems: Problems, document: Document, key: str, value: object, says: str, hint: str) -> None:
+    found = problems(validate, _with(document, key, value))
+    assert list(found) == [key]
+    assert says in found[key].message
+    assert hint in found[key].hint
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("sed", "did you mean 'seed'?"),
+        ("extend", "did you mean 'extends'?"),
+        ("model.checkpont", "did you mean 'checkpoint'?"),
+        ("data.shuffle", "allowed: also_evaluate, calibration, eval_images, kind, root"),
+        ("report.batch", "did you mean 'batches'?"),
+        ("stages.0.prune.rato", "did you mean 'ratio'?"),
+        ("stages.1.distill.train.epoch", "did you mean 'epochs'?"),
+        ("stages.2.quantize.bitz", "did you mean 'bits'?"),
+    ],
+)
+def test_unknown_key(problems: Problems, document: Document, key: str, hint: str) -> None:
+    found = problems(validate, _with(document, key, 1))
+    assert list(found) == [key]
+    assert found[key].message == "unknown key"
+    assert found[key].hint == hint
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("name", "required key missing, expected lower-case letters"),
+        ("model", "required key missing, expected a mapping"),
+        ("model.timm", "required key missing, expected the name of a timm model"),
+        ("data.kind", "required key missing, expected one of 'digits', 'imagefolder'"),
+        ("stages", "required key missing, expected a list of stages"),
+        ("stages.0.prune.method", "required key missing, expected one of 'depgraph', 'two-four'"),
+    ],
+)
+def test_missing_key(problems: Problems, document: Document, key: str, says: str) -> None:
+    *parents, last = key.split(".")
+    holder: Any = document
+    for step in parents:
+        holder = holder[int(step) if step.isdecimal() else step]
+    del holder[last]
+    found = problems(validate, document)
+    assert list(found) == [key]
+    assert says in found[key].message
+
+
+@pytest.mark.parametrize(
+    ("entry", "where", "says", "hint"),
+    [
+        ("exprt", "", "got 'exprt', expected a stage kind", "did you mean 'export'?"),
+        ({"prun": {"method": "depgraph"}}, "", "got 'prun', expected a stage kind", "did you mean 'prune'?"),
+        ({"two-four": {}}, "", "got 'two-four', expected a stage kind", "write `- prune: {method: two-four}`"),
+        ("etps", "", "got 'etps', expected a stage kind", "write `- token-squeeze: {method: etps}`"),
+        ({7: {}}, "", "got 7, expected a stage kind", "allowed: prune, distill"),
+        ("prune", ".prune.method", "required key missing", "allowed: depgraph, two-four"),
+        ({"prune": None}, ".prune.method", "required key missing", "allowed: depgraph, two-four"),
+        ({}, "", "expected one stage kind, got 0 keys (none)", "indent"),
+        ({"prune": None, "method": "two-four"}, "", "got 2 keys ('prune', 'method')", "indent"),
+        (5, "", "got 5, expected a stage", "such as"),
+        (None, "", "got null, expected a stage", "such as"),
+        (["prune"], "", "got a list, expected a stage", "such as"),
+        ({"distill": {"teacher": {"timm": 3, "x": 1}}}, ".distill.teacher.timm", "got 3, expected the name", ""),
+        ({"token-squeeze": {"blocks": [3, -1]}}, ".token-squeeze.blocks.1", "got -1, expected a whole number", ""),
+        ({"prune": {"method": "two-four", "layers": "gem"}}, ".prune.layers", "expected 'gemm' or a list", "'gemm'?"),
+        ({"prune": {"method": "two-four", "layers": ["a", 1]}}, ".prune.layers.1", "got 1, expected text", ""),
+        ({"prune": {"method": "two-four", "ratio": 0.5}}, ".prune.ratio", "unknown key", "allowed: layers, method"),
+    ],
+)  # fmt: skip
+def test_wrong_stage_entry(
+    problems: Problems, document: Document, entry: object, where: str, says: str, hint: str
+) -> None:
+    document["stages"].insert(1, entry)
+    found = problems(validate, document)
+    assert f"stages.1{where}" in found
+    assert says in found[f"stages.1{where}"].message
+    assert hint in found[f"stages.1{where}"].hint
+
+
+@pytest.mark.parametrize(
+    "entry", ["export", {"export": None}, {"export": {}}, {"export": {"method": "onnx", "opset": 21}}]
+)
+def test_forms_of_a_stage_with_one_method(document: Document, entry: object) -> None:
+    document["stages"][-1] = entry
+    assert validate(document).stages[-1].opset == 21
+
+
+def test_all_problems_come_at_once(problems: Problems, document: Document) -> None:
+    document |= {"seed": "x", "sead": 1, "data": {"kind": "digit", "calibration": -3}, "report": {"seconds": 0}}
+    document["stages"][0]["prune"] |= {"ratio": 2, "importance": "tailor"}
+    document["stages"][2] = "quantise"
+    del document["model"]
+    assert set(problems(validate, document)) == {
+        "seed", "sead", "data.kind", "data.calibration", "report.seconds", "stages.0.prune.ratio",
+        "stages.0.prune.importance", "stages.2", "model",
+    }  # fmt: skip
+
+
+def test_the_error_counts_its_problems_and_names_the_recipe(document: Document) -> None:
+    with pytest.raises(RecipeError, match=r"my\.yaml has 2 problems"):
+        validate(document | {"a": 1, "b": 2}, "my.yaml")
+
+
+@pytest.mark.parametrize("junk", [None, [], "text", 3, [1, 2]])
+def test_a_document_that_is_no_mapping(problems: Problems, junk: Any) -> None:
+    assert "expected a mapping" in problems(validate, junk)[""].message
+
+
+def test_an_image_folder_must_be_given_unless_partial(problems: Problems, document: Document) -> None:
+    document["data"] = {"kind": "imagefolder"}
+    del document["model"]["checkpoint"]
+    hint = problems(validate, document)["data.root"].hint
+    assert "--set data.root=DIR" in hint
+    assert "--set model.checkpoint=FILE" in hint
+    assert validate(document, partial=True).data.root is None
+
+
+def test_extends_needs_a_file(problems: Problems, document: Document) -> None:
+    assert "only a recipe file" in problems(validate, document | {"extends": "quickstart"})["extends"].message
+
+
+def test_recipes_are_frozen(document: Document) -> None:
+    recipe = validate(document)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3
+
+
+_LEAF = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+    | st.sampled_from(["depgraph", "two-four", "ptq", "export", "dense", "digits", "imagefolder", 10**30, -1, 0.5])
+)  # fmt: skip
+_WORD = st.sampled_from(
+    ["name", "model", "timm", "checkpoint", "kwargs", "data", "kind", "root", "also_evaluate", "stages", "prune",
+     "export", "distill", "quantize", "token-squeeze", "method", "teacher", "train", "loss", "blocks", "layers",
+     "report", "gates", "backends", "batches", "speedup_min", "extends", "locked", "ratio"]
+)  # fmt: skip
+_KEY = _WORD | st.text(max_size=5) | st.integers() | st.none() | st.tuples(st.integers())
+_JUNK = st.recursive(
+    _LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEY, inner, max_size=4), max_leaves=12
+)
+
+
+@given(st.dictionaries(_KEY, _JUNK, max_size=8))
+def test_junk_raises_nothing_but_a_recipe_error(junk: Document) -> None:
+    with pytest.raises(RecipeError):
+        validate(junk)
+
+
+_PLACES = [
+    ("name",), ("seed",), ("model",), ("model", "kwargs"), ("data",), ("data", "also_evaluate"), ("stages",),
+    ("stages", 0), ("stages", 0, "prune"), ("stages", 0, "prune", "ratio"), ("stages", 1, "distill", "teacher"),
+    ("stages", 1, "distill", "train"), ("report",), ("gates",), ("locked",),
+]  # fmt: skip
+
+
+@given(st.sampled_from(_PLACES), _JUNK)
+def test_junk_in_one_place_is_a_recipe_or_a_recipe_error(place: tuple[Any, ...], junk: object) -> None:
+    document: Any = {
+        "name": "test", "model": {"timm": "x", "kwargs": {}}, "data": {"kind": "digits"}, "report": {}, "gates": {},
+        "stages": [{"prune": {"method": "depgraph"}}, {"distill": {}}, "export"],
+    }  # fmt: skip
+    holder = document
+    for step in place[:-1]:
+        holder = holder[step]
+    holder[place[-1]] = copy.deepcopy(junk)
+    try:
+        validate(document)
+    except RecipeError as error:
+        assert all(problem.message for problem in error.problems)
+
+
+def _with(document: Document, key: str, value: object) -> Document:
+    *parents, last = key.split(".")
+    holder: Any = document
+    for step in parents:
+        holder = holder[int(step)] if step.isdecimal() else holder.setdefault(step, {})
+    holder[last] = value
+    return document

@@ -1,0 +1,190 @@
+"""Calibration mathematics and the stage `quantize: ptq` on a traced ViT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from vitslim.data import load_data
+from vitslim.errors import StageError
+from vitslim.graph.edits import InsertFakeQuant
+from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.ops.fake_quant import fake_quant
+from vitslim.graph.sketch_graph import sketch
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.calibrate import MagnitudeHistogram, minmax_scale, mse_scale, weight_scale
+from vitslim.stages.quantize.stage import PtqStage
+
+
+def squared_error(values: torch.Tensor, scale: torch.Tensor, top: int) -> float:
+    return (fake_quant(values, scale, 0, None, -top, top, 0) - values).square().sum().item()
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, tmp_path: Path) -> StageContext:
+    def no_result(name: str) -> StageResult:
+        raise StageError(f"no stage {name}")
+
+    data = load_data(Data(kind="digits", calibration=70), tiny_graph.source, seed=0)
+    return StageContext(data, 0, Silent(), no_result, tmp_path)
+
+
+def test_minmax_scale_reaches_the_peak() -> None:
+    assert minmax_scale(torch.tensor([127.0, 63.5, 0.0]), 127).tolist() == [1.0, 0.5, 1.0]
+
+
+def test_mse_scale_of_exact_codes_is_their_step() -> None:
+    codes = torch.arange(128.0)[None]
+    assert mse_scale(codes * 0.25, 127).item() == 0.25
+
+
+def test_mse_scale_clips_when_one_outlier_costs_less_than_everyone_else() -> None:
+    values = torch.cat([torch.full((4000,), 1.0), torch.full((4000,), 0.5), torch.tensor([2.0])])[None]
+    scale = mse_scale(values, 3)
+    assert scale.item() < 2.0 / 3
+    assert squared_error(values, scale[0], 3) < squared_error(values, torch.tensor(2.0 / 3), 3)
+
+
+def test_mse_scale_keeps_an_outlier_that_matters() -> None:
+    values = torch.cat([torch.linspace(0, 1, 1000), torch.tensor([20.0])])[None]
+    assert mse_scale(values, 127).item() == pytest.approx(20 / 127, rel=0.1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays.arrays("float32", (2, 40), elements=st.floats(0, 50, width=32)), st.sampled_from([7, 127]))
+def test_mse_scale_is_never_worse_than_minmax(magnitudes: object, top: int) -> None:
+    values = torch.as_tensor(magnitudes)
+    best, widest = mse_scale(values, top), minmax_scale(values.amax(1), top)
+    assert (best > 0).all() and best.isfinite().all()
+    for row in range(2):
+        assert squared_error(values[row], best[row], top) <= squared_error(values[row], widest[row], top) * (1 + 1e-5)
+
+
+def test_counts_stand_for_repeated_values() -> None:
+    values = torch.tensor([[0.1, 0.7, 3.0, 9.0]])
+    counts = torch.tensor([[5.0, 2.0, 3.0, 0.0]])
+    repeated = torch.repeat_interleave(values[0], counts[0].long())[None]
+    assert mse_scale(values, 7, counts) == mse_scale(repeated, 7)
+
+
+def test_histogram_in_batches_finds_the_scale_of_all_values_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(5000, generator=generator) * factor for factor in (0.01, 1.0, 3.0)]
+    histogram = MagnitudeHistogram()
+    for batch in batches:
+        histogram.observe(batch)
+    values = torch.cat(batches)
+    assert histogram.counts.sum() == len(values)
+    assert histogram.scale(127, "minmax") == values.abs().max() / 127
+    exact = mse_scale(values.abs()[None], 127)[0]
+    best = squared_error(values, exact, 127)
+    assert squared_error(values, histogram.scale(127, "mse"), 127) <= 1.01 * best
+
+
+def test_histogram_of_zeros_gives_a_usable_scale() -> None:
+    histogram = MagnitudeHistogram()
+    histogram.observe(torch.zeros(10))
+    assert histogram.scale(127, "mse") == 1.0
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_weight_scales_are_per_output_channel(method: str) -> None:
+    weight = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -8.0), torch.zeros(3, 4, 4)])
+    scale = weight_scale(weight, 127, method)
+    assert scale.shape == (3,)
+    restored = fake_quant(weight, scale, 0, 0, -127, 127, 0)
+    torch.testing.assert_close(restored, weight, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_every_layer_is_quantised_and_stays_close(
+    tiny_graph: ModelGraph, context: StageContext, method: str
+) -> None:
+    stage = PtqStage(Ptq(method="ptq", calibrate=method))
+    result = stage.apply(tiny_graph, context)
+    assert stage.ensures(tiny_graph, result.graph) == []
+    assert quantised_layers(result.graph.module) == layer_nodes(tiny_graph.module).keys()
+    assert isinstance(result.graph.edits[-1], InsertFakeQuant)
+    assert result.skipped == ()
+    assert {note.layer for note in result.changes} == layer_nodes(tiny_graph.module).keys()
+    assert result.metrics["calibration_images"] == 70
+    assert result.metrics["calibration_sqnr_db"] > 20
+    assert not quantised_layers(tiny_graph.module)
+
+
+def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageContext) -> None:
+    first, second = (PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph.parameters() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
+    tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    result = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(tiny_graph, context)
+    peak = max(image.abs().max().item() for image, _ in (context.data.calibration[i] for i in range(70)))
+    scale = result.graph.parameters()["vitslim.q.patch_embed.proj.input_scale"].item()
+    assert scale * 127 == pytest.approx(peak, rel=1e-6)
+
+
+def test_skipped_layers_stay_in_float_and_are_listed(tiny_graph: ModelGraph, context: StageContext) -> None:
+    stage = PtqStage(Ptq(method="ptq", skip=("head", "blocks.0.mlp.fc2.weight")))
+    assert stage.requires(sketch(tiny_graph)) == []
+    result = stage.apply(tiny_graph, context)
+    assert {note.layer for note in result.skipped} == {"head.weight", "blocks.0.mlp.fc2.weight"}
+    assert all(note.reason for note in result.skipped)
+    assert quantised_layers(result.graph.module).isdisjoint({"head.weight", "blocks.0.mlp.fc2.weight"})
+    assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+
+
+def test_wrong_skips_are_named(tiny_graph: ModelGraph) -> None:
+    (problem,) = PtqStage(Ptq(method="ptq", skip=("blocks.0.mlp.fc3",))).requires(sketch(tiny_graph))
+    assert "blocks.0.mlp.fc3" in problem.message
+    assert "blocks.0.mlp.fc" in problem.hint
+    everything = tuple(layer_nodes(tiny_graph.module))
+    (problem,) = PtqStage(Ptq(method="ptq", skip=everything)).requires(sketch(tiny_graph))
+    assert "nothing is left" in problem.message
+
+
+def test_a_quantised_model_is_not_quantised_again(tiny_graph: ModelGraph, context: StageContext) -> None:
+    once = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(tiny_graph, context).graph
+    (problem,) = PtqStage(Ptq(method="ptq")).requires(sketch(once))
+    assert "already" in problem.message
+
+
+def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, context: StageContext) -> None:
+    sparse = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
+    quantised = PtqStage(Ptq(method="ptq")).apply(sparse, context).graph
+    name = "blocks.0.attn.qkv.weight"
+    (node,) = layer_nodes(quantised.module)[name]
+    weight, scale = quantised.parameters()[name], quantised.parameters()["vitslim.q.blocks.0.attn.qkv.weight_scale"]
+    values = fake_quant(weight, scale, *node.args[1].args[2:])
+    assert (values[~quantised.masks[name]] == 0).all()
+    assert (values != 0).any()
+
+
+def test_activations_that_are_not_finite_stop_the_stage(tiny_graph: ModelGraph, context: StageContext) -> None:
+    with torch.no_grad():
+        tiny_graph.parameters()["blocks.0.attn.proj.bias"].fill_(torch.inf)
+    with pytest.raises(StageError, match="not finite"):
+        PtqStage(Ptq(method="ptq")).apply(tiny_graph, context)
+
+
+def test_scales_survive_a_rebuild_of_the_graph(tiny_graph: ModelGraph, context: StageContext) -> None:
+    quantised = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(tiny_graph, context).graph
+    edit = quantised.edits[-1]
+    assert isinstance(edit, InsertFakeQuant)
+    rebuilt = insert_fake_quant(tiny_graph, edit.sites)
+    rebuilt.module.load_state_dict(quantised.module.state_dict(), strict=True)
+    images = torch.stack([context.data.calibration[i][0] for i in range(4)])
+    with torch.no_grad():
+        assert torch.equal(rebuilt.module(images), quantised.module(images))
