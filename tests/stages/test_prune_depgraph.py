@@ -220,7 +220,7 @@ def test_a_wrong_axis_is_caught_before_the_cut(tiny_graph: ModelGraph, prune: Pr
     """A rule that forgets to tie the input of GELU to its output must not lead to a cut."""
 
     def forgetful(scope: Scope, node: torch.fx.Node) -> Any:
-        return scope.fresh(scope.shape(node))
+        return scope.fresh(scope.shape(node), reason="")
 
     rules = {**RULES, torch.ops.aten.gelu.default: forgetful}
     tiny_graph.__dict__["axes"] = infer_axes(tiny_graph.module, tiny_graph.source.image, rules)

@@ -1,4 +1,4 @@
-"""Editing a graph through its axes: slice every tensor in which an axis occurs, then write sizes anew from the terms."""
+"""Editing a graph through its axes: slice every tensor in which an axis occurs, then write the sizes anew."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from vitslim.graph.attention import find_attentions
 from vitslim.graph.axes import rules_layers, rules_shapes
 from vitslim.graph.axes.scope import Rule, Scope, broadcast, opaque
 from vitslim.graph.axes.table import AxisTable, build_table
-from vitslim.graph.axes.terms import Prim, Term, freeze
+from vitslim.graph.axes.terms import Prim, Term, freeze, mark
 from vitslim.graph.shapes import BATCH, tensor_shapes
 
 RULES: Mapping[Any, Rule] = {**rules_layers.RULES, **rules_shapes.RULES}
@@ -43,6 +44,10 @@ def infer_axes(module: GraphModule, image: tuple[int, int, int], rules: Mapping[
             case "output":
                 for term in scope.of(node.args[0]):
                     freeze(term, "is an output of the model")
+    for attention in find_attentions(module.graph, scope.shapes):
+        q, v = scope.of(attention.q), scope.of(attention.v)
+        for term, kind in ((q[1], "heads"), (q[2], "tokens"), (q[3], "qk"), (v[3], "v")):
+            mark(term, kind)
     return build_table(scope, parameters, dict(unknown))
 
 

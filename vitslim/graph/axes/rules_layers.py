@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope, Terms, opaque, pair
-from vitslim.graph.axes.terms import Prim, Sum, Term, factors_of, find, freeze, mark, parts_of, size, unify
+from vitslim.graph.axes.terms import Prim, Sum, Term, factors_of, find, freeze, parts_of, size, unify
 from vitslim.graph.nodes import argument
 
 
@@ -82,13 +82,8 @@ def attention(scope: Scope, node: Node) -> Terms:
         unify(lead_q, lead_v)
     unify(q[-1], k[-1])
     unify(k[-2], v[-2])
-    if len(q) > 3:
-        mark(q[-3], "heads")
-    mark(q[-1], "qk")
-    mark(v[-1], "v")
     for term in (q[-2], k[-2]):
         freeze(term, "counts tokens")
-        mark(term, "tokens")
     mask = scope.of(argument(node, 3, "attn_mask"))
     pair([(*q[:-1], k[-2]), mask])
     return (*q[:-1], v[-1])

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.scope import Rule, Scope, Terms, opaque, tensors
-from vitslim.graph.axes.terms import Prim, Prod, Sum, Term, find, freeze, parts_of, product, size, unify
+from vitslim.graph.axes.scope import Rule, Scope, Terms, opaque, pair, tensors
+from vitslim.graph.axes.terms import Prim, Prod, Sum, Term, freeze, parts_of, product, size, unify
 from vitslim.graph.nodes import argument
 
 END = 2**31
@@ -217,16 +217,13 @@ def pad(scope: Scope, node: Node) -> Terms:
 
 
 def index(scope: Scope, node: Node) -> Terms:
-    """Reading a table: the indexed leading dimensions stay, the others pass."""
+    """Reading a table by tensors of indices: the dimensions read stay, the others pass behind those of the indices."""
     x, indices = scope.of(argument(node, 0)), argument(node, 1)
-    count = len(indices)
     if any(item is None for item in indices):
         return tuple(opaque(scope, node))
-    for term in x[:count]:
+    for term in x[: len(indices)]:
         freeze(term, "is read by a table of indices")
-    rest = x[count:]
-    shape = scope.shape(node)
-    return (*scope.fresh(shape[: len(shape) - len(rest)], "is read by a table of indices"), *rest)
+    return (*pair([scope.of(item) for item in indices]), *x[len(indices) :])
 
 
 def getitem(scope: Scope, node: Node) -> Any:
@@ -262,5 +259,3 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(("aten.pad.default", "aten.constant_pad_nd.default"), pad),
     "aten.index.Tensor": index,
 }  # fmt: skip
-
-__all__ = ["RULES", "find"]

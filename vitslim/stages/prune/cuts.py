@@ -56,7 +56,7 @@ def choose_cuts(sketch: ModelSketch, config: DepGraph) -> Cuts:
 def _candidates(sketch: ModelSketch, mode: str) -> list[str]:
     """Axes of the mode's kinds, by kind, then the longer first."""
     order = CUT_KINDS[mode]
-    axes = [axis for axis in sketch.axes if sketch.kinds[axis] in order]
+    axes = [axis for axis, kind in sketch.kinds.items() if kind in order]
     return sorted(axes, key=lambda axis: (order.index(sketch.kinds[axis]), -sketch.axes[axis]))
 
 
