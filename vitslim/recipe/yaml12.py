@@ -184,10 +184,14 @@ class _Reader:
     def _check(self, event: Any, depth: int) -> None:
         self.values += 1
         if isinstance(event, AliasEvent):
-            self._refuse(event, f"the alias '*{event.anchor}': aliases are not allowed", "write the value out")
+            self._refuse(
+                event, f"the alias '*{event.anchor}': anchors and aliases are not allowed", "write the value out"
+            )
         if event.anchor is not None:
             self._refuse(
-                event, f"the anchor '&{event.anchor}': anchors are not allowed", "put quotes around text with '&'"
+                event,
+                f"the anchor '&{event.anchor}': anchors and aliases are not allowed",
+                "put quotes around text with '&'",
             )
         if event.tag is not None:
             self._refuse(event, f"the tag '{event.tag}': tags are not allowed", "put quotes around text with '!'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -131,7 +132,9 @@ def _is_member(site: Site, parameters: Mapping[str, Tensor]) -> bool:
 def _verified(graph: ModelGraph) -> float:
     """Permute every prunable axis: the outputs must not change. Returns the largest relative error."""
     error = verify_axes(graph).max_error
-    if not error < MAX_VERIFY_ERROR:
+    if not isfinite(error):
+        raise StageError("the model's outputs are not finite", "its weights are broken: check model.checkpoint")
+    if error >= MAX_VERIFY_ERROR:
         raise StageError(
             f"the axes of {graph.source.timm} are not understood: permuting them moves its outputs by {error:.1e}",
             "`vitslim axes --verify` shows which axis is wrong",
