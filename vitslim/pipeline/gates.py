@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import nan
 
 from vitslim.recipe.schema import Gates
-from vitslim.results import GateResult, StageRecord
+from vitslim.results import Estimate, GateResult, Measurement, StageRecord
 
 
 def judge(gates: Gates, stages: tuple[StageRecord, ...]) -> tuple[GateResult, ...]:
@@ -41,5 +41,5 @@ def _top1(record: StageRecord) -> float:
 
 def _speedup(record: StageRecord, backend: str) -> float:
     """At the first batch size and thread count of the report."""
-    results = (*record.measurements, *record.estimates)
+    results: list[Measurement | Estimate] = [*record.measurements, *record.estimates]
     return next((result.speedup for result in results if result.backend == backend and result.speedup), nan)
