@@ -10,16 +10,16 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from vitslim.graph.edit import slice_axes
-from vitslim.graph.verify import verify_axes
 
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import find_anatomy
+from vitslim.graph.edit import slice_axes
 from vitslim.graph.edits import InsertSqueeze
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import squeeze_tokens
 from vitslim.graph.trace import trace_timm
+from vitslim.graph.verify import verify_axes
 
 KEEP = {"blocks.0": 11, "blocks.2": 5}
 

@@ -17,6 +17,7 @@ from vitslim.data import load_data
 from vitslim.errors import InputError, StageError
 from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
@@ -131,9 +132,7 @@ def test_same_graph_gives_the_same_bytes(sparse_int8: ModelGraph, int8_file: Pat
     assert export_onnx(sparse_int8, tmp_path / "again.onnx").path.read_bytes() == int8_file.read_bytes()
 
 
-def test_quantised_weights_are_integers_only(
-    sparse_int8: ModelGraph, float_file: Path, int8_file: Path
-) -> None:
+def test_quantised_weights_are_integers_only(sparse_int8: ModelGraph, float_file: Path, int8_file: Path) -> None:
     stored = initializers(onnx.load(int8_file))
     for name in layer_nodes(sparse_int8.module):
         assert stored[name].dtype == np.int8, name
@@ -231,6 +230,18 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
     assert weight not in summary.unquantised and len(summary.unquantised) == 9
 
 
+def test_squeezed_graph_exports_with_its_batch_free(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9})
+    images = images_for(squeezed)
+    path = export_onnx(squeezed, tmp_path / "squeezed.onnx").path
+    for count in (1, 5):
+        expected = logits_of(squeezed, images[:count])
+        torch.testing.assert_close(OnnxFile(path)(images[:count]), expected, rtol=0, atol=1e-5)
+    context = context_for(squeezed, tmp_path)
+    quantised = PtqStage(Ptq(method="ptq")).apply(squeezed, context).graph
+    ExportStage(Export()).apply(quantised, context)
+
+
 def test_weights_can_be_2_4_in_float(tiny_graph: ModelGraph, tmp_path: Path) -> None:
     sparse = mask_two_four(tiny_graph, "head.weight")
     summary = export_onnx(sparse, tmp_path / "sparse.onnx")
@@ -270,7 +281,7 @@ def test_another_models_file_is_caught(sparse_int8: ModelGraph, int8_file: Path)
     other = sparse_int8.copy()
     with torch.no_grad():
         other.parameters()["head.weight"][0, 0] += 1.0
-    with pytest.raises(StageError, match="head.weight"):
+    with pytest.raises(StageError, match=r"stored for .head\.weight."):
         check_stored_weights(int8_file, other)
 
 

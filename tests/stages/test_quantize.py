@@ -107,9 +107,7 @@ def test_weight_scales_are_per_output_channel(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
-def test_every_layer_is_quantised_and_stays_close(
-    tiny_graph: ModelGraph, context: StageContext, method: str
-) -> None:
+def test_every_layer_is_quantised_and_stays_close(tiny_graph: ModelGraph, context: StageContext, method: str) -> None:
     stage = PtqStage(Ptq(method="ptq", calibrate=method))
     result = stage.apply(tiny_graph, context)
     assert stage.ensures(tiny_graph, result.graph) == []

@@ -48,12 +48,11 @@ def load_graph(folder: Path) -> ModelGraph:
     Raises InputError when a file is missing or corrupt, or when the installed timm builds another model than the one
     that was saved.
     """
-    document = _read_document(folder / GRAPH_FILE)
-    source = _source(document["source"])
+    source, edits = _read_document(folder / GRAPH_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
     graph = trace_timm(source.timm, source.kwargs)
-    for edit in map(_edit, document["edits"]):
+    for edit in edits:
         graph = _replay(graph, edit)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASK_PREFIX)}
     _load_strictly(graph, state, folder)
@@ -61,16 +60,17 @@ def load_graph(folder: Path) -> ModelGraph:
     return graph
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def _read_document(path: Path) -> tuple[ModelSource, list[Edit]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _source(document["source"]), [_edit(fields) for fields in document["edits"]]
     except FileNotFoundError as error:
         raise InputError(f"no saved graph in '{path.parent}'", f"'{GRAPH_FILE}' is missing there") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"'{path}' is not valid JSON", "the file is corrupt: run the recipe again") from error
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"'{path}' has another format than this version reads", f"expected version {SCHEMA_VERSION}")
-    return document
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is not a saved graph", "the file is corrupt: run the recipe again") from error
+    raise InputError(f"'{path}' has format {version!r}, this version reads {SCHEMA_VERSION}", "run the recipe again")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -128,10 +128,10 @@ def expected(schema: Schema) -> str:
 def _range(schema: Schema) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    start = f" from {low:g}" if low is not None else f" above {above:g}" if above is not None else ""
+    start = f" from {low}" if low is not None else f" above {above}" if above is not None else ""
     if high is None and below is None:
-        return f" of at least {low:g}" if low is not None else start
-    end = f"to {high:g}" if high is not None else f"to below {below:g}"
+        return f" of at least {low}" if low is not None else start
+    end = f"to {high}" if high is not None else f"to below {below}"
     return f"{start} {'and up ' if above is not None else ''}{end}"
 
 

@@ -148,7 +148,7 @@ def _name(prim: Prim, sites: list[tuple[str, int]]) -> str:
     if not sites:
         return prim.kind or "axis"
     kind = prim.kind or _kind(sites)
-    names = [parameter for parameter, _ in sites]
+    names = _own(sites)
     if prim.frozen and kind not in {"heads", "qk", "v"}:
         return f"{names[0]}:{sites[0][1]}"
     blocks = _blocks(names)
@@ -161,13 +161,18 @@ def _name(prim: Prim, sites: list[tuple[str, int]]) -> str:
 
 
 def _kind(sites: list[tuple[str, int]]) -> str:
-    names = [parameter for parameter, _ in sites]
+    names = _own(sites)
     blocks = _blocks(names)
     if len(blocks) == 1 and all(".mlp." in name for name in names):
         return "mlp"
     if any("norm" in name for name in names) or len(blocks) > 1:
         return "embed"
     return "other"
+
+
+def _own(sites: list[tuple[str, int]]) -> list[str]:
+    """Parameters of the model itself: what a stage inserted renames no axis."""
+    return [name for name, _ in sites if not name.startswith("vitslim.")] or [name for name, _ in sites]
 
 
 def _blocks(names: Iterable[str]) -> list[str]:

@@ -173,12 +173,7 @@ class Terms:
                 left, right = self.cut(factors[0], at // size(rest))
                 return product((left, rest)), product((right, rest))
             case Sum(parts):
-                first, others = parts[0], join(parts[1:])
-                if at <= size(first):
-                    left, right = self.cut(first, at)
-                    return left, join((right, others))
-                left, right = self.cut(others, at - size(first))
-                return join((first, left)), right
+                return self._cut_sum(parts, at)
 
     def regroup(self, dims: Sequence[Term], shape: Sequence[int]) -> Dims:
         """The dimensions of a reshape of `dims` to `shape`. Raises ConflictError when their groups cross."""
@@ -195,6 +190,16 @@ class Terms:
         self._bound[prim] = term
         for reason in self._frozen.pop(prim, ()):
             self.freeze(term, reason)
+
+    def _cut_sum(self, parts: tuple[Term, ...], at: int) -> tuple[Term, Term]:
+        before: list[Term] = []
+        for number, part in enumerate(parts):
+            if at < size(part):
+                left, right = self.cut(part, at)
+                return join((*before, left)), join((right, *parts[number + 1 :]))
+            before.append(part)
+            at -= size(part)
+        return join(before), EMPTY
 
     def _factor_product(self, first: Term, rest: Term, head_size: int) -> tuple[Term, Term]:
         if size(first) >= head_size:
@@ -227,7 +232,8 @@ class Terms:
 
     def _unify_sums(self, a: Term, b: Term) -> None:
         """Common refinement from the left: the larger leading part is cut where the smaller ends."""
-        first = min(size(t.parts[0]) if isinstance(t, Sum) else size(t) for t in (a, b))
-        (left, a), (right, b) = self.cut(a, first), self.cut(b, first)
-        self.unify(left, right)
-        self.unify(a, b)
+        while a != EMPTY:
+            first = min(size(t.parts[0]) if isinstance(t, Sum) else size(t) for t in (a, b))
+            (left, a), (right, b) = self.cut(a, first), self.cut(b, first)
+            self.unify(left, right)
+            a, b = self.find(a), self.find(b)

@@ -22,6 +22,7 @@ import vitslim
 from vitslim.errors import InputError, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
+from vitslim.stages.export.decompose import decompose_attention
 from vitslim.stages.export.fold import fold_gemm_biases, fold_quantised_weights, fold_transposes
 from vitslim.stages.export.translate import translations
 from vitslim.units import FLOAT_BITS
@@ -68,7 +69,9 @@ def export_onnx(graph: ModelGraph, path: Path) -> ExportSummary:
 
 def _exported(graph: ModelGraph) -> ir.Model:
     """The exporter's model, not yet optimised: constants still stand where the graph has them."""
-    module = graph.copy().module.eval()
+    copy = graph.copy()
+    decompose_attention(copy)
+    module = copy.module.eval()
     example = torch.zeros(2, *graph.source.image)
     try:
         with _quiet():

@@ -1,15 +1,14 @@
-"""ONNX forms of single operators, where the exporter has none or one that runtimes run slowly."""
+"""ONNX forms of the operators that vitslim adds to a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import BOOL, FLOAT, opset21
+from onnxscript import FLOAT, opset21
 
 from vitslim.errors import StageError
 
@@ -21,7 +20,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operators of the graph to functions that build their ONNX form (`custom_translation_table` of the exporter)."""
     return {
         torch.ops.vitslim.fake_quant.default: fake_quant,
-        torch.ops.aten.scaled_dot_product_attention.default: attention,
     }
 
 
@@ -48,40 +46,6 @@ def fake_quant(
     if (qmin, qmax) != (limits.min, limits.max):
         codes = opset21.Clip(codes, _constant(np.array(qmin, dtype=CODES)), _constant(np.array(qmax, dtype=CODES)))
     return opset21.DequantizeLinear(codes, scale, zeros, **axes)
-
-
-def attention(  # noqa: PLR0913, PLR0917 - the arguments of the operator
-    query: FLOAT,
-    key: FLOAT,
-    value: FLOAT,
-    attn_mask: FLOAT | BOOL | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Two plain products with one Mul and a Softmax between them; the scale goes to the smaller operand, the query.
-
-    The exporter's own form computes the shape of the key at run time and scales query and key by the root of the scale.
-    """
-    if is_causal or enable_gqa or dropout_p:
-        raise StageError("causal, grouped-query and dropout attention cannot be exported")
-    factor = 1.0 / sqrt(_shape(query)[-1]) if scale is None else scale
-    rank = len(_shape(key))
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    scores = opset21.MatMul(
-        opset21.Mul(query, _constant(np.array(factor, dtype=np.float32))), opset21.Transpose(key, perm=order)
-    )
-    if attn_mask is not None:
-        scores = opset21.Add(scores, _additive(attn_mask))
-    return opset21.MatMul(opset21.Softmax(scores, axis=-1), value)
-
-
-def _additive(mask: Any) -> Any:
-    """A mask to add to scores: a boolean one becomes 0 where it is true, minus infinity elsewhere."""
-    if mask.dtype != ir.DataType.BOOL:
-        return mask
-    return opset21.Where(mask, _constant(np.array(0, np.float32)), _constant(np.array(-np.inf, np.float32)))
 
 
 def _shape(value: Any) -> tuple[int, ...]:

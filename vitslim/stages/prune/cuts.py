@@ -18,7 +18,7 @@ CUT_KINDS = {"uniform": ("qk", "v", "mlp", "embed", "other"), "bottleneck": ("qk
 """Mode to the kinds of axes that it cuts, the first to choose first. The number of heads stays."""
 
 TRANSFORMER_KINDS = {"qk", "v", "mlp", "embed"}
-"""Kinds whose frozen axes are worth a line in the report; frozen axes of other kinds are tables and windows."""
+"""Kinds whose frozen axes are worth a line in the report when they are long enough to be cut; the rest are tables."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def choose_cuts(sketch: ModelSketch, config: DepGraph) -> Cuts:
         size, step = sketch.axes[axis], _step(sketch, axis, config.round_to)
         count = keep_count(size, config.ratio, step)
         if reason := sketch.frozen.get(axis, ""):
-            if sketch.kinds[axis] in TRANSFORMER_KINDS:
+            if sketch.kinds[axis] in TRANSFORMER_KINDS and size > step:
                 skipped.append(_skip(axis, reason))
         elif rival := next((other for other in keep if _multiply(sketch, axis, other)), ""):
             skipped.append(_skip(axis, f"multiplies with {rival}, which is cut already"))
