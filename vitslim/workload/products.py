@@ -54,11 +54,11 @@ def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
     groups = attribute(node, "group", 1)
     sizes = (out[0] * prod(out[2:]), kernel[0] // groups, prod(kernel[1:]), groups)
     weight = find_weight(graph, name)
-    return _weighted(graph, node, sizes, weight, 1, node.input[0], conv=True)
+    return _weighted(graph, node, sizes, weight, None, node.input[0], conv=True)
 
 
 def _weighted(
-    graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int, data: str,
+    graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int | None, data: str,
     conv: bool = False,
 ) -> Operator:  # fmt: skip
     m, n, k, count = sizes

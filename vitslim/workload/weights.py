@@ -68,8 +68,11 @@ def activation_bits(graph: OnnxGraph, value: str) -> int:
     return element_bits(own.element) if own else 0
 
 
-def sparsity(graph: OnnxGraph, weight: Weight, axis: int) -> str:
-    """`2:4` when every run of four weights along `axis`, the reduction dimension of the operand, holds two zeros."""
+def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
+    """`2:4` when every run of four weights along `axis`, the reduction dimension of the operand, holds two zeros.
+
+    None is a convolution, whose reduction runs over input channels and kernel, flattened in the order they are stored.
+    """
     stored = numpy_helper.to_array(weight.tensor)
     if stored.ndim < 2:
         return ""
@@ -78,6 +81,8 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int) -> str:
         return ""
     for node in weight.chain:
         zeros = _rearranged(graph, node, zeros)
+    if axis is None:
+        zeros, axis = zeros.reshape(len(zeros), -1), 1
     return "2:4" if is_two_four(zeros, axis) else ""
 
 
