@@ -11,10 +11,10 @@ from torch.fx import GraphModule, Node
 
 from vitslim.graph.attention import find_attentions
 from vitslim.graph.axes import rules_layers, rules_shapes
-from vitslim.graph.axes.scope import Rule, Scope, broadcast, opaque
+from vitslim.graph.axes.scope import Rule, Scope, batch_axis, broadcast, opaque
 from vitslim.graph.axes.table import AxisTable, build_table
 from vitslim.graph.axes.terms_now import Prim, Term, freeze, mark
-from vitslim.graph.shapes import BATCH, tensor_shapes
+from vitslim.graph.shapes import tensor_shapes
 
 RULES: Mapping[Any, Rule] = {**rules_layers.RULES, **rules_shapes.RULES}
 
@@ -31,8 +31,7 @@ def infer_axes(module: GraphModule, image: tuple[int, int, int], rules: Mapping[
     for node in module.graph.nodes:
         match node.op:
             case "placeholder":
-                batch = Prim(BATCH, "batch", "is the batch")
-                scope.terms[node] = (batch, *(Prim(n, "image", "is part of the image") for n in image))
+                scope.terms[node] = (batch_axis(), *(Prim(n, "image", "is part of the image") for n in image))
             case "get_attr":
                 name = str(node.target)
                 if name not in parameters:

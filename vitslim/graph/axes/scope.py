@@ -8,8 +8,9 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.terms_now import Prim, Term, find, freeze, size, unify
+from vitslim.graph.axes.terms_now import Prim, Term, find, freeze, product, size, unify
 from vitslim.graph.nodes import argument
+from vitslim.graph.shapes import BATCH
 
 Terms = tuple[Term, ...]
 
@@ -52,11 +53,22 @@ class Scope:
             self.size_arguments.append(SizeArgument(node, index, item, term))
 
     def fresh(self, shape: Sequence[int], reason: str) -> Terms:
-        """New frozen axes."""
-        return tuple(Prim(n, frozen=reason) for n in shape)
+        """New frozen axes; what is a multiple of the batch is led by the batch."""
+        return tuple(_fresh(n, reason) for n in shape)
 
 
 Rule = Callable[[Scope, Node], Any]
+
+
+def _fresh(length: int, reason: str) -> Term:
+    if length == 0 or length % BATCH:
+        return Prim(length, frozen=reason)
+    return product((batch_axis(), Prim(length // BATCH, frozen=reason)))
+
+
+def batch_axis() -> Prim:
+    """The axis of the images in a batch."""
+    return Prim(BATCH, "batch", "is the batch")
 
 
 def pair(operands: Sequence[Terms]) -> Terms:
