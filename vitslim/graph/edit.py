@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from vitslim.errors import StageError
 from vitslim.graph.axes.scope import SizeArgument
 from vitslim.graph.axes.table import AxisTable
-from vitslim.graph.axes.terms_now import Indices, Term, kept_positions, key, leaves, new_size, size
+from vitslim.graph.axes.terms import Indices, Term, kept_positions, key, leaves, new_size, size
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument

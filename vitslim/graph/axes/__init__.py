@@ -2,6 +2,6 @@
 
 from vitslim.graph.axes.infer import RULES, infer_axes
 from vitslim.graph.axes.table import Axis, AxisTable, Site
-from vitslim.graph.axes.terms_now import Prim, Prod, Sum, Term
+from vitslim.graph.axes.terms import Prim, Prod, Sum, Term
 
 __all__ = ["RULES", "Axis", "AxisTable", "Prim", "Prod", "Site", "Sum", "Term", "infer_axes"]

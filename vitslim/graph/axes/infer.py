@@ -13,7 +13,7 @@ from vitslim.graph.attention import find_attentions
 from vitslim.graph.axes import rules_layers, rules_shapes
 from vitslim.graph.axes.scope import Rule, Scope, batch_axis, broadcast, opaque
 from vitslim.graph.axes.table import AxisTable, build_table
-from vitslim.graph.axes.terms_now import Prim, Term, freeze, mark
+from vitslim.graph.axes.terms import Prim, Term, freeze, mark
 from vitslim.graph.shapes import tensor_shapes
 
 RULES: Mapping[Any, Rule] = {**rules_layers.RULES, **rules_shapes.RULES}

@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope, Terms, opaque, pair
-from vitslim.graph.axes.terms_now import Prim, Sum, Term, factors_of, find, freeze, parts_of, size, unify
+from vitslim.graph.axes.terms import Prim, Sum, Term, factors_of, find, freeze, parts_of, size, unify
 from vitslim.graph.nodes import argument
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope, Terms, opaque, pair, tensors
-from vitslim.graph.axes.terms_now import Prim, Prod, Sum, Term, freeze, parts_of, product, size, unify
+from vitslim.graph.axes.terms import Prim, Prod, Sum, Term, freeze, parts_of, product, size, unify
 from vitslim.graph.nodes import argument
 
 END = 2**31

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.terms_now import Prim, Term, find, freeze, product, size, unify
+from vitslim.graph.axes.terms import Prim, Term, find, freeze, product, size, unify
 from vitslim.graph.nodes import argument
 from vitslim.graph.shapes import BATCH
 

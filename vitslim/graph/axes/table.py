@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.axes.scope import Scope, SizeArgument, tensors
-from vitslim.graph.axes.terms_now import Indices, Prim, Prod, Sum, Term, find, key, leaves, positions, repeated, size
+from vitslim.graph.axes.terms import Indices, Prim, Prod, Sum, Term, find, key, leaves, positions, repeated, size
 
 BLOCK = re.compile(r"^(.*?\.\d+(?:\.blocks\.\d+)?)\.")
 MODULES = ("mlp", "attn")
