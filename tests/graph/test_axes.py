@@ -92,11 +92,8 @@ def _forgets_second(scope: Any, node: Any) -> Any:
     ],
 )
 def test_a_broken_rule_is_caught(tiny_graph: ModelGraph, operator: str, broken: Any) -> None:
-    for name, parameter in tiny_graph.module.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
     assert verify_axes(tiny_graph).max_error < MAX_ERROR
-    tiny_graph.__dict__["axes"] = infer_axes(tiny_graph.module, tiny_graph.source.image, {**RULES, operator: broken})
-    assert verify_axes(tiny_graph).max_error > 100 * MAX_ERROR
+    assert verify_axes(tiny_graph, rules={**RULES, operator: broken}).max_error > 1000 * MAX_ERROR
 
 
 def test_an_unknown_operator_freezes_what_it_touches(tiny_graph: ModelGraph) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from vitslim.graph.axes.table import AxisTable
+from vitslim.graph.axes import RULES, infer_axes
+from vitslim.graph.axes.scope import Rule
 from vitslim.graph.edit import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 
@@ -24,17 +27,28 @@ class Verification:
     """How many axes were permuted."""
 
 
-def verify_axes(graph: ModelGraph, seed: int = 0, table: AxisTable | None = None) -> Verification:
-    """Permute every prunable axis at random and compare the outputs on two random images."""
+def verify_axes(graph: ModelGraph, seed: int = 0, rules: Mapping[Any, Rule] = RULES) -> Verification:
+    """Permute every prunable axis at random and compare the outputs on two random images.
+
+    The structure is judged, not the weights: norms, biases and layer scales are replaced by random ones, because the
+    ones and zeros of a fresh model look the same in any order.
+    """
     generator = torch.Generator().manual_seed(seed)
+    subject = _with_random_vectors(graph, generator)
+    subject.axes = infer_axes(subject.module, subject.source.image, rules)
     images = torch.randn(2, *graph.source.image, generator=generator)
-    subject = graph
-    if table is not None:
-        subject = ModelGraph(graph.module, graph.source, graph.edits, graph.masks)
-        subject.__dict__["axes"] = table
     orders = {a.name: torch.randperm(a.size, generator=generator).tolist() for a in subject.axes.prunable}
     permuted = slice_axes(subject, orders)
     with torch.no_grad():
-        expected, found = graph.module(images), permuted.module(images)
+        expected, found = subject.module(images), permuted.module(images)
     error = (expected - found).abs().max() / expected.abs().max().clamp_min(1e-12)
     return Verification(float(error), len(orders))
+
+
+def _with_random_vectors(graph: ModelGraph, generator: torch.Generator) -> ModelGraph:
+    """A copy whose one-dimensional float tensors are random between 0.5 and 1.5."""
+    copy = graph.copy()
+    for tensor in (*copy.module.parameters(), *copy.module.buffers()):
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return copy

@@ -103,7 +103,7 @@ class StageStore:
         save_file(predictions, scratch / PREDICTIONS_FILE)
         (scratch / RECORD_FILE).write_text(record.model_dump_json(indent=1), encoding="utf-8")
         stage = StoredStage(self._folder(record.name, record.key), record)
-        stage.__dict__.update(graph=graph, predictions=predictions)
+        stage.graph, stage.predictions = graph, predictions
         return stage
 
     def _folder(self, name: str, key: str) -> Path:
