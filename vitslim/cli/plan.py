@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitslim.cli.arguments import FormatOption, RecipeArgument, SetOption
+from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def plan(
     recipe: RecipeArgument,
+    more: MoreValues = None,
     overrides: SetOption = None,
     trace: Annotated[
         bool, typer.Option("--trace/--no-trace", help="Build the model to estimate its costs; --no-trace is instant.")
@@ -27,7 +28,7 @@ def plan(
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
 
-    result = build_plan(load_recipe(recipe, list(overrides or []), partial=True), trace=trace)
+    result = build_plan(load_recipe(recipe, [*(overrides or []), *(more or [])], partial=True), trace=trace)
     if output == "json":
         typer.echo(result.model_dump_json(indent=2))
         return

@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from vitslim.cli.arguments import RecipeArgument, SetOption
+from vitslim.cli.arguments import MoreValues, RecipeArgument, SetOption
 
 app = typer.Typer(help="List, show, check and start recipes.", no_args_is_help=True)
 
@@ -24,20 +24,20 @@ def list_recipes() -> None:
 
 
 @app.command()
-def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+def show(recipe: RecipeArgument, more: MoreValues = None, overrides: SetOption = None) -> None:
     """Print a recipe with everything it extends and every default filled in."""
     from vitslim.recipe import load_recipe, recipe_text
 
-    typer.echo(recipe_text(load_recipe(recipe, list(overrides or []), partial=True)), nl=False)
+    typer.echo(recipe_text(load_recipe(recipe, [*(overrides or []), *(more or [])], partial=True)), nl=False)
 
 
 @app.command()
-def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+def validate(recipe: RecipeArgument, more: MoreValues = None, overrides: SetOption = None) -> None:
     """Check a recipe and the order of its stages; lists every problem at once."""
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
 
-    result = build_plan(load_recipe(recipe, list(overrides or [])), trace=False)
+    result = build_plan(load_recipe(recipe, [*(overrides or []), *(more or [])]), trace=False)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{result.name}: valid, {len(result.rows) - 1} stages")

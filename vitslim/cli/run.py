@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vitslim.cli.arguments import FormatOption, RecipeArgument, SetOption
+from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
 
 
 def run(
     recipe: RecipeArgument,
+    more: MoreValues = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; runs/NAME when left out.")] = None,
     overrides: SetOption = None,
     data: Annotated[Path | None, typer.Option(help="Image folder; short for --set data.root=DIR.")] = None,
@@ -28,7 +29,7 @@ def run(
     from vitslim.recipe import load_recipe
     from vitslim.report import render_json, render_terminal
 
-    values = list(overrides or [])
+    values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
     values += [f"model.checkpoint={checkpoint}"] if checkpoint else []
     loaded = load_recipe(recipe, values)
