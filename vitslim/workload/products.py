@@ -54,18 +54,19 @@ def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
     groups = attribute(node, "group", 1)
     sizes = (out[0] * prod(out[2:]), kernel[0] // groups, prod(kernel[1:]), groups)
     weight = find_weight(graph, name)
-    return _weighted(graph, node, sizes, weight, None, node.input[0], conv=True)
+    return _weighted(graph, node, sizes, weight, None, node.input[0])
 
 
 def _weighted(
-    graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int | None, data: str,
-    conv: bool = False,
+    graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int | None,
+    data: str,
 ) -> Operator:  # fmt: skip
+    """A product with a weight that is reduced along `axis`; None for a convolution."""
     m, n, k, count = sizes
     layer = layer_of(node, weight.tensor.name if weight else "")
     return Operator(
         name=node.name or node.output[0],
-        op="conv" if conv else "gemm",
+        op="conv" if axis is None else "gemm",
         type=node.op_type,
         m=m, n=n, k=k, count=count,
         elements=m * n * count,
