@@ -38,7 +38,7 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
                 if name in masks:
                     masks[name] = masks[name].index_select(dim, positions)
     lengths = {prim: len(found) for prim, found in indices.items()}
-    _write_sizes(graph.module, module, graph.axes.size_arguments, lambda term: new_size(term, lengths))
+    _write_sizes(module, graph.axes.size_arguments, lambda term: new_size(term, lengths))
     module.recompile()
     edit = Slice({name: tuple(int(i) for i in kept[name]) for name in kept})
     return replace(graph, module=module, masks=masks, edits=(*graph.edits, edit))
@@ -108,10 +108,11 @@ def _cut(module: GraphModule, name: str, dim: int, positions: torch.Tensor) -> N
         owner.register_buffer(leaf, new)
 
 
-def _write_sizes(
-    old: GraphModule, new: GraphModule, size_arguments: Sequence[SizeArgument], length: Callable[[Term], int]
-) -> None:
-    twins = dict(zip(old.graph.nodes, new.graph.nodes, strict=True))
+def _write_sizes(module: GraphModule, size_arguments: Sequence[SizeArgument], length: Callable[[Term], int]) -> None:
+    """Write sizes into a copy of the graph that the size arguments were declared in."""
+    if not size_arguments:
+        return
+    twins = dict(zip(size_arguments[0].node.graph.nodes, module.graph.nodes, strict=True))
     for size_argument in size_arguments:
         value = length(size_argument.term)
         if value != size(size_argument.term):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from vitslim.graph.axes import RULES, infer_axes
-from vitslim.graph.axes.scope import Rule
 from vitslim.graph.edit import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 
@@ -27,7 +23,7 @@ class Verification:
     """How many axes were permuted."""
 
 
-def verify_axes(graph: ModelGraph, seed: int = 0, rules: Mapping[Any, Rule] = RULES) -> Verification:
+def verify_axes(graph: ModelGraph, seed: int = 0) -> Verification:
     """Permute every prunable axis at random and compare the outputs on two random images.
 
     The structure is judged, not the weights: norms, biases and layer scales are replaced by random ones, because the
@@ -35,9 +31,9 @@ def verify_axes(graph: ModelGraph, seed: int = 0, rules: Mapping[Any, Rule] = RU
     """
     generator = torch.Generator().manual_seed(seed)
     subject = _with_random_vectors(graph, generator)
-    subject.axes = infer_axes(subject.module, subject.source.image, rules)
+    subject.axes = graph.axes
     images = torch.randn(2, *graph.source.image, generator=generator)
-    orders = {a.name: torch.randperm(a.size, generator=generator).tolist() for a in subject.axes.prunable}
+    orders = {a.name: torch.randperm(a.size, generator=generator).tolist() for a in graph.axes.prunable}
     permuted = slice_axes(subject, orders)
     with torch.no_grad():
         expected, found = subject.module(images), permuted.module(images)
