@@ -7,69 +7,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitslim.graph.axes.indices import axis_indices, kept_positions, repeated
 from vitslim.graph.axes.terms import (
+    UNIT,
+    ConflictError,
     Prim,
     Prod,
     Sum,
     Term,
-    factors_of,
-    find,
-    freeze,
-    kept_positions,
-    key,
-    leaves,
-    new_size,
-    parts_of,
-    positions,
-    repeated,
+    Terms,
+    fresh,
+    join,
+    prims,
+    product,
     size,
-    unify,
 )
 
 
-def frozen(*terms: Term) -> bool:
-    return all(prim.frozen for term in terms for prim in leaves(term))
-
-
 def test_two_axes_become_one() -> None:
-    a, b, c = Prim(5), Prim(5), Prim(5)
-    unify(a, b)
-    unify(b, c)
-    assert find(a) is find(b) is find(c)
-    assert not frozen(a)
-
-
-def test_an_axis_is_refined_by_a_reshape() -> None:
-    a = Prim(12)
-    heads, width = factors_of(a, (3, 4))
-    assert key(a) == key(Prod((heads, width)))
-    assert size(a) == 12
+    terms, (a, b, c) = Terms(), (Prim(5), Prim(5), Prim(5))
+    terms.unify(a, b)
+    terms.unify(b, c)
+    assert terms.find(a) is terms.find(b) is terms.find(c)
 
 
 def test_products_meet_in_their_common_refinement() -> None:
     """(2, 6) and (4, 3) are both (2, 2, 3)."""
-    a, b = Prod((Prim(2), Prim(6))), Prod((Prim(4), Prim(3)))
-    unify(a, b)
-    assert key(a) == key(b)
-    assert [prim.size for prim in leaves(a)] == [2, 2, 3]
-    assert not frozen(a)
+    terms, a, b = Terms(), Prod((Prim(2), Prim(6))), Prod((Prim(4), Prim(3)))
+    terms.unify(a, b)
+    assert terms.find(a) == terms.find(b)
+    assert [prim.size for prim in prims(terms.find(a))] == [2, 2, 3]
 
 
 def test_sums_meet_in_their_common_refinement() -> None:
-    a, b = Sum((Prim(2), Prim(6))), Sum((Prim(5), Prim(3)))
-    unify(a, b)
-    assert key(a) == key(b)
-    assert [prim.size for prim in leaves(a)] == [2, 3, 3]
+    terms, a, b = Terms(), Sum((Prim(2), Prim(6))), Sum((Prim(5), Prim(3)))
+    terms.unify(a, b)
+    assert [prim.size for prim in prims(terms.find(a))] == [2, 3, 3]
+    assert terms.find(a) == terms.find(b)
 
 
-def test_a_sum_of_equal_parts_is_a_product() -> None:
-    """Split into q, k, v, and reshaped as (3, 4): the parts become one axis, their index stays."""
-    q, k, v = Prim(4), Prim(4), Prim(4)
-    lead, rest = Prim(3), Prim(4)
-    unify(Sum((q, k, v)), Prod((lead, rest)))
-    assert find(q) is find(k) is find(v) is find(rest)
-    assert frozen(lead)
-    assert not frozen(rest)
+def test_a_sum_of_equal_parts_is_a_product_whose_lead_cannot_be_cut() -> None:
+    """Split into q, k, v, and reshaped as (3, 4): the parts become one axis, and of three units nothing can go."""
+    terms, (q, k, v), (lead, rest) = Terms(), (Prim(4), Prim(4), Prim(4)), (Prim(3), Prim(4))
+    terms.unify(Sum((q, k, v)), Prod((lead, rest)))
+    assert terms.find(q) is terms.find(k) is terms.find(v) is terms.find(rest)
+    assert terms.find(lead) == Sum((UNIT, UNIT, UNIT))
+
+
+def test_unequal_parts_share_a_factor() -> None:
+    """Two heads and three heads of four: each group of heads stays an axis of its own."""
+    terms, few, many = Terms(), Prim(8), Prim(12)
+    heads, width = terms.factor(Sum((few, many)), 5)
+    assert [size(part) for part in prims(terms.find(heads))] == [2, 3]
+    assert terms.find(few) == product((terms.find(next(prims(heads))), terms.find(width)))
 
 
 @pytest.mark.parametrize(
@@ -78,34 +68,23 @@ def test_a_sum_of_equal_parts_is_a_product() -> None:
         (Prim(4), Prim(5)),
         (Prod((Prim(2), Prim(3))), Prod((Prim(3), Prim(2)))),
         (Sum((Prim(2), Prim(4))), Prod((Prim(2), Prim(3)))),
+        (Sum((Prod((Prim(2), Prim(3))), Prim(2))), Sum((Prim(4), Prim(4)))),
     ],
-    ids=["sizes", "factors cross", "unequal parts"],
+    ids=["sizes", "factors cross", "unequal parts", "cut through a group"],
 )
-def test_a_conflict_freezes_both(a: Term, b: Term) -> None:
-    unify(a, b)
-    assert frozen(a, b)
-
-
-def test_an_axis_cannot_be_part_of_itself() -> None:
-    a, b = Prim(6), Prim(2)
-    unify(a, Prod((b, Prim(3))))
-    unify(b, Prim(2))
-    pieces = list(leaves(a))
-    unify(pieces[1], Sum((Prim(1), Prim(2))))
-    unify(a, a)
-    assert size(a) == 6
-    c = Prim(4)
-    unify(c, Sum((Prod((c, Prim(1))),)))
-    assert find(c) is c
+def test_conflicts(a: Term, b: Term) -> None:
+    with pytest.raises(ConflictError):
+        Terms().unify(a, b)
 
 
 def test_freezing_reaches_everything_tied_before_and_after() -> None:
-    a, b, c = Prim(6), Prim(6), Prim(6)
-    unify(a, b)
-    freeze(a, "because")
-    unify(b, c)
-    pieces = factors_of(c, (2, 3))
-    assert all(prim.frozen == "because" for piece in pieces for prim in leaves(piece))
+    terms, a, b, c = Terms(), Prim(6), Prim(6), Prim(6)
+    terms.unify(a, b)
+    terms.freeze(a, "because")
+    terms.freeze(a, "also")
+    terms.unify(b, c)
+    head, tail = terms.factor(c, 2)
+    assert [terms.reasons(prim) for prim in (*prims(head), *prims(tail))] == [("because", "also")] * 2
 
 
 def test_an_axis_that_multiplies_itself_is_told() -> None:
@@ -114,17 +93,14 @@ def test_an_axis_that_multiplies_itself_is_told() -> None:
     assert repeated(Sum((Prod((a, b)), Prod((a, b))))) == set()
 
 
-def test_positions_in_sums_of_products() -> None:
-    heads, width, value = Prim(2), Prim(2), Prim(1)
+def test_indices_in_sums_of_products() -> None:
+    heads, width, value = Prim(2), Prim(2), Prim(3)
     term = Sum((Prod((heads, width)), Prod((heads, value))))
-    assert positions(term, heads).tolist() == [0, 0, 1, 1, 0, 1]
-    assert positions(term, width).tolist() == [0, 1, 0, 1, -1, -1]
+    assert axis_indices(term, heads).tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert axis_indices(term, width).tolist() == [0, 1, 0, 1, *[-1] * 6]
 
 
-SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=3)
-
-
-@given(sizes=SIZES, data=st.data())
+@given(sizes=st.lists(st.integers(2, 4), min_size=1, max_size=3), data=st.data())
 def test_kept_positions_are_those_of_the_kept_indices(sizes: list[int], data: st.DataObject) -> None:
     """Row-major: slicing an array of the factors' shape and flattening gives the same positions."""
     factors = [Prim(n) for n in sizes]
@@ -133,15 +109,52 @@ def test_kept_positions_are_those_of_the_kept_indices(sizes: list[int], data: st
     }
     grid = np.arange(int(np.prod(sizes))).reshape(sizes)
     expected = grid[np.ix_(*kept.values())].reshape(-1)
-    term = Prod(tuple(factors))
+    term = product(factors)
     assert kept_positions(term, kept).tolist() == expected.tolist()
-    assert new_size(term, {f: len(i) for f, i in kept.items()}) == len(expected)
-    both = Sum((term, Prim(3)))
+    assert size(term, {f: len(i) for f, i in kept.items()}) == len(expected)
+    both = join((term, Prim(3)))
     assert kept_positions(both, kept).tolist() == [*expected, *range(grid.size, grid.size + 3)]
 
 
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_opening_keeps_the_size(sizes: list[int]) -> None:
-    whole = Prim(sum(sizes))
-    assert [size(part) for part in parts_of(whole, sizes)] == sizes
-    assert size(whole) == sum(sizes)
+LEAVES = st.integers(1, 4).map(fresh)
+
+
+def _grow(inner: st.SearchStrategy[Term]) -> st.SearchStrategy[Term]:
+    several = st.lists(inner, min_size=1, max_size=3)
+    return several.map(product) | several.map(join)
+
+
+TREES = st.recursive(LEAVES, _grow, max_leaves=6)
+
+
+def _meaning(terms: Terms, term: Term) -> dict[Prim, list[int]]:
+    """Where each index of each axis lies: `a * (b + c)` and `a*b + a*c` differ in form, not in this."""
+    found = terms.find(term)
+    return {prim: axis_indices(found, prim).tolist() for prim in prims(found)}
+
+
+@given(a=TREES, b=TREES, at=st.integers(0, 40))
+def test_operations_keep_sizes_and_meaning(a: Term, b: Term, at: int) -> None:
+    """Whatever is unified, cut or factored: sizes stay, both sides read the same, and a second time nothing is new."""
+    terms, total = Terms(), size(a)
+    try:
+        left, right = terms.cut(a, at % (total + 1))
+        assert _meaning(terms, join((left, right))) == _meaning(terms, a)
+        head, tail = terms.factor(a, at % total + 1)
+        assert size(head) * size(tail) == total
+        terms.unify(a, b)
+    except ConflictError:
+        assert size(terms.find(a)) == total
+        return
+    assert _meaning(terms, a) == _meaning(terms, b)
+    before = _meaning(terms, a)
+    terms.unify(b, a)
+    assert _meaning(terms, a) == before
+
+
+@given(a=st.lists(LEAVES, min_size=1, max_size=4), data=st.data())
+def test_a_reshape_that_groups_whole_dimensions_can_be_undone(a: list[Term], data: st.DataObject) -> None:
+    terms, at = Terms(), data.draw(st.integers(0, len(a)))
+    grouped = terms.regroup(a, [size(product(a[:at])), size(product(a[at:]))])
+    back = terms.regroup(grouped, [size(term) for term in a])
+    assert [terms.find(term) for term in back] == [terms.find(term) for term in a]

@@ -1,10 +1,11 @@
-"""Editing a graph through its axes: slice every tensor in which an axis occurs, then write the sizes anew."""
+"""Editing a graph through its axes: slice every tensor in which an axis occurs, then evaluate the sizes again."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError
+from vitslim.graph.axes import AxisTable, Prim, Sum, infer_axes
+from vitslim.graph.axes.indices import Indices, kept_positions
+from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
 from vitslim.graph.axes.scope import SizeArgument
-from vitslim.graph.axes.table import AxisTable
-from vitslim.graph.axes.terms import Indices, Term, kept_positions, key, leaves, new_size, size
+from vitslim.graph.axes.table import IN_NO_PARAMETER
+from vitslim.graph.axes.terms import Term, prims, size
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument
 
 
 def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
@@ -27,62 +30,75 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
     in another order, which changes no output. Raises StageError for an axis that does not exist or is frozen, and for
     indices that are empty, repeated or out of range.
     """
-    indices = {graph.axes.prim(name): _checked(graph.axes, name, kept[name]) for name in kept}
+    table = graph.axes
+    indices = {table.prim(name): _checked(table, name, kept[name]) for name in kept}
     module = copy.deepcopy(graph.module)
-    masks = {name: mask.clone() for name, mask in graph.masks.items()}
-    for name in graph.axes.parameters:
-        for dim, term in enumerate(graph.axes.parameter_terms(name)):
-            if any(prim in indices for prim in leaves(term)):
-                positions = torch.from_numpy(kept_positions(term, indices))
-                _cut(module, name, dim, positions)
-                if name in masks:
-                    masks[name] = masks[name].index_select(dim, positions)
+    slice_tensors(module, table, indices)
+    twins = dict(zip(graph.module.graph.nodes, module.graph.nodes, strict=True))
+    for pin in table.pins:
+        twins[pin.node].update_kwarg(pin.keyword, pin.value)
     lengths = {prim: len(found) for prim, found in indices.items()}
-    _write_sizes(module, graph.axes.size_arguments, lambda term: new_size(term, lengths))
+    for argument in table.size_arguments:
+        _resize(twins[argument.node], argument, table.find(argument.term), lengths)
     module.recompile()
+    masks = {
+        name: _sliced(mask, [kept_positions(t, indices) for t in table.parameter_terms(name)])
+        for name, mask in graph.masks.items()
+    }
     edit = Slice({name: tuple(int(i) for i in kept[name]) for name in kept})
     return replace(graph, module=module, masks=masks, edits=(*graph.edits, edit))
 
 
+def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> None:
+    """In place: cut every parameter and buffer of a module along the axes of a table, by the indices that stay."""
+    done: dict[int, torch.Tensor] = {}
+    for name, dims in table.attributes.items():
+        if not any(prim in kept for term in dims for prim in prims(term)):
+            continue
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        old = getattr(owner, leaf)
+        if id(old) not in done:
+            new = _sliced(old.detach(), [kept_positions(term, kept) for term in dims])
+            done[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        setattr(owner, leaf, done[id(old)])
+
+
 def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:
-    """In place: write every size behind `source` that counts its tokens (dimension 1) as `length`.
+    """In place: whatever follows `source` takes `length` tokens (dimension 1 of its result) in place of those it had.
 
-    Call it before anything is inserted behind `source`. Raises StageError, before it changes anything, when tokens
-    behind `source` are tied to a parameter or are not simply a dimension of their own.
+    Call it before what makes them fewer is inserted behind `source`. The last of the tokens' parts takes the
+    difference: what is read at an index, such as a class token, stays. Raises StageError, before it changes anything,
+    when tokens behind `source` are tied to a parameter or to those before it, or are anything but a dimension.
     """
-    table = graph.axes
+    table = infer_axes(graph.module, graph.source.image, new_tokens=source)
     tokens = table.terms(source)[1]
-    nodes = _behind(source)
-    _check_free(table, tokens, nodes)
-    for size_argument in table.size_arguments:
-        if size_argument.node in nodes and key(size_argument.term) == key(tokens):
-            _write(size_argument.node, size_argument, length)
+    free = _free_tokens(table, tokens)
+    lengths = {free: free.size + length - size(tokens)}
+    if lengths[free] < 1:
+        raise StageError(f"tokens cannot be squeezed to {length}: {size(tokens) - free.size} have a fixed place")
+    for argument in table.size_arguments:
+        _resize(argument.node, argument, table.find(argument.term), lengths)
+    graph.module.recompile()
+    graph.forget_axes()
 
 
-def _behind(source: Node) -> set[Node]:
-    queue, seen = [source], set[Node]()
-    while queue:
-        for user in queue.pop().users:
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-    return seen
-
-
-def _check_free(table: AxisTable, tokens: Term, nodes: set[Node]) -> None:
-    own = set(leaves(tokens))
-    for node in nodes:
-        for operand in node.all_input_nodes:
-            if operand.op == "get_attr" and own & {
-                p for term in table.terms(operand) for p in leaves(term) if p.size > 1
-            }:
-                raise StageError(
-                    f"tokens cannot be squeezed: '{operand.target}' has an entry for each token",
-                    "squeeze tokens of models without position biases between tokens only",
-                )
-    for argument_ in table.size_arguments:
-        if argument_.node in nodes and own & set(leaves(argument_.term)) and key(argument_.term) != key(tokens):
-            raise StageError("tokens cannot be squeezed: later blocks arrange them in windows or maps")
+def _free_tokens(table: AxisTable, tokens: Term) -> Prim:
+    """The axis of tokens whose number may change."""
+    for prim in prims(tokens):
+        sites = table[table.name_of(prim)].sites
+        if sites:
+            raise StageError(
+                f"tokens cannot be squeezed: '{sites[0].parameter}' has an entry for each token",
+                "squeeze tokens of models without position biases between tokens only",
+            )
+    last = tokens.parts[-1] if isinstance(tokens, Sum) else tokens
+    if not isinstance(last, Prim):
+        raise StageError("tokens cannot be squeezed: later blocks arrange them in windows or maps")
+    others = [reason for reason in table.reasons(last) if reason not in {COUNTS_TOKENS, IN_NO_PARAMETER}]
+    if others:
+        raise StageError(f"tokens cannot be squeezed: later on, their axis {others[0]}")
+    return last
 
 
 def _checked(table: AxisTable, name: str, indices: Sequence[int]) -> Indices:
@@ -97,36 +113,27 @@ def _checked(table: AxisTable, name: str, indices: Sequence[int]) -> Indices:
     return found
 
 
-def _cut(module: GraphModule, name: str, dim: int, positions: torch.Tensor) -> None:
-    owner_name, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(owner_name)
-    old = getattr(owner, leaf)
-    new = old.detach().index_select(dim, positions).contiguous()
-    if isinstance(old, nn.Parameter):
-        setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
-    else:
-        owner.register_buffer(leaf, new)
+def _sliced(tensor: torch.Tensor, positions: Sequence[Indices]) -> torch.Tensor:
+    """A copy of a tensor with these positions of each dimension."""
+    for dim, found in enumerate(positions):
+        if len(found) != tensor.shape[dim] or (np.diff(found) != 1).any():
+            tensor = tensor.index_select(dim, torch.from_numpy(found).to(tensor.device))
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _write_sizes(module: GraphModule, size_arguments: Sequence[SizeArgument], length: Callable[[Term], int]) -> None:
-    """Write sizes into a copy of the graph that the size arguments were declared in."""
-    if not size_arguments:
+def _resize(node: Node, argument: SizeArgument, term: Term, lengths: Mapping[Prim, int]) -> None:
+    """Write the size that a term has when some axes have other lengths; leave it alone when it is what it was."""
+    new = size(term, lengths)
+    if new == size(term):
         return
-    twins = dict(zip(size_arguments[0].node.graph.nodes, module.graph.nodes, strict=True))
-    for size_argument in size_arguments:
-        value = length(size_argument.term)
-        if value != size(size_argument.term):
-            _write(twins[size_argument.node], size_argument, value)
-
-
-def _write(node: Node, where: SizeArgument, value: int) -> None:
-    new: object = value
-    if where.item is not None:
-        values = node.kwargs[where.index] if isinstance(where.index, str) else argument(node, where.index)
-        items = list(values)  # type: ignore[arg-type]
-        items[where.item] = value
-        new = items
-    if isinstance(where.index, str):
-        node.update_kwarg(where.index, new)  # type: ignore[arg-type]
+    if argument.computed:
+        raise StageError(f"'{node.name}' computes a size that would have to change", "leave this axis as it is")
+    where, *items = argument.place
+    value: Any = argument.sign * new
+    if items:
+        old: Any = node.kwargs[where] if isinstance(where, str) else node.args[where]
+        value = [value if item == items[0] else x for item, x in enumerate(old)]
+    if isinstance(where, str):
+        node.update_kwarg(where, value)
     else:
-        node.update_arg(where.index, new)  # type: ignore[arg-type]
+        node.update_arg(where, value)

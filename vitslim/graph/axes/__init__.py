@@ -1,6 +1,7 @@
 """Axis inference: which dimensions of a model belong together, index by index."""
 
-from vitslim.graph.axes.infer import RULES, infer_axes
+from vitslim.graph.axes.infer import infer_axes
+from vitslim.graph.axes.rules import RULES
 from vitslim.graph.axes.table import Axis, AxisTable, Site
 from vitslim.graph.axes.terms import Prim, Prod, Sum, Term
 

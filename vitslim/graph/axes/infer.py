@@ -1,4 +1,4 @@
-"""Axis inference: one rule for each node, in graph order."""
+"""Axis inference: one rule for each node, in the order of the graph."""
 
 from __future__ import annotations
 
@@ -10,56 +10,127 @@ import torch
 from torch.fx import GraphModule, Node
 
 from vitslim.graph.attention import find_attentions
-from vitslim.graph.axes import rules_layers, rules_shapes
-from vitslim.graph.axes.scope import Rule, Scope, batch_axis, broadcast, opaque
+from vitslim.graph.axes.rules import RULES
+from vitslim.graph.axes.rules.elementwise import elementwise
+from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
+from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.table import AxisTable, build_table
-from vitslim.graph.axes.terms import Prim, Term, freeze, mark
-from vitslim.graph.shapes import tensor_shapes
+from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, size
+from vitslim.graph.shapes import BATCH, tensor_shapes
 
-RULES: Mapping[Any, Rule] = {**rules_layers.RULES, **rules_shapes.RULES}
+IMAGE_DIMS = ("channels", "height", "width")
 
 
-def infer_axes(module: GraphModule, image: tuple[int, int, int], rules: Mapping[Any, Rule] = RULES) -> AxisTable:
+def infer_axes(
+    module: GraphModule,
+    image: tuple[int, int, int],
+    rules: Mapping[Any, Rule] = RULES,
+    new_tokens: Node | None = None,
+) -> AxisTable:
     """The axes of a graph that takes one tensor (batch, *image).
 
-    Never fails: operators without a rule freeze the axes they touch and are counted in `unknown_ops`.
+    Never fails: an operator without a rule freezes the axes that it touches and is counted in `unknown_ops`, and axes
+    that rules contradict each other about are frozen with the reason. Behind `new_tokens`, dimension 1 of its result
+    is taken for an axis of its own, as if tokens were chosen anew there.
     """
-    scope = Scope(tensor_shapes(module, image))
-    parameters: dict[str, tuple[Term, ...]] = {}
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    batch = Prim(BATCH)
+    scope = Scope(tensor_shapes(module, image), batch)
+    attributes = _attributes(scope, module)
     unknown: Counter[str] = Counter()
     for node in module.graph.nodes:
         match node.op:
             case "placeholder":
-                scope.terms[node] = (batch_axis(), *(Prim(n, "image", "is part of the image") for n in image))
+                scope.results[node] = _image(scope, batch, image)
             case "get_attr":
-                name = str(node.target)
-                if name not in parameters:
-                    shape = tensors[name].shape if name in tensors else scope.shape(node)
-                    parameters[name] = tuple(Prim(n) if n != 1 else Prim(1, frozen="has one index") for n in shape)
-                scope.terms[node] = parameters[name]
-            case "call_function":
-                scope.terms[node] = _call(scope, node, rules, unknown)
+                scope.results[node] = attributes.get(str(node.target)) or scope.fresh(scope.shapes.get(node, ()))
+                attributes.setdefault(str(node.target), scope.of(node))
+            case "call_function" if node in scope.shapes:
+                scope.results[node] = _call(scope, node, rules, unknown)
             case "output":
-                for term in scope.of(node.args[0]):
-                    freeze(term, "is an output of the model")
+                _output(scope, node)
+        if new_tokens is not None and node is new_tokens:
+            scope.results[new_tokens] = _with_new_tokens(scope, scope.of(new_tokens))
+    _name_attention(scope, module)
+    buffers = frozenset(name for name, _ in module.named_buffers())
+    return build_table(scope, attributes, buffers, dict(unknown))
+
+
+def _attributes(scope: Scope, module: GraphModule) -> dict[str, Dims]:
+    """Terms of every parameter and buffer; one tensor under two names has the same terms under both."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    by_tensor: dict[int, Dims] = {}
+    for _, tensor in tensors:
+        if id(tensor) not in by_tensor:
+            by_tensor[id(tensor)] = scope.fresh(tensor.shape)
+    return {name: by_tensor[id(tensor)] for name, tensor in tensors}
+
+
+def _image(scope: Scope, batch: Term, image: tuple[int, int, int]) -> Dims:
+    dims = tuple(map(fresh, image))
+    scope.freeze((batch,), "is the batch")
+    scope.freeze(dims, "is part of the image")
+    scope.call(batch, "batch")
+    for term in dims:
+        scope.call(term, "image")
+    return (batch, *dims)
+
+
+def _output(scope: Scope, node: Node) -> None:
+    for result in node.all_input_nodes:
+        dims = scope.of(result)
+        scope.freeze(dims, "is an output of the model")
+        if dims:
+            scope.call(dims[-1], "classes")
+
+
+def _with_new_tokens(scope: Scope, dims: Dims) -> Dims:
+    (tokens,) = scope.fresh((size(dims[1]),), COUNTS_TOKENS)
+    return (dims[0], tokens, *dims[2:])
+
+
+def _call(scope: Scope, node: Node, rules: Mapping[Any, Rule], unknown: Counter[str]) -> Results:
+    rule = _rule(node.target, rules)
+    if rule is None:
+        unknown[str(node.target)] += 1
+        return _opaque(scope, node, f"enters {node.target}, which has no rule")
+    try:
+        results = rule(scope, node)
+        _check(scope, node, results)
+    except ConflictError as conflict:
+        return _opaque(scope, node, str(conflict))
+    return results
+
+
+def _rule(target: Any, rules: Mapping[Any, Rule]) -> Rule | None:
+    """The rule of an operator: under itself, its full name, its name without overload; or elementwise."""
+    name = str(target)
+    found = rules.get(target) or rules.get(name) or rules.get(name.rpartition(".")[0])
+    if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return elementwise
+    return found
+
+
+def _check(scope: Scope, node: Node, results: Results) -> None:
+    """A rule that is wrong about a shape is not believed about anything."""
+    shapes = scope.shapes[node] if isinstance(results, list) else [scope.shapes[node]]
+    found = [tuple(size(term) for term in dims) for dims in (results if isinstance(results, list) else [results])]
+    if found != list(shapes):
+        raise ConflictError(f"enters {node.target}, whose rule does not give its shape")
+
+
+def _opaque(scope: Scope, node: Node, reason: str) -> Results:
+    """Nothing is known about a node: what goes in stays as it is, and so does what comes out."""
+    for operand in node.all_input_nodes:
+        results = scope.results.get(operand, ())
+        for dims in results if isinstance(results, list) else [results]:
+            scope.freeze(dims, reason)
+    shape = scope.shapes[node]
+    comes_out = f"comes out of {node.target}"
+    return [scope.fresh(s, comes_out) for s in shape] if isinstance(shape, list) else scope.fresh(shape, comes_out)
+
+
+def _name_attention(scope: Scope, module: GraphModule) -> None:
     for attention in find_attentions(module.graph, scope.shapes):
         q, v = scope.of(attention.q), scope.of(attention.v)
         for term, kind in ((q[1], "heads"), (q[2], "tokens"), (q[3], "qk"), (v[3], "v")):
-            mark(term, kind)
-    return build_table(scope, parameters, dict(unknown))
-
-
-def _call(scope: Scope, node: Node, rules: Mapping[Any, Rule], unknown: Counter[str]) -> Any:
-    if node not in scope.shapes:
-        return ()
-    name = str(node.target)
-    rule = rules.get(node.target) or rules.get(name)
-    if rule is not None:
-        return rule(scope, node)
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return broadcast(scope, node, [terms for terms in map(scope.of, node.all_input_nodes) if terms])
-    if not any(scope.of(operand) for operand in node.all_input_nodes):
-        return scope.fresh(scope.shape(node), "is made from numbers")
-    unknown[name] += 1
-    return opaque(scope, node)
+            scope.call(term, kind)

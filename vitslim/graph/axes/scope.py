@@ -1,110 +1,213 @@
-"""What a rule sees: the terms of its operands, the shapes of its results, and a place to declare size arguments."""
+"""What a rule sees of the node it is for, and where it declares what it knows.
+
+A rule reads the terms of its operands, ties those that list the same indices, says which arguments are sizes of which
+terms, and returns the terms of the result. It never computes a size: whoever edits the graph evaluates the declared
+terms again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import torch
 from torch.fx import Node
 
-from vitslim.graph.axes.terms import Prim, Term, find, freeze, product, size, unify
-from vitslim.graph.nodes import argument
-from vitslim.graph.shapes import BATCH
+from vitslim.graph.axes.terms import ConflictError, Dims, Term, Terms, fresh, prims, product, size
+from vitslim.graph.nodes import is_op
 
-Terms = tuple[Term, ...]
+Results = Dims | list[Dims]
+"""The terms of a result, one a dimension; a list of them for an operator that gives several tensors."""
 
 
 @dataclass(frozen=True)
 class SizeArgument:
-    """An argument of a node that is the size of a term: `args[index]`, or its `item`-th entry."""
+    """An argument of a node that says how long a term is."""
 
     node: Node
-    index: int | str
-    item: int | None
+    place: tuple[int | str, ...]
+    """Position or keyword of the argument; behind it, in a list, the position of the item."""
     term: Term
+    sign: int = 1
+    """-1 for a place that is counted from the end of a dimension."""
+    computed: bool = False
+    """Whether the argument is computed when the model runs, so that nobody can write another size there."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An argument that was left out and whose default depends on a size: an edit writes out what the default was."""
+
+    node: Node
+    keyword: str
+    value: float
 
 
 @dataclass
 class Scope:
-    """The terms found so far. A rule reads its operands here and returns the terms of its result."""
+    """Everything found so far about one graph."""
 
     shapes: dict[Node, Any]
     """Node to the shape of its tensor, or to a list of shapes."""
-    terms: dict[Node, Any] = field(default_factory=dict)
-    """Node to one term a dimension, or to a list of such tuples."""
+    batch: Term
+    terms: Terms = field(default_factory=Terms)
+    results: dict[Node, Results] = field(default_factory=dict)
     size_arguments: list[SizeArgument] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    kinds: list[tuple[Term, str]] = field(default_factory=list)
+    """What terms are for a person, the most certain first."""
 
-    def of(self, node: Any) -> Terms:
-        """Terms of an operand, one a dimension; empty for a number."""
-        terms = self.terms.get(node, ()) if isinstance(node, Node) else ()
-        return tuple(map(find, terms))
+    def of(self, operand: Any) -> Dims:
+        """Terms of an operand, one a dimension; empty for a number and for None."""
+        dims = self.results.get(operand, ()) if isinstance(operand, Node) else ()
+        return tuple(self.terms.find(term) for term in dims) if isinstance(dims, tuple) else ()
+
+    def operands(self, node: Node, *names: str) -> list[Dims]:
+        """Terms of several operands by the names they have in the operator's schema."""
+        return [self.of(self.value(node, name)) for name in names]
+
+    def value(self, node: Node, name: str) -> Any:
+        """An argument by the name it has in the operator's schema; its default when it was left out."""
+        position, default = _schema(node.target)[name]
+        return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+    def dim(self, node: Node, rank: int, name: str = "dim") -> int:
+        """An argument that names a dimension, counted from the front."""
+        return int(self.value(node, name)) % rank
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Shape of a node that gives one tensor."""
         shape: tuple[int, ...] = self.shapes[node]
         return shape
 
-    def declare(self, node: Node, index: int | str, item: int | None, term: Term) -> None:
-        """Say that an argument is the size of a term; editing writes the new size there."""
-        values = node.kwargs.get(index) if isinstance(index, str) else argument(node, index)
-        value = values if item is None or not isinstance(values, (list, tuple)) else values[item]
-        if isinstance(value, int) and value == size(term):
-            self.size_arguments.append(SizeArgument(node, index, item, term))
+    def fresh(self, shape: Sequence[int], reason: str = "") -> Dims:
+        """New axes, frozen ones when there is a reason; a multiple of the batch is led by the batch."""
+        batch = size(self.batch)
+        dims = tuple(
+            product((self.batch, fresh(length // batch))) if length and length % batch == 0 else fresh(length)
+            for length in shape
+        )
+        for term in dims:
+            if reason:
+                self.terms.freeze(term, reason)
+        return dims
 
-    def fresh(self, shape: Sequence[int], reason: str) -> Terms:
-        """New frozen axes; what is a multiple of the batch is led by the batch."""
-        return tuple(_fresh(n, reason) for n in shape)
+    def freeze(self, dims: Sequence[Term], reason: str) -> None:
+        """No index of these may go or move. The reason continues the sentence "this axis ..."."""
+        for term in dims:
+            self.terms.freeze(term, reason)
+
+    def tie(self, a: Term, b: Term) -> None:
+        """Both list the same indices; what cannot be so is frozen."""
+        try:
+            self.terms.unify(a, b)
+        except ConflictError as conflict:
+            self.freeze((a, b), str(conflict))
+
+    def pair(self, *operands: Dims) -> Dims:
+        """Tie operands from the right as an elementwise operator pairs them; a dimension of one index stretches."""
+        rank = max(map(len, operands), default=0)
+        result = []
+        for back in range(rank, 0, -1):
+            here = [dims[-back] for dims in operands if len(dims) >= back]
+            first = next((term for term in here if size(term) != 1), here[0])
+            for other in here:
+                if other is not first and size(other) != 1:
+                    self.tie(first, other)
+            result.append(first)
+        return tuple(result)
+
+    def regroup(self, dims: Dims, shape: Sequence[int]) -> Dims:
+        """The dimensions of a reshape of `dims` to `shape`.
+
+        Groups that cross, as windows of 7 and pairs in a grid of 56, freeze the dimensions they are in, not the others.
+        """
+        result: list[Term] = []
+        for run, lengths in _runs([size(dim) for dim in dims], shape):
+            try:
+                result += self.terms.regroup(dims[run], shape[lengths])
+            except ConflictError as conflict:
+                self.freeze(dims[run], str(conflict))
+                result += self.fresh(shape[lengths], str(conflict))
+        return tuple(result)
+
+    def size(self, node: Node, name: str, term: Term, item: int | None = None) -> None:
+        """Declare that an argument, or an item of it, is the size of a term."""
+        value = self.value(node, name)
+        value = value if item is None else value[item]
+        if isinstance(value, Node):
+            self._computed_size(node, self._place(node, name, item), term, value)
+        elif value != -1 and value is not None:
+            self._declare(node, self._place(node, name, item), term, value, 1)
+
+    def sizes(self, node: Node, name: str, dims: Sequence[Term]) -> None:
+        """Declare that the items of a list are the sizes of these terms."""
+        for item, term in enumerate(dims):
+            self.size(node, name, term, item)
+
+    def offset(self, node: Node, name: str, before: Term, after: Term) -> None:
+        """Declare that an argument is the place between two terms: the size of the one, or from the end the other's."""
+        value = self.value(node, name)
+        if value < 0:
+            self._declare(node, self._place(node, name, None), after, value, -1)
+        else:
+            self._declare(node, self._place(node, name, None), before, value, 1)
+
+    def pin(self, node: Node, name: str, value: float) -> None:
+        """Declare what an argument that was left out stands for; an edit must not change it."""
+        self.pins.append(Pin(node, name, value))
+
+    def call(self, term: Term, kind: str) -> None:
+        """Say what a term is for a person: tokens, classes, ..."""
+        self.kinds.append((term, kind))
+
+    def _declare(self, node: Node, place: tuple[int | str, ...], term: Term, value: int, sign: int) -> None:
+        if value != sign * size(term):
+            raise ConflictError(f"enters {node.target}, whose rule takes {value} for a size of {size(term)}")
+        self.size_arguments.append(SizeArgument(node, place, term, sign))
+
+    def _computed_size(self, node: Node, place: tuple[int | str, ...], term: Term, value: Node) -> None:
+        """The size of another dimension stays true by itself; of anything else only the batch may vary."""
+        if is_op(value, torch.ops.aten.sym_size.int):
+            self.tie(term, self.of(value.args[0])[int(str(value.args[1]))])
+            return
+        self.size_arguments.append(SizeArgument(node, place, term, computed=True))
+        batch = set(prims(self.terms.find(self.batch)))
+        for prim in prims(self.terms.find(term)):
+            if prim not in batch:
+                self.terms.freeze(prim, "enters a size that is computed when the model runs")
+
+    def _place(self, node: Node, name: str, item: int | None) -> tuple[int | str, ...]:
+        position, _ = _schema(node.target)[name]
+        where: int | str = position if position < len(node.args) else name
+        return (where,) if item is None else (where, item)
 
 
-Rule = Callable[[Scope, Node], Any]
+Rule = Callable[[Scope, Node], Results]
+"""Takes what is known and one call of its operator; returns the terms of the result. May raise ConflictError."""
 
 
-def _fresh(length: int, reason: str) -> Term:
-    if length == 0 or length % BATCH:
-        return Prim(length, frozen=reason)
-    return product((batch_axis(), Prim(length // BATCH, frozen=reason)))
+@cache
+def _schema(target: Any) -> dict[str, tuple[int, Any]]:
+    """Name of each argument of an operator to its position and default."""
+    arguments = target._schema.arguments
+    return {argument.name: (i, argument.default_value) for i, argument in enumerate(arguments)}
 
 
-def batch_axis() -> Prim:
-    """The axis of the images in a batch."""
-    return Prim(BATCH, "batch", "is the batch")
-
-
-def pair(operands: Sequence[Terms]) -> Terms:
-    """Pair operands from the right as NumPy does; dimensions of size 1 stretch."""
-    rank = max(map(len, operands), default=0)
-    result: list[Term] = []
-    for dim in range(rank):
-        here = [terms[dim - rank] for terms in operands if rank - dim <= len(terms)]
-        long = [term for term in here if size(term) != 1] or here[:1]
-        for other in long[1:]:
-            unify(long[0], other)
-        result.append(long[0])
-    return tuple(result)
-
-
-def broadcast(scope: Scope, node: Node, operands: Sequence[Terms]) -> Terms:
-    """Terms of an elementwise operator; freezes everything when its result has another shape than its operands."""
-    result, shape = pair(operands), scope.shapes.get(node)
-    if isinstance(shape, tuple) and [size(term) for term in result] != list(shape):
-        return tuple(opaque(scope, node))
-    return result
-
-
-def opaque(scope: Scope, node: Node) -> Any:
-    """Freeze every operand: for operators that no rule knows."""
-    name = str(node.target).removeprefix("aten.")
-    for operand in node.all_input_nodes:
-        for terms in tensors(scope.terms.get(operand)):
-            for term in terms:
-                freeze(term, f"enters {name}, which has no rule")
-    shape = scope.shapes.get(node)
-    if isinstance(shape, list):
-        return [scope.fresh(s, f"comes out of {name}") for s in shape]
-    return scope.fresh(shape, f"comes out of {name}") if isinstance(shape, tuple) else ()
-
-
-def tensors(terms: Any) -> list[Terms]:
-    """The tuples of terms of a node that gives one tensor or several."""
-    return list(terms) if isinstance(terms, list) else [terms] if terms else []
+def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """The shortest runs of dimensions of two shapes that have equally many elements."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start, left, right = (i, j), 1, 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        else:
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right:
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        yield slice(start[0], i), slice(start[1], j)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch.fx import Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.axes.scope import Scope, SizeArgument, tensors
-from vitslim.graph.axes.terms import Indices, Prim, Prod, Sum, Term, find, key, leaves, positions, repeated, size
+from vitslim.graph.axes.indices import Indices, axis_indices, repeated
+from vitslim.graph.axes.names import Named, Tie, name_axes
+from vitslim.graph.axes.scope import Pin, Scope, SizeArgument
+from vitslim.graph.axes.terms import Dims, Prim, Term, prims, size
 
-BLOCK = re.compile(r"^(.*?\.\d+(?:\.blocks\.\d+)?)\.")
-MODULES = ("mlp", "attn")
+IN_NO_PARAMETER = "occurs in no parameter"
 
 
 @dataclass(frozen=True)
@@ -34,150 +33,137 @@ class Axis:
 
     name: str
     kind: str
-    """embed, heads, qk, v, mlp, other, tokens, image, batch."""
+    """embed, heads, qk, v, mlp, other, tokens, image, classes, batch."""
     size: int
     sites: tuple[Site, ...]
     frozen: str
-    """Why the axis cannot be cut; empty when it can."""
+    """Why the axis cannot be cut, as the end of a sentence; empty when it can."""
 
 
 @dataclass(frozen=True)
 class AxisTable:
-    """The axes of one graph."""
+    """The axes of one graph. Terms that it gives out are in normal form."""
 
     axes: tuple[Axis, ...]
     unknown_ops: dict[str, int]
     """Operators without a rule, and how often each occurs."""
-    size_arguments: tuple[SizeArgument, ...]
-    """Arguments in the graph that are sizes of terms; an edit writes them anew."""
+    attributes: Mapping[str, Dims]
+    """Parameters and buffers, one term a dimension."""
     _scope: Scope
-    _parameters: Mapping[str, tuple[Term, ...]]
-    _prims: Mapping[str, Prim]
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {id(prim): name for name, prim in self._prims.items()}
+    _names: Mapping[Prim, str]
 
     @property
     def prunable(self) -> tuple[Axis, ...]:
         """Axes that can be cut."""
         return tuple(axis for axis in self.axes if not axis.frozen)
 
+    @property
+    def size_arguments(self) -> list[SizeArgument]:
+        """Arguments in the graph that say how long a term is."""
+        return self._scope.size_arguments
+
+    @property
+    def pins(self) -> list[Pin]:
+        """Arguments whose default depends on a size."""
+        return self._scope.pins
+
+    @cached_property
+    def _by_name(self) -> dict[str, Axis]:
+        return {axis.name: axis for axis in self.axes}
+
+    @cached_property
+    def _prims(self) -> dict[str, Prim]:
+        return {name: prim for prim, name in self._names.items()}
+
     def __getitem__(self, name: str) -> Axis:
         """The axis of that name. Raises StageError that names the closest."""
-        for axis in self.axes:
-            if axis.name == name:
-                return axis
-        raise StageError(f"the model has no axis '{name}'", closest(name, [axis.name for axis in self.axes]))
+        if name not in self._by_name:
+            raise StageError(f"the model has no axis '{name}'", closest(name, self._by_name))
+        return self._by_name[name]
 
     def prim(self, name: str) -> Prim:
         """The term of a named axis."""
         return self._prims[self[name].name]
 
-    def terms(self, node: Node, output: int | None = None) -> tuple[Term, ...]:
-        """Terms of a node's tensor, one a dimension; `output` chooses among several tensors."""
-        found = self._scope.terms[node]
-        return tuple(map(find, found if output is None else tensors(found)[output]))
-
-    def parameter_terms(self, name: str) -> tuple[Term, ...]:
-        """Terms of a parameter or buffer, one a dimension."""
-        return tuple(map(find, self._parameters[name]))
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Parameters and buffers that the graph reads."""
-        return tuple(self._parameters)
-
     def name_of(self, prim: Prim) -> str:
         """Name of an axis."""
-        return self._names[id(prim)]
+        return self._names[prim]
 
-    @staticmethod
-    def is_batch(prim: Prim) -> bool:
+    def terms(self, node: Node, output: int | None = None) -> Dims:
+        """Terms of a node's tensor, one a dimension; `output` chooses among several tensors."""
+        results = self._scope.results[node]
+        dims = results[output or 0] if isinstance(results, list) else results
+        return tuple(self.find(term) for term in dims)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of a node's tensor; the batch is `vitslim.graph.shapes.BATCH`."""
+        return self._scope.shape(node)
+
+    def parameter_terms(self, name: str) -> Dims:
+        """Terms of a parameter or buffer, one a dimension."""
+        return self.attributes[name]
+
+    def find(self, term: Term) -> Term:
+        """The normal form of a term."""
+        return self._scope.terms.find(term)
+
+    def key(self, term: Term) -> Term:
+        """Equal for two terms exactly when they are the same axes in the same arrangement."""
+        return self._scope.terms.find(term)
+
+    def size(self, term: Term) -> int:
+        """The number of indices of a term."""
+        return size(term)
+
+    def reasons(self, prim: Prim) -> tuple[str, ...]:
+        """Everything that freezes an axis."""
+        return self._scope.terms.reasons(prim)
+
+    def is_batch(self, prim: Prim) -> bool:
         """Whether an axis is the batch."""
-        return prim.kind == "batch"
-
-    find = staticmethod(find)
-    key = staticmethod(key)
-    size = staticmethod(size)
+        return prim is self._scope.batch
 
 
-def build_table(scope: Scope, parameters: Mapping[str, tuple[Term, ...]], unknown: dict[str, int]) -> AxisTable:
+def build_table(
+    scope: Scope, attributes: Mapping[str, Dims], buffers: frozenset[str], unknown_ops: dict[str, int]
+) -> AxisTable:
     """Collect the axes of all tensors, find their sites, and name them."""
-    tied: dict[Prim, list[tuple[str, int]]] = {}
-    for name, terms in parameters.items():
-        for dim, term in enumerate(terms):
-            for prim in repeated(term):
-                prim.frozen = prim.frozen or "occurs twice in one dimension"
-            for prim in leaves(term):
-                if not tied.get(prim) or tied[prim][-1] != (name, dim):
-                    tied.setdefault(prim, []).append((name, dim))
-    for terms in scope.terms.values():
-        for dims in tensors(terms):
-            for prim in (leaf for term in dims for leaf in leaves(term)):
-                tied.setdefault(prim, [])
-    prims = _named(tied)
-    axes = tuple(
-        Axis(
-            name,
-            prim.kind or _kind(tied[prim]),
-            prim.size,
-            tuple(Site(p, dim, positions(parameters[p][dim], prim)) for p, dim in tied[prim]),
-            prim.frozen
-            or ("" if tied[prim] else "occurs in no parameter")
-            or ("has one index" if prim.size == 1 else ""),
-        )
-        for name, prim in prims.items()
-    )
-    return AxisTable(axes, unknown, tuple(scope.size_arguments), scope, parameters, prims)
+    find = scope.terms.find
+    resolved = {name: tuple(find(term) for term in dims) for name, dims in attributes.items()}
+    for dims in resolved.values():
+        for prim in (prim for term in dims for prim in repeated(term)):
+            scope.terms.freeze(prim, "occurs twice in one dimension")
+    ties: dict[Prim, dict[Tie, None]] = {}
+    for name, dims in resolved.items():
+        for dim, term in enumerate(dims):
+            for prim in prims(term):
+                ties.setdefault(prim, {})[name, dim] = None
+    for prim in _prims_of_nodes(scope):
+        ties.setdefault(prim, {})
+    for prim, found in ties.items():
+        if all(name in buffers for name, _ in found):
+            scope.terms.freeze(prim, IN_NO_PARAMETER)
+    named = name_axes({prim: list(found) for prim, found in ties.items()}, _kinds(scope), buffers)
+    axes = tuple(_axis(scope, prim, named[prim], found, resolved) for prim, found in ties.items())
+    return AxisTable(axes, unknown_ops, resolved, scope, {prim: found.name for prim, found in named.items()})
 
 
-def _named(tied: Mapping[Prim, list[tuple[str, int]]]) -> dict[str, Prim]:
-    """A name that a person recognises, from the parameters that an axis ties together; unique and stable."""
-    wanted = [(_name(prim, sites), prim) for prim, sites in tied.items()]
-    counts = Counter(name for name, _ in wanted)
-    numbers: Counter[str] = Counter()
-    result: dict[str, Prim] = {}
-    for name, prim in wanted:
-        numbers[name] += 1
-        result[f"{name}.{numbers[name]}" if counts[name] > 1 else name] = prim
-    return result
+def _axis(scope: Scope, prim: Prim, named: Named, ties: Mapping[Tie, None], attributes: Mapping[str, Dims]) -> Axis:
+    sites = tuple(Site(name, dim, axis_indices(attributes[name][dim], prim)) for name, dim in ties)
+    return Axis(named.name, named.kind, prim.size, sites, next(iter(scope.terms.reasons(prim)), ""))
 
 
-def _name(prim: Prim, sites: list[tuple[str, int]]) -> str:
-    if not sites:
-        return prim.kind or "axis"
-    kind = prim.kind or _kind(sites)
-    names = _own(sites)
-    if prim.frozen and kind not in {"heads", "qk", "v"}:
-        return f"{names[0]}:{sites[0][1]}"
-    blocks = _blocks(names)
-    if len(blocks) == 1 and kind != "embed":
-        return f"{blocks[0]}.{kind}"
-    if kind == "embed":
-        stages = list(dict.fromkeys(block.partition(".blocks.")[0] for block in blocks if ".blocks." in block))
-        return f"{stages[0]}.embed" if stages else "embed"
-    return f"{names[0]}:{sites[0][1]}"
+def _prims_of_nodes(scope: Scope) -> Iterator[Prim]:
+    for results in scope.results.values():
+        for dims in results if isinstance(results, list) else [results]:
+            for term in dims:
+                yield from prims(scope.terms.find(term))
 
 
-def _kind(sites: list[tuple[str, int]]) -> str:
-    names = _own(sites)
-    blocks = _blocks(names)
-    if len(blocks) == 1 and all(".mlp." in name for name in names):
-        return "mlp"
-    if any("norm" in name for name in names) or len(blocks) > 1:
-        return "embed"
-    return "other"
-
-
-def _own(sites: list[tuple[str, int]]) -> list[str]:
-    """Parameters of the model itself: what a stage inserted renames no axis."""
-    return [name for name, _ in sites if not name.startswith("vitslim.")] or [name for name, _ in sites]
-
-
-def _blocks(names: Iterable[str]) -> list[str]:
-    matches = (BLOCK.match(name) for name in names)
-    return list(dict.fromkeys(match.group(1) for match in matches if match))
-
-
-__all__ = ["Axis", "AxisTable", "Prod", "Site", "Sum", "build_table"]
+def _kinds(scope: Scope) -> dict[Prim, str]:
+    """What is known of axes; where several things are, the first that was said."""
+    kinds: dict[Prim, str] = {}
+    for term, kind in scope.kinds:
+        for prim in prims(scope.terms.find(term)):
+            kinds.setdefault(prim, kind)
+    return kinds

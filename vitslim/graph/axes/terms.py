@@ -1,282 +1,236 @@
-"""Terms over axes, and their unification.
+"""Terms: what one dimension of a tensor is made of, and the unification that finds which dimensions are the same axis.
 
-Every dimension of every tensor is a term: `Prim(n)`, an axis of n indices; `Prod`, several axes that a reshape merged
-(row-major); `Sum`, several axes one behind the other. Two dimensions that an operator pairs index by index must be the
-same term; `unify` makes them so, refining axes into products and sums where it must. What cannot be the same
-*freezes*: the axes stay as they are, never wrong, only not prunable.
+A dimension is a list of indices. A `Prim` is an axis of its own, a `Prod` several axes in one dimension, the last one
+fastest (what a reshape makes), a `Sum` several axes end to end (what a concatenation makes). A dimension of one index
+is the empty product, so broadcasting and reshaping need no special case for it.
+
+Unifying two terms says that they list the same indices in the same order. As in type inference, an axis that must be
+taken apart to fit is bound to what it consists of; whoever used it sees it so from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-import numpy.typing as npt
-
-Indices = npt.NDArray[np.int64]
-
-
-class Prim:
-    """An axis of `size` indices. Once unified with another term, `link` leads there."""
-
-    __slots__ = ("frozen", "kind", "link", "size")
-
-    def __init__(self, size: int, kind: str = "", frozen: str = "") -> None:
-        self.size = size
-        self.kind = kind
-        self.frozen = frozen
-        self.link: Term | None = None
-
 
 @dataclass(frozen=True, eq=False)
+class Prim:
+    """An axis of `size` indices; another one is the same axis only if unification says so."""
+
+    size: int
+
+    def __repr__(self) -> str:
+        return f"Prim({self.size})@{id(self) % 0xFFFF:04x}"
+
+
+@dataclass(frozen=True)
 class Prod:
-    """Axes merged by a reshape, row-major: the last factor varies fastest."""
+    """Several terms in one dimension, row-major."""
 
     factors: tuple[Term, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Sum:
-    """Axes one behind the other."""
+    """Several terms end to end in one dimension."""
 
     parts: tuple[Term, ...]
 
 
 Term = Prim | Prod | Sum
+Dims = tuple[Term, ...]
+
+UNIT = Prod(())
+"""The dimension of one index."""
+EMPTY = Sum(())
+"""The dimension without any."""
 
 
-def find(term: Term) -> Term:
-    """The term that stands for this one now: links followed, nested products and sums flattened."""
-    match term:
-        case Prim():
-            if term.link is None:
-                return term
-            term.link = find(term.link)
-            return term.link
-        case Prod(factors):
-            return product(factors)
-        case Sum(parts):
-            return concatenation(parts)
+class ConflictError(Exception):
+    """Two terms cannot list the same indices in any way that terms express. Axes involved must be frozen."""
 
 
-def product(factors: Sequence[Term]) -> Term:
-    """Factors as one term; factors of size 1 vanish."""
-    flat: list[Term] = []
-    for factor in map(find, factors):
-        flat += factor.factors if isinstance(factor, Prod) else [factor]
-    kept = [factor for factor in flat if size(factor) != 1]
-    if len(kept) == 1:
-        return kept[0]
-    return Prod(tuple(kept)) if kept else Prim(1, frozen="has one index")
+def fresh(size: int) -> Term:
+    """A dimension about which nothing is known but its size."""
+    return Prim(size) if size > 1 else (EMPTY, UNIT)[size]
 
 
-def concatenation(parts: Sequence[Term]) -> Term:
-    """Parts as one term."""
-    flat: list[Term] = []
-    for part in map(find, parts):
-        flat += part.parts if isinstance(part, Sum) else [part]
+def product(factors: Iterable[Term]) -> Term:
+    """The row-major product in normal form: no product inside a product, none of a single factor."""
+    flat = [inner for f in factors for inner in (f.factors if isinstance(f, Prod) else (f,))]
+    return flat[0] if len(flat) == 1 else Prod(tuple(flat))
+
+
+def join(parts: Iterable[Term]) -> Term:
+    """The concatenation in normal form: no sum inside a sum, none of a single part."""
+    flat = [inner for p in parts for inner in (p.parts if isinstance(p, Sum) else (p,))]
     return flat[0] if len(flat) == 1 else Sum(tuple(flat))
 
 
-def size(term: Term) -> int:
-    """Number of indices."""
+def size(term: Term, sizes: Mapping[Prim, int] | None = None) -> int:
+    """The number of indices of a term, `sizes` replacing the sizes of some of its axes."""
     match term:
         case Prim():
-            return term.size if term.link is None else size(term.link)
+            return sizes.get(term, term.size) if sizes else term.size
         case Prod(factors):
-            return prod(map(size, factors))
+            return prod(size(factor, sizes) for factor in factors)
         case Sum(parts):
-            return sum(map(size, parts))
+            return sum(size(part, sizes) for part in parts)
 
 
-def leaves(term: Term) -> Iterator[Prim]:
-    """The axes that a term is made of, from left to right; an axis that occurs twice comes twice."""
-    match find(term):
-        case Prim() as prim:
-            yield prim
+def prims(term: Term) -> Iterator[Prim]:
+    """The axes of a term from left to right, each as often as it occurs."""
+    match term:
+        case Prim():
+            yield term
         case Prod(inner) | Sum(inner):
             for item in inner:
-                yield from leaves(item)
+                yield from prims(item)
 
 
-def key(term: Term) -> object:
-    """Equal for two terms exactly when they are the same axes in the same arrangement."""
-    match find(term):
-        case Prim() as prim:
-            return id(prim)
-        case Prod(factors):
-            return ("prod", *map(key, factors))
-        case Sum(parts):
-            return ("sum", *map(key, parts))
+class Terms:
+    """Everything that is known about a set of terms: which are equal, and which axes are frozen and why."""
 
+    def __init__(self) -> None:
+        self._bound: dict[Prim, Term] = {}
+        self._frozen: dict[Prim, dict[str, None]] = {}
 
-def freeze(term: Term, reason: str) -> None:
-    """Keep every axis of a term as it is; the first reason stays."""
-    for prim in leaves(term):
-        prim.frozen = prim.frozen or reason
+    def find(self, term: Term) -> Term:
+        """The normal form of a term: every axis replaced by what it is known to be."""
+        match term:
+            case Prim():
+                if term not in self._bound:
+                    return term
+                self._bound[term] = self.find(self._bound[term])
+                return self._bound[term]
+            case Prod(factors):
+                return product(self.find(factor) for factor in factors)
+            case Sum(parts):
+                return join(self.find(part) for part in parts)
 
+    def reasons(self, prim: Prim) -> tuple[str, ...]:
+        """Why an axis is frozen, the first reason first; empty when it is not."""
+        return tuple(self._frozen.get(prim, ()))
 
-def mark(term: Term, kind: str) -> None:
-    """Say what the axes of a term are for a person; the first word stays."""
-    for prim in leaves(term):
-        prim.kind = prim.kind or kind
+    def freeze(self, term: Term, reason: str) -> None:
+        """No index of any axis of a term may go or move."""
+        for prim in prims(self.find(term)):
+            self._frozen.setdefault(prim, {})[reason] = None
 
-
-def unify(a: Term, b: Term) -> None:
-    """Make two terms the same, index by index, or freeze both."""
-    a, b = find(a), find(b)
-    if a is b:
-        return
-    if size(a) != size(b):
-        _conflict(a, b, f"pairs {size(a)} with {size(b)} indices")
-    elif isinstance(a, Prim):
-        _link(a, b)
-    elif isinstance(b, Prim):
-        _link(b, a)
-    elif isinstance(a, Prod) and isinstance(b, Prod):
-        _refine_products(list(a.factors), list(b.factors))
-    elif isinstance(a, Sum) and isinstance(b, Sum):
-        _refine_sums(list(a.parts), list(b.parts))
-    elif isinstance(a, Sum) and isinstance(b, Prod):
-        _sum_as_product(a, b)
-    elif isinstance(a, Prod) and isinstance(b, Sum):
-        _sum_as_product(b, a)
-
-
-def _conflict(a: Term, b: Term, reason: str) -> None:
-    freeze(a, reason)
-    freeze(b, reason)
-
-
-def _link(prim: Prim, target: Term) -> None:
-    if any(leaf is prim for leaf in leaves(target)):
-        _conflict(prim, target, "is tied to a part of itself")
-        return
-    if prim.frozen:
-        freeze(target, prim.frozen)
-    if prim.kind:
-        mark(target, prim.kind)
-    prim.link = target
-
-
-def _refine_products(a: list[Term], b: list[Term]) -> None:
-    """Walk both from the left; a longer axis is opened into a product that starts like the other side."""
-    while a and b:
-        x, y = find(a[0]), find(b[0])
-        if size(x) == size(y):
-            unify(a.pop(0), b.pop(0))
-        elif size(x) > size(y) and isinstance(x, Prim) and size(x) % size(y) == 0:
-            a[:1] = _open(x, Prod, size(y), size(x) // size(y))
-        elif size(y) > size(x) and isinstance(y, Prim) and size(y) % size(x) == 0:
-            b[:1] = _open(y, Prod, size(x), size(y) // size(x))
-        else:
-            _conflict(Prod(tuple(a)), Prod(tuple(b)), "is reshaped across its factors")
+    def unify(self, a: Term, b: Term) -> None:
+        """Both terms list the same indices. Raises ConflictError, having unified what comes before the conflict."""
+        a, b = self.find(a), self.find(b)
+        if a == b:
             return
-
-
-def _refine_sums(a: list[Term], b: list[Term]) -> None:
-    while a and b:
-        x, y = find(a[0]), find(b[0])
-        if size(x) == size(y):
-            unify(a.pop(0), b.pop(0))
-        elif size(x) > size(y) and isinstance(x, Prim):
-            a[:1] = _open(x, Sum, size(y), size(x) - size(y))
-        elif size(y) > size(x) and isinstance(y, Prim):
-            b[:1] = _open(y, Sum, size(x), size(y) - size(x))
+        if size(a) != size(b):
+            raise ConflictError(f"is paired with a dimension of another size ({size(a)} and {size(b)})")
+        if isinstance(a, Prim):
+            self._bind(a, b)
+        elif isinstance(b, Prim):
+            self._bind(b, a)
+        elif isinstance(a, Prod) and isinstance(b, Prod):
+            self._unify_products(a, b)
         else:
-            _conflict(Sum(tuple(a)), Sum(tuple(b)), "is split across its parts")
-            return
+            self._unify_sums(a, b)
 
+    def factor(self, term: Term, head_size: int) -> tuple[Term, Term]:
+        """A term as the product of a head of that size and a tail. Raises ConflictError if it has no such form."""
+        term, total = self.find(term), size(term)
+        if head_size == 1:
+            return UNIT, term
+        if head_size == total:
+            return term, UNIT
+        if total % head_size:
+            raise ConflictError(f"is regrouped by {head_size}, which does not divide it")
+        match term:
+            case Prim():
+                head, tail = fresh(head_size), fresh(total // head_size)
+                self._bind(term, Prod((head, tail)))
+                return head, tail
+            case Prod(factors):
+                return self._factor_product(factors[0], product(factors[1:]), head_size)
+            case Sum(parts):
+                return self._factor_sum(parts, total // head_size)
 
-def _open(prim: Prim, kind: type[Prod] | type[Sum], first: int, second: int) -> list[Term]:
-    """Replace an axis by two; both keep its fate."""
-    pieces: tuple[Term, ...] = (Prim(first, prim.kind, prim.frozen), Prim(second, prim.kind, prim.frozen))
-    prim.link = kind(pieces)
-    return list(pieces)
+    def cut(self, term: Term, at: int) -> tuple[Term, Term]:
+        """A term as the concatenation of its first `at` indices and the rest. Raises ConflictError as `factor` does."""
+        term, total = self.find(term), size(term)
+        if at <= 0:
+            return EMPTY, term
+        if at >= total:
+            return term, EMPTY
+        match term:
+            case Prim():
+                left, right = fresh(at), fresh(total - at)
+                self._bind(term, Sum((left, right)))
+                return left, right
+            case Prod(factors):
+                rest = product(factors[1:])
+                if at % size(rest):
+                    raise ConflictError(f"is cut through a group of {size(rest)}")
+                left, right = self.cut(factors[0], at // size(rest))
+                return product((left, rest)), product((right, rest))
+            case Sum(parts):
+                return self._cut_sum(parts, at)
 
+    def regroup(self, dims: Sequence[Term], shape: Sequence[int]) -> Dims:
+        """The dimensions of a reshape of `dims` to `shape`, which has as many elements. Raises ConflictError."""
+        rest, result = product(self.find(dim) for dim in dims), []
+        for length in shape:
+            head, rest = self.factor(rest, length)
+            result.append(head)
+        return tuple(result)
 
-def _sum_as_product(total: Sum, merged: Prod) -> None:
-    """A sum of equal parts is a product led by the index of the part, which stays."""
-    count, part = len(total.parts), size(total.parts[0])
-    if any(size(p) != part for p in total.parts):
-        _conflict(total, merged, "is split into unequal parts and merged again")
-        return
-    lead, rest = Prim(count, frozen="counts the parts of a split"), Prim(part)
-    unify(merged, Prod((lead, rest)))
-    for other in total.parts:
-        unify(other, rest)
+    def _bind(self, prim: Prim, term: Term) -> None:
+        self._bound[prim] = term
+        for reason in self._frozen.pop(prim, ()):
+            self.freeze(term, reason)
 
+    def _cut_sum(self, parts: tuple[Term, ...], at: int) -> tuple[Term, Term]:
+        before: list[Term] = []
+        for number, part in enumerate(parts):
+            if at < size(part):
+                left, right = self.cut(part, at)
+                return join((*before, left)), join((right, *parts[number + 1 :]))
+            before.append(part)
+            at -= size(part)
+        return join(before), EMPTY
 
-def repeated(term: Term) -> set[Prim]:
-    """Axes that are a factor of themselves, as in a matrix of all pairs that was flattened: they cannot be cut."""
-    match find(term):
-        case Prim():
-            return set()
-        case Sum(parts):
-            return set().union(*map(repeated, parts))
-        case Prod(factors):
-            found, twice = set[Prim](), set[Prim]()
-            for factor in factors:
-                own = set(leaves(factor))
-                twice |= found & own | repeated(factor)
-                found |= own
-            return twice
+    def _factor_product(self, first: Term, rest: Term, head_size: int) -> tuple[Term, Term]:
+        if size(first) >= head_size:
+            head, inner = self.factor(first, head_size)
+            return head, product((inner, rest))
+        if head_size % size(first):
+            raise ConflictError(f"is regrouped by {size(first)} and by {head_size}, which cross")
+        inner, tail = self.factor(rest, head_size // size(first))
+        return product((first, inner)), tail
 
+    def _factor_sum(self, parts: tuple[Term, ...], tail_size: int) -> tuple[Term, Term]:
+        """Parts that are all made of the same tail: `a*t + b*t = (a + b) * t`."""
+        if any(size(part) % tail_size for part in parts):
+            raise ConflictError(f"has parts that are no multiples of {tail_size}, by which it is regrouped")
+        heads, tails = zip(*(self.factor(part, size(part) // tail_size) for part in parts), strict=True)
+        for tail in tails[1:]:
+            self.unify(tails[0], tail)
+        return join(heads), tails[0]
 
-def parts_of(term: Term, sizes: Sequence[int]) -> tuple[Term, ...]:
-    """Open a term into parts of these sizes, which sum up to its own."""
-    pieces = tuple(Prim(n) for n in sizes)
-    unify(term, Sum(pieces))
-    return pieces
+    def _unify_products(self, a: Prod, b: Prod) -> None:
+        """Common refinement from the left: the larger leading factor is split by the smaller."""
+        left: Term = a
+        right: Term = b
+        while isinstance(left, Prod) and isinstance(right, Prod) and left.factors and right.factors:
+            first = min(size(left.factors[0]), size(right.factors[0]))
+            (left_head, left), (right_head, right) = self.factor(left, first), self.factor(right, first)
+            self.unify(left_head, right_head)
+            left, right = self.find(left), self.find(right)
+        self.unify(left, right)
 
-
-def factors_of(term: Term, sizes: Sequence[int]) -> tuple[Term, ...]:
-    """Open a term into factors of these sizes, whose product is its own."""
-    pieces = tuple(Prim(n) for n in sizes)
-    unify(term, Prod(pieces))
-    return pieces
-
-
-def positions(term: Term, axis: Prim) -> Indices:
-    """For each position of a dimension the index of `axis` found there, int64 (size,); -1 where it does not occur."""
-    match find(term):
-        case Prim() as prim:
-            return np.arange(prim.size) if prim is axis else np.full(prim.size, -1)
-        case Sum(parts):
-            return np.concatenate([positions(part, axis) for part in parts])
-        case Prod(factors):
-            result = np.full(tuple(map(size, factors)), -1)
-            for dim, factor in enumerate(factors):
-                inner = positions(factor, axis)
-                if (inner >= 0).any():
-                    shape = [-1 if d == dim else 1 for d in range(len(factors))]
-                    result = np.broadcast_to(inner.reshape(shape), result.shape)
-            return result.reshape(-1)
-
-
-def kept_positions(term: Term, kept: dict[Prim, Indices]) -> Indices:
-    """Positions of a dimension that stay, in their new order, when some axes keep only these indices."""
-    match find(term):
-        case Prim() as prim:
-            return kept.get(prim, np.arange(prim.size))
-        case Sum(parts):
-            starts = np.cumsum([0, *map(size, parts)])
-            return np.concatenate([s + kept_positions(p, kept) for s, p in zip(starts, parts, strict=False)])
-        case Prod(factors):
-            result = np.zeros(1, dtype=np.int64)
-            for factor in factors:
-                result = (result[:, None] * size(factor) + kept_positions(factor, kept)).reshape(-1)
-            return result
-
-
-def new_size(term: Term, sizes: dict[Prim, int]) -> int:
-    """Size of a term when some axes have another length."""
-    match find(term):
-        case Prim() as prim:
-            return sizes.get(prim, prim.size)
-        case Prod(factors):
-            return prod(new_size(factor, sizes) for factor in factors)
-        case Sum(parts):
-            return sum(new_size(part, sizes) for part in parts)
+    def _unify_sums(self, a: Term, b: Term) -> None:
+        """Common refinement from the left: the larger leading part is cut where the smaller ends."""
+        while a != EMPTY:
+            first = min(size(t.parts[0]) if isinstance(t, Sum) else size(t) for t in (a, b))
+            (left, a), (right, b) = self.cut(a, first), self.cut(b, first)
+            self.unify(left, right)
+            a, b = self.find(a), self.find(b)

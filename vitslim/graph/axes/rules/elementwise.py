@@ -1,0 +1,66 @@
+"""Operators that work on each element, reduce a dimension, or make a tensor from numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from vitslim.graph.axes.scope import Rule, Scope
+from vitslim.graph.axes.terms import UNIT, Dims
+
+
+def elementwise(scope: Scope, node: Node) -> Dims:
+    """All operands are paired from the right. Also the rule of every operator with `torch.Tag.pointwise`."""
+    return scope.pair(*(scope.of(operand) for operand in node.all_input_nodes))
+
+
+def same(scope: Scope, node: Node) -> Dims:
+    """The result is arranged as the first operand."""
+    return scope.of(node.args[0])
+
+
+def reduction(scope: Scope, node: Node) -> Dims:
+    """Mean, sum, maximum, norm, ...: the order of what is reduced does not matter."""
+    (x,) = scope.operands(node, "self")
+    dims, keep = scope.value(node, "dim"), scope.value(node, "keepdim")
+    named = range(len(x)) if dims is None or dims == [] else dims if isinstance(dims, (list, tuple)) else (dims,)
+    gone = {int(dim) % len(x) for dim in named}
+    return tuple(UNIT if dim in gone else term for dim, term in enumerate(x) if keep or dim not in gone)
+
+
+def total(scope: Scope, node: Node) -> Dims:  # noqa: ARG001 - any operand will do
+    """A reduction to one number."""
+    return ()
+
+
+def filled(scope: Scope, node: Node) -> Dims:
+    """The same number everywhere: as long as it is asked to be."""
+    result = scope.fresh(scope.shape(node))
+    scope.sizes(node, "size", result)
+    return result
+
+
+def numbered(scope: Scope, node: Node) -> Dims:
+    """Values that depend on the position."""
+    return scope.fresh(scope.shape(node), "numbers positions")
+
+
+REDUCTIONS = ("mean.dim", "sum.dim_IntList", "amax", "amin", "var.correction", "std.correction", "linalg_vector_norm")
+UNCHANGED = (
+    "softmax", "_softmax", "log_softmax", "dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "lift",
+    "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
+)  # fmt: skip
+UNTAGGED = ("hardswish", "hardsigmoid", "hardtanh", "relu6", "mish")
+"""Elementwise all the same, though torch does not say so."""
+NUMBERED = ("arange", "linspace", "eye", "scalar_tensor")
+FILLED = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+
+RULES: dict[Any, Rule] = {
+    **{f"aten.{name}": reduction for name in REDUCTIONS},
+    **{f"aten.{name}.default": total for name in ("mean", "sum", "max", "min")},
+    **{f"aten.{name}": same for name in UNCHANGED},
+    **{f"aten.{name}": elementwise for name in UNTAGGED},
+    **{f"aten.{name}": numbered for name in NUMBERED},
+    **{f"aten.{name}": filled for name in FILLED},
+}

@@ -1,0 +1,150 @@
+"""Operators that join tensors along a dimension or take parts of one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import Node
+
+from vitslim.graph.axes.scope import Results, Rule, Scope
+from vitslim.graph.axes.terms import UNIT, ConflictError, Dims, Term, join, size
+
+
+def _replace(dims: Dims, dim: int, *terms: Term) -> Dims:
+    """Other terms in place of one dimension."""
+    return (*dims[:dim], *terms, *dims[dim + 1 :])
+
+
+def _cuts(scope: Scope, term: Term, sizes: Sequence[int]) -> list[Term]:
+    """A term as consecutive parts of these sizes."""
+    parts = []
+    for length in sizes:
+        part, term = scope.terms.cut(term, length)
+        parts.append(part)
+    return parts
+
+
+def cat(scope: Scope, node: Node) -> Dims:
+    operands = [scope.of(tensor) for tensor in scope.value(node, "tensors")]
+    dim = scope.dim(node, len(operands[0]))
+    rest = scope.pair(*(_replace(dims, dim, UNIT) for dims in operands))
+    return _replace(rest, dim, join(dims[dim] for dims in operands))
+
+
+def stack(scope: Scope, node: Node) -> Dims:
+    """The new dimension is one index a tensor end to end: none of them can go or move."""
+    operands = [scope.of(tensor) for tensor in scope.value(node, "tensors")]
+    dim = scope.dim(node, len(operands[0]) + 1)
+    dims = scope.pair(*operands)
+    return (*dims[:dim], join(UNIT for _ in operands), *dims[dim:])
+
+
+def split_with_sizes(scope: Scope, node: Node) -> Results:
+    return _split(scope, node, "split_sizes")
+
+
+def split_sizes(scope: Scope, node: Node) -> Results:
+    return _split(scope, node, "split_size")
+
+
+def _split(scope: Scope, node: Node, name: str) -> Results:
+    """Each part is as long as its entry in the list says."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    parts = _cuts(scope, x[dim], scope.value(node, name))
+    scope.sizes(node, name, parts)
+    return [_replace(x, dim, part) for part in parts]
+
+
+def split(scope: Scope, node: Node) -> Results:
+    """One size for all parts: they must stay equally long, so they are one axis."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    parts = _equal_parts(scope, x[dim], [shape[dim] for shape in scope.shapes[node]])
+    scope.size(node, "split_size", parts[0])
+    return [_replace(x, dim, part) for part in parts]
+
+
+def chunk(scope: Scope, node: Node) -> Results:
+    """The number of parts stays, whatever their length."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    parts = _equal_parts(scope, x[dim], [shape[dim] for shape in scope.shapes[node]])
+    return [_replace(x, dim, part) for part in parts]
+
+
+def _equal_parts(scope: Scope, term: Term, sizes: list[int]) -> list[Term]:
+    if len(set(sizes)) != 1:
+        raise ConflictError("is split into parts of which the last is shorter")
+    parts = _cuts(scope, term, sizes)
+    for part in parts[1:]:
+        scope.tie(parts[0], part)
+    return parts
+
+
+def unbind(scope: Scope, node: Node) -> Results:
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    _cuts(scope, x[dim], [1] * size(x[dim]))
+    return [_replace(x, dim)] * size(x[dim])
+
+
+def select(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    dim, index = scope.dim(node, len(x)), scope.value(node, "index")
+    if not isinstance(index, int):
+        raise ConflictError("is read at an index computed when the model runs")
+    before, rest = scope.terms.cut(x[dim], index % size(x[dim]))
+    scope.terms.cut(rest, 1)
+    scope.offset(node, "index", before, rest)
+    return _replace(x, dim)
+
+
+def slice_(scope: Scope, node: Node) -> Dims:
+    """A part of a dimension; in steps, the first factor of a product of which one index is looked at."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    start, end, step = scope.value(node, "start") or 0, scope.value(node, "end"), int(scope.value(node, "step"))
+    if not isinstance(start, int) or not isinstance(end, int | None):
+        raise ConflictError("is cut at a place computed when the model runs")
+    total = size(x[dim])
+    first, last, _ = slice(start, end).indices(total)
+    if step != 1:
+        return _replace(x, dim, _stride(scope, x[dim], first, last, step))
+    before, rest = scope.terms.cut(x[dim], first)
+    taken, after = scope.terms.cut(rest, last - first)
+    if first:
+        scope.offset(node, "start", before, rest)
+    if last < total:
+        scope.offset(node, "end", join((before, taken)), after)
+    return _replace(x, dim, taken)
+
+
+def _stride(scope: Scope, term: Term, first: int, last: int, step: int) -> Term:
+    if first >= step or last != size(term) or size(term) % step:
+        raise ConflictError("is read in steps that do not divide it")
+    head, tail = scope.terms.factor(term, size(term) // step)
+    scope.freeze((tail,), "is read in steps")
+    return head
+
+
+def getitem(scope: Scope, node: Node) -> Any:
+    """One of several results."""
+    results = scope.results[node.all_input_nodes[0]]
+    return results[int(str(node.args[1]))]
+
+
+RULES: dict[Any, Rule] = {
+    operator.getitem: getitem,
+    "aten.cat": cat,
+    "aten.stack": stack,
+    "aten.split_with_sizes": split_with_sizes,
+    "aten.split.sizes": split_sizes,
+    "aten.split.Tensor": split,
+    "aten.chunk": chunk,
+    "aten.unbind": unbind,
+    "aten.select.int": select,
+    "aten.slice.Tensor": slice_,
+}

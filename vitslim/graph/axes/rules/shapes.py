@@ -1,0 +1,124 @@
+"""Operators that arrange the same elements in other dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from vitslim.graph.axes.scope import Rule, Scope
+from vitslim.graph.axes.terms import UNIT, Dims, fresh, product, size
+
+
+def reshape(scope: Scope, node: Node) -> Dims:
+    """Row-major regrouping; the sizes asked for are those of the result."""
+    (x,) = scope.operands(node, "self")
+    result = scope.regroup(x, scope.shape(node))
+    scope.sizes(node, "shape", result)
+    return result
+
+
+def view(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    result = scope.regroup(x, scope.shape(node))
+    scope.sizes(node, "size", result)
+    return result
+
+
+def reshape_as(scope: Scope, node: Node) -> Dims:
+    """The sizes are those of another tensor, so its dimensions must stay as long as the result's."""
+    x, other = scope.operands(node, "self", "other")
+    result = scope.regroup(x, scope.shape(node))
+    return scope.pair(result, other)
+
+
+def flatten(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    start, end = scope.dim(node, len(x), "start_dim"), scope.dim(node, len(x), "end_dim")
+    return (*x[:start], product(x[start : end + 1]), *x[end + 1 :])
+
+
+def unflatten(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    dim, count = scope.dim(node, len(x)), len(scope.value(node, "sizes"))
+    opened = scope.regroup(x[dim : dim + 1], scope.shape(node)[dim : dim + count])
+    scope.sizes(node, "sizes", opened)
+    return (*x[:dim], *opened, *x[dim + 1 :])
+
+
+def permute(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    return tuple(x[int(dim)] for dim in scope.value(node, "dims"))
+
+
+def transpose(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    dims = list(x)
+    first, second = scope.dim(node, len(dims), "dim0"), scope.dim(node, len(dims), "dim1")
+    dims[first], dims[second] = dims[second], dims[first]
+    return tuple(dims)
+
+
+def turned(scope: Scope, node: Node) -> Dims:
+    """The last two dimensions change places."""
+    (x,) = scope.operands(node, "self")
+    return (*x[:-2], *reversed(x[-2:]))
+
+
+def unsqueeze(scope: Scope, node: Node) -> Dims:
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x) + 1)
+    return (*x[:dim], UNIT, *x[dim:])
+
+
+def squeeze(scope: Scope, node: Node) -> Dims:
+    """Only named dimensions: what an edit makes one index long must not vanish."""
+    (x,) = scope.operands(node, "self")
+    named = scope.value(node, "dim")
+    gone = {int(dim) % len(x) for dim in (named if isinstance(named, (list, tuple)) else (named,))}
+    return tuple(term for dim, term in enumerate(x) if dim not in gone or size(term) != 1)
+
+
+def expand(scope: Scope, node: Node) -> Dims:
+    """A dimension of one index is repeated: the copies are an axis of their own."""
+    (x,) = scope.operands(node, "self")
+    shape = scope.shape(node)
+    old = (UNIT,) * (len(shape) - len(x)) + x
+    result = tuple(term if size(term) == length else fresh(length) for term, length in zip(old, shape, strict=True))
+    scope.sizes(node, "size", result)
+    return result
+
+
+def expand_as(scope: Scope, node: Node) -> Dims:
+    return scope.pair(*scope.operands(node, "other", "self"))
+
+
+def repeat(scope: Scope, node: Node) -> Dims:
+    """The whole dimension several times end to end: copies times what there was."""
+    (x,) = scope.operands(node, "self")
+    shape = scope.shape(node)
+    old = (UNIT,) * (len(shape) - len(x)) + x
+    copies = scope.fresh([length // size(term) for length, term in zip(shape, old, strict=True)])
+    scope.sizes(node, "repeats", copies)
+    return tuple(product(pair) for pair in zip(copies, old, strict=True))
+
+
+RULES: dict[Any, Rule] = {
+    "aten.reshape": reshape,
+    "aten.view": view,
+    "aten._unsafe_view": view,
+    "aten.reshape_as": reshape_as,
+    "aten.view_as": reshape_as,
+    "aten.flatten.using_ints": flatten,
+    "aten.unflatten.int": unflatten,
+    "aten.permute": permute,
+    "aten.transpose.int": transpose,
+    "aten.t": turned,
+    "aten.mT": turned,
+    "aten.unsqueeze": unsqueeze,
+    "aten.squeeze.dim": squeeze,
+    "aten.squeeze.dims": squeeze,
+    "aten.expand": expand,
+    "aten.expand_as": expand_as,
+    "aten.repeat": repeat,
+}

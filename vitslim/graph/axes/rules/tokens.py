@@ -1,0 +1,48 @@
+"""vitslim's own operators: token squeezing and fake quantisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from vitslim.graph.axes.scope import Rule, Scope
+from vitslim.graph.axes.terms import Dims, join, size
+
+COUNTS_TOKENS = "counts tokens"
+
+
+def class_attention(scope: Scope, node: Node) -> Dims:
+    """q, k (B, heads, n, d) to a score for each token behind the prefix (B, n - prefix)."""
+    q, k = scope.operands(node, "q", "k")
+    batch, _, tokens, _ = scope.pair(q, k)
+    _, patches = scope.terms.cut(tokens, int(scope.value(node, "prefix")))
+    scope.freeze((patches,), COUNTS_TOKENS)
+    return (batch, patches)
+
+
+def squeeze_tokens(scope: Scope, node: Node) -> Dims:
+    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): those that stay are an axis of their own."""
+    x, score = scope.operands(node, "x", "score")
+    prefix, patches = scope.terms.cut(x[1], size(x[1]) - size(score[1]))
+    scope.tie(patches, score[1])
+    scope.tie(x[0], score[0])
+    (kept,) = scope.fresh((int(scope.value(node, "keep")),), COUNTS_TOKENS)
+    scope.call(kept, "tokens")
+    return (x[0], join((prefix, kept)), x[2])
+
+
+def fake_quant(scope: Scope, node: Node) -> Dims:
+    """Elementwise; the scale is one number, or one for each index along `axis`."""
+    x, scale = scope.operands(node, "x", "scale")
+    axis = scope.value(node, "axis")
+    if axis is not None:
+        scope.pair(x[int(axis) : int(axis) + 1], scale)
+    return x
+
+
+RULES: dict[Any, Rule] = {
+    "vitslim.class_attention": class_attention,
+    "vitslim.squeeze_tokens": squeeze_tokens,
+    "vitslim.fake_quant": fake_quant,
+}
