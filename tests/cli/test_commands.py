@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,21 @@ def test_a_failed_gate_is_exit_code_one(vitslim: Callable[..., Any], tmp_path: P
     assert (tmp_path / "out" / "model.onnx").is_file()
     for output in ("table", "json", "markdown", "junit", "html"):
         assert "size_ratio_min" in vitslim("report", tmp_path / "out", "--format", output).out
+
+
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitslim.cli.app", "run", "quickstart", "--out", str(tmp_path / "out")]
+    # Where tests run in the background SIGINT is ignored, and a child inherits that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:  # noqa: PLW1509  no threads here
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "01-prune" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "run the same command again to resume" in rest
+    assert "Traceback" not in rest
+    assert not (tmp_path / "out").exists()
+    assert [path.name[:8] for path in (tmp_path / "out.stages").iterdir()] == ["00-dense"]

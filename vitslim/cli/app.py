@@ -54,20 +54,21 @@ def main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+        code = app(standalone_mode=False)  # typer gives back the code of an Exit, and 130 after Ctrl-C
     except VitslimError as error:
         if debug:
             raise
         sys.exit(_explain(error))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("\ninterrupted: run the same command again to resume after the last finished stage", err=True)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:
         if debug:
             raise
         sys.exit(_explain_unexpected(error))
+    if code == INTERRUPTED:
+        typer.echo("\ninterrupted: run the same command again to resume after the last finished stage", err=True)
+    if code:
+        sys.exit(code)
 
 
 def _explain(error: VitslimError) -> int:
