@@ -25,7 +25,8 @@ class Format(StrEnum):
 
 def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
     """An empty table without lines; texts stand left, numbers right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    heading = Text(title, no_wrap=True, overflow="ignore") if title else None  # may be wider than the columns
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in left:
         table.add_column(column)
     for column in right:
