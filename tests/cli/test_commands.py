@@ -94,6 +94,13 @@ def test_recipes_show_and_validate(vitslim: Callable[..., Any], tmp_path: Path) 
     assert vitslim("plan", tmp_path / "mine.yaml", "--no-trace").code == 0
 
 
+def test_no_arguments_show_the_help(vitslim: Callable[..., Any]) -> None:
+    outcome = vitslim()
+    assert outcome.code == 0
+    assert "Commands:" in outcome.out
+    assert "hint:" in vitslim("recipes").err
+
+
 def test_version(vitslim: Callable[..., Any]) -> None:
     assert vitslim("--version").out.strip() == f"vitslim {__version__}"
 

@@ -20,7 +20,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a gate failed, 2 bad usage or recipe, 3 a stage failed, 4 a backend is unavailable, "
     "5 bad or corrupt input, 130 interrupted (run again to resume).",
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -54,7 +53,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
     try:
-        code = app(standalone_mode=False)  # typer gives back the code of an Exit, and 130 after Ctrl-C
+        code = app(
+            sys.argv[1:] or ["--help"], standalone_mode=False
+        )  # typer gives back the code of an Exit, and 130 after Ctrl-C
     except VitslimError as error:
         if debug:
             raise

@@ -8,7 +8,7 @@ import typer
 
 from vitslim.cli.arguments import MoreValues, RecipeArgument, SetOption
 
-app = typer.Typer(help="List, show, check and start recipes.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check and start recipes.")
 
 
 @app.command("list")
