@@ -1,0 +1,38 @@
+"""Export refuses logits that differ, and paths that cannot be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitslim.errors import InputError, StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.stages.export.check import check_parity, compare_logits
+from vitslim.stages.export.onnx_export import export_onnx
+
+
+def test_differing_logits_are_caught_but_ties_are_not() -> None:
+    expected = torch.tensor([[3.0, 1.0, 0.0]] * 20)
+    close = expected + 1e-6
+    check_parity(compare_logits(expected, close), quantised=False)
+    with pytest.raises(StageError, match="differ"):
+        check_parity(compare_logits(expected, expected + 0.01), quantised=False)
+    with pytest.raises(StageError, match="agrees"):
+        check_parity(compare_logits(expected, expected.flip(1)), quantised=True)
+    with pytest.raises(StageError, match="not finite"):
+        check_parity(compare_logits(expected, expected * torch.nan), quantised=True)
+    tie = torch.tensor([[3.0, 2.99, 0.0]] * 20)
+    parity = compare_logits(tie, torch.tensor([[2.99, 3.0, 0.0]] * 20))
+    check_parity(parity, quantised=True)
+    assert (parity.agreement, parity.agreement_but_ties) == (0, 1)
+
+
+def test_a_path_that_cannot_be_written_leaves_nothing(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        export_onnx(tiny_graph, tmp_path / "missing" / "model.onnx")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        export_onnx(tiny_graph, tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
