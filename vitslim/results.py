@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 REPORT_SCHEMA_VERSION = 1
 
-Provenance = Literal["published", "measured", "simulated", "reconstructed", "assumed"]
-
 
 class Value(BaseModel):
     """Base of all result values: frozen, no unknown fields."""
@@ -165,15 +163,6 @@ class GateResult(Value):
     limit: float
     value: float
     passed: bool
-
-
-class LatencyTable(Value):
-    """Latency of one layer kind over a grid of sizes; a value that the runner hands to a stage."""
-
-    backend: str
-    batch: int
-    points: dict[str, float]
-    """`M,N,K` to milliseconds."""
 
 
 class BenchRow(Value):

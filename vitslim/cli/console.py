@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sized
-from enum import StrEnum
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,13 +13,6 @@ from rich.text import Text
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class Format(StrEnum):
-    """How data is printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:

@@ -36,7 +36,7 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
     if errors:
         raise RecipeError(errors, recipe.name)
     for backend in recipe.report.backends:
-        parse_backend(backend)
+        parse_backend(backend).require()
     check_replaceable(out)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     store.prepare(fresh)

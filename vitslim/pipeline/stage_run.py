@@ -17,7 +17,7 @@ from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import AnyStage, Export
+from vitslim.recipe.stages import AnyStage
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
@@ -118,11 +118,6 @@ def find_stage(stages: Iterable[AnyStage], name: str) -> int:
     if not found:
         raise StageError(f"no earlier stage is called '{name}'", "give the stage a `name` in the recipe")
     return found[-1]
-
-
-def has_export(stages: Iterable[AnyStage]) -> bool:
-    """Whether a recipe ends in an ONNX file."""
-    return any(isinstance(config, Export) for config in stages)
 
 
 def _first(problems: list[Problem]) -> str:

@@ -18,8 +18,6 @@ from vitslim.graph.axes.table import AxisTable, build_table
 from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, size
 from vitslim.graph.shapes import BATCH, tensor_shapes
 
-IMAGE_DIMS = ("channels", "height", "width")
-
 
 def infer_axes(
     module: GraphModule,
