@@ -1,4 +1,4 @@
-"""Puts the output of `vitslim run quickstart` into README.md, from the report of the last run.
+"""Puts measured figures into README.md: the last `vitslim run quickstart`, and the tables in scripts/results.
 
 Use: bash scripts/vitslim run quickstart && .venv/bin/python scripts/update_readme.py
 """
@@ -6,6 +6,9 @@ Use: bash scripts/vitslim run quickstart && .venv/bin/python scripts/update_read
 from __future__ import annotations
 
 import io
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -14,19 +17,80 @@ from vitslim import load_artifact
 from vitslim.report import render_terminal
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- quickstart -->", "<!-- /quickstart -->"
+README = ROOT / "README.md"
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
+
+import axes  # noqa: E402
+
+DEPGRAPH = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"
+
+
+def quickstart() -> str:
+    """What a person sees at the end of the README's first command."""
+    text = io.StringIO()
+    report = load_artifact(ROOT / "runs" / "quickstart").report
+    render_terminal(report, Console(file=text, width=118, highlight=False))
+    return "\n".join(["```", *(line.rstrip() for line in text.getvalue().strip("\n").splitlines()), "```"])
+
+
+def coverage() -> str:
+    """Summary of the coverage table."""
+    s = axes.summary()
+    rows = {
+        "models: the smallest of each timm module, and 78 of the vision-transformer family": f"{s['models']:.0f}",
+        "exported, pruned, verified, trained a step, ONNX file equal to the graph": f"{s['ok']:.0f}",
+        "of the 78": f"{s['vit_family_ok']:.0f}",
+        "models with at least 99 % of their parameters in tensors that can be cut":
+            f"{s['prunable_share_at_least_99_percent']:.1%}",
+        "largest change of an output when all axes are permuted, float32": f"{s['permutation_error_float32_max']:.1e}",
+        f"the same in float64, for {s['models_float64']:.0f} models that blow rounding up":
+            f"{s['permutation_error_float64_max']:.1e}",
+        "parameters left after halving every axis, median; between 20 % and 60 % in":
+            f"{s['params_kept_median']:.1%}; {s['params_kept_20_to_60_percent']:.1%}",
+        "seconds to infer the axes, decide and cut, median; most":
+            f"{s['infer_and_prune_s_median']:.2f}; {s['infer_and_prune_s_max']:.2f}",
+        f"time of Torch-Pruning over vitslim's on the {s['peer_ok']:.0f} models that both prune, median; least":
+            f"{s['peer_time_ratio_median']:.1f}; {s['peer_time_ratio_min']:.1f}",
+    }  # fmt: skip
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def importances() -> str:
+    """DeiT-Tiny, by importance: agreement with the dense model and divergence from it."""
+    return "\n".join(
+        [
+            "| share of MACs | importance | parameters | agreement, KL after the cut | after distillation |",
+            "|---|---|---|---|---|",
+            *_importance_rows(json.loads(DEPGRAPH.read_text(encoding="utf-8"))["rows"]),
+        ]
+    )
+
+
+def _importance_rows(rows: list[dict[str, float]]) -> Iterator[str]:
+    for row in rows:
+        if "importance" in row:
+            figures = (f"{row[f'{p}_agreement']:.1%}, {row[f'{p}_kl']:.2f}" for p in ("pruned", "distilled"))
+            yield f"| {row['share']} | {row['importance']} | {row['params'] / 1e6:.2f} M | {' | '.join(figures)} |"
+
+
+BLOCKS = {
+    "quickstart": (ROOT / "runs" / "quickstart", quickstart),
+    "axes": (axes.TABLE, coverage),
+    "depgraph": (DEPGRAPH, importances),
+}
+"""Name of a block in the README to where its figures come from and what makes the text."""
 
 
 def main() -> None:
-    artifact = load_artifact(ROOT / "runs" / "quickstart")
-    text = io.StringIO()
-    render_terminal(artifact.report, Console(file=text, width=118, highlight=False))
-    lines = "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{START}\n\n```\n{lines}\n```\n\n{END}{after}", encoding="utf-8")
-    print(f"README.md: quickstart of {artifact.report.created}")
+    for name, (source, text) in BLOCKS.items():
+        if not source.exists():
+            print(f"README.md: {name} stays as it is, there is no {source.relative_to(ROOT)}")
+            continue
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = README.read_text(encoding="utf-8").split(start)
+        after = rest.split(end)[1]
+        README.write_text(f"{before}{start}\n\n{text()}\n\n{end}{after}", encoding="utf-8")
+        print(f"README.md: {name} from {source.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ Every model is frozen and serialises to JSON; `Report` is the documented schema 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from vitslim.latency_grid import ProductLatencies, Shape
 
 REPORT_SCHEMA_VERSION = 1
 
@@ -145,6 +148,8 @@ class PlanRow(Value):
     kind: str
     method: str
     cost: Cost | None = None
+    approximate: bool = False
+    """Whether weights and data have a say in the cost, so that the run will come out near it and not at it."""
 
 
 class Plan(Value):
@@ -178,6 +183,37 @@ class BenchResult(Value):
 
     environment: Environment
     rows: tuple[BenchRow, ...]
+
+
+class LatencyTable(Value):
+    """How long the matrix products of a model take on one backend, for shapes that the model may come to have."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    kwargs: dict[str, int | float | str | bool] = {}
+    """Arguments that the timm model was built with."""
+    backend: str
+    kind: Literal["measured", "simulated"]
+    settings: dict[str, str] = {}
+    batch: int
+    threads: int | None
+    """None for a simulated backend."""
+    environment: Environment
+    n: int
+    """Timed runs of each entry, at least; 0 for a simulated backend."""
+    spread: float
+    """Interquartile range over median, the median of all entries."""
+    dense_ms: float
+    """The whole model as it came."""
+    rest_ms: float
+    """What the products of the dense model leave of it; taken to stay the same."""
+    scale: float = 1.0
+    """Factor on all entries; below 1 only where the products add up to more than the whole dense model."""
+    products: ProductLatencies
+
+    def estimate_ms(self, shapes: Iterable[Shape]) -> float:
+        """Milliseconds of a model with products of these shapes: the fixed rest and the sum over products."""
+        return self.rest_ms + self.scale * sum(self.products.at(shape) for shape in shapes)
 
 
 class Assumption(Value):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import axes
 import quickstart
 import startup
 from rich.console import Console
@@ -19,6 +20,7 @@ from vitslim.errors import closest
 Figures = dict[str, float]
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], Figures]]] = {
+    "axes": (axes.DESCRIPTION, axes.run),
     "quickstart": (quickstart.DESCRIPTION, quickstart.run),
     "startup": (startup.DESCRIPTION, startup.run),
 }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from vitslim.backends.environment import cores, device_name, environment
 from vitslim.backends.measured.onnxruntime import OnnxModel, measure_latency, run_onnx
+from vitslim.backends.measured.products import measure_products, one_product, waiting_share
 from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarise
 from vitslim.errors import InputError, UsageError
 from vitslim.progress import Silent, T
@@ -136,3 +138,24 @@ def test_weights_in_half_precision(tmp_path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 2), np.float16), "w"))
     onnx.save(model, tmp_path / "half.onnx")
     assert run_onnx(tmp_path / "half.onnx", [np.ones((3, 4), np.float32)]).tolist() == [[4.0, 4.0]] * 3
+
+
+def test_waiting_for_the_processor_is_noticed() -> None:
+    assert waiting_share(lambda: time.sleep(0.05)) > 0.9
+    assert 0 <= waiting_share(lambda: sum(range(100_000))) <= 1
+
+
+def test_single_products_take_their_time(small_model: Path) -> None:
+    little, much = (1, 8, 64, 64), (1, 64, 512, 512)
+    times = measure_products([little, much, (2, 8, 64, 64)], small_model, 2, 1, Silent())
+    assert times.ms[little] < times.ms[much]
+    assert set(times.ms) == {little, much, (2, 8, 64, 64)}
+    assert times.dense_ms > 0
+    assert times.n >= 8
+
+
+def test_one_product_models_multiply(tmp_path: Path) -> None:
+    left, right = (np.random.default_rng(i).standard_normal((2, 3, 3), np.float32) for i in range(2))
+    for inputs, weight in (({"a": left, "b": right}, None), ({"a": left}, right)):
+        result = ReferenceEvaluator(onnx.load_from_string(one_product(inputs, weight))).run(None, inputs)[0]
+        np.testing.assert_allclose(result, left @ right, rtol=1e-5)

@@ -82,7 +82,12 @@ def test_axes_lists_and_verifies(vitslim: Callable[..., Any]) -> None:
     assert outcome.code == 0
     table = json.loads(outcome.out)
     assert sum(not axis["frozen"] for axis in table["axes"]) == 49
-    assert table["verify_max_error"] < 1e-5
+    assert table["verify"]["max_error"] < 1e-5
+    assert table["prunable_share"] > 0.999
+    shown = vitslim("axes", "deit_tiny_patch16_224")
+    assert ["blocks.11.mlp", "768", "3"] in [line.split() for line in shown.out.splitlines()]
+    assert "is part of the image" in shown.out
+    assert "49 axes can be cut; 99.98%" in shown.err
 
 
 def test_recipes_show_and_validate(vitslim: Callable[..., Any], tmp_path: Path) -> None:

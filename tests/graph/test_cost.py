@@ -84,3 +84,10 @@ def test_cost_of_a_graph_in_training_mode(tiny_graph: ModelGraph) -> None:
     before = tiny_graph.module(images)
     cost(tiny_graph)
     assert torch.equal(tiny_graph.module(images), before)
+
+
+def test_positions_of_a_stem_are_not_taken_for_tokens() -> None:
+    """EfficientFormer: convolutions come before the blocks with tokens; the stem makes 112x112 positions."""
+    found = sketch(trace_timm("efficientformer_l1", {"depths": (1, 1, 1, 2), "num_classes": 10}))
+    stem = next(product for product in found.products if product.name == "stem.conv1.weight")
+    assert stem.macs(found.axes) == 24 * 3 * 9 * 112 * 112

@@ -10,6 +10,9 @@ from vitslim.recipe import check_order, validate
 
 DEPGRAPH = {"prune": {"method": "depgraph"}}
 TWO_FOUR = {"prune": {"method": "two-four"}}
+UNSTRUCTURED = {"prune": {"method": "unstructured"}}
+LAYERS = {"prune": {"method": "layers"}}
+BRANCHES = {"prune": {"method": "layers", "unit": "branch"}}
 DISTILL = {"distill": {}}
 PTQ = {"quantize": {}}
 SQUEEZE = {"token-squeeze": {"blocks": [1]}}
@@ -36,6 +39,8 @@ def _check(*stages: Any, **parts: Any) -> tuple[dict[str, str], dict[str, str]]:
         [DEPGRAPH, TWO_FOUR, DISTILL, SQUEEZE, PTQ, "export"],
         [SQUEEZE, DEPGRAPH, DISTILL, DEPGRAPH, TWO_FOUR, PTQ, "export"],
         [TWO_FOUR, SQUEEZE, DISTILL, PTQ, "export"],
+        [LAYERS, DEPGRAPH, BRANCHES, TWO_FOUR, DISTILL, PTQ, "export"],
+        [LAYERS, SQUEEZE, BRANCHES, PTQ, "export"],
         ["export"],
     ],
 )
@@ -54,6 +59,15 @@ def test_legal_orders(stages: list[Any]) -> None:
         ([PTQ, DEPGRAPH, "export"], "stages.1.prune", "rule O1"),
         ([TWO_FOUR, DISTILL, TWO_FOUR, "export"], "stages.2.prune", "rule O2"),
         ([PTQ, TWO_FOUR, "export"], "stages.1.prune", "rule O3"),
+        ([UNSTRUCTURED, DEPGRAPH, "export"], "stages.1.prune", "structural pruning after unstructured (rule O1)"),
+        ([UNSTRUCTURED, LAYERS, "export"], "stages.1.prune", "removing layers after unstructured (rule O1)"),
+        ([TWO_FOUR, BRANCHES, "export"], "stages.1.prune", "removing layers after two-four (rule O1)"),
+        ([PTQ, LAYERS, "export"], "stages.1.prune", "removing layers after quantize (rule O1)"),
+        ([UNSTRUCTURED, UNSTRUCTURED, "export"], "stages.1.prune", "rule O2"),
+        ([TWO_FOUR, UNSTRUCTURED, "export"], "stages.1.prune", "rule O2"),
+        ([UNSTRUCTURED, TWO_FOUR, "export"], "stages.1.prune", "rule O2"),
+        ([PTQ, UNSTRUCTURED, "export"], "stages.1.prune", "unstructured after quantize (rule O3)"),
+        ([BRANCHES, SQUEEZE, "export"], "stages.1.token-squeeze", "may have lost the attention"),
         ([PTQ, DISTILL, "export"], "stages.1.distill", "rule O3"),
         ([PTQ, PTQ, "export"], "stages.1.quantize", "second quantize"),
     ],
@@ -74,6 +88,12 @@ def test_squeeze_after_quantize_is_a_warning() -> None:
     assert errors == {}
     assert "rule O6" in warnings["stages.1.token-squeeze"]
     assert "stages.1.token-squeeze" in warnings["stages.1.token-squeeze"]
+
+
+def test_unstructured_promises_no_speed() -> None:
+    errors, warnings = _check(LAYERS, UNSTRUCTURED, DISTILL, PTQ, "export")
+    assert errors == {}
+    assert "make nothing faster" in warnings["stages.1.prune"]
 
 
 def test_random_weights_are_a_warning() -> None:

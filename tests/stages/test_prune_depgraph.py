@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.axes import RULES, infer_axes
 from vitslim.graph.axes.scope import Scope
@@ -20,7 +18,6 @@ from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Silent
-from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import DepGraph, Train, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
@@ -28,25 +25,17 @@ from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.training.loop import train
 
 Prune = Callable[..., StageResult]
-
-
-def unknown_stage(name: str) -> StageResult:
-    raise StageError(f"no stage {name}")
-
-
-def context(graph: ModelGraph, folder: Path, seed: int = 0, calibration: int = 64) -> StageContext:
-    data = load_data(Data(kind="digits", calibration=calibration), graph.source, seed=0)
-    return StageContext(data, seed, Silent(), unknown_stage, folder)
+DigitsContext = Callable[..., StageContext]
 
 
 @pytest.fixture
-def prune(tiny_graph: ModelGraph, tmp_path: Path) -> Prune:
+def prune(tiny_graph: ModelGraph, digits_context: DigitsContext) -> Prune:
     """Prune the two-block ViT; checks the stage's promises on the way."""
 
     def run(graph: ModelGraph | None = None, seed: int = 0, **keys: Any) -> StageResult:
         before = graph or tiny_graph
         stage = DepGraphStage(DepGraph(method="depgraph", **keys))
-        result = stage.apply(before, context(before, tmp_path, seed))
+        result = stage.apply(before, digits_context(before, 64, seed))
         assert stage.ensures(before, result.graph) == []
         return result
 
@@ -120,9 +109,9 @@ def test_pruning_equals_zeroing_where_no_norm_runs(tiny_graph: ModelGraph, prune
     assert moved.abs().max() > 1e-3
 
 
-def test_round_to_16_leaves_every_layer_to_two_four(prune: Prune, tmp_path: Path) -> None:
+def test_round_to_16_leaves_every_layer_to_two_four(prune: Prune, digits_context: DigitsContext) -> None:
     pruned = prune(ratio=0.3).graph
-    result = TwoFourStage(TwoFour(method="two-four")).apply(pruned, context(pruned, tmp_path))
+    result = TwoFourStage(TwoFour(method="two-four")).apply(pruned, digits_context(pruned, 64))
     assert result.skipped == ()
     assert len(result.changes) == 9
 
@@ -214,16 +203,18 @@ def trained_with_dead_units(graph: ModelGraph, data: StageContext) -> ModelGraph
     return student
 
 
-def test_taylor_keeps_the_units_that_matter(tiny_graph: ModelGraph, prune: Prune, tmp_path: Path) -> None:
-    model = trained_with_dead_units(tiny_graph, context(tiny_graph, tmp_path))
+def test_taylor_keeps_the_units_that_matter(
+    tiny_graph: ModelGraph, prune: Prune, digits_context: DigitsContext
+) -> None:
+    model = trained_with_dead_units(tiny_graph, digits_context(tiny_graph, 64))
     by_size = kept(prune(model, importance="magnitude_l2"))["blocks.0.mlp"]
     by_effect = kept(prune(model, importance="taylor"))["blocks.0.mlp"]
     assert by_size == tuple(range(0, 256, 2))
     assert by_effect == tuple(range(1, 256, 2))
 
 
-def test_taylor_without_images_is_refused(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    given = context(tiny_graph, tmp_path)
+def test_taylor_without_images_is_refused(tiny_graph: ModelGraph, digits_context: DigitsContext) -> None:
+    given = digits_context(tiny_graph, 64)
     empty = replace(given, data=replace(given.data, calibration=given.data.calibration.subset([])))
     with pytest.raises(StageError, match="needs calibration images") as error:
         DepGraphStage(DepGraph(method="depgraph", importance="taylor")).apply(tiny_graph, empty)
@@ -245,8 +236,8 @@ def test_nothing_to_prune_is_refused(prune: Prune) -> None:
         prune(ratio=0.0, round_to=1)
 
 
-def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune, tmp_path: Path) -> None:
-    masked = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context(tiny_graph, tmp_path)).graph
+def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune, digits_context: DigitsContext) -> None:
+    masked = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, digits_context(tiny_graph, 64)).graph
     with pytest.raises(StageError, match="2:4"):
         prune(masked)
 

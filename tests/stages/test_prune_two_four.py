@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.edits import Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Train, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.sparsity import is_two_four
@@ -30,14 +27,9 @@ GEMM = {
 }
 
 
-def unknown_stage(name: str) -> StageResult:
-    raise StageError(f"no stage {name}")
-
-
 @pytest.fixture
-def context(tiny_graph: ModelGraph, tmp_path: Path) -> StageContext:
-    data = load_data(Data(kind="digits", calibration=80), tiny_graph.source, seed=0)
-    return StageContext(data, 0, Silent(), unknown_stage, tmp_path)
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=80)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,17 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.edits import InsertFakeQuant
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import fake_quant
 from vitslim.graph.sketch_graph import sketch
-from vitslim.progress import Silent
-from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
-from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.calibrate import MagnitudeHistogram, minmax_scale, mse_scale, weight_scale
 from vitslim.stages.quantize.stage import PtqStage
@@ -31,12 +28,8 @@ def squared_error(values: torch.Tensor, scale: torch.Tensor, top: int) -> float:
 
 
 @pytest.fixture
-def context(tiny_graph: ModelGraph, tmp_path: Path) -> StageContext:
-    def no_result(name: str) -> StageResult:
-        raise StageError(f"no stage {name}")
-
-    data = load_data(Data(kind="digits", calibration=70), tiny_graph.source, seed=0)
-    return StageContext(data, 0, Silent(), no_result, tmp_path)
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=70)
 
 
 def test_minmax_scale_reaches_the_peak() -> None:

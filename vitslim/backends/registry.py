@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.backends.measured.onnxruntime import UNAVAILABLE_HINT, measure_latency
+from vitslim.backends.measured.products import measure_products
+from vitslim.backends.products import ProductTimes
 from vitslim.backends.simulated.estimate import estimate
+from vitslim.backends.simulated.products import product_times
 from vitslim.backends.simulated.spec import SystolicSpec, load_spec
 from vitslim.errors import BackendUnavailableError, UsageError, closest
+from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
@@ -38,6 +42,12 @@ class Measured:
         """Latency of each file at each batch size and thread count, all files interleaved in one process."""
         return measure_latency(files, baseline, batches, threads, seconds, progress)
 
+    def product_times(
+        self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress
+    ) -> ProductTimes:
+        """Latency of single matrix products and of the dense model they come from, interleaved."""
+        return measure_products(shapes, dense, batch, threads, progress)
+
 
 @dataclass(frozen=True)
 class Simulated:
@@ -52,6 +62,10 @@ class Simulated:
     def estimate(self, path: Path, batch: int) -> Estimate:
         """Cycles and time of one ONNX file at one batch size."""
         return estimate(read_workload(path, batch), self.spec, self.name)
+
+    def product_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> ProductTimes:
+        """Time of single matrix products and of the dense model they come from."""
+        return product_times(shapes, read_workload(dense, batch), self.spec)
 
 
 Backend = Measured | Simulated

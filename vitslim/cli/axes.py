@@ -12,7 +12,8 @@ from vitslim.cli.arguments import FormatOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitslim.graph.axes import AxisTable
+    from vitslim.graph.axes import Axis, AxisTable
+    from vitslim.graph.verify import Verification
 
 
 def axes(
@@ -25,40 +26,73 @@ def axes(
     """Show the axes of a timm model. Each is a group that can only be pruned as one, or frozen for a reason."""
     from vitslim.cli.console import stdout
     from vitslim.errors import StageError
+    from vitslim.graph.coverage import prunable_share
     from vitslim.graph.trace import trace_timm
-    from vitslim.graph.verify import MAX_ERROR, verify_axes
+    from vitslim.graph.verify import verify_axes
 
     graph = trace_timm(model, {})
-    error = verify_axes(graph).max_error if verify else None
+    found = verify_axes(graph) if verify else None
     if output == "json":
-        typer.echo(json.dumps({"model": model, "axes": _rows(graph.axes), "verify_max_error": error}, indent=1))
+        typer.echo(json.dumps(_json(model, graph.axes, prunable_share(graph), found), indent=1))
     else:
         stdout().print(_table(graph.axes))
-    if error is None:
+        stdout().print()
+        stdout().print(_frozen(graph.axes))
+        typer.echo(_summary(graph.axes, prunable_share(graph)), err=True)
+    if found is None:
         return
-    typer.echo(f"verify: largest change of the output under permutation {error:.1e}", err=True)
-    if error > MAX_ERROR:
-        raise StageError(f"axis inference is wrong for {model}: permuting its axes changes the output by {error:.1e}")
+    error = f"{found.max_error:.1e} ({found.dtype})"
+    typer.echo(f"verify: largest change of the output under permutation {error}", err=True)
+    if not found.holds:
+        raise StageError(f"axis inference is wrong for {model}: permuting its axes changes the output by {error}")
 
 
-def _rows(table: AxisTable) -> list[dict[str, object]]:
-    return [
-        {
-            "axis": axis.name,
-            "kind": axis.kind,
-            "size": axis.size,
-            "tied": [f"{site.parameter}:{site.dim}" for site in axis.sites],
-            "frozen": axis.frozen,
-        }
-        for axis in table.axes
-    ]
+def _summary(table: AxisTable, share: float) -> str:
+    lines = [f"{len(table.prunable)} axes can be cut; {share:.2%} of the parameters lie in tensors that they run along"]
+    lines += [f"no rule for {name}, which freezes what it touches: {n} calls" for name, n in table.unknown_ops.items()]
+    return "\n".join(lines)
+
+
+def _json(model: str, table: AxisTable, share: float, found: Verification | None) -> dict[str, object]:
+    return {
+        "model": model,
+        "axes": [
+            {
+                "axis": axis.name,
+                "kind": axis.kind,
+                "size": axis.size,
+                "tied": [f"{site.parameter}:{site.dim}" for site in axis.sites],
+                "frozen": axis.frozen,
+            }
+            for axis in table.axes
+        ],
+        "prunable_share": share,
+        "unknown_ops": table.unknown_ops,
+        "verify": None if found is None else {"max_error": found.max_error, "dtype": found.dtype},
+    }
 
 
 def _table(table: AxisTable) -> Table:
     from vitslim.cli.console import plain_table
 
-    view = plain_table(None, ("axis", "size", "parameters tied", "frozen because"))
+    """Axes that can be cut."""
+    view = plain_table(None, ("axis",), ("size", "parameters tied"))
+    view.columns[0].no_wrap = True
+    for axis in table.prunable:
+        view.add_row(axis.name, str(axis.size), str(len({site.parameter for site in axis.sites})))
+    return view
+
+
+def _frozen(table: AxisTable) -> Table:
+    """Axes that cannot, by reason: kernels and tables alone have hundreds in some models."""
+    from vitslim.cli.console import plain_table
+
+    reasons: dict[str, list[Axis]] = {}
     for axis in table.axes:
-        if axis.sites:
-            view.add_row(axis.name, str(axis.size), str(len({site.parameter for site in axis.sites})), axis.frozen)
+        if axis.frozen and axis.sites:
+            reasons.setdefault(axis.frozen, []).append(axis)
+    view = plain_table("cannot be cut", ("because the axis", "axes", "the longest"))
+    for reason, axes in reasons.items():
+        longest = max(axes, key=lambda axis: axis.size)
+        view.add_row(reason, str(len(axes)), f"{longest.name} ({longest.size})")
     return view

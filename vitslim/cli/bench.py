@@ -8,38 +8,76 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitslim.cli.arguments import FormatOption
+from vitslim.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.table import Table
 
+    from vitslim.recipe.schema import ReportConfig
     from vitslim.results import BenchResult
 
 
 def bench(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")
-    ],
+        list[Path] | None, typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")
+    ] = None,
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="onnxruntime:cpu or sim:systolic; may be repeated.")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each file, batch and thread count.")] = 2.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Time for each file, batch and thread count; 2 when left out.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Instead of files: build the latency table of this timm model."),
+    ] = None,
+    kwargs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --table: file to write; MODEL.BACKEND.table.json when left out.")
+    ] = None,
     output: FormatOption = "table",
 ) -> None:
-    """Measure the latency of ONNX files. All files run interleaved in one process; `sim:` backends simulate."""
-    from vitslim.cli.console import ConsoleProgress, stdout
-    from vitslim.pipeline.bench import bench as bench_files
+    """Measure the latency of ONNX files. All files run interleaved in one process; `sim:` backends simulate.
+
+    With --table, time the matrix products of a timm model at a grid of lengths on one backend, one batch size and one
+    thread count. A latency budget of the prune stage reads the file that this writes.
+    """
+    from vitslim.cli.bench_table import bench_table
     from vitslim.recipe.schema import ReportConfig
 
+    if table is not None:
+        _refuse(bool(files), "FILE and --table exclude each other", "give ONNX files or a model, not both")
+        _refuse(seconds is not None, "--seconds is for files", "a table takes eight rounds of about 20 ms a product")
+        bench_table(table, kwargs or [], backend or [], batch or [], threads or [], out, output)
+        return
+    _refuse(not files, "there is nothing to measure", "give ONNX files, or a model with --table")
+    _refuse(bool(kwargs), "--kwargs belongs to --table", "name a timm model with --table")
+    _refuse(out is not None, "--out belongs to --table", "name a timm model with --table")
     config = ReportConfig(
         backends=tuple(backend or ["onnxruntime:cpu"]),
         batches=tuple(batch or [1]),
         threads=tuple(threads or [1]),
-        seconds=seconds,
+        seconds=2.0 if seconds is None else seconds,
     )
+    _bench_files(files or [], config, output)
+
+
+def _refuse(wrong: bool, message: str, hint: str) -> None:
+    if wrong:
+        raise UsageError(message, hint)
+
+
+def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
+    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.pipeline.bench import bench as bench_files
+
     results = bench_files(files, config, ConsoleProgress())
     if output == "json":
         typer.echo(results.model_dump_json(indent=2))

@@ -42,13 +42,17 @@ def _table(plan: Plan) -> Table:
     from vitslim.units import flops, format_bytes, format_count
 
     dense = plan.rows[0].cost
-    numbers = ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio") if dense else ()
-    table = plain_table(f"{plan.name}: {plan.model}", ("", "stage", "method"), numbers)
+    right = ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio") if dense else ()
+    table = plain_table(f"{plan.name}: {plan.model}", ("", "stage", "method"), right)
     for position, row in enumerate(plan.rows):
         cells = [f"{position:02d}", row.kind, row.method]
         if row.cost and dense:
             cost = row.cost
-            cells += [format_count(cost.params), format_count(cost.macs), format_count(flops(cost.macs))]
-            cells += [format_count(cost.bops), format_bytes(cost.weight_bytes), f"{dense.macs / cost.macs:.2f}x"]
+            numbers = (
+                *map(format_count, (cost.params, cost.macs, flops(cost.macs), cost.bops)),
+                format_bytes(cost.weight_bytes),
+                f"{dense.macs / cost.macs:.2f}x",
+            )
+            cells += [f"~{number}" if row.approximate else number for number in numbers]
         table.add_row(*cells)
     return table

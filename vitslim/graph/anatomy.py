@@ -15,9 +15,8 @@ from torch.fx import Node
 
 from vitslim.graph.attention import Attention, find_attentions, parameter_of
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
-from vitslim.graph.shapes import tensor_shapes
 
 aten = torch.ops.aten
 
@@ -76,7 +75,7 @@ class Anatomy:
 
 def find_anatomy(graph: ModelGraph) -> Anatomy:
     """The parts of a graph. Never fails: what a model does not have is absent."""
-    shapes = tensor_shapes(graph.module, graph.source.image)
+    shapes = graph.axes.shapes
     attentions = find_attentions(graph.module.graph, shapes)
     layers = [n for n in graph.module.graph.nodes if is_op(n, *LAYER_OPS) and parameter_of(argument(n, 1))]
     roles = _roles(layers, attentions)
@@ -129,10 +128,18 @@ def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:
 
 
 def _block_names(layers: list[Node], roles: dict[Node, str], attentions: list[Attention]) -> tuple[str, ...]:
-    """Names of blocks in graph order: what holds an attention, or without attention whatever holds linears."""
+    """Names of blocks in graph order: what holds an attention and its siblings, or without attention what holds layers.
+
+    A sibling is a module of another number in the same list: a block that has lost its attention is still one.
+    """
     holders = [n for n in layers if roles.get(n) in {"qkv", "proj"}] if attentions else layers
-    matches = (BLOCK_NAME.match(parameter_of(argument(n, 1))) for n in holders)
-    return tuple(dict.fromkeys(match.group(1) for match in matches if match))
+    lists = {name.rpartition(".")[0] for n in holders if (name := _numbered(n))}
+    return tuple(dict.fromkeys(name for n in layers if (name := _numbered(n)) and name.rpartition(".")[0] in lists))
+
+
+def _numbered(layer: Node) -> str:
+    match = BLOCK_NAME.match(parameter_of(argument(layer, 1)))
+    return match.group(1) if match else ""
 
 
 def _block_of(parameter: str, names: tuple[str, ...]) -> str:
@@ -141,7 +148,7 @@ def _block_of(parameter: str, names: tuple[str, ...]) -> str:
 
 def _linear(node: Node, role: str, names: tuple[str, ...], graph: ModelGraph) -> Linear:
     weight = parameter_of(argument(node, 1))
-    shape = graph.module.get_parameter(weight).shape
+    shape = tensor_of(graph.module, weight).shape
     block = _block_of(weight, names)
     if not role and not block and not any(is_op(n, *LAYER_OPS) for n in descendants(node)):
         role = "head"

@@ -21,6 +21,7 @@ from vitslim.graph.axes.table import IN_NO_PARAMETER
 from vitslim.graph.axes.terms import Term, prims, size
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 
 
 def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
@@ -32,15 +33,15 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
     """
     table = graph.axes
     indices = {table.prim(name): _checked(table, name, kept[name]) for name in kept}
-    module = copy.deepcopy(graph.module)
-    slice_tensors(module, table, indices)
-    twins = dict(zip(graph.module.graph.nodes, module.graph.nodes, strict=True))
+    nodes = copy.deepcopy(graph.module.graph)
+    twins = dict(zip(graph.module.graph.nodes, nodes.nodes, strict=True))
     for pin in table.pins:
         twins[pin.node].update_kwarg(pin.keyword, pin.value)
     lengths = {prim: len(found) for prim, found in indices.items()}
     for argument in table.size_arguments:
         _resize(twins[argument.node], argument, table.find(argument.term), lengths)
-    module.recompile()
+    module = GraphModule(_tensors(graph.module, table, indices), nodes)
+    module.train(graph.module.training)
     masks = {
         name: _sliced(mask, [kept_positions(t, indices) for t in table.parameter_terms(name)])
         for name, mask in graph.masks.items()
@@ -49,19 +50,40 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
     return replace(graph, module=module, masks=masks, edits=(*graph.edits, edit))
 
 
+def _tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
+    """Copies of all parameters and buffers of a module, cut where they have to be; one under two names stays one."""
+    cut = _cut_tensors(module, table, kept)
+    done: dict[int, torch.Tensor] = {}
+    found = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, old in found:
+        if id(old) not in done:
+            done[id(old)] = cut[name] if name in cut else _like(old, old.detach().clone())
+    return {name: done[id(old)] for name, old in found}
+
+
 def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> None:
     """In place: cut every parameter and buffer of a module along the axes of a table, by the indices that stay."""
+    for name, new in _cut_tensors(module, table, kept).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, new)
+
+
+def _cut_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that lose or move indices, by name."""
     done: dict[int, torch.Tensor] = {}
+    found = {}
     for name, dims in table.attributes.items():
         if not any(prim in kept for term in dims for prim in prims(term)):
             continue
-        owner_name, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(owner_name)
-        old = getattr(owner, leaf)
+        old = tensor_of(module, name)
         if id(old) not in done:
-            new = _sliced(old.detach(), [kept_positions(term, kept) for term in dims])
-            done[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        setattr(owner, leaf, done[id(old)])
+            done[id(old)] = _like(old, _sliced(old.detach(), [kept_positions(term, kept) for term in dims]))
+        found[name] = done[id(old)]
+    return found
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:

@@ -25,11 +25,19 @@ class InsertSqueeze:
 
 
 @dataclass(frozen=True)
+class RemoveBlock:
+    """Remove whole blocks, or single residual branches; what stays keeps its name."""
+
+    names: tuple[str, ...]
+    """Blocks (`blocks.3`) or branches (`blocks.3.attn`)."""
+
+
+@dataclass(frozen=True)
 class Mask:
     """A fixed sparsity mask on these weights; the mask itself travels with the weights."""
 
     pattern: str
-    """`2:4`."""
+    """`2:4` or `unstructured:0.5`."""
     parameters: tuple[str, ...]
 
 
@@ -50,4 +58,4 @@ class InsertFakeQuant:
     sites: tuple[FakeQuantSite, ...]
 
 
-Edit = Slice | InsertSqueeze | Mask | InsertFakeQuant
+Edit = Slice | InsertSqueeze | RemoveBlock | Mask | InsertFakeQuant

@@ -13,7 +13,7 @@ from vitslim.graph.anatomy import LAYER_OPS
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import is_op
+from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import integer_range
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
@@ -80,7 +80,7 @@ def insert_fake_quant(
 
 def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:
     """Add the two scales of a site as parameters."""
-    weight = module.get_parameter(site.weight)
+    weight = tensor_of(module, site.weight)
     holder = nn.Module()
     shapes: dict[str, tuple[int, ...]] = {
         input_scale_name(site.weight): (),

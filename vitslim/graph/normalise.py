@@ -6,6 +6,7 @@ Each rewrite leaves the outputs equal bit for bit. What they are for:
   one Split in place of dozens of Slice and Squeeze nodes;
 - the scale of attention becomes explicit, so that it stays when heads get thinner;
 - a buffer or constant has one use: one table shared by all blocks would tie the axes of all blocks together;
+- what works in place gives a result of its own, and parts of equal size become parts of named sizes;
 - what does nothing (dropout in evaluation, full slices, asserts, contiguous) goes.
 """
 
@@ -41,7 +42,9 @@ def normalise(exported: GraphModule) -> GraphModule:
     _plain_signature(graph)
     _inline_autocast(exported)
     _drop_asserts(graph)
+    _out_of_place(graph)
     _drop_no_ops(graph)
+    _named_sizes(graph)
     _views_to_reshapes(graph)
     _split_fused(graph)
     _explicit_scale(graph)
@@ -97,6 +100,38 @@ def _drop_asserts(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def _out_of_place(graph: Graph) -> None:
+    """`relu_` and the like become `relu` where nobody looks at the tensor that they overwrite afterwards."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.name.endswith("_"):
+            continue
+        packet = getattr(aten, target._schema.name.removeprefix("aten::")[:-1], None)
+        functional = getattr(packet, target._overloadname, None)
+        if functional is not None and _last_seen(node.args[0], order) <= order[node]:
+            node.target = functional
+
+
+def _last_seen(node: Any, order: dict[Node, int]) -> int:
+    """Place of the last node that reads a tensor, or another view of the same memory."""
+    place = max(order[user] for user in node.users)
+    schema = getattr(node.target, "_schema", None)
+    is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    return max(place, _last_seen(node.args[0], order)) if is_view or node.target is operator.getitem else place
+
+
+def _named_sizes(graph: Graph) -> None:
+    """`chunk` and `split` by one size tie the lengths of their parts together; sizes of their own do not."""
+    for node in graph.nodes:
+        if not is_op(node, aten.chunk.default, aten.split.Tensor):
+            continue
+        dim = argument(node, 2, "dim", 0)
+        sizes = [part.shape[dim] for part in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            node.target, node.args, node.kwargs = aten.split_with_sizes.default, (node.args[0], sizes, dim), {}
+
+
 def _drop_no_ops(graph: Graph) -> None:
     for node in list(graph.nodes):
         if _is_no_op(node):
@@ -129,7 +164,7 @@ def _views_to_reshapes(graph: Graph) -> None:
 
 
 def _split_fused(graph: Graph) -> None:
-    """`reshape(x, (B, N, 3, H, D))`, permuted, opened along the 3: becomes a split of x's last dimension."""
+    """`reshape(x, (..., 3, H, D))`, permuted, opened along the 3: becomes a split of x's last dimension."""
     for reshape in list(graph.nodes):
         if not is_op(reshape, aten.reshape.default) or len(reshape.users) != 1:
             continue
@@ -144,18 +179,16 @@ def _split_fused(graph: Graph) -> None:
         if parts is None or not isinstance(source, Node):
             continue
         opened_dim, users = parts
-        lead = len(shape_of(source)) - 1
-        if order[opened_dim] == lead and _opens_last_dimension(source, reshape):
+        lead = order[opened_dim]
+        if _opens_last_dimension(source, reshape, lead):
             order.pop(opened_dim)
-            _emit_split(graph, source, reshape, [d if d < lead else d - 1 for d in order], users)
+            _emit_split(graph, reshape, lead, [d if d < lead else d - 1 for d in order], users)
 
 
-def _opens_last_dimension(source: Node, reshape: Node) -> bool:
-    """Whether the reshape only opens the last dimension of its input into factors of fixed size."""
-    old, new = shape_of(source), shape_of(reshape)
-    tail = new[len(old) - 1 :]
-    same_lead = all(str(a) == str(b) for a, b in zip(old[:-1], new, strict=False))
-    return same_lead and len(tail) >= 2 and all(isinstance(s, int) for s in tail) and prod(tail) == old[-1]
+def _opens_last_dimension(source: Node, reshape: Node, lead: int) -> bool:
+    """Whether dimensions `lead` and after it are factors of fixed size of the last dimension of the input."""
+    tail = shape_of(reshape)[lead:]
+    return len(tail) >= 2 and all(isinstance(s, int) for s in tail) and prod(tail) == shape_of(source)[-1]
 
 
 def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
@@ -179,10 +212,10 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
     return dims.pop(), [(index, part) for _, index, part in found]
 
 
-def _emit_split(graph: Graph, source: Node, reshape: Node, order: list[int], users: list[tuple[int, Node]]) -> None:
-    lead = len(shape_of(source)) - 1
+def _emit_split(graph: Graph, reshape: Node, lead: int, order: list[int], users: list[tuple[int, Node]]) -> None:
     count, *rest = shape_of(reshape)[lead:]
     sizes = [*argument(reshape, 1)[:lead], *rest]
+    source = reshape.args[0]
     with graph.inserting_before(reshape):
         split = graph.call_function(aten.split_with_sizes.default, (source, [prod(rest)] * count, -1))
         for index, old in users:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
 from vitslim.graph.edit import slice_axes
-from vitslim.graph.edits import Edit, FakeQuantSite, InsertFakeQuant, InsertSqueeze, Mask, Slice
+from vitslim.graph.edits import Edit, FakeQuantSite, InsertFakeQuant, InsertSqueeze, Mask, RemoveBlock, Slice
 from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.remove_block import remove_blocks
 from vitslim.graph.trace import trace_timm
 
 SCHEMA_VERSION = 1
@@ -95,6 +96,8 @@ def _edit(fields: dict[str, Any]) -> Edit:
             return Slice({axis: tuple(indices) for axis, indices in values["kept"].items()})
         case "InsertSqueeze":
             return InsertSqueeze(**values)
+        case "RemoveBlock":
+            return RemoveBlock(tuple(values["names"]))
         case "Mask":
             return Mask(values["pattern"], tuple(values["parameters"]))
         case "InsertFakeQuant":
@@ -109,6 +112,8 @@ def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
             return slice_axes(graph, edit.kept)
         case InsertSqueeze():
             return insert_squeeze(graph, edit.keep)
+        case RemoveBlock():
+            return remove_blocks(graph, edit.names)
         case InsertFakeQuant():
             return insert_fake_quant(graph, edit.sites)
         case Mask():

@@ -2,35 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from vitslim.graph.nodes import tensor_of
 
 BATCH = 10007
 """Stands for the batch: a large prime, so that no other size and no product of other sizes equals it."""
 
+META = torch.device("meta")
+"""Tensors there have a shape and no values; much faster than fake tensors, which also track devices."""
+
 
 def tensor_shapes(module: GraphModule, image: tuple[int, int, int]) -> dict[Node, Any]:
     """Node to shape, or to a list of shapes for a node that gives several tensors; the batch appears as `BATCH`."""
-    recorder = _Recorder(module)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        recorder.run(torch.empty(BATCH, *image))
-    return recorder.shapes
+    shapes: dict[Node, Any] = {}
+    values: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            values[node] = value = _value(node, module, image, values)
+            if isinstance(value, torch.Tensor):
+                shapes[node] = tuple(value.shape)
+            elif isinstance(value, (tuple, list)) and node.op == "call_function":
+                shapes[node] = [tuple(part.shape) if isinstance(part, torch.Tensor) else () for part in value]
+    return shapes
 
 
-class _Recorder(Interpreter):
-    """Runs a graph and notes the shape of every result."""
+def _value(node: Node, module: GraphModule, image: tuple[int, int, int], values: Mapping[Node, Any]) -> Any:
+    """The result of a node on the meta device; None for the output."""
+    match node.op:
+        case "placeholder":
+            return torch.empty(BATCH, *image, device=META)
+        case "get_attr":
+            found = tensor_of(module, str(node.target))
+            return found.to(META) if isinstance(found, torch.Tensor) else found
+        case "call_function":
+            args, kwargs = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
+            return _called(node.target, args, kwargs)
 
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[Node, Any] = {}
 
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.shapes[n] = tuple(result.shape)
-        elif isinstance(result, (tuple, list)) and n.op == "call_function":
-            self.shapes[n] = [tuple(r.shape) if isinstance(r, torch.Tensor) else () for r in result]
-        return result
+def _called(target: Any, args: Any, kwargs: Any) -> Any:
+    if target in SHORT and (found := SHORT[target](*args)) is not None:
+        return found
+    placed = {name: META if isinstance(value, torch.device) else value for name, value in kwargs.items()}
+    if "device" in placed or _makes_a_tensor(target):
+        placed["device"] = META
+    return target(*(META if isinstance(value, torch.device) else value for value in args), **placed)
+
+
+def _as_first(x: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    same = all(o.shape == x.shape and o.dtype == x.dtype for o in others if isinstance(o, torch.Tensor))
+    return x if same and x.is_floating_point() else None
+
+
+def _normed(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> torch.Tensor | None:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])) if q.shape[:-2] == k.shape[:-2] == v.shape[:-2] else None
+
+
+def _lstm(x: torch.Tensor, hx: Any, params: Any, _biases: bool, *rest: Any) -> tuple[torch.Tensor, ...]:
+    directions = 2 if rest[3] else 1
+    return x.new_empty((*x.shape[:2], directions * params[1].shape[1])), *hx
+
+
+def _resized(x: torch.Tensor, size: Any, _corners: bool, factors: Any = None) -> torch.Tensor:
+    places = size or [int(length * factor) for length, factor in zip(x.shape[2:], factors, strict=True)]
+    return x.new_empty((*x.shape[:2], *places))
+
+
+aten = torch.ops.aten
+
+ELEMENTWISE = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.softmax.int, aten.gelu.default,
+    aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default, aten.hardsigmoid.default,
+    aten.hardtanh.default,
+)  # fmt: skip
+
+SHORT: dict[Any, Any] = {
+    aten.linear.default: _linear,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.lstm.input: _lstm,
+    aten.upsample_bilinear2d.vec: _resized,
+    **dict.fromkeys(ELEMENTWISE, _as_first),
+    **dict.fromkeys((aten.layer_norm.default, aten.rms_norm.default, aten.batch_norm.default), _normed),
+}
+"""Shapes of operators for which torch takes a millisecond each, an LSTM seconds; None where it must be asked."""
+
+
+@cache
+def _makes_a_tensor(target: Any) -> bool:
+    """Whether an operator makes a tensor from numbers, on the processor unless it is told otherwise."""
+    arguments = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
+    takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
+    return not takes_tensors and any(argument.name == "device" for argument in arguments)

@@ -33,6 +33,10 @@ class Size:
         """The same size over another axis."""
         return Size(tuple((factor, tuple(new if n == old else n for n in names)) for factor, names in self.terms))
 
+    def axes(self) -> frozenset[str]:
+        """Names of the axes in it."""
+        return frozenset(name for _, names in self.terms for name in names)
+
     def value(self, sizes: Mapping[str, int]) -> int:
         """The number for given axis lengths."""
         return sum(factor * prod(sizes[name] for name in names) for factor, names in self.terms)

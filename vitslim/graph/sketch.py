@@ -6,15 +6,16 @@ exists and the estimate of one that does not come from one formula (specs, secti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vitslim.graph.size import ONE, Size
+from vitslim.graph.sparse import device_bytes, skips_products
 from vitslim.results import Cost
 from vitslim.units import FLOAT_BITS
 
-SPARSE_BITS = {("2:4", 8): 5.0, ("2:4", 16): 9.0, ("2:4", 32): 17.0}
-"""Bits an original weight takes on a device that stores 2:4 weights with 2-bit indices (specs, section 3.2)."""
+USED_ELSEWHERE = "what it computes is used elsewhere"
+"""Obstacle of a residual branch."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,25 @@ class Product:
     block: str = ""
     role: str = "other"
     """qkv, proj, fc1, fc2, head, patch_embed, attention, squeeze or other."""
+    branches: frozenset[str] = frozenset()
+    """Names of the residual branches around it."""
 
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
         return (self.count * self.rows * self.reduce * self.columns).value(sizes)
+
+
+@dataclass(frozen=True)
+class SketchBranch:
+    """One residual branch, in names."""
+
+    name: str
+    """`blocks.3.attn`."""
+    block: str
+    parameters: tuple[str, ...]
+    """Names of the parameters that go with it."""
+    obstacle: str = ""
+    """Why it cannot go, as the end of a sentence; empty when it can."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,17 @@ class ModelSketch:
     """Weight name to (weight bits, input bits)."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
     """Weight name to pattern."""
+    data_dependent: bool = False
+    """Whether lengths are a guess, because weights and data will decide about them."""
+    factors: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Axis name to the axes that multiply with it in a dimension of some parameter: cutting both would compound."""
+    branches: tuple[SketchBranch, ...] = ()
+    """Residual branches in graph order."""
 
     @property
     def tokens(self) -> int:
         """Tokens after the last block's attention, prefix tokens included."""
-        return self.axes[self.token_axes[self.blocks[-1]]] if self.token_axes else 0
+        return self.axes[list(self.token_axes.values())[-1]] if self.token_axes else 0
 
     @property
     def linears(self) -> tuple[SketchLinear, ...]:
@@ -102,6 +124,10 @@ class ModelSketch:
         """Some axes have other lengths."""
         return replace(self, axes={**self.axes, **sizes})
 
+    def as_guess(self) -> ModelSketch:
+        """The same sketch, of which data will have the last word."""
+        return replace(self, data_dependent=True)
+
     def with_squeeze(self, keep: Mapping[str, int]) -> ModelSketch:
         """Tokens are squeezed after the attention of some blocks, `keep` patch tokens staying in each."""
         sketch = self
@@ -120,18 +146,47 @@ class ModelSketch:
         extra = self._squeeze_products(block, old, gone, keep)
         token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
         return replace(self, axes=axes, products=self.products[:here] + extra + later, token_axes=token_axes,
-                       squeezed=(*self.squeezed, block))  # fmt: skip
+                       squeezed=(*self.squeezed, block), branches=self._tied(block))  # fmt: skip
+
+    def _tied(self, block: str) -> tuple[SketchBranch, ...]:
+        """The branches once a block is squeezed: its attention also scores the tokens, so it has to stay."""
+        scoring = {name for p in self.products if p.block == block and p.role == "attention" for name in p.branches}
+        return tuple(
+            replace(b, obstacle=b.obstacle or USED_ELSEWHERE) if b.name in scoring else b for b in self.branches
+        )
 
     def _squeeze_products(self, block: str, old: str, gone: str, keep: int) -> tuple[Product, ...]:
         """Class attention, similarity of squeezed to kept tokens, and the fusion that adds them (TPS, section 2.4)."""
         scores = next(p for p in self.products if p.block == block and p.role == "attention")
         width = next(p.columns for p in self.products if p.block == block and p.role == "proj")
         kept = Size.of(keep)
-        make = {"block": block, "role": "squeeze"}
+        where = ("", block, "squeeze")
         return (
-            Product(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), **make),
-            Product(f"{block}.similarity", ONE, Size.axis(gone), width, kept, **make),
-            Product(f"{block}.fusion", ONE, kept, Size.axis(gone), width, **make),
+            Product(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), *where),
+            Product(f"{block}.similarity", ONE, Size.axis(gone), width, kept, *where),
+            Product(f"{block}.fusion", ONE, kept, Size.axis(gone), width, *where),
+        )
+
+    def with_removed(self, names: Collection[str]) -> ModelSketch:
+        """Some residual branches are gone: their products, their parameters, and the axes that only these have."""
+        gone = [branch for branch in self.branches if branch.name in names]
+        stay = tuple(branch for branch in self.branches if branch.name not in names)
+        dead = {name for branch in gone for name in branch.parameters}
+        parameters = {name: size for name, size in self.parameters.items() if name not in dead}
+        lost = {axis for name in dead & self.parameters.keys() for axis in self.parameters[name].axes()}
+        lost -= {axis for size in parameters.values() for axis in size.axes()}
+        products = tuple(p for p in self.products if not p.branches.intersection(names))
+        empty = {branch.block for branch in gone} - {branch.block for branch in stay}
+        attended = {product.block for product in products if product.role == "attention"}
+        return replace(
+            self,
+            axes={name: size for name, size in self.axes.items() if name not in lost},
+            factors={name: others - lost for name, others in self.factors.items() if name not in lost},
+            products=products,
+            parameters=parameters,
+            blocks=tuple(name for name in self.blocks if name not in empty),
+            token_axes={name: axis for name, axis in self.token_axes.items() if name in attended},
+            branches=stay,
         )
 
     def with_bits(self, weights: Iterable[str], weight_bits: int, input_bits: int) -> ModelSketch:
@@ -139,7 +194,7 @@ class ModelSketch:
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, (weight_bits, input_bits))})
 
     def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
-        """Some layers have semi-structured sparse weights."""
+        """Some layers have sparse weights."""
         return replace(self, sparsity={**self.sparsity, **dict.fromkeys(weights, pattern)})
 
     def cost(self) -> Cost:
@@ -155,18 +210,23 @@ class ModelSketch:
     def _bops(self, product: Product) -> int:
         weight_bits, input_bits = self.bits.get(product.weight, (FLOAT_BITS, FLOAT_BITS))
         bops = product.macs(self.axes) * weight_bits * input_bits
-        return bops // 2 if product.weight in self.sparsity else bops
+        return bops // 2 if skips_products(self.sparsity.get(product.weight, "")) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)
         bits, _ = self.bits.get(name, (FLOAT_BITS, FLOAT_BITS))
         pattern = self.sparsity.get(name)
-        per_weight = float(bits) if dense or pattern is None else SPARSE_BITS[pattern, bits]
-        return count * per_weight / 8 + self._scale_bytes(name)
+        if dense or pattern is None:
+            return count * bits / 8 + self._scale_bytes(name)
+        rows = self._rows(name)
+        return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
         """One float scale an output channel and one for the input of a quantised layer."""
         if name not in self.bits:
             return 0
-        columns = next(p.columns.value(self.axes) for p in self.products if p.weight == name)
-        return 4 * (columns + 1)
+        return 4 * (self._rows(name) + 1)
+
+    def _rows(self, name: str) -> int:
+        """Output channels of a layer: the rows of its weight."""
+        return next(p.columns.value(self.axes) for p in self.products if p.weight == name)

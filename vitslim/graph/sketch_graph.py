@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 
 import torch
 from torch.fx import Node
@@ -10,13 +12,14 @@ from torch.fx import Node
 from vitslim.graph.anatomy import Anatomy, Block, find_anatomy
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
+from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.edits import InsertFakeQuant, Mask
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.size import ONE, Size
-from vitslim.graph.sketch import ModelSketch, Product
+from vitslim.graph.sketch import ModelSketch, Product, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle
 
 aten = torch.ops.aten
@@ -26,13 +29,15 @@ def sketch(graph: ModelGraph) -> ModelSketch:
     """Axis sizes, products, bits and sparsity of a graph. Costs computed from it are those of the graph."""
     anatomy = find_anatomy(graph)
     sizes = _Sizes(graph.axes, anatomy)
+    branches = find_branches(graph.module, anatomy.shapes)
     quantised = [site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites]
     masked = [(name, edit.pattern) for edit in graph.edits if isinstance(edit, Mask) for name in edit.parameters]
     return ModelSketch(
         axes=sizes.lengths,
         kinds={axis.name: axis.kind for axis in graph.axes.axes},
         frozen={axis.name: axis.frozen for axis in graph.axes.axes if axis.frozen},
-        products=tuple(_products(graph, anatomy, sizes)),
+        factors=_factors(graph.axes),
+        products=tuple(_products(graph, anatomy, sizes, branches)),
         parameters={
             name: sizes.product(graph.axes.parameter_terms(name))
             for name, _ in graph.module.named_parameters()
@@ -45,7 +50,32 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         bits={site.weight: (site.weight_bits, site.input_bits) for site in quantised},
         sparsity=dict(masked),
+        branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )
+
+
+def _factors(table: AxisTable) -> dict[str, frozenset[str]]:
+    """For each axis those that multiply with it in a dimension of a parameter or buffer."""
+    found: dict[str, set[str]] = {axis.name: set() for axis in table.axes}
+    for term in {term for dims in table.attributes.values() for term in dims}:
+        for group in _multiplied(term):
+            names = {table.name_of(prim) for prim in group}
+            for name in names:
+                found[name] |= names - {name}
+    return {name: frozenset(names) for name, names in found.items()}
+
+
+def _multiplied(term: Term) -> Iterator[set[Prim]]:
+    """Sets of axes of which each multiplies with every other. `term` in normal form."""
+    match term:
+        case Prim():
+            yield {term}
+        case Sum(parts):
+            for part in parts:
+                yield from _multiplied(part)
+        case Prod(factors):
+            for combination in product(*(list(_multiplied(factor)) for factor in factors)):
+                yield set().union(*combination)
 
 
 class _Sizes:
@@ -69,9 +99,12 @@ class _Sizes:
         self.token_axes[block.name] = self._token_name(self.table.terms(stream)[1], name)
 
     def _token_name(self, term: Term, name: str) -> str:
-        name = self._token_names.setdefault(self.table.key(term), name)
-        self.lengths[name] = self.table.size(term)
-        return name
+        key = self.table.key(term)
+        if key not in self._token_names:
+            while name in self.lengths:
+                name = f"{name}.all"  # an axis that counts other tokens has the name already
+            self._token_names[key], self.lengths[name] = name, self.table.size(term)
+        return self._token_names[key]
 
     def of(self, term: Term) -> Size:
         """The size of one dimension; the batch counts one."""
@@ -98,7 +131,7 @@ class _Sizes:
         return total
 
 
-def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes) -> Iterator[Product]:
+def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Product]:
     layers = {layer.node: layer for layer in anatomy.linears}
     attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
     readers: dict[object, Callable[[Node, _Sizes, str], tuple[Product, ...]]] = {
@@ -112,10 +145,14 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes) -> Iterator[Pr
         if node in layers:
             layer = layers[node]
             block = layer.block
-            yield _layer(node, sizes, layer.block, layer.role)
+            found: tuple[Product, ...] = (_layer(node, sizes, layer.block, layer.role),)
         elif node.target in readers:
             block = attention_blocks.get(node, block)
-            yield from readers[node.target](node, sizes, block)
+            found = readers[node.target](node, sizes, block)
+        else:
+            continue
+        around = frozenset(branch.name for branch in branches if node in branch.nodes)
+        yield from (replace(product, branches=around) for product in found)
 
 
 def _layer(node: Node, sizes: _Sizes, block: str, role: str) -> Product:

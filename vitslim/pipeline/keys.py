@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vitslim
+from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import AnyStage
 
@@ -47,15 +48,17 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
 
 
 def stage_key(previous: str, config: AnyStage) -> str:
-    """Key of a stage: the key before it, its kind and its config with the digest of a teacher's checkpoint."""
+    """Key of a stage: the key before it, its kind, its config, and digests of the files that the config names."""
     teacher = getattr(config, "teacher", None)
     checkpoint = getattr(teacher, "checkpoint", None)
+    table = table_path(config)
     return _key(
         {
             "previous": previous,
             "kind": kind_of(config),
             "config": config.model_dump(mode="json"),
             "teacher": file_digest(Path(checkpoint)) if checkpoint and Path(checkpoint).is_file() else None,
+            "table": file_digest(table) if table and table.is_file() else None,
         }
     )
 

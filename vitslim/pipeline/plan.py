@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
+from vitslim.pipeline.table_file import stage_table, table_problems
 from vitslim.recipe import check_order
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.results import Plan, PlanRow
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
 
-    Tracing builds the timm model with random weights; nothing is read from or written to disk.
-    Raises RecipeError with every problem found.
+    Tracing builds the timm model with random weights; nothing but latency tables is read from disk, nothing written.
+    Raises RecipeError with every problem found, InputError for a latency table that cannot be read.
     """
     errors, warnings = check_order(recipe)
     if errors:
@@ -44,19 +45,23 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
 def estimate_stages(recipe: Recipe, dense: ModelSketch) -> list[PlanRow]:
     """Ask every stage whether the model before it has what it needs, and what it will make of it.
 
-    Raises RecipeError with the problems of all stages.
+    Raises RecipeError with the problems of all stages, InputError for a latency table that cannot be read.
     """
     from vitslim.stages.registry import make_stage
 
     sketch, rows = dense, [PlanRow(kind="dense", method="", cost=dense.cost())]
     problems: list[Problem] = []
     for position, config in enumerate(recipe.stages):
-        stage = make_stage(config)
-        found = stage.requires(sketch)
-        problems += [_in_recipe(problem, position, kind_of(config)) for problem in found]
+        table = stage_table(config, position)
+        stage = make_stage(config, table)
+        found = table_problems(table, recipe.model, config, position)
+        if not found:
+            found = [_in_recipe(problem, position, kind_of(config)) for problem in stage.requires(sketch)]
+        problems += found
         if not found:
             sketch = stage.estimate(sketch)
-        rows.append(PlanRow(kind=kind_of(config), method=config.method, cost=sketch.cost()))
+        row = PlanRow(kind=kind_of(config), method=config.method, cost=sketch.cost(), approximate=sketch.data_dependent)
+        rows.append(row)
     if problems:
         raise RecipeError(problems, recipe.name)
     return rows

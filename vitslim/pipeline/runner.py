@@ -19,6 +19,7 @@ from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
 from vitslim.pipeline.stage_run import StageRunner
 from vitslim.pipeline.store import StageStore
+from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress, Silent
 from vitslim.recipe import assumptions, check_order, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
@@ -58,6 +59,7 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
     records = _measured(runner, recipe, progress)
     report = _report(recipe, records, here, tuple(w.message for w in warnings))
     digests = {"data": data.digest} | ({"checkpoint": file_digest(checkpoint)} if checkpoint else {})
+    digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
     lock = lock_text(recipe, versions=here.versions, digests=digests)
     return write_artifact(out, runner.finished[-1].folder, lock, report)
 

@@ -15,6 +15,7 @@ from vitslim.graph.cost import cost
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
+from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import AnyStage
@@ -59,7 +60,8 @@ class StageRunner:
         self.finished.append(stored)
 
     def _apply(self, config: AnyStage, name: str, scratch: Path) -> StageResult:
-        stage, before = make_stage(config), self.finished[-1].graph
+        table = stage_table(config, len(self.finished) - 1)
+        stage, before = make_stage(config, table), self.finished[-1].graph
         context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch)
         torch.manual_seed(self.recipe.seed)
         try:

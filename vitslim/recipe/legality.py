@@ -11,13 +11,34 @@ from itertools import chain
 from vitslim.errors import Problem, closest
 from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import KINDS, AnyStage, DepGraph, Distill, Etps, Export, Ptq, TwoFour
+from vitslim.recipe.stages import (
+    KINDS,
+    AnyStage,
+    Budget,
+    DepGraph,
+    Distill,
+    Etps,
+    Export,
+    Layers,
+    Ptq,
+    TwoFour,
+    Unstructured,
+)
 
 BACKENDS = ("onnxruntime:cpu", "sim:systolic")
 """Backends that a recipe can name; `sim:FILE.yaml` is the systolic array with the settings of a file."""
 
 TEACHERS = ("none", "previous", "dense")
 """Teachers that are no stage of the recipe."""
+
+UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalization")}
+"""Importance to the keys of depgraph that it does not look at."""
+
+STRUCTURAL = (DepGraph, Layers)
+"""Stages after which there are fewer weights."""
+
+MASKS = (TwoFour, Unstructured)
+"""Stages that choose weights which stay zero from then on."""
 
 VALIDATION_SET = "val"
 
@@ -41,6 +62,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _names(recipe.stages),
         _teachers(recipe.stages),
         _losses(recipe.stages),
+        _prunings(recipe.stages),
         _files(recipe),
         _backends(recipe),
     )
@@ -65,26 +87,35 @@ def _export(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
 
 
 def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
-    """O1, O2 and O3: prune structure, then 2:4, then train, then quantise."""
+    """O1, O2 and O3: prune structure, then mask weights, then train, then quantise."""
     for position, config in enumerate(stages):
         before, where = stages[:position], _where(position, config)
-        masked, quantized = (any(isinstance(c, kind) for c in before) for kind in (TwoFour, Ptq))
-        if isinstance(config, DepGraph) and quantized:
-            yield Problem(where, "structural pruning after quantize (rule O1): scales and ranges would no longer fit",
+        masked = next((c.method for c in before if isinstance(c, MASKS)), "")
+        quantized = any(isinstance(c, Ptq) for c in before)
+        if isinstance(config, STRUCTURAL) and quantized:
+            yield Problem(where, f"{_words(config)} after quantize (rule O1): scales and ranges would no longer fit",
                           "move it before quantize")  # fmt: skip
-        elif isinstance(config, DepGraph) and masked:
-            yield Problem(where, "structural pruning after two-four (rule O1): it would break the groups of four",
-                          "move it before two-four")  # fmt: skip
-        if isinstance(config, TwoFour) and masked:
-            yield Problem(where, "a second two-four stage (rule O2): the mask is chosen once", "leave one of them")
-        if isinstance(config, TwoFour) and quantized:
-            yield Problem(where, "two-four after quantize (rule O3): quantisation must see the sparse weights",
-                          "move it before quantize")  # fmt: skip
+        elif isinstance(config, STRUCTURAL) and masked:
+            harm = "it would break the groups of four" if masked == "two-four" else "the sparsity would no longer hold"
+            yield Problem(where, f"{_words(config)} after {masked} (rule O1): {harm}", f"move it before {masked}")
+        if isinstance(config, MASKS) and masked:
+            message = f"a second mask, {config.method} after {masked} (rule O2): the mask is chosen once"
+            yield Problem(where, message, "leave one of them")
+        if isinstance(config, MASKS) and quantized:
+            message = f"{config.method} after quantize (rule O3): quantisation must see the sparse weights"
+            yield Problem(where, message, "move it before quantize")
         if isinstance(config, Distill) and quantized:
             yield Problem(where, "distill after quantize (rule O3): it trains in floating point, away from the scales "
                           "that calibration fixed", "move it before quantize")  # fmt: skip
         if isinstance(config, Ptq) and quantized:
             yield Problem(where, "a second quantize stage: the weights are integers already", "leave one of them")
+        if isinstance(config, Etps) and any(isinstance(c, Layers) and c.unit == "branch" for c in before):
+            yield Problem(where, "token-squeeze after layers with `unit: branch`: a block may have lost the attention "
+                          "that chooses tokens", "squeeze tokens first, or remove whole blocks")  # fmt: skip
+
+
+def _words(config: AnyStage) -> str:
+    return "removing layers" if isinstance(config, Layers) else "structural pruning"
 
 
 def _squeezed_twice(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
@@ -150,6 +181,37 @@ def _losses(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
             yield Problem(_where(position, config, "loss"), message, "`hard` needs no teacher, `soft` needs one")
 
 
+def _prunings(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    for position, config in enumerate(stages):
+        if isinstance(config, DepGraph):
+            yield from _contradictions(config, position)
+            if config.budget is not None:
+                yield from _budget(config.budget, _where(position, config, "budget"))
+
+
+def _contradictions(config: DepGraph, position: int) -> Iterator[Problem]:
+    """Keys of which one makes the other meaningless."""
+    if config.mode == "bottleneck" and config.ratios.embedding is not None:
+        message = "mode 'bottleneck' leaves the embedding as it is"
+        yield Problem(_where(position, config, "ratios.embedding"), message, "leave it out, or use mode 'uniform'")
+    for key in UNUSED_KEYS.get(config.importance, ()):
+        if getattr(config, key) != "mean":
+            message = f"importance '{config.importance}' has no use for {key}"
+            yield Problem(_where(position, config, key), message, "leave it out")
+
+
+def _budget(budget: Budget, where: str) -> Iterator[Problem]:
+    given = [key for key in ("macs", "params", "latency") if getattr(budget, key) is not None]
+    if len(given) != 1:
+        message = f"got {' and '.join(given) or 'none of them'}, expected exactly one of macs, params and latency"
+        yield Problem(where, message, f"leave one: {given[0]}" if given else "for example {macs: 0.7}")
+    if budget.latency is not None and budget.table is None:
+        message = "a latency budget needs a latency table"
+        yield Problem(f"{where}.table", message, "`vitslim bench --table FILE` writes one")
+    if budget.table is not None and budget.latency is None:
+        yield Problem(f"{where}.table", "a latency table without a latency budget", "add latency, or leave it out")
+
+
 def _files(recipe: Recipe) -> Iterator[Problem]:
     data, checkpoint = recipe.data, recipe.model.checkpoint or ""
     for key in recipe.model.kwargs:
@@ -193,6 +255,10 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
             where = _where(position, config)
             message = f"{where}: token-squeeze after quantize (rule O6): ranges were calibrated on tokens that now go"
             yield Problem(where, message, "token-squeeze before quantize usually loses less accuracy")
+        if isinstance(config, Unstructured):
+            where = _where(position, config)
+            message = f"{where}: unstructured zeros make nothing faster: dense kernels multiply by them all the same"
+            yield Problem(where, message, "the stage reports the size in CSR; depgraph and layers save time")
     if recipe.model.checkpoint is None:
         message = "model.checkpoint is not set: the model starts from random weights"
         yield Problem("model.checkpoint", message, "--set model.checkpoint=FILE")

@@ -103,7 +103,8 @@ def _rebase(document: dict[str, Any], folder: Path) -> None:
     for entry in stages if isinstance(stages, list) else ():
         if isinstance(entry, dict) and len(entry) == 1:
             _, values = split_entry(entry)
-            _rebase_key(values.get("teacher") if isinstance(values, dict) else None, "checkpoint", folder)
+            for key, name in (("teacher", "checkpoint"), ("budget", "table")):
+                _rebase_key(values.get(key) if isinstance(values, dict) else None, name, folder)
 
 
 def _rebase_key(holder: Any, key: str, folder: Path) -> None:

@@ -35,9 +35,10 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
     document["data"]["root"] = _absolute(recipe.data.root)
     document["data"]["also_evaluate"] = {name: _absolute(path) for name, path in recipe.data.also_evaluate.items()}
     for entry in document["stages"]:
-        teacher = next(iter(entry.values())).get("teacher")
-        if isinstance(teacher, dict):
-            teacher["checkpoint"] = _absolute(teacher["checkpoint"])
+        values = next(iter(entry.values()))
+        for key, name in (("teacher", "checkpoint"), ("budget", "table")):
+            if isinstance(values.get(key), dict):
+                values[key][name] = _absolute(values[key][name])
     document[LOCKED] = {"versions": dict(versions), "digests": dict(digests)}
     return "# Written by vitslim. `vitslim run` on this file repeats the run.\n" + dump_yaml(document)
 

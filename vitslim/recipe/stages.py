@@ -74,15 +74,74 @@ class Loss(Config):
     soft: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Ratios(Config):
+    """Fractions that go, by kind of axis; a kind that is left out follows `ratio`, heads stay.
+
+    Where heads go, their dims stay whole unless `head_dim` is given too: the two multiply.
+    """
+
+    heads: Ratio = Field(0.0, description="whole attention heads")
+    head_dim: Ratio | None = Field(None, description="dimensions of every head")
+    hidden: Ratio | None = Field(None, description="hidden units of the MLPs")
+    embedding: Ratio | None = Field(None, description="the residual stream")
+
+
+class Budget(Config):
+    """How much of the model that the stage gets may stay; one of `macs`, `params` and `latency`."""
+
+    macs: KeepRatio | None = None
+    params: KeepRatio | None = None
+    latency: KeepRatio | None = None
+    table: str | None = Field(None, description="latency table written by `vitslim bench --table`")
+
+
+class GroupSparsity(Config):
+    """Training before the cut that pushes weak groups towards zero (DepGraph, section 3.3)."""
+
+    gamma: PositiveFloat = Field(1e-4, description="strength of the regularisation")
+    alpha: PositiveFloat = Field(4.0, description="the weakest group is pushed 2**alpha times as hard as the strongest")
+    train: Train = Train()
+
+
 class DepGraph(StageConfig):
     """Structural pruning of coupled groups (DepGraph, CVPR 2023)."""
 
     method: Literal["depgraph"]
-    importance: Literal["magnitude_l2", "taylor"] = "magnitude_l2"
-    ratio: Ratio = Field(0.5, description="fraction of the indices of each axis that go")
+    importance: Literal["magnitude_l1", "magnitude_l2", "taylor", "hessian", "lamp", "random"] = "magnitude_l2"
+    reduction: Literal["mean", "sum", "max"] = Field("mean", description="how the members of a group make one score")
+    normalization: Literal["mean", "max", "sum", "none"] = Field(
+        "mean", description="what the scores of a group are divided by, so that groups compare"
+    )
+    ratio: Ratio | tuple[Ratio, ...] = Field(0.5, description="fraction of the indices that go; a list: one a block")
+    ratios: Ratios = Ratios()
+    axes: dict[str, Ratio] = Field({}, description="fractions for single axes, by the names that `vitslim axes` shows")
+    budget: Budget | None = Field(None, description="scale all ratios until the model is this small")
+    scope: Literal["local", "global", "isomorphic"] = Field("local", description="which indices are ranked together")
     mode: Literal["uniform", "bottleneck"] = Field("uniform", description="bottleneck leaves the embedding untouched")
     round_to: PositiveInt = Field(16, description="kept indices are rounded down to a multiple of this")
-    batches: PositiveInt = Field(8, description="calibration batches for Taylor importance")
+    max_ratio: Ratio = Field(0.95, description="no axis loses more than this")
+    steps: PositiveInt = Field(1, description="cut in so many steps, scoring afresh before each")
+    sparsity: GroupSparsity | None = None
+    batches: PositiveInt = Field(8, description="calibration batches for Taylor and Hessian importance")
+    batch: PositiveInt = 32
+
+
+class Unstructured(StageConfig):
+    """Magnitude pruning of single weights; nothing gets faster by it, the size in CSR is reported."""
+
+    method: Literal["unstructured"]
+    sparsity: Ratio = Field(0.5, description="fraction of the weights that become zero")
+    scope: Literal["local", "global"] = Field("global", description="which weights are ranked together")
+    layers: Literal["gemm"] | tuple[str, ...] = Field("gemm", description="all layers but the head, or names of layers")
+
+
+class Layers(StageConfig):
+    """Whole blocks or residual branches go, those first whose removal changes the outputs least."""
+
+    method: Literal["layers"]
+    remove: PositiveInt = Field(1, description="how many blocks or branches go")
+    unit: Literal["block", "branch"] = Field("block", description="branch: attention and MLP go one by one")
+    batches: PositiveInt = Field(4, description="calibration batches for the sensitivity")
     batch: PositiveInt = 32
 
 
@@ -133,10 +192,10 @@ class Export(StageConfig):
     opset: Literal[21] = 21
 
 
-AnyStage = DepGraph | TwoFour | Distill | Ptq | Etps | Export
+AnyStage = DepGraph | TwoFour | Unstructured | Layers | Distill | Ptq | Etps | Export
 
 KINDS: dict[str, tuple[type[StageConfig], ...]] = {
-    "prune": (DepGraph, TwoFour),
+    "prune": (DepGraph, TwoFour, Unstructured, Layers),
     "distill": (Distill,),
     "quantize": (Ptq,),
     "token-squeeze": (Etps,),

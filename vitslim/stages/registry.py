@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vitslim.recipe import stages as configs
+from vitslim.results import LatencyTable
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
+from vitslim.stages.prune.layers_stage import LayersStage
 from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.prune.unstructured_stage import UnstructuredStage
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 
-def make_stage(config: configs.AnyStage) -> Stage:
-    """The stage that carries out a config."""
+def make_stage(config: configs.AnyStage, latency: LatencyTable | None = None) -> Stage:
+    """The stage that carries out a config; `latency` is the table that its budget names."""
     handlers: dict[type, Callable[[Any], Stage]] = {
-        configs.DepGraph: DepGraphStage,
+        configs.DepGraph: partial(DepGraphStage, latency=latency),
         configs.TwoFour: TwoFourStage,
+        configs.Unstructured: UnstructuredStage,
+        configs.Layers: LayersStage,
         configs.Distill: DistillStage,
         configs.Ptq: PtqStage,
         configs.Etps: EtpsStage,

@@ -40,10 +40,12 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     progress: Progress,
     *,
     label: str = "training",
+    after_backward: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train `student` in place on the whole of `dataset`; it is in evaluation mode afterwards.
 
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
+    `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps` and
     `images` (images seen). Equal seeds give equal weights. Raises StageError when the loss is no finite number.
     """
@@ -60,7 +62,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
                 group["lr"] = config.lr * lr_factor(step, steps, config.warmup)
             loss = objective(student(batch.images), batch)
             _require_finite(loss, step, steps)
-            _update(optimiser, loss, fixed, config.clip)
+            _update(optimiser, loss, fixed, config.clip, after_backward)
             losses.append(loss.item())
     student.eval()
     per_epoch = steps // config.epochs
@@ -109,11 +111,17 @@ def _require_finite(loss: torch.Tensor, step: int, steps: int) -> None:
 
 
 def _update(
-    optimiser: torch.optim.Optimizer, loss: torch.Tensor, fixed: Mapping[nn.Parameter, torch.Tensor], clip: float
+    optimiser: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    fixed: Mapping[nn.Parameter, torch.Tensor],
+    clip: float,
+    after_backward: Callable[[], None] | None,
 ) -> None:
     """One step of the optimiser, with gradients clipped to a total norm and masked weights held at zero."""
     optimiser.zero_grad()
     torch.autograd.backward(loss)
+    if after_backward is not None:
+        after_backward()
     for weight, mask in fixed.items():
         if weight.grad is not None:
             weight.grad.mul_(mask)

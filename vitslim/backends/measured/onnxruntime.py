@@ -36,17 +36,7 @@ class OnnxModel:
         Raises InputError for a file that ONNX Runtime does not take, BackendUnavailableError without ONNX Runtime.
         """
         check_onnx_file(path)
-        runtime = _runtime()
-        errors = runtime.capi.onnxruntime_pybind11_state
-        rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
-                    errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
-        try:
-            self._session: Any = runtime.InferenceSession(
-                str(path), _options(runtime, threads), providers=["CPUExecutionProvider"]
-            )
-        except rejected as error:
-            raise InputError(f"ONNX Runtime does not take '{path}': {_last_line(error)}",
-                             "check the file with onnx.checker, or write it again") from error  # fmt: skip
+        self._session: Any = open_session(path, f"'{path}'", threads)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{i.name}: {i.type}" for i in inputs)
@@ -138,6 +128,23 @@ def _timed(model: OnnxModel, images: Floats) -> float:
     start = perf_counter()
     model(images)
     return perf_counter() - start
+
+
+def open_session(model: Path | bytes, shown: str, threads: int) -> Any:
+    """A session of a file or of a serialised model, which errors call `shown`; `threads` 0 takes all cores.
+
+    Raises InputError for a model that ONNX Runtime does not take, BackendUnavailableError without ONNX Runtime.
+    """
+    runtime = _runtime()
+    errors = runtime.capi.onnxruntime_pybind11_state
+    rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
+                errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return runtime.InferenceSession(source, _options(runtime, threads), providers=["CPUExecutionProvider"])
+    except rejected as error:
+        raise InputError(f"ONNX Runtime does not take {shown}: {_last_line(error)}",
+                         "check the file with onnx.checker, or write it again") from error  # fmt: skip
 
 
 def _runtime() -> ModuleType:

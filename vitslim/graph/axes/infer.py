@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.attention import find_attentions
+from vitslim.graph.axes.kinds import call_attention
 from vitslim.graph.axes.rules import RULES
 from vitslim.graph.axes.rules.elementwise import elementwise
 from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.table import AxisTable, build_table
-from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, size
+from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, prims, size
 from vitslim.graph.shapes import BATCH, tensor_shapes
 
 
@@ -48,19 +48,26 @@ def infer_axes(
                 _output(scope, node)
         if new_tokens is not None and node is new_tokens:
             scope.results[new_tokens] = _with_new_tokens(scope, scope.of(new_tokens))
-    _name_attention(scope, module)
+    call_attention(scope, module.graph, _channels(scope, [attributes[name] for name, _ in module.named_parameters()]))
     buffers = frozenset(name for name, _ in module.named_buffers())
     return build_table(scope, attributes, buffers, dict(unknown))
 
 
 def _attributes(scope: Scope, module: GraphModule) -> dict[str, Dims]:
-    """Terms of every parameter and buffer; one tensor under two names has the same terms under both."""
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    """Terms of every parameter and buffer; one tensor under two names has the same terms under both.
+
+    In the order of the graph, which edits keep, and not of the modules: axes are named by the first that they are in.
+    """
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    order = [str(node.target) for node in module.graph.nodes if node.op == "get_attr" and str(node.target) in tensors]
     by_tensor: dict[int, Dims] = {}
-    for _, tensor in tensors:
+    found = {}
+    for name in dict.fromkeys([*order, *tensors]):
+        tensor = tensors[name]
         if id(tensor) not in by_tensor:
             by_tensor[id(tensor)] = scope.fresh(tensor.shape)
-    return {name: by_tensor[id(tensor)] for name, tensor in tensors}
+        found[name] = by_tensor[id(tensor)]
+    return found
 
 
 def _image(scope: Scope, batch: Term, image: tuple[int, int, int]) -> Dims:
@@ -79,6 +86,13 @@ def _output(scope: Scope, node: Node) -> None:
         scope.freeze(dims, "is an output of the model")
         if dims:
             scope.call(dims[-1], "classes")
+
+
+def _channels(scope: Scope, parameters: Iterable[Dims]) -> set[Prim]:
+    """Axes that occur in parameters and are no positions."""
+    positions = {prim for term, _ in scope.kinds for prim in prims(scope.terms.find(term))}
+    found = {prim for dims in parameters for term in dims for prim in prims(scope.terms.find(term))}
+    return found - positions
 
 
 def _with_new_tokens(scope: Scope, dims: Dims) -> Dims:
@@ -125,10 +139,3 @@ def _opaque(scope: Scope, node: Node, reason: str) -> Results:
     shape = scope.shapes[node]
     comes_out = f"comes out of {node.target}"
     return [scope.fresh(s, comes_out) for s in shape] if isinstance(shape, list) else scope.fresh(shape, comes_out)
-
-
-def _name_attention(scope: Scope, module: GraphModule) -> None:
-    for attention in find_attentions(module.graph, scope.shapes):
-        q, v = scope.of(attention.q), scope.of(attention.v)
-        for term, kind in ((q[1], "heads"), (q[2], "tokens"), (q[3], "qk"), (v[3], "v")):
-            scope.call(term, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -11,6 +11,8 @@ from vitslim.graph.axes.terms import Prim
 
 NUMBERED = re.compile(r"^(.*\.\d+)(\..*)?$")
 """A module path up to its last number: `blocks.3` of `blocks.3.attn`."""
+
+NUMBER = re.compile(r"\.\d+")
 
 ADDED = "vitslim."
 """Parameters that stages add have no say in names: an axis keeps its name when they come."""
@@ -30,27 +32,62 @@ class Named:
 def name_axes(
     ties: Mapping[Prim, Sequence[Tie]], kinds: Mapping[Prim, str], buffers: frozenset[str]
 ) -> dict[Prim, Named]:
-    """A name and a kind for each axis. ties: where it occurs; kinds: what is known of it already."""
+    """A name and a kind for each axis. ties: where it occurs; kinds: what is known of it already.
+
+    Where several axes would bear one name they all take the next longer one, so that `blocks.3.mlp` is the only one.
+    """
     own = {prim: [tie for tie in found if not tie[0].startswith(ADDED)] for prim, found in ties.items()}
     blocks = _blocks(own, kinds)
+    matrices = {parameter for found in own.values() for parameter, dim in found if dim == 1}
     found: dict[Prim, Named] = {}
-    taken: set[str] = set()
+    candidates: dict[Prim, list[str]] = {}
     for prim, where in own.items():
         kind = kinds.get(prim) or _kind([tie for tie in where if tie[0] not in buffers], blocks)
-        name = next(name for name in _candidates(kind, where, blocks) if name not in taken)
-        taken.add(name)
-        found[prim] = Named(name, kind)
-    return found
+        found[prim] = Named("", kind)
+        candidates[prim] = list(dict.fromkeys(_candidates(kind, where, blocks, matrices)))
+    names = _unique(candidates)
+    return {prim: Named(names[prim], named.kind) for prim, named in found.items()}
+
+
+def _unique(candidates: Mapping[Prim, list[str]]) -> dict[Prim, str]:
+    """The first candidate that no other axis wants; the last one is numbered where even that is wanted twice."""
+    level = dict.fromkeys(candidates, 0)
+    while True:
+        wanted: dict[str, list[Prim]] = {}
+        for prim, names in candidates.items():
+            wanted.setdefault(names[level[prim]], []).append(prim)
+        crowded = [prim for sharing in wanted.values() if len(sharing) > 1 for prim in sharing]
+        longer = [prim for prim in crowded if level[prim] + 1 < len(candidates[prim])]
+        if not longer:
+            break
+        for prim in longer:
+            level[prim] += 1
+    numbered: dict[Prim, str] = {}
+    for name, sharing in wanted.items():
+        for number, prim in enumerate(sharing, start=1):
+            numbered[prim] = name if number == 1 else f"{name}.{number}"
+    return numbered
 
 
 def _blocks(ties: Mapping[Prim, Sequence[Tie]], kinds: Mapping[Prim, str]) -> frozenset[str]:
-    """Blocks are the numbered modules that hold an attention; without any, all numbered modules that hold others."""
-    scopes = {_scope(where) for prim, where in ties.items() if kinds.get(prim) in {"heads", "qk", "v"}}
-    blocks = {match.group(1) for scope in scopes if (match := NUMBERED.match(scope))}
-    if not blocks:
-        modules = (parameter.rpartition(".")[0] for where in ties.values() for parameter, _ in where)
-        blocks = {match.group(1) for module in modules if (match := NUMBERED.match(module)) and match.group(2)}
-    return frozenset(blocks)
+    """Blocks are numbered as the modules that hold values and what reads them; without any, as those that hold others.
+
+    Where `stages.2.blocks.0` is a block, so is `stages.0.blocks.1`, which may have no attention.
+    """
+    modules = {parameter.rpartition(".")[0] for where in ties.values() for parameter, _ in where}
+    numbered = {path for module in modules for path in _numbered(module)}
+    scopes = {_scope(where) for prim, where in ties.items() if kinds.get(prim) == "v"}
+    found = {match.group(1) for scope in scopes if (match := NUMBERED.match(scope))}
+    if not found:
+        found = {match.group(1) for module in modules if (match := NUMBERED.match(module)) and match.group(2)}
+    patterns = {NUMBER.sub(".0", path) for path in found}
+    return frozenset(path for path in numbered if NUMBER.sub(".0", path) in patterns)
+
+
+def _numbered(module: str) -> Iterator[str]:
+    """Every part of a path that ends with a number: `stages.0` and `stages.0.blocks.3`."""
+    parts = module.split(".")
+    return (".".join(parts[: end + 1]) for end, part in enumerate(parts) if part.isdigit())
 
 
 def _kind(ties: Sequence[Tie], blocks: frozenset[str]) -> str:
@@ -62,24 +99,21 @@ def _kind(ties: Sequence[Tie], blocks: frozenset[str]) -> str:
     return "mlp" if here & blocks and {0, 1} <= set(weights) else "other"
 
 
-def _candidates(kind: str, ties: Sequence[Tie], blocks: frozenset[str]) -> Iterable[str]:
-    """Names to try, the most telling first; the last ones are unique."""
-    first = f"{ties[0][0]}:{ties[0][1]}" if ties else kind
+def _candidates(kind: str, ties: Sequence[Tie], blocks: frozenset[str], matrices: set[str]) -> Iterator[str]:
+    """Names to try, the shortest first. matrices: parameters of more than one dimension."""
     if kind in {"heads", "qk", "v", "mlp"}:
         scope = _scope(ties)
-        match = NUMBERED.match(scope)
-        yield from (_dotted(place, kind) for place in ((match.group(1), scope) if match else (scope,)))
+        yield from (_dotted(place, kind) for place in (_block_of(f"{scope}.", blocks) or scope, scope))
     elif kind == "embed":
-        here = [block for parameter, _ in ties if (block := _block_of(parameter, blocks))]
+        makers = [parameter for parameter, dim in ties if dim == 0 and parameter in matrices]
+        here = [block for parameter in makers or [tie[0] for tie in ties] if (block := _block_of(parameter, blocks))]
         stage = _common(block.rpartition(".")[0] for block in here)
-        yield from (_dotted(place, kind) for place in (stage.rpartition(".")[0], stage))
-    elif kind in {"batch", "classes"}:
+        yield from (_dotted(place, kind) for place in (stage.rpartition(".")[0], stage, _common(here)))
+        yield f"{ties[0][0]}:{ties[0][1]}"
+    elif kind in {"batch", "classes"} or not ties:
         yield kind
-    yield first
-    number = 2
-    while True:
-        yield f"{first}.{number}"
-        number += 1
+    else:
+        yield f"{ties[0][0]}:{ties[0][1]}"
 
 
 def _block_of(parameter: str, blocks: frozenset[str]) -> str:
@@ -99,4 +133,6 @@ def _common(paths: Iterable[str]) -> str:
 
 
 def _dotted(place: str, kind: str) -> str:
+    if place.rpartition(".")[2] == kind:
+        return place
     return f"{place}.{kind}" if place else kind

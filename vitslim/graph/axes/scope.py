@@ -69,7 +69,12 @@ class Scope:
         return [self.of(self.value(node, name)) for name in names]
 
     def value(self, node: Node, name: str) -> Any:
-        """An argument by the name it has in the operator's schema; its default when it was left out."""
+        """An argument by the name it has in the operator's schema; its default when it was left out.
+
+        Raises ConflictError when this overload of the operator has no such argument.
+        """
+        if name not in _schema(node.target):
+            raise ConflictError(f"enters {node.target}, whose arguments the rule does not know")
         position, default = _schema(node.target)[name]
         return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 

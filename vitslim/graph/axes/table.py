@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch.fx import Node
 
@@ -94,6 +95,11 @@ class AxisTable:
         results = self._scope.results[node]
         dims = results[output or 0] if isinstance(results, list) else results
         return tuple(self.find(term) for term in dims)
+
+    @property
+    def shapes(self) -> dict[Node, Any]:
+        """Shape of each node, a list of them where a node gives several tensors; the batch is `BATCH`."""
+        return self._scope.shapes
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Shape of a node's tensor; the batch is `vitslim.graph.shapes.BATCH`."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 import vitslim
 from vitslim.graph.edits import Mask
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sparse import TWO_FOUR
 from vitslim.units import FLOAT_BITS
 from vitslim.workload.file import METADATA_PREFIX
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
-TWO_FOUR = "2:4"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LayerAnnotation:
     weight_bits: int
     input_bits: int
     sparsity: str
-    """`2:4` along the reduction axis when the stored weights really are, else empty."""
+    """`2:4` along the reduction axis, or `unstructured:0.5`, when the stored weights really are; else empty."""
     granularity: str
     """`channel` or `tensor` for the scales of the weight, empty for a float weight."""
 
@@ -71,38 +71,46 @@ def is_two_four(values: NDArray[Any]) -> bool:
     return bool((np.count_nonzero(values.reshape(-1, 4), axis=1) <= 2).all())
 
 
-def two_four_layers(graph: ModelGraph) -> frozenset[str]:
-    """Names of the weights that a stage masked to 2:4."""
-    masks = [edit for edit in graph.edits if isinstance(edit, Mask) and edit.pattern == TWO_FOUR]
-    return frozenset(name for mask in masks for name in mask.parameters)
+def masked_layers(graph: ModelGraph) -> dict[str, str]:
+    """Names of the weights that a stage masked, with the pattern of the mask."""
+    masks = [edit for edit in graph.edits if isinstance(edit, Mask)]
+    return {name: mask.pattern for mask in masks for name in mask.parameters}
+
+
+def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
+    """Whether the stored numbers of a masked layer are zero outside its mask, and for 2:4 also keep the pattern."""
+    mask = graph.masks[weight.name].cpu().numpy()
+    if mask.shape != weight.values.shape or weight.values[~mask].any():
+        return False
+    return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(weight.values)
 
 
 def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
     """Note bits and sparsity on each layer's node, and everything a consumer needs on the model; returns the layers.
 
-    Drops the notes of the exporter. 2:4 is noted only for layers that a stage masked and whose stored numbers keep it.
+    Drops the notes of the exporter. A sparsity pattern is noted only for layers that a stage masked and
+    whose stored numbers keep it.
     """
     _drop_exporter_notes(model)
-    masked = two_four_layers(graph)
     found = []
     for node in model.graph:
         weight = stored_weight(node)
         if weight is not None and weight.values.ndim > 1:
-            layer = _annotation(node, weight, masked)
+            layer = _annotation(node, weight, graph)
             found.append(layer)
             _note(node.metadata_props, asdict(layer))
     _note(model.metadata_props, _about(graph) | {"layers": [asdict(layer) for layer in found]})
     return tuple(found)
 
 
-def _annotation(node: ir.Node, weight: StoredWeight, masked: frozenset[str]) -> LayerAnnotation:
-    two_four = weight.name in masked and is_two_four(weight.values)
+def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> LayerAnnotation:
+    pattern = masked_layers(graph).get(weight.name, "")
     granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
     return LayerAnnotation(
         layer=weight.name,
         weight_bits=FLOAT_BITS if weight.scales is None else 8 * weight.values.dtype.itemsize,
         input_bits=_input_bits(node),
-        sparsity=TWO_FOUR if two_four else "",
+        sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
         granularity=granularity,
     )
 

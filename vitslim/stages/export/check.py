@@ -24,7 +24,7 @@ from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import integer_codes
-from vitslim.stages.export.annotate import StoredWeight, is_two_four, stored_weight, two_four_layers
+from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, sqnr_db
 
 FLOAT_TOLERANCE = 1e-4
@@ -118,18 +118,19 @@ def check_parity(parity: Parity, quantised: bool) -> None:
 
 
 def check_stored_weights(path: Path, graph: ModelGraph) -> None:
-    """Raise StageError unless every quantised weight is stored as exactly its codes, and masked weights are 2:4."""
+    """Raise StageError unless every quantised weight is stored as exactly its codes, and masks hold."""
     stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
     layers = layer_nodes(graph.module)
     for name in sorted(quantised_layers(graph.module)):
         if not _is_stored(stored, name, _codes(graph, layers[name][0].args[1])):
             raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantiser")
-    masked = two_four_layers(graph)
+    masked = masked_layers(graph)
     for weight in stored:
-        if weight.name in masked and not is_two_four(weight.values):
+        if weight.name in masked and not keeps_mask(weight, graph):
+            pattern = masked[weight.name]
             raise StageError(
-                f"'{weight.name}' was masked to 2:4, but is not 2:4 in the exported file",
-                "prune structurally before two-four, not after it",
+                f"'{weight.name}' was masked to {pattern}, but is not {pattern} in the exported file",
+                "prune structurally before weights are masked, not after it",
             )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,8 @@ import torch
 from torch.export import Dim
 
 import vitslim
-from vitslim.errors import InputError, StageError
+from vitslim.errors import StageError
+from vitslim.files import write_whole
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.decompose import decompose_attention
@@ -62,7 +61,7 @@ def export_onnx(graph: ModelGraph, path: Path) -> ExportSummary:
     model.graph.name = graph.source.timm
     model.ir_version = IR_VERSION
     data = _checked(ir.to_proto(model))
-    _write(data, path)
+    write_whole(path, data, "check the folder and its free space")
     unquantised = tuple(a.layer for a in annotations if a.weight_bits == FLOAT_BITS)
     return ExportSummary(path, len(data), OPSET, annotations, unquantised)
 
@@ -125,22 +124,3 @@ def _checked(proto: onnx.ModelProto) -> bytes:
     buffer = io.BytesIO()
     onnx.save(inferred, buffer)
     return buffer.getvalue()
-
-
-def _write(data: bytes, path: Path) -> None:
-    """Write under another name beside the target first, then rename: the target is always whole."""
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-        raise InputError(
-            f"'{path}' cannot be written: {error.strerror}", "check the folder and its free space"
-        ) from error

@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from typing import TYPE_CHECKING
 
+from vitslim.errors import Problem
 from vitslim.graph.sketch import ModelSketch
-from vitslim.recipe.stages import DepGraph
+from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote
-from vitslim.stages.prune.select import keep_count, step_of
+from vitslim.stages.prune.budget import Lengths, Schedule, cost_function, fit
+from vitslim.stages.prune.targets import Target, find_targets
 
-CUT_KINDS = {"uniform": ("qk", "v", "mlp", "embed", "other"), "bottleneck": ("qk", "v", "mlp")}
-"""Mode to the kinds of axes that it cuts, the first to choose first. The number of heads stays."""
+if TYPE_CHECKING:
+    from vitslim.results import LatencyTable
 
-TRANSFORMER_KINDS = {"qk", "v", "mlp", "embed"}
-"""Kinds whose frozen axes are worth a line in the report when they are long enough to be cut; the rest are tables."""
+WORDS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+"""What each key of a budget counts."""
 
 
 @dataclass(frozen=True)
@@ -29,61 +30,69 @@ class Cuts:
     """Axis name to the number of indices that stay, less than there are."""
     skipped: tuple[LayerNote, ...]
     """Axes of the mode that stay whole, each with its reason."""
+    problems: tuple[Problem, ...] = ()
+    """Why the recipe does not fit this model; then nothing is kept."""
 
 
-def choose_cuts(sketch: ModelSketch, config: DepGraph) -> Cuts:
-    """The axes that the mode names, each cut by `ratio` and rounded down to what `round_to` asks of its layers.
+def choose_cuts(sketch: ModelSketch, config: DepGraph, latency: LatencyTable | None = None) -> Cuts:
+    """The lengths that a recipe asks for, within the budget where it has one.
 
-    Where two axes multiply in one dimension of a layer only one is cut, so that ratios do not compound.
+    Every axis is cut by its own ratio. Where the recipe ranks the indices of several axes together, scores decide
+    about lengths, and this is the split that they would give if all axes mattered alike. `latency` is the table of a
+    latency budget.
     """
-    keep: dict[str, int] = {}
-    skipped = []
-    for axis in _candidates(sketch, config.mode):
-        size, step = sketch.axes[axis], _step(sketch, axis, config.round_to)
-        count = keep_count(size, config.ratio, step)
-        if reason := sketch.frozen.get(axis, ""):
-            if sketch.kinds[axis] in TRANSFORMER_KINDS and size > step:
-                skipped.append(_skip(axis, reason))
-        elif rival := next((other for other in keep if _multiply(sketch, axis, other)), ""):
-            skipped.append(_skip(axis, f"multiplies with {rival}, which is cut already"))
-        elif count == size:
-            skipped.append(_skip(axis, _nothing_goes(size, step, config.ratio)))
-        else:
-            keep[axis] = count
-    return Cuts({axis: keep[axis] for axis in sketch.axes if axis in keep}, tuple(skipped))
+    targets = find_targets(sketch, config)
+    if targets.problems or not targets.cut:
+        return Cuts({}, targets.skipped, targets.problems)
+    plan = plan_lengths(sketch, config, targets.cut, latency, local_schedule(targets.cut))
+    if isinstance(plan, Problem):
+        return Cuts({}, targets.skipped, (plan,))
+    keep = plan(1.0)
+    return Cuts({t.axis: keep[t.axis] for t in targets.cut if keep[t.axis] < t.size}, targets.skipped)
 
 
-def _candidates(sketch: ModelSketch, mode: str) -> list[str]:
-    """Axes of the mode's kinds, by kind, then the longer first."""
-    order = CUT_KINDS[mode]
-    axes = [axis for axis, kind in sketch.kinds.items() if kind in order]
-    return sorted(axes, key=lambda axis: (order.index(sketch.kinds[axis]), -sketch.axes[axis]))
+def local_schedule(targets: tuple[Target, ...]) -> Schedule:
+    """Every axis is cut by its own ratio times the factor."""
+    return lambda factor: {target.axis: target.length(factor) for target in targets}
 
 
-def _layer_terms(sketch: ModelSketch) -> Iterator[tuple[str, ...]]:
-    """The axes that multiply in a dimension of a layer: `(heads, qk)` and `(heads, v)` for a fused qkv's outputs."""
-    for product in sketch.products:
-        if product.weight:
-            for size in (product.reduce, product.columns):
-                yield from (names for _, names in size.terms)
+def plan_lengths(
+    sketch: ModelSketch,
+    config: DepGraph,
+    targets: tuple[Target, ...],
+    latency: LatencyTable | None,
+    schedule: Schedule,
+) -> Schedule | Problem:
+    """Lengths as a function of progress from 0 to 1, at which the recipe's ratios or its budget are reached.
+
+    A Problem when the budget cannot be reached.
+    """
+    budget = config.budget
+    if budget is None:
+        return schedule
+    key, share = spoken_of(budget)
+    if key == "latency" and latency is None:
+        message = f"a latency budget needs a latency table, and there is none at {budget.table or 'budget.table'}"
+        return Problem("budget.table", message, "`vitslim bench --table FILE` writes one")
+    costs, limit = cost_function(sketch, budget, [target.axis for target in targets], latency)
+    # Beyond this factor every axis has lost all that it may lose.
+    most = 1 / min(target.ratio for target in targets)
+    found = fit(schedule, costs, limit, most)
+    if found is None:
+        reach = costs(schedule(most)) / costs({})
+        message = f"{share:g} of the {WORDS[key]} cannot be reached: with every axis cut to its limit {reach:.3f} stays"
+        return Problem(f"budget.{key}", message, "raise the budget or max_ratio, lower round_to, or cut more axes")
+    return _scaled(schedule, *found)
 
 
-def _step(sketch: ModelSketch, axis: str, round_to: int) -> int:
-    counts = [
-        prod(sketch.axes[n] for n in names) // sketch.axes[axis] for names in _layer_terms(sketch) if axis in names
-    ]
-    return step_of(round_to, counts)
+def _scaled(schedule: Schedule, factor: float, final: Lengths) -> Schedule:
+    """On the way no axis is cut further than it will be in the end."""
+    return lambda progress: {
+        axis: final[axis] if progress >= 1 else max(final[axis], length)
+        for axis, length in schedule(factor * progress).items()
+    }
 
 
-def _multiply(sketch: ModelSketch, axis: str, other: str) -> bool:
-    return any(axis in names and other in names for names in _layer_terms(sketch))
-
-
-def _nothing_goes(size: int, step: int, ratio: float) -> str:
-    if size <= step:
-        return f"has {size} indices and is cut in steps of {step}"
-    return f"ratio {ratio:g} takes none of its {size} indices"
-
-
-def _skip(axis: str, reason: str) -> LayerNote:
-    return LayerNote(layer=axis, what="skipped", reason=reason)
+def spoken_of(budget: Budget) -> tuple[str, float]:
+    """The one key of a budget that is set, and the share that may stay."""
+    return next((key, share) for key in WORDS if (share := getattr(budget, key)) is not None)

@@ -2,141 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from math import isfinite
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, StageError
-from vitslim.graph.axes import Axis, Site
-from vitslim.graph.edit import slice_axes
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.verify import verify_axes
-from vitslim.recipe.stages import DepGraph
+from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.cuts import choose_cuts
-from vitslim.stages.prune.gradients import calibration_gradients
-from vitslim.stages.prune.importance import group_scores, magnitude_l2, member_scores, slice_sums, taylor
-from vitslim.stages.prune.select import kept_indices
+from vitslim.stages.prune.budget import cost_function
+from vitslim.stages.prune.cuts import choose_cuts, spoken_of
+from vitslim.stages.prune.cutting import Cutter, rank_lists
+from vitslim.stages.prune.members import find_members
+from vitslim.stages.prune.scoring import Scorer
+from vitslim.stages.prune.sparse_training import train_sparse
+from vitslim.stages.prune.targets import Target, find_targets
 
-MAX_VERIFY_ERROR = 1e-4
-"""How much the outputs may move, relative to their size, when every prunable axis is permuted; more is a wrong axis."""
+if TYPE_CHECKING:
+    from vitslim.results import LatencyTable
+
+ROUNDING = 1e-9
+"""By how much a cost may miss its budget through the rounding of floating-point numbers."""
 
 
 class DepGraphStage:
     """Carries out `prune: {method: depgraph}`."""
 
-    def __init__(self, config: DepGraph) -> None:
+    def __init__(self, config: DepGraph, latency: LatencyTable | None = None) -> None:
         self.config = config
+        self.latency = latency
+        """What a latency budget is judged by."""
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """A float model without 2:4 weights that has something to cut."""
+        """A float model without 2:4 weights that has what the recipe names, something to cut, and a budget in reach."""
         if sketch.bits:
             return [Problem("", "structural pruning cannot follow quantisation", "put prune before quantize")]
         if sketch.sparsity:
             return [Problem("", "structural pruning would break the 2:4 pattern", "put depgraph before two-four")]
-        cuts = choose_cuts(sketch, self.config)
+        cuts = choose_cuts(sketch, self.config, self.latency)
+        if cuts.problems:
+            return list(cuts.problems)
         if cuts.keep:
             return []
         reasons = sorted({note.reason for note in cuts.skipped}) or ["no axis of this model can be cut"]
-        where = "" if self.config.ratio else "ratio"
+        where = "ratio" if self.config.ratio == 0 else ""
         return [Problem(where, f"nothing can be pruned: {'; '.join(reasons[:3])}", "raise ratio or lower round_to")]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Exact: lengths depend on the configuration alone, only which indices go depends on weights and data."""
-        return sketch.with_sizes(choose_cuts(sketch, self.config).keep)
+        """Lengths depend on the configuration alone, only which indices go depends on weights and data.
+
+        Exact for `scope: local`. Where indices of several axes are ranked together lengths depend on weights too: the
+        estimate takes the local split, which has the same ratios and the same budget.
+        """
+        after = sketch.with_sizes(choose_cuts(sketch, self.config, self.latency).keep)
+        return after if self.config.scope == "local" else after.as_guess()
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Check the axes by permutation, score every index, cut. Raises StageError when there is nothing to cut."""
+        """Check the axes by permutation, train for sparsity where asked, then score every index and cut, step by step.
+
+        Raises StageError when there is nothing to cut or the budget is out of reach.
+        """
         before = sketch(graph)
         for problem in self.requires(before):
             raise StageError(problem.message, problem.hint)
-        cuts = choose_cuts(before, self.config)
-        error = _verified(graph)
-        element_scores, metrics = self._element_scores(graph, context)
-        scores = axis_scores([graph.axes[name] for name in cuts.keep], graph.parameters(), element_scores)
-        kept = {name: kept_indices(scores[name], count) for name, count in cuts.keep.items() if name in scores}
-        if not kept:
-            raise StageError("nothing can be pruned: no axis of this model occurs in a weight")
-        notes = tuple(LayerNote(layer=n, what=f"kept {len(k)} of {graph.axes[n].size}") for n, k in kept.items())
-        unscored = tuple(
-            LayerNote(layer=name, what="skipped", reason="occurs in no weight, so it cannot be scored")
-            for name in cuts.keep.keys() - kept.keys()
-        )
-        metrics = {"axes_cut": float(len(kept)), "verify_error": error, **metrics}
-        return StageResult(slice_axes(graph, kept), notes, cuts.skipped + unscored, metrics)
+        found = find_targets(before, self.config)
+        metrics = {"verify_error": _verified(graph)}
+        current, scorer = graph, Scorer(self.config, context)
+        if self.config.sparsity is not None:
+            members = find_members([graph.axes[target.axis] for target in found.cut], graph.parameters())
+            current, trained = train_sparse(graph, members, self.config.sparsity, self.config.reduction, context)
+            metrics |= trained
+        lists = rank_lists(graph, self.config, found.cut)
+        cutter = Cutter(self.config, before, found.cut, lists, scorer, self.latency)
+        for number in range(1, self.config.steps + 1):
+            current = cutter.cut(current, number / self.config.steps)
+        lengths = {target.axis: target.size for target in found.cut} | _cut_lengths(graph, current)
+        cut = [target for target in found.cut if lengths[target.axis] < target.size]
+        notes = tuple(LayerNote(layer=t.axis, what=f"kept {lengths[t.axis]} of {t.size}") for t in cut)
+        if self.config.budget is not None:
+            metrics["budget_share"] = self._budget_share(before, self.config.budget, lengths)
+        return StageResult(current, notes, found.skipped, metrics | {"axes_cut": float(len(cut))} | scorer.metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every axis that was cut has the promised length."""
-        edit = after.edits[-1] if len(after.edits) > len(before.edits) else None
-        if not isinstance(edit, Slice):
+        """Every axis that was cut has the promised length, and the model is within its budget.
+
+        Lengths are promised where each axis is cut by itself; otherwise that no axis lost more than it may.
+        """
+        edits = after.edits[len(before.edits) :]
+        if not edits or not all(isinstance(edit, Slice) for edit in edits):
             return [Problem("", "no axis was cut")]
-        promised = choose_cuts(sketch(before), self.config).keep
-        lengths = {axis.name: axis.size for axis in after.axes.axes}
-        return [
-            Problem(name, f"has {lengths.get(name, 0)} indices instead of {promised.get(name)}")
-            for name in edit.kept
-            if lengths.get(name) != promised.get(name)
-        ]
+        original = sketch(before)
+        targets = find_targets(original, self.config).cut
+        lengths = _lengths(after, targets)
+        if self.config.scope == "local":
+            promised = {target.axis: target.size for target in targets}
+            promised |= choose_cuts(original, self.config, self.latency).keep
+            return [
+                Problem(name, f"has {lengths[name]} indices instead of {count}")
+                for name, count in promised.items()
+                if lengths[name] != count
+            ]
+        short = [t for t in targets if lengths[t.axis] < t.least]
+        problems = [Problem(t.axis, f"has {lengths[t.axis]} indices, at least {t.least} should stay") for t in short]
+        if self.config.budget is not None:
+            key, share = spoken_of(self.config.budget)
+            stays = self._budget_share(original, self.config.budget, lengths)
+            if stays > share + ROUNDING:
+                problems.append(Problem(f"budget.{key}", f"{stays:.4f} stays instead of {share:g}"))
+        return problems
 
-    def _element_scores(
-        self, graph: ModelGraph, context: StageContext
-    ) -> tuple[Callable[[str, Tensor], Tensor], dict[str, float]]:
-        """How one element of a parameter scores, and figures for the report."""
-        if self.config.importance == "magnitude_l2":
-            return lambda _, weight: magnitude_l2(weight), {}
-        gradients, images = calibration_gradients(
-            graph, context.data.calibration, self.config.batches, self.config.batch, context.seed, context.progress
-        )
-        return (
-            lambda name, weight: taylor(weight, gradients.get(name, torch.zeros_like(weight))),
-            {"calibration_images": float(images)},
-        )
-
-
-def axis_scores(
-    axes: list[Axis], parameters: Mapping[str, Tensor], element_scores: Callable[[str, Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Score of each index by axis name, float64 (axis size,), mean 1; axes that occur in no weight are left out.
-
-    Members of a group are the weights of linears, convolutions and norms; biases, tokens, position embeddings and layer
-    scales follow the cut without a vote (DepGraph, section 3).
-    """
-
-    @cache
-    def sums(name: str, dim: int) -> Tensor:
-        return slice_sums(element_scores(name, parameters[name]), dim)
-
-    scores = {}
-    for axis in axes:
-        members = [
-            member_scores(sums(site.parameter, site.dim), torch.from_numpy(site.index), axis.size)
-            for site in axis.sites
-            if _is_member(site, parameters)
-        ]
-        if members:
-            scores[axis.name] = group_scores(members)
-    return scores
+    def _budget_share(self, original: ModelSketch, budget: Budget, lengths: Mapping[str, int]) -> float:
+        """The share of the original cost that stays, in the terms of the budget."""
+        costs, _ = cost_function(original, budget, lengths, self.latency)
+        return costs(lengths) / costs({})
 
 
-def _is_member(site: Site, parameters: Mapping[str, Tensor]) -> bool:
-    return site.parameter in parameters and site.parameter.rpartition(".")[2] == "weight"
+def _cut_lengths(before: ModelGraph, after: ModelGraph) -> dict[str, int]:
+    """Lengths of the axes that were cut in between, as the edits say."""
+    edits = after.edits[len(before.edits) :]
+    return {name: len(kept) for edit in edits if isinstance(edit, Slice) for name, kept in edit.kept.items()}
+
+
+def _lengths(graph: ModelGraph, targets: tuple[Target, ...]) -> dict[str, int]:
+    """Lengths of axes. One that is down to a single index is no axis any more."""
+    present = {axis.name: axis.size for axis in graph.axes.axes}
+    return {target.axis: present.get(target.axis, 1) for target in targets}
 
 
 def _verified(graph: ModelGraph) -> float:
     """Permute every prunable axis: the outputs must not change. Returns the largest relative error."""
-    error = verify_axes(graph).max_error
-    if not isfinite(error):
+    found = verify_axes(graph)
+    if not isfinite(found.max_error):
         raise StageError("the model's outputs are not finite", "its weights are broken: check model.checkpoint")
-    if error >= MAX_VERIFY_ERROR:
+    if not found.holds:
         raise StageError(
-            f"the axes of {graph.source.timm} are not understood: permuting them moves its outputs by {error:.1e}",
+            f"the axes of {graph.source.timm} are not understood: permuting them moves its outputs by "
+            f"{found.max_error:.1e}",
             "`vitslim axes --verify` shows which axis is wrong",
         )
-    return error
+    return found.max_error

@@ -1,4 +1,4 @@
-"""Gradients of the loss on calibration images, for Taylor importance."""
+"""Gradients of the loss on calibration images, for Taylor and Hessian importance."""
 
 from __future__ import annotations
 
@@ -8,33 +8,61 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vitslim.data import Dataset, batches
+from vitslim.data import Batches, Dataset
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
 
+Gradients = dict[str, Tensor]
+"""By parameter name, float32. Parameters that the loss does not depend on are left out."""
 
-def calibration_gradients(
-    graph: ModelGraph, images: Dataset, count: int, batch: int, seed: int, progress: Progress
-) -> tuple[dict[str, Tensor], int]:
-    """Sum over batches of the gradient of the mean cross-entropy with the labels: by parameter name, and images seen.
 
-    `count` batches of `batch` images, drawn from `images` in an order that depends on the seed alone; all of them when
-    there are fewer. float32. Parameters that the loss does not depend on are left out. The graph stays as it is.
-    Raises StageError when there are no images or a gradient is no finite number.
+def calibration_batches(images: Dataset, count: int, batch: int, seed: int) -> Batches:
+    """`count` batches of `batch` images in an order that depends on the seed alone; all when there are fewer.
+
+    Raises StageError when there are no images.
     """
-    loader = batches(images, batch, shuffle_seed=seed)
-    loader = replace(loader, positions=loader.positions[:count])
-    if not loader.positions:
-        raise StageError("importance 'taylor' needs calibration images, and there are none", "set data.calibration")
+    drawn = images.batches(batch, shuffle_seed=seed)
+    if not drawn.positions:
+        raise StageError("importance by gradients needs calibration images, and there are none", "set data.calibration")
+    return replace(drawn, positions=drawn.positions[:count])
+
+
+def summed_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
+    """Sum over batches of the gradient of the mean cross-entropy with the labels.
+
+    The graph stays as it is. Raises StageError when a gradient is no finite number.
+    """
     module = graph.copy().module
-    seen = 0
     with torch.enable_grad():
-        for pixels, labels in progress.track(loader, "gradients for importance"):
+        for pixels, labels in progress.track(images, "gradients for importance"):
             cross_entropy(module(pixels), labels).backward()  # type: ignore[no-untyped-call]
-            seen += len(labels)
-    gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    return _finite({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
+
+
+def squared_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
+    """Mean over images of the squared gradient of each image's cross-entropy with its label.
+
+    Image by image: the gradients of a whole batch, kept apart, would need the memory of as many models. The graph stays
+    as it is. Raises StageError when a gradient is no finite number.
+    """
+    module = graph.copy().module
+    weights = dict(module.named_parameters())
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    seen = sum(len(positions) for positions in images.positions)
+    each = ((image, label) for pixels, labels in images for image, label in zip(pixels, labels, strict=True))
+    with torch.enable_grad():
+        for image, label in progress.track(each, "gradients of single images", total=seen):
+            module.zero_grad()
+            cross_entropy(module(image[None]), label[None]).backward()  # type: ignore[no-untyped-call]
+            for name, weight in weights.items():
+                if weight.grad is not None:
+                    total[name].addcmul_(weight.grad, weight.grad)
+    return _finite({name: squares / seen for name, squares in total.items()})
+
+
+def _finite(gradients: Gradients) -> Gradients:
     for name, gradient in gradients.items():
         if not torch.isfinite(gradient).all():
             raise StageError(f"the gradient of {name} is not finite", "the weights of the model are broken")
-    return gradients, seen
+    return gradients

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from math import floor, gcd, lcm
+from math import ceil, floor, gcd, lcm
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ def keep_count(size: int, ratio: float, step: int) -> int:
     """
     share = floor(size * (1 - Fraction(repr(ratio))))
     return min(size, max(step, share // step * step))
+
+
+def least_count(size: int, max_ratio: float, step: int) -> int:
+    """The fewest of `size` indices that may stay when no more than `max_ratio` may go: a multiple of `step`, or all."""
+    share = ceil(size * (1 - Fraction(repr(max_ratio))))
+    return min(size, max(1, -(-share // step)) * step)
 
 
 def kept_indices(scores: Tensor, count: int) -> tuple[int, ...]:

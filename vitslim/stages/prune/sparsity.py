@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PATTERN = "2:4"
 GROUP = 4
 KEPT = 2
 

@@ -16,6 +16,7 @@ from vitslim.graph.insert_fake_quant import (
     weight_scale_name,
 )
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import integer_range
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Ptq
@@ -98,7 +99,7 @@ class PtqStage:
         _, top = integer_range(self.config.bits, narrow=True)
         scales = {}
         for weight, histogram in observer.histograms.items():
-            tensor = graph.module.get_parameter(weight)
+            tensor = tensor_of(graph.module, weight)
             scales[input_scale_name(weight)] = histogram.scale(top, self.config.calibrate)
             scales[weight_scale_name(weight)] = weight_scale(tensor, top, self.config.calibrate)
         return scales

@@ -2,6 +2,17 @@
 
 Keys are operator names, with or without the overload: `aten.mean` is for all overloads of mean that have no rule of
 their own. A name and not the operator itself, so that vitslim's own operators need not be registered.
+
+A rule for a new operator, which reverses nothing but the halves of a dimension, would be
+
+    def halves_swapped(scope: Scope, node: Node) -> Dims:
+        (x,) = scope.operands(node, "self")                             # terms of the operand, one a dimension
+        dim = scope.dim(node, len(x))
+        first, second = scope.terms.cut(x[dim], size(x[dim]) // 2)      # refines the axis into two
+        return (*x[:dim], join((second, first)), *x[dim + 1 :])         # terms of the result
+
+with a line in the table below it and one in the CASES of its test. `scope.tie` says that two terms list the same
+indices, `scope.freeze` that none may go or move, `scope.size` that an argument is the length of a term.
 """
 
 from __future__ import annotations
@@ -10,9 +21,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vitslim.graph.axes.rules import elementwise, layers, parts, positions, shapes, tokens
+from vitslim.graph.axes.rules import elementwise, images, layers, parts, positions, products, shapes, tokens
 from vitslim.graph.axes.scope import Rule
 
 RULES: Mapping[Any, Rule] = MappingProxyType(
-    layers.RULES | shapes.RULES | parts.RULES | positions.RULES | elementwise.RULES | tokens.RULES
+    layers.RULES
+    | products.RULES
+    | shapes.RULES
+    | parts.RULES
+    | positions.RULES
+    | images.RULES
+    | elementwise.RULES
+    | tokens.RULES
 )

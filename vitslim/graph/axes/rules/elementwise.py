@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.scope import Rule, Scope
+from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, Dims
 
 
@@ -29,6 +29,31 @@ def reduction(scope: Scope, node: Node) -> Dims:
     return tuple(UNIT if dim in gone else term for dim, term in enumerate(x) if keep or dim not in gone)
 
 
+def moments(scope: Scope, node: Node) -> Results:
+    """Two reductions at once: variance or deviation, and mean."""
+    return [reduction(scope, node)] * 2
+
+
+def extreme(scope: Scope, node: Node) -> Results:
+    """The largest or smallest and its place; who looks at the place alone needs the order."""
+    if any(user.args[1] == 1 for user in node.users):
+        place(scope, node)
+    return [reduction(scope, node)] * 2
+
+
+def place(scope: Scope, node: Node) -> Dims:
+    """Where along a dimension something is."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.value(node, "dim")
+    scope.freeze(x if dim is None else (x[int(dim)],), "is searched for a place")
+    return reduction(scope, node)
+
+
+def copied(scope: Scope, node: Node) -> Dims:
+    """A tensor, or the part of one that a view shows, is overwritten."""
+    return scope.pair(*scope.operands(node, "self", "src"))
+
+
 def total(scope: Scope, node: Node) -> Dims:  # noqa: ARG001 - any operand will do
     """A reduction to one number."""
     return ()
@@ -46,7 +71,10 @@ def numbered(scope: Scope, node: Node) -> Dims:
     return scope.fresh(scope.shape(node), "numbers positions")
 
 
-REDUCTIONS = ("mean.dim", "sum.dim_IntList", "amax", "amin", "var.correction", "std.correction", "linalg_vector_norm")
+REDUCTIONS = (
+    "mean.dim", "sum.dim_IntList", "prod.dim_int", "amax", "amin", "var", "std", "linalg_vector_norm", "logsumexp",
+    "norm", "all.dim", "any.dim",
+)  # fmt: skip
 UNCHANGED = (
     "softmax", "_softmax", "log_softmax", "dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "lift",
     "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
@@ -58,8 +86,15 @@ FILLED = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full",
 
 RULES: dict[Any, Rule] = {
     **{f"aten.{name}": reduction for name in REDUCTIONS},
+    "aten.var_mean": moments,
+    "aten.std_mean": moments,
+    "aten.max.dim": extreme,
+    "aten.min.dim": extreme,
+    "aten.argmax": place,
+    "aten.argmin": place,
     **{f"aten.{name}.default": total for name in ("mean", "sum", "max", "min")},
     **{f"aten.{name}": same for name in UNCHANGED},
+    "aten.copy_": copied,
     **{f"aten.{name}": elementwise for name in UNTAGGED},
     **{f"aten.{name}": numbered for name in NUMBERED},
     **{f"aten.{name}": filled for name in FILLED},

@@ -1,4 +1,4 @@
-"""Layers: linear maps, convolutions, norms, matrix products and attention."""
+"""Layers with weights: linear maps, convolutions, norms and LSTM."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.scope import Rule, Scope
-from vitslim.graph.axes.terms import ConflictError, Dims, size
+from vitslim.graph.axes.scope import Results, Rule, Scope
+from vitslim.graph.axes.terms import Dims, join, product, size
 
 
 def linear(scope: Scope, node: Node) -> Dims:
@@ -30,6 +30,18 @@ def convolution(scope: Scope, node: Node) -> Dims:
     scope.freeze(weight[2:], "is a position in a kernel")
     scope.size(node, "groups", group)
     return (x[0], weight[0], *_slide(scope, x[2:], weight[2:], scope.shape(node)[2:]))
+
+
+def transposed_convolution(scope: Scope, node: Node) -> Dims:
+    """Weight (in, out / groups, *kernel), the inputs led by the index of the group."""
+    x, weight, bias = scope.operands(node, "input", "weight", "bias")
+    scope.tie(x[1], weight[0])
+    group, _ = scope.terms.factor(x[1], int(scope.value(node, "groups")))
+    out = product((group, weight[1]))
+    scope.pair(bias, (out,))
+    scope.freeze(weight[2:], "is a position in a kernel")
+    scope.size(node, "groups", group)
+    return (x[0], out, *_slide(scope, x[2:], weight[2:], scope.shape(node)[2:]))
 
 
 def _slide(scope: Scope, places: Dims, kernel: Dims, shape: tuple[int, ...]) -> Dims:
@@ -83,39 +95,30 @@ def group_norm(scope: Scope, node: Node) -> Dims:
     return x
 
 
-def _product(scope: Scope, a: Dims, b: Dims) -> Dims:
-    """(..., n, k) times (..., k, m); leading dimensions are paired."""
-    if min(len(a), len(b)) < 2:
-        raise ConflictError("enters a product with a vector, which has no rule")
-    scope.tie(a[-1], b[-2])
-    return (*scope.pair(a[:-2], b[:-2]), a[-2], b[-1])
+def lstm(scope: Scope, node: Node) -> Results:
+    """Four gates lead the rows of every weight; both directions share one hidden axis, as the states do.
 
-
-def matmul(scope: Scope, node: Node) -> Dims:
-    return _product(scope, *scope.operands(node, "self", "other"))
-
-
-def bmm(scope: Scope, node: Node) -> Dims:
-    return _product(scope, *scope.operands(node, "self", "mat2"))
-
-
-def addmm(scope: Scope, node: Node) -> Dims:
-    bias, a, b = scope.operands(node, "self", "mat1", "mat2")
-    return scope.pair(_product(scope, a, b), bias)
-
-
-def attention(scope: Scope, node: Node) -> Dims:
-    """softmax(q k^T * scale + mask) v with q (..., n, d), k (..., m, d), v (..., m, e); the scale stays as it was."""
-    q, k, v, mask = scope.operands(node, "query", "key", "value", "attn_mask")
-    heads = scope.pair(q[:-2], k[:-2], v[:-2])
-    scope.tie(q[-1], k[-1])
-    scope.tie(k[-2], v[-2])
-    scope.pair((*heads, q[-2], k[-2]), mask)
-    if scope.value(node, "is_causal"):
-        scope.freeze((q[-2], k[-2]), "is read in its order by causal attention")
-    if scope.value(node, "scale") is None:
-        scope.pin(node, "scale", float(size(q[-1])) ** -0.5)
-    return (*heads, q[-2], v[-1])
+    params, a layer and direction: weights (4 H, in) and (4 H, H), biases (4 H). Result (a, b, directions H), states.
+    """
+    (x,) = scope.operands(node, "input")
+    params = [scope.of(param) for param in scope.value(node, "params")]
+    states = [scope.of(state) for state in scope.value(node, "hx")]
+    directions = 2 if scope.value(node, "bidirectional") else 1
+    hidden = params[1][-1]
+    below = [x[-1]] * directions
+    for place, param in enumerate(params):
+        gate, rows = scope.terms.factor(param[0], 4)
+        scope.freeze((gate,), "is a gate")
+        scope.tie(rows, hidden)
+        number, kind = divmod(place, 4 if scope.value(node, "has_biases") else 2)
+        if kind == 0:
+            scope.tie(param[1], below[number % directions] if number < directions else join([hidden] * directions))
+        elif kind == 1:
+            scope.tie(param[1], hidden)
+    for state in states:
+        scope.tie(state[-1], hidden)
+    scope.freeze(x[:2], "is a place in a sequence")
+    return [(*x[:2], join([hidden] * directions)), *states]
 
 
 RULES: dict[Any, Rule] = {
@@ -123,13 +126,12 @@ RULES: dict[Any, Rule] = {
     "aten.conv1d": convolution,
     "aten.conv2d": convolution,
     "aten.conv3d": convolution,
+    "aten.conv_transpose1d": transposed_convolution,
+    "aten.conv_transpose2d": transposed_convolution,
     "aten.layer_norm": layer_norm,
     "aten.rms_norm": rms_norm,
     "aten.batch_norm": batch_norm,
+    "aten.instance_norm": batch_norm,
     "aten.group_norm": group_norm,
-    "aten.matmul": matmul,
-    "aten.bmm": bmm,
-    "aten.mm": bmm,
-    "aten.addmm": addmm,
-    "aten.scaled_dot_product_attention": attention,
+    "aten.lstm.input": lstm,
 }

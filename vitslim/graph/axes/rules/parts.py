@@ -58,32 +58,6 @@ def _split(scope: Scope, node: Node, name: str) -> Results:
     return [_replace(x, dim, part) for part in parts]
 
 
-def split(scope: Scope, node: Node) -> Results:
-    """One size for all parts: they must stay equally long, so they are one axis."""
-    (x,) = scope.operands(node, "self")
-    dim = scope.dim(node, len(x))
-    parts = _equal_parts(scope, x[dim], [shape[dim] for shape in scope.shapes[node]])
-    scope.size(node, "split_size", parts[0])
-    return [_replace(x, dim, part) for part in parts]
-
-
-def chunk(scope: Scope, node: Node) -> Results:
-    """The number of parts stays, whatever their length."""
-    (x,) = scope.operands(node, "self")
-    dim = scope.dim(node, len(x))
-    parts = _equal_parts(scope, x[dim], [shape[dim] for shape in scope.shapes[node]])
-    return [_replace(x, dim, part) for part in parts]
-
-
-def _equal_parts(scope: Scope, term: Term, sizes: list[int]) -> list[Term]:
-    if len(set(sizes)) != 1:
-        raise ConflictError("is split into parts of which the last is shorter")
-    parts = _cuts(scope, term, sizes)
-    for part in parts[1:]:
-        scope.tie(parts[0], part)
-    return parts
-
-
 def unbind(scope: Scope, node: Node) -> Results:
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x))
@@ -130,6 +104,28 @@ def _stride(scope: Scope, term: Term, first: int, last: int, step: int) -> Term:
     return head
 
 
+def narrow(scope: Scope, node: Node) -> Dims:
+    """A part of a dimension by its start and its length."""
+    (x,) = scope.operands(node, "self")
+    dim, start = scope.dim(node, len(x)), scope.value(node, "start")
+    if not isinstance(start, int):
+        raise ConflictError("is cut at a place computed when the model runs")
+    before, rest = scope.terms.cut(x[dim], start)
+    taken, _ = scope.terms.cut(rest, int(scope.value(node, "length")))
+    scope.offset(node, "start", before, rest)
+    scope.size(node, "length", taken)
+    return _replace(x, dim, taken)
+
+
+def glu(scope: Scope, node: Node) -> Dims:
+    """The first half times a gate made of the second."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    first, second = _cuts(scope, x[dim], [size(x[dim]) // 2] * 2)
+    scope.tie(first, second)
+    return _replace(x, dim, first)
+
+
 def getitem(scope: Scope, node: Node) -> Any:
     """One of several results."""
     results = scope.results[node.all_input_nodes[0]]
@@ -142,9 +138,9 @@ RULES: dict[Any, Rule] = {
     "aten.stack": stack,
     "aten.split_with_sizes": split_with_sizes,
     "aten.split.sizes": split_sizes,
-    "aten.split.Tensor": split,
-    "aten.chunk": chunk,
     "aten.unbind": unbind,
     "aten.select.int": select,
     "aten.slice.Tensor": slice_,
+    "aten.narrow": narrow,
+    "aten.glu": glu,
 }

@@ -1,4 +1,4 @@
-"""Operators to which the place of an index matters: tables, shifts, padding, pooling, interpolation."""
+"""Operators to which the place of an index matters: tables, order, shifts and padding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.scope import Rule, Scope
+from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import ConflictError, Dims, size
 
 TABLE = "is read by a table of indices"
@@ -37,6 +37,34 @@ def embedding(scope: Scope, node: Node) -> Dims:
     return (*places, *weight[1:])
 
 
+def gather(scope: Scope, node: Node) -> Dims:
+    """Read along one dimension at the places that `index` holds; the others are walked through side by side."""
+    x, places = scope.operands(node, "self", "index")
+    dim = scope.dim(node, len(x))
+    for place, (old, new) in enumerate(zip(x, places, strict=True)):
+        if place == dim or size(old) != size(new):
+            scope.freeze((old, new), TABLE)
+        else:
+            scope.tie(old, new)
+    return places
+
+
+def in_order(scope: Scope, node: Node) -> Dims:
+    """Cumulative sums: each index needs those before it."""
+    (x,) = scope.operands(node, "self")
+    scope.freeze((x[scope.dim(node, len(x))],), "is read in its order")
+    return x
+
+
+def ranked(scope: Scope, node: Node) -> Results:
+    """The largest along a dimension, or all of it sorted: values and their places."""
+    (x,) = scope.operands(node, "self")
+    dim = scope.dim(node, len(x))
+    scope.freeze((x[dim],), "is sorted")
+    (length,) = scope.fresh((scope.shapes[node][0][dim],), "counts what is sorted")
+    return [(*x[:dim], length, *x[dim + 1 :])] * 2
+
+
 def shifted(scope: Scope, node: Node) -> Dims:
     """Roll and flip: indices move to other places of the same dimensions."""
     (x,) = scope.operands(node, "self")
@@ -58,31 +86,17 @@ def pad(scope: Scope, node: Node) -> Dims:
     return tuple(result)
 
 
-def resampled(scope: Scope, node: Node) -> Dims:
-    """Pooling and interpolation over all dimensions behind the channels."""
-    x, shape = scope.of(node.args[0]), scope.shape(node)
-    scope.freeze(x[2:], "is a position in an image that is resampled")
-    places = scope.fresh(shape[2:], "is a position in the image")
-    for old, new in zip(x[2:], places, strict=True):
-        scope.call(new, "tokens")
-        if size(old) == size(new):
-            scope.tie(old, new)
-    return (*x[:2], *places)
-
-
-RESAMPLING = (
-    "avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa",
-    "upsample_bicubic2d", "_upsample_bicubic2d_aa",
-)  # fmt: skip
-
 RULES: dict[Any, Rule] = {
     "aten.index.Tensor": index,
     "aten.index_select": index_select,
     "aten.embedding": embedding,
-    "aten.roll": shifted,
+    "aten.gather": gather,
+    "aten.cumsum": in_order,
+    "aten.cumprod": in_order,
     "aten.flip": shifted,
+    "aten.sort": ranked,
+    "aten.topk": ranked,
+    "aten.roll": shifted,
     "aten.pad": pad,
     "aten.constant_pad_nd": pad,
-    **{f"aten.{name}": resampled for name in RESAMPLING},
 }

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from vitslim.graph.axes.scope import Rule, Scope
-from vitslim.graph.axes.terms import UNIT, Dims, fresh, product, size
+from vitslim.graph.axes.scope import Results, Rule, Scope
+from vitslim.graph.axes.terms import UNIT, ConflictError, Dims, fresh, product, size
 
 
 def reshape(scope: Scope, node: Node) -> Dims:
@@ -95,12 +95,55 @@ def expand_as(scope: Scope, node: Node) -> Dims:
 
 def repeat(scope: Scope, node: Node) -> Dims:
     """The whole dimension several times end to end: copies times what there was."""
+    return _repeat(scope, node, "repeats")
+
+
+def tile(scope: Scope, node: Node) -> Dims:
+    """As repeat; counts that are missing on the left are one."""
+    return _repeat(scope, node, "dims")
+
+
+def _repeat(scope: Scope, node: Node, name: str) -> Dims:
     (x,) = scope.operands(node, "self")
     shape = scope.shape(node)
     old = (UNIT,) * (len(shape) - len(x)) + x
     copies = scope.fresh([length // size(term) for length, term in zip(shape, old, strict=True)])
-    scope.sizes(node, "repeats", copies)
+    scope.sizes(node, name, copies[len(shape) - len(scope.value(node, name)) :])
     return tuple(product(pair) for pair in zip(copies, old, strict=True))
+
+
+def repeat_interleave(scope: Scope, node: Node) -> Dims:
+    """Every index several times in a row: what there was times copies."""
+    (x,) = scope.operands(node, "self")
+    if scope.value(node, "dim") is None:
+        raise ConflictError("is repeated without a dimension, which has no rule")
+    dim = scope.dim(node, len(x))
+    (copies,) = scope.fresh((int(scope.value(node, "repeats")),))
+    repeated = product((x[dim], copies))
+    scope.size(node, "repeats", copies)
+    scope.size(node, "output_size", repeated)
+    return (*x[:dim], repeated, *x[dim + 1 :])
+
+
+def moved(scope: Scope, node: Node) -> Dims:
+    """Named dimensions go to other places, the rest keeps its order."""
+    (x,) = scope.operands(node, "self")
+    source, target = ([int(dim) % len(x) for dim in _listed(scope.value(node, n))] for n in ("source", "destination"))
+    rest = iter(dim for dim in range(len(x)) if dim not in source)
+    placed = dict(zip(target, source, strict=True))
+    return tuple(x[placed[dim] if dim in placed else next(rest)] for dim in range(len(x)))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def meshgrid(scope: Scope, node: Node) -> Results:
+    """One dimension for each tensor; with indexing `xy` the first two change places."""
+    dims = [term for tensor in scope.value(node, "tensors") for term in scope.of(tensor)]
+    if node.kwargs.get("indexing") == "xy":
+        dims[:2] = reversed(dims[:2])
+    return [tuple(dims)] * len(dims)
 
 
 RULES: dict[Any, Rule] = {
@@ -121,4 +164,8 @@ RULES: dict[Any, Rule] = {
     "aten.expand": expand,
     "aten.expand_as": expand_as,
     "aten.repeat": repeat,
+    "aten.tile": tile,
+    "aten.repeat_interleave.self_int": repeat_interleave,
+    "aten.movedim": moved,
+    "aten.meshgrid": meshgrid,
 }

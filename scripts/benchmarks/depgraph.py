@@ -1,0 +1,197 @@
+"""DeiT-Tiny with real weights and images: what each importance keeps, beside Torch-Pruning, in one run.
+
+Every model is pruned to the same share of the MACs, compared with the dense model on the same validation images,
+trained for the same few steps towards the dense model's logits, and compared again. Torch-Pruning gets the same
+calibration batches and as many parameters as vitslim's Taylor model of that share. Needs `uv pip install torch-pruning`
+and the folder that VITSLIM_SHARED_DATA names, with deit_tiny/model.safetensors and imagenette/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import gettempdir
+from time import perf_counter
+from typing import Any
+
+import timm
+import torch
+import torch_pruning
+from paired_bootstrap import difference
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as f
+from torch_pruning_model import pruner_of, write_back
+
+from vitslim.backends.environment import environment
+from vitslim.data import DataModule, Dataset, load_data
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Budget, DepGraph, Train
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.prune.cutting import Cutter, rank_lists
+from vitslim.stages.prune.depgraph_stage import DepGraphStage
+from vitslim.stages.prune.scoring import Scorer
+from vitslim.stages.prune.targets import find_targets
+from vitslim.training import train
+from vitslim.training.evaluate import predict
+from vitslim.training.losses import soft_loss
+
+DESCRIPTION = "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning"
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+RESULT = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"
+
+MODEL = "deit_tiny_patch16_224"
+SHARES = (0.85, 0.7, 0.5)
+IMPORTANCES = ("random", "magnitude_l2", "taylor", "hessian")
+PEER = "torch-pruning taylor"
+CONTRASTS = (
+    ("magnitude_l2", "random"), ("taylor", "magnitude_l2"), ("hessian", "magnitude_l2"), ("taylor", PEER),
+)  # fmt: skip
+"""Better first: what is to be shown."""
+
+BATCHES, BATCH = 8, 32
+VAL_IMAGES = 500
+RUNS = 5
+TRAIN = Train(epochs=1, batch=32, lr=1e-4, images=960)
+
+
+def run() -> dict[str, float]:
+    """Fill scripts/results/depgraph-deit-tiny.json; figures by share, importance and phase."""
+    if not (SHARED / "imagenette").exists():
+        sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
+    graph = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
+    data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=BATCHES * BATCH),
+                     graph.source, 0)  # fmt: skip
+    val, taught = data.val.balanced(VAL_IMAGES), data.train.balanced(TRAIN.images)
+    dense, labels = predict(graph.module, val, BATCH, Silent(), "")
+    teacher, _ = predict(graph.module, taught, BATCH, Silent(), "")
+    seconds = _seconds(graph, _context(data))
+    print(json.dumps({"seconds": seconds}), flush=True)
+    rows: list[dict[str, Any]] = []
+    for share in SHARES:
+        kept: dict[str, dict[str, Tensor]] = {}
+        for name, module in _models(graph, data, share):
+            row: dict[str, Any] = {"share": share, "importance": name, "params": _size(module)}
+            for phase in ("pruned", "distilled"):
+                if phase == "distilled":
+                    _distil(module, taught, teacher)
+                logits, _ = predict(module, val, BATCH, Silent(), "")
+                kept[f"{name} {phase}"] = found = _compare(dense, logits, labels)
+                row |= {f"{phase}_{key}": float(values.mean()) for key, values in found.items()}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        rows += _contrasts(share, kept)
+        RESULT.write_text(
+            json.dumps({"environment": environment().model_dump(), "seconds": seconds, "rows": rows}, indent=1) + "\n"
+        )
+    return {
+        f"{row['share']:g} {row['importance']} {phase}": row[f"{phase}_agreement"]
+        for row in rows if "importance" in row for phase in ("pruned", "distilled")
+    }  # fmt: skip
+
+
+def _models(graph: ModelGraph, data: DataModule, share: float) -> Iterator[tuple[str, nn.Module]]:
+    params = 0
+    for importance in IMPORTANCES:
+        config = DepGraph(method="depgraph", importance=importance, budget=Budget(macs=share), round_to=1,
+                          batches=BATCHES, batch=BATCH)  # fmt: skip
+        module = DepGraphStage(config).apply(graph, _context(data)).graph.module
+        params = _size(module) if importance == "taylor" else params
+        yield importance, module
+    yield PEER, _peer(data.calibration, params)
+
+
+def _peer(calibration: Dataset, params: int) -> nn.Module:
+    """Torch-Pruning's Taylor importance at the ratio whose model has the nearest number of parameters."""
+    random, taylor = torch_pruning.importance.RandomImportance(), torch_pruning.importance.GroupTaylorImportance()
+    low, high = 0.0, 0.9
+    for _ in range(10):
+        ratio = (low + high) / 2
+        low, high = (ratio, high) if _size(_peer_pruned(ratio, random)) > params else (low, ratio)
+    best = min((low, high), key=lambda ratio: abs(_size(_peer_pruned(ratio, random)) - params))
+    return _peer_pruned(best, taylor, list(calibration.batches(BATCH, shuffle_seed=0)))
+
+
+def _peer_pruned(ratio: float, importance: Any, batches: list[tuple[Tensor, Tensor]] | None = None) -> nn.Module:
+    net = _peer_model()
+    pruner = pruner_of(net, torch.randn(1, 3, 224, 224), importance, ratio, 1)
+    for images, labels in batches or []:
+        f.cross_entropy(net(images), labels).backward()
+    pruner.step()
+    write_back(pruner)
+    return net
+
+
+def _peer_model() -> nn.Module:
+    net: nn.Module = timm.create_model(MODEL, pretrained=False).eval()
+    net.load_state_dict(load_file(SHARED / "deit_tiny" / "model.safetensors"))
+    return net
+
+
+def _seconds(graph: ModelGraph, context: StageContext) -> dict[str, float]:
+    """From a model to one of half the width by magnitude: groups, scores, cut. Best of several, in turns."""
+    config = DepGraph(method="depgraph", importance="magnitude_l2", ratio=0.5, round_to=1)
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    ours, theirs = [], []
+    for _ in range(RUNS):
+        graph.forget_axes()
+        start = perf_counter()
+        before = sketch(graph)
+        targets = find_targets(before, config).cut
+        lists = rank_lists(graph, config, targets)
+        Cutter(config, before, targets, lists, Scorer(config, context), None).cut(graph, 1.0)
+        ours.append(perf_counter() - start)
+        net = _peer_model()
+        start = perf_counter()
+        pruner = pruner_of(net, torch.randn(1, 3, 224, 224), importance, 0.5, 1)
+        pruner.step()
+        write_back(pruner)
+        theirs.append(perf_counter() - start)
+    return {"vitslim": min(ours), "torch-pruning": min(theirs)}
+
+
+def _size(net: nn.Module) -> int:
+    return sum(weight.numel() for weight in net.parameters())
+
+
+def _distil(module: nn.Module, dataset: Dataset, teacher: Tensor) -> None:
+    objective: Callable[..., Tensor] = lambda logits, batch: soft_loss(logits, teacher[batch.positions])  # noqa: E731
+    train(module, dataset, objective, TRAIN, 0, {}, Silent())
+
+
+def _compare(dense: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """For each image: is the prediction the dense model's, the divergence from its logits, is the prediction right."""
+    kl = f.kl_div(logits.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="none").sum(1)
+    found = logits.argmax(1)
+    return {"agreement": (found == dense.argmax(1)).double(), "kl": kl.double(), "top1": (found == labels).double()}
+
+
+def _contrasts(share: float, kept: dict[str, dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """Differences image by image, with 95 % intervals. More agreement and less divergence speak for the first."""
+    rows = []
+    for better, other in CONTRASTS:
+        for phase in ("pruned", "distilled"):
+            row: dict[str, Any] = {"share": share, "contrast": f"{better} - {other}", "phase": phase}
+            for key in ("agreement", "kl"):
+                mean, low, high = difference(kept[f"{better} {phase}"][key], kept[f"{other} {phase}"][key])
+                row |= {key: mean, f"{key}_low": low, f"{key}_high": high}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def _context(data: DataModule) -> StageContext:
+    return StageContext(data, 0, Silent(), _no_result, Path(gettempdir()))
+
+
+def _no_result(name: str) -> StageResult:
+    raise KeyError(name)

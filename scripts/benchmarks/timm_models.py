@@ -1,0 +1,47 @@
+"""The models of the coverage table: the smallest of each timm module, and a list of the vision-transformer family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from rich.progress import track
+from timm.models import get_pretrained_cfg_value
+
+CLASSES = 1000
+VIT_FAMILY = Path(__file__).with_name("vit_family.txt")
+
+
+def vit_family() -> list[str]:
+    """78 models, one or more of every vision-transformer architecture that timm has."""
+    return VIT_FAMILY.read_text(encoding="utf-8").split()
+
+
+def smallest_models(cache: Path) -> dict[str, str]:
+    """Module of timm to its model with the fewest parameters; building all of them takes minutes, so it is kept."""
+    if cache.exists():
+        return dict(line.split(",") for line in cache.read_text(encoding="utf-8").splitlines()[1:])
+    found = {}
+    for module in track(sorted(timm.list_modules()), "smallest model of each timm module"):
+        names = timm.list_models(module=module)
+        if names:
+            found[module] = min(names, key=lambda name: (_parameters(name), name))
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text("\n".join(["module,model", *(f"{key},{name}" for key, name in found.items())]) + "\n")
+    return found
+
+
+def classifier_for(name: str) -> dict[str, int]:
+    """Arguments that give a classifier to a model that has none, whose channels could not be cut; otherwise none."""
+    return {} if get_pretrained_cfg_value(name, "num_classes") else {"num_classes": CLASSES}
+
+
+def _parameters(name: str) -> int:
+    """Counted on a model without memory. A model that cannot be built so is never the smallest."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return 2**62
+    return sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,89 @@
+"""`vitslim bench --table`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from vitslim.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitslim.recipe.schema import Model
+    from vitslim.results import LatencyTable
+
+T = TypeVar("T")
+
+
+def bench_table(
+    name: str, kwargs: Sequence[str], backends: Sequence[str], batches: Sequence[int], threads: Sequence[int],
+    out: Path | None, output: str,
+) -> None:  # fmt: skip
+    """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table itself."""
+    from vitslim.backends.registry import parse_backend
+    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.pipeline.latency_table import build_table
+    from vitslim.pipeline.table_file import check_writable, default_path, write_table
+
+    backend = parse_backend(_only(backends, "onnxruntime:cpu", "--backend"))
+    path = out or default_path(name, backend.name)
+    check_writable(path)
+    progress = ConsoleProgress()
+    table = build_table(
+        _model(name, kwargs), backend, _only(batches, 1, "--batch"), _only(threads, 1, "--threads"), progress
+    )
+    write_table(table, path)
+    if output == "json":
+        typer.echo(table.model_dump_json())
+    else:
+        stdout().print(_summary(table))
+    progress.say(f"wrote {path}; a recipe reads it with budget: {{latency: 0.7, table: {path.name}}}")
+
+
+def _only(values: Sequence[T], default: T, option: str) -> T:
+    if len(values) > 1:
+        raise UsageError(f"a latency table has one {option}, not {len(values)}", "build one table for each")
+    return values[0] if values else default
+
+
+def _model(name: str, kwargs: Sequence[str]) -> Model:
+    from pydantic import ValidationError
+
+    from vitslim.recipe.schema import Model
+    from vitslim.recipe.yaml12 import parse_yaml
+
+    pairs = [text.partition("=") for text in kwargs]
+    try:
+        return Model(timm=name, kwargs={key: parse_yaml(value, f"--kwargs {key}") for key, _, value in pairs})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = next((str(part) for part in first["loc"][1:2]), "")
+        if first["loc"][0] == "timm":
+            raise UsageError(f"'{name}' is not the name of a timm model", "such as deit_tiny_patch16_224") from error
+        raise UsageError(f"--kwargs {key} needs a number, a text, true or false", "such as img_size=128") from error
+
+
+def _summary(table: LatencyTable) -> Table:
+    from vitslim.cli.console import plain_table
+
+    threads = f", {table.threads} threads" if table.threads else ""
+    title = f"{table.model} on {table.backend}, batch {table.batch}{threads} ({table.kind})"
+    view = plain_table(title, ("",), ("value",))
+    grids = [("linear", table.products.linear), ("attention", table.products.attention)]
+    for name, grid in grids:
+        if grid is not None:
+            shape = " x ".join(str(len(lengths)) for lengths in grid.lengths)
+            view.add_row(f"{name} entries (count x rows x reduce x columns)", f"{shape} = {len(grid.ms)}")
+    view.add_row("dense model", f"{table.dense_ms:.3f} ms")
+    view.add_row("its matrix products", f"{table.dense_ms - table.rest_ms:.3f} ms")
+    view.add_row("rest, taken to stay the same", f"{table.rest_ms:.3f} ms")
+    if table.scale < 1:
+        view.add_row("scale of the entries, which add up to more than the model", f"{table.scale:.3f}")
+    if table.kind == "measured":
+        view.add_row("timed runs of each product, at least", str(table.n))
+        view.add_row("spread of the runs (interquartile range over median)", f"{100 * table.spread:.1f} %")
+    return view

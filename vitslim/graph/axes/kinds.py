@@ -1,0 +1,94 @@
+"""What axes are for a person: the heads, query/key and value axes about every attention, however it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.fx import Graph, Node
+
+from vitslim.graph.axes.scope import Scope
+from vitslim.graph.axes.terms import Prim, prims
+from vitslim.graph.nodes import is_op
+
+aten = torch.ops.aten
+
+SDPA = aten.scaled_dot_product_attention.default
+PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.einsum.default, aten.baddbmm.default)
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
+NORMS = (aten.layer_norm.default, aten.batch_norm.default, aten.rms_norm.default, aten.group_norm.default)
+"""Where the search for the product that belongs to a softmax ends: behind a norm another layer begins."""
+
+REACH = 10
+"""Nodes between a product of attention and its softmax: scale, mask, position bias, talking heads."""
+
+Axes = set[Prim]
+
+
+def call_attention(scope: Scope, graph: Graph, channels: Axes) -> None:
+    """Say which axes are heads, qk and v, among `channels`: axes of parameters that are no positions.
+
+    Around a softmax the axis that queries and keys are multiplied along is `qk`, the one that the product with the
+    values leaves is `v`, and those that both products run side by side over are `heads`. Where channels attend to
+    channels (cross-covariance attention) tokens are multiplied along, and the two change places.
+    """
+    for node in graph.nodes:
+        if is_op(node, SDPA):
+            q, v = scope.of(node.args[0]), scope.of(node.args[2])
+            for terms, kind in ((q[1:-2], "heads"), (q[-1:], "qk"), (v[-1:], "v"), (q[-2:-1], "tokens")):
+                for term in terms:
+                    scope.call(term, kind)
+        elif is_op(node, *SOFTMAX):
+            for logits in _products_before(node):
+                for values, probabilities in _products_after(node):
+                    _call_products(scope, logits, values, probabilities, channels)
+
+
+def _call_products(scope: Scope, logits: Node, values: Node, probabilities: Node, channels: Axes) -> None:
+    q, k = (_axes(scope, operand) for operand in _operands(logits))
+    p = _axes(scope, probabilities)
+    v = set().union(*(_axes(scope, operand) for operand in _operands(values) if operand is not probabilities))
+    result, scores = _axes(scope, values), _axes(scope, logits)
+    heads = (q & k & scores | p & v & result) & channels
+    along_logits, along_values = (q & k) - scores & channels, (p & v) - result & channels
+    left = (v & result) - heads & channels or (p & result) - heads & channels
+    for axes, kind in ((heads, "heads"), (along_logits or along_values, "qk"), (left - heads, "v")):
+        for prim in axes:
+            scope.call(prim, kind)
+
+
+def _axes(scope: Scope, node: Node) -> Axes:
+    return {prim for term in scope.of(node) for prim in prims(term)}
+
+
+def _operands(product: Node) -> list[Node]:
+    return product.all_input_nodes[-2:] if len(product.all_input_nodes) > 1 else product.all_input_nodes * 2
+
+
+def _products_before(softmax: Node) -> Iterator[Node]:
+    near: list[tuple[Node, int]] = [(softmax, 0)]
+    seen = {softmax}
+    for node, distance in near:
+        for source in node.all_input_nodes:
+            if is_op(source, *PRODUCTS):
+                yield source
+            elif source not in seen and distance < REACH and _passes(source):
+                seen.add(source)
+                near.append((source, distance + 1))
+
+
+def _products_after(softmax: Node) -> Iterator[tuple[Node, Node]]:
+    """Each product with the operand through which the softmax comes in."""
+    near: list[tuple[Node, int]] = [(softmax, 0)]
+    seen = {softmax}
+    for node, distance in near:
+        for user in node.users:
+            if is_op(user, *PRODUCTS):
+                yield user, node
+            elif user not in seen and distance < REACH and _passes(user):
+                seen.add(user)
+                near.append((user, distance + 1))
+
+
+def _passes(node: Node) -> bool:
+    return node.op == "call_function" and not is_op(node, *NORMS, *SOFTMAX, SDPA)

@@ -1,0 +1,42 @@
+"""Training before the cut that pushes weak groups towards zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages import GroupSparsity
+from vitslim.stages.contract import StageContext
+from vitslim.stages.prune.importance import Reduction
+from vitslim.stages.prune.members import Member
+from vitslim.stages.prune.regularise import pusher
+from vitslim.training import Batch, hard_loss, train
+
+
+def train_sparse(
+    graph: ModelGraph, members: Sequence[Member], config: GroupSparsity, reduction: Reduction, context: StageContext
+) -> tuple[ModelGraph, dict[str, float]]:
+    """A trained copy of the graph, and the figures of the training, each with `sparsity_` in front.
+
+    The loss is the cross-entropy with the labels. Raises StageError when it is no finite number.
+    """
+    student = graph.copy()
+    dataset = context.data.train.balanced(config.train.images, context.seed)
+
+    def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return hard_loss(logits, batch.labels, config.train.smoothing)
+
+    metrics = train(
+        student.module,
+        dataset,
+        objective,
+        config.train,
+        context.seed,
+        student.masks,
+        context.progress,
+        label="prune: sparsity training",
+        after_backward=pusher(members, student.parameters(), config.gamma, config.alpha, reduction),
+    )
+    return student, {f"sparsity_{name}": value for name, value in metrics.items()}
