@@ -21,8 +21,6 @@ import timm
 from rich.progress import track
 from timm_models import smallest_models, vit_family
 
-DESCRIPTION = "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable"
-
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TABLE = RESULTS / f"axes-timm-{timm.__version__}.csv"
 MODELS = RESULTS / f"smallest-timm-{timm.__version__}.csv"

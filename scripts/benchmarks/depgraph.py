@@ -43,8 +43,6 @@ from vitslim.training import train
 from vitslim.training.evaluate import predict
 from vitslim.training.losses import soft_loss
 
-DESCRIPTION = "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning"
-
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
 RESULT = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"

@@ -10,8 +10,6 @@ from command import vitslim
 from vitslim.report import parse_report
 from vitslim.results import Report
 
-DESCRIPTION = "`vitslim run quickstart` from scratch: seconds, accuracies, and what became smaller and faster"
-
 
 def run() -> dict[str, float]:
     """Figures of the run's own report, and the wall time around it."""

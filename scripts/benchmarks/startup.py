@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from command import imports_torch, vitslim
 
-DESCRIPTION = "time of `vitslim --help` and of `plan quickstart --no-trace`, best of five, and whether they load torch"
 COMMANDS = {"help": ("--help",), "plan": ("plan", "quickstart", "--no-trace")}
 RUNS = 5
 
