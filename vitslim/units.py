@@ -11,6 +11,11 @@ FLOAT_BITS = 32
 """Bits that an unquantised operand counts in BOPs (specs, section 3.1)."""
 
 
+def container_bits(bits: int) -> int:
+    """Bits of the narrowest type that holds a number of so many: 4, 8, 16 or 32. ONNX has no types between them."""
+    return next(width for width in (4, 8, 16, 32) if bits <= width)
+
+
 def flops(macs: int) -> int:
     """Floating-point operations of a number of multiply-accumulates."""
     return FLOPS_PER_MAC * macs

@@ -11,6 +11,7 @@ from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import LayerBits
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 
@@ -46,7 +47,7 @@ def test_a_sketch_foretells_the_edited_graph(tiny_graph: ModelGraph) -> None:
     assert sketch(graph).tokens == foretold.tokens == 10
     weights = [linear.weight for linear in foretold.linears]
     graph = insert_fake_quant(graph, [FakeQuantSite(weight, 8, 8) for weight in weights])
-    assert sketch(graph).cost() == foretold.with_bits(weights, 8, 8).cost()
+    assert sketch(graph).cost() == foretold.with_bits(weights, LayerBits(8, 8)).cost()
 
 
 def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
@@ -55,7 +56,7 @@ def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
     weight = "blocks.0.mlp.fc1.weight"
     layer = next(product for product in dense.products if product.weight == weight)
     macs, numel = layer.macs(dense.axes), tiny_graph.parameters()[weight].numel()
-    quantised = dense.with_bits([weight], 8, 8)
+    quantised = dense.with_bits([weight], LayerBits(8, 8))
     assert dense.cost().bops - quantised.cost().bops == macs * (32 * 32 - 8 * 8)
     sparse = quantised.with_sparsity([weight], "2:4")
     assert quantised.cost().bops - sparse.cost().bops == macs * 8 * 8 // 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vitslim.graph.size import Size
-from vitslim.graph.sketch import ModelSketch, Product
+from vitslim.graph.sketch import LayerBits, ModelSketch, Product
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.stages.prune.cuts import choose_cuts
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
@@ -121,7 +121,7 @@ def test_nothing_to_prune_is_a_problem_with_its_reason() -> None:
 def test_pruning_after_two_four_or_quantisation_is_refused() -> None:
     stage = DepGraphStage(depgraph())
     assert "2:4" in stage.requires(two_four().estimate(vit()))[0].message
-    assert "quantisation" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], 8, 8))[0].message
+    assert "quantisation" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], LayerBits(8, 8)))[0].message
 
 
 def test_estimate_of_pruning_is_quadratic() -> None:

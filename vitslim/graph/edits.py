@@ -49,6 +49,13 @@ class FakeQuantSite:
     """Parameter name of the weight, such as `blocks.0.mlp.fc1.weight`."""
     weight_bits: int
     input_bits: int
+    """`vitslim.units.FLOAT_BITS` where the input stays in float."""
+    zero_point: int | None = None
+    """Code of zero among the unsigned codes of the input; None for signed codes, among which zero is 0."""
+    dynamic: bool = False
+    """Whether scale and zero point of the input follow each batch in place of a calibration; codes are unsigned."""
+    block: int = 0
+    """Weights of one output channel that share a scale, as runs along the reduction; 0: all of them."""
 
 
 @dataclass(frozen=True)

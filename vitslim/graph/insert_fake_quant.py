@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import LAYER_OPS
@@ -14,12 +15,15 @@ from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import integer_range
+from vitslim.graph.ops.fake_quant import input_range, integer_range
+from vitslim.units import FLOAT_BITS
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
+DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default
 QUANTISER_PREFIX = "vitslim.q."
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution alike."""
+_REDUCTION_AXIS = 1
 
 
 def layer_of(weight: str) -> str:
@@ -33,7 +37,7 @@ def input_scale_name(weight: str) -> str:
 
 
 def weight_scale_name(weight: str) -> str:
-    """Name of the parameter of shape (output channels,) that scales this weight."""
+    """Name of the parameter that scales this weight: (output channels,), or (output channels, blocks)."""
     return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
@@ -55,11 +59,11 @@ def quantised_layers(module: GraphModule) -> frozenset[str]:
 def insert_fake_quant(
     graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
-    """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel).
+    """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel or block).
 
     scales: parameter name, as `input_scale_name` and `weight_scale_name` give it, to scale; what is missing starts
-    at one, to be loaded later. Zero points are 0. Raises StageError for a weight that no layer has, that is given
-    twice or is already quantised.
+    at one, to be loaded later. Raises StageError for a weight that no layer has, that is given twice or is already
+    quantised, and for a block on a weight that is no matrix or that does not divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -78,14 +82,31 @@ def insert_fake_quant(
     return new
 
 
+def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
+    """A new graph without the quantisers: the float weights, as they were quantised, and no scales."""
+    new = graph.copy()
+    for nodes in layer_nodes(new.module).values():
+        for node in nodes:
+            x, weight, *rest = node.args
+            node.args = (_unquantised(x), _unquantised(weight), *rest)
+    new.module.graph.eliminate_dead_code()
+    new.module.delete_all_unused_submodules()
+    new.module.recompile()
+    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, InsertFakeQuant))
+    return new
+
+
+def _unquantised(operand: Any) -> Any:
+    return operand.args[0] if is_op(operand, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else operand
+
+
 def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:
-    """Add the two scales of a site as parameters."""
+    """Add the scales of a site as parameters."""
     weight = tensor_of(module, site.weight)
     holder = nn.Module()
-    shapes: dict[str, tuple[int, ...]] = {
-        input_scale_name(site.weight): (),
-        weight_scale_name(site.weight): (weight.shape[_OUTPUT_AXIS],),
-    }
+    shapes: dict[str, tuple[int, ...]] = {weight_scale_name(site.weight): _weight_scale_shape(weight, site)}
+    if has_input_scale(site):
+        shapes[input_scale_name(site.weight)] = ()
     for name, shape in shapes.items():
         value = scales[name].detach().clone() if name in scales else torch.ones(shape)
         if value.shape != shape:
@@ -94,16 +115,40 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
     module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
 
 
+def has_input_scale(site: FakeQuantSite) -> bool:
+    """Whether the input of a site is quantised with a scale that a calibration found."""
+    return site.input_bits < FLOAT_BITS and not site.dynamic
+
+
+def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
+    if not site.block:
+        return (weight.shape[_OUTPUT_AXIS],)
+    if weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block:
+        raise StageError(
+            f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.block} along its reduction",
+            "blocks need a linear layer whose inputs they divide",
+        )
+    return (weight.shape[_OUTPUT_AXIS], weight.shape[_REDUCTION_AXIS] // site.block)
+
+
 def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
     """Quantise the input of each layer that uses the weight, and the weight once for all of them."""
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
         weight_range = integer_range(site.weight_bits, narrow=True)
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, _OUTPUT_AXIS, *weight_range, 0))
+        axis = _REDUCTION_AXIS if site.block else _OUTPUT_AXIS
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *weight_range, site.block))
     for node in nodes:
         with graph.inserting_before(node):
-            scale = graph.get_attr(input_scale_name(site.weight))
-            input_range = integer_range(site.input_bits, narrow=False)
-            x = graph.call_function(FAKE_QUANT, (node.args[0], scale, 0, None, *input_range, 0))
-        node.args = (x, weight, *node.args[2:])
+            node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])
+
+
+def _quantised_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
+    if site.dynamic:
+        return graph.call_function(DYNAMIC_FAKE_QUANT, (x,))
+    if not has_input_scale(site):
+        return x
+    scale = graph.get_attr(input_scale_name(site.weight))
+    limits = input_range(site.input_bits, site.zero_point)
+    return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vitslim.graph.size import ONE, Size
 from vitslim.graph.sparse import device_bytes, skips_products
 from vitslim.results import Cost
-from vitslim.units import FLOAT_BITS
+from vitslim.units import FLOAT_BITS, container_bits
 
 USED_ELSEWHERE = "what it computes is used elsewhere"
 """Obstacle of a residual branch."""
@@ -38,6 +39,18 @@ class Product:
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
         return (self.count * self.rows * self.reduce * self.columns).value(sizes)
+
+
+class LayerBits(NamedTuple):
+    """How the operands of a layer are quantised."""
+
+    weight: int
+    input: int
+    block: int = 0
+    """Weights that share a scale, as runs along the reduction; 0: all of an output channel."""
+
+
+FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,8 @@ class ModelSketch:
     squeeze_obstacle: str = ""
     """Why tokens cannot be squeezed in this model; empty when they can."""
     squeezed: tuple[str, ...] = ()
-    bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Weight name to (weight bits, input bits)."""
+    bits: Mapping[str, LayerBits] = field(default_factory=dict)
+    """Weight name to how its layer is quantised."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
     """Weight name to pattern."""
     data_dependent: bool = False
@@ -189,9 +202,9 @@ class ModelSketch:
             branches=stay,
         )
 
-    def with_bits(self, weights: Iterable[str], weight_bits: int, input_bits: int) -> ModelSketch:
+    def with_bits(self, weights: Iterable[str], bits: LayerBits) -> ModelSketch:
         """Some layers are quantised."""
-        return replace(self, bits={**self.bits, **dict.fromkeys(weights, (weight_bits, input_bits))})
+        return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
     def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
         """Some layers have sparse weights."""
@@ -208,13 +221,13 @@ class ModelSketch:
         )
 
     def _bops(self, product: Product) -> int:
-        weight_bits, input_bits = self.bits.get(product.weight, (FLOAT_BITS, FLOAT_BITS))
-        bops = product.macs(self.axes) * weight_bits * input_bits
+        bits = self.bits.get(product.weight, FLOAT_LAYER)
+        bops = product.macs(self.axes) * bits.weight * bits.input
         return bops // 2 if skips_products(self.sparsity.get(product.weight, "")) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)
-        bits, _ = self.bits.get(name, (FLOAT_BITS, FLOAT_BITS))
+        bits = container_bits(self.bits.get(name, FLOAT_LAYER).weight)
         pattern = self.sparsity.get(name)
         if dense or pattern is None:
             return count * bits / 8 + self._scale_bytes(name)
@@ -222,10 +235,12 @@ class ModelSketch:
         return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
-        """One float scale an output channel and one for the input of a quantised layer."""
+        """One float scale an output channel, or a block of one, and one for the input of a quantised layer."""
         if name not in self.bits:
             return 0
-        return 4 * (self._rows(name) + 1)
+        block = self.bits[name].block
+        scales = self.parameters[name].value(self.axes) // block if block else self._rows(name)
+        return 4 * (scales + 1)
 
     def _rows(self, name: str) -> int:
         """Output channels of a layer: the rows of its weight."""

@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.size import ONE, Size
-from vitslim.graph.sketch import ModelSketch, Product, SketchBranch
+from vitslim.graph.sketch import LayerBits, ModelSketch, Product, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         prefix_tokens=anatomy.prefix_tokens,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
-        bits={site.weight: (site.weight_bits, site.input_bits) for site in quantised},
+        bits={site.weight: LayerBits(site.weight_bits, site.input_bits, site.block) for site in quantised},
         sparsity=dict(masked),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )

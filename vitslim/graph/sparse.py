@@ -11,7 +11,7 @@ from math import floor
 TWO_FOUR = "2:4"
 UNSTRUCTURED = "unstructured:"
 
-TWO_FOUR_BITS = {8: 5.0, 16: 9.0, 32: 17.0}
+TWO_FOUR_BITS = {4: 2.5, 8: 5.0, 16: 9.0, 32: 17.0}
 """Bits an original weight takes on a device that stores 2:4 weights with 2-bit indices (specs, section 3.2)."""
 
 NARROW_INDEX_BELOW = 2**16

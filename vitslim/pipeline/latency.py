@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
 from vitslim.results import Estimate, Measurement
+from vitslim.stages.contract import Measure
 
 
 def measure_files(
@@ -36,3 +38,18 @@ def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: 
         name: row if name == baseline else row.model_copy(update={"speedup": dense / row.cycles})
         for name, row in rows.items()
     }
+
+
+def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
+    """What measures ONNX files on the first measured backend of a recipe; None where every backend is simulated."""
+    backend = next((found for found in map(parse_backend, config.backends) if isinstance(found, Measured)), None)
+    if backend is None:
+        return None
+
+    def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
+        results = backend.measure(
+            files, next(iter(files)), config.batches[:1], config.threads[:1], config.seconds, progress
+        )
+        return {name: found[0] for name, found in results.items()}
+
+    return measure

@@ -12,8 +12,10 @@ import torch
 from vitslim.data import DataModule
 from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.graph.cost import cost
+from vitslim.graph.insert_fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
+from vitslim.pipeline.latency import measure_on
 from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
@@ -62,7 +64,8 @@ class StageRunner:
     def _apply(self, config: AnyStage, name: str, scratch: Path) -> StageResult:
         table = stage_table(config, len(self.finished) - 1)
         stage, before = make_stage(config, table), self.finished[-1].graph
-        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch)
+        measure = measure_on(self.recipe.report, self.progress)
+        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, measure)
         torch.manual_seed(self.recipe.seed)
         try:
             result = stage.apply(before, context)
@@ -105,6 +108,8 @@ class StageRunner:
             return self.finished[0].result()
         if name == "previous":
             return self.finished[-1].result()
+        if name == "unquantised":
+            return next(s for s in reversed(self.finished) if not quantised_layers(s.graph.module)).result()
         index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
         return self.finished[index + 1].result()
 

@@ -165,12 +165,36 @@ class Distill(StageConfig):
     train: Train = Train()
 
 
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
 class Ptq(StageConfig):
     """Post-training quantisation from calibration images."""
 
     method: Literal["ptq"]
-    bits: Literal[8] = 8
-    calibrate: Literal["minmax", "mse"] = "mse"
+    bits: Bits = Field(8, description="of weights")
+    input_bits: Bits = Field(8, description="of the inputs of layers")
+    inputs: Literal["static", "symmetric", "dynamic", "float"] = Field(
+        "static",
+        description="static: calibrated, with a zero point where it helps; symmetric: without; dynamic: from each "
+        "batch; float: only weights are quantised",
+    )
+    block: Literal[0, 16, 32, 64, 128] = Field(
+        0, description="weights of an output channel that share a scale; 0: all of them. Needs `inputs: float`"
+    )
+    calibrate: Literal["minmax", "mse", "entropy"] = Field("minmax", description="how the range of inputs is chosen")
+    equalise: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0,
+        description="how far the channels of norm outputs and of values are brought to one centred range, the inverse "
+        "folded into the weights behind; 0 leaves them",
+    )
+    rounding: Literal["nearest", "gptq"] = Field(
+        "nearest", description="gptq: what one weight is rounded away, its successors make up for"
+    )
+    bias_correction: bool = Field(True, description="move biases so that the mean of every layer's outputs stays")
+    float_inputs: Annotated[int, Field(ge=0)] = Field(
+        0, description="so many inputs, those that harm the outputs most, stay in float"
+    )
     skip: tuple[str, ...] = Field((), description="layers that stay in float")
 
 
@@ -185,11 +209,24 @@ class Etps(StageConfig):
     )
 
 
+class Floor(Config):
+    """How close a quantised file must stay to the model before quantisation, on calibration images."""
+
+    sqnr_db: float = Field(23.0, description="signal to quantisation noise of the logits, in decibels")
+    agreement: Annotated[float, Field(ge=0, le=1)] = Field(0.985, description="fraction of equal predictions")
+
+
 class Export(StageConfig):
     """The ONNX file."""
 
     method: Literal["onnx"] = "onnx"
     opset: Literal[21] = 21
+    profile: Literal["portable", "ort-cpu", "auto"] = Field(
+        "portable",
+        description="portable: signed codes, zero points of 0; ort-cpu: the forms that ONNX Runtime is fastest with; "
+        "auto: the placement of quantisers that is measured to be fastest there and holds the floor",
+    )
+    floor: Floor = Field(Floor(), description="for `profile: auto`")
 
 
 AnyStage = DepGraph | TwoFour | Unstructured | Layers | Distill | Ptq | Etps | Export

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,10 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import StageConfig
-from vitslim.results import LayerNote
+from vitslim.results import LayerNote, Measurement
+
+Measure = Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
+"""Latency of ONNX files, interleaved, on the first measured backend of the recipe at its first batch size."""
 
 
 @dataclass
@@ -35,9 +38,12 @@ class StageContext:
     seed: int
     progress: Progress
     result: Callable[[str], StageResult]
-    """Result of an earlier stage: `dense`, `previous`, or the stage's name. Never change its graph."""
+    """Result of an earlier stage: `dense`, `previous`, `unquantised` (the last before weights became integers), or the
+    stage's name. Never change its graph."""
     workdir: Path
     """Where the stage may write files; `export` writes `model.onnx` here."""
+    measure: Measure | None = None
+    """None where no backend of the recipe measures."""
 
 
 class Stage(Protocol):

@@ -1,7 +1,8 @@
-"""The operator `vitslim::fake_quant`: quantise and dequantise in floating point, with learnable scales.
+"""The operators `vitslim::fake_quant` and `vitslim::dynamic_fake_quant`: quantise and dequantise in floating point.
 
-One node in the graph, with an ONNX lowering of its own (specs, ONNX lowering, section 1) and the gradients of learned
-step size quantisation (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration, training and export.
+One node in the graph each, with an ONNX lowering of its own (specs, ONNX lowering, section 1). Scales are learnable by
+the gradients of learned step size quantisation (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration,
+training and export.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor
 MIN_SCALE = torch.finfo(torch.float32).tiny
 """A scale below the smallest normal number would make `x / scale` overflow."""
 
+DYNAMIC_TOP = 255
+"""Largest code of a dynamic quantiser: that of the ONNX operator DynamicQuantizeLinear."""
+
 
 def integer_range(bits: int, narrow: bool) -> tuple[int, int]:
     """Smallest and largest code of a signed type: (-127, 127) for 8 narrow bits, (-128, 127) for 8 full ones.
@@ -24,19 +28,29 @@ def integer_range(bits: int, narrow: bool) -> tuple[int, int]:
     return (-top if narrow else -top - 1), top
 
 
-def integer_codes(x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int = 0) -> Tensor:
+def input_range(bits: int, zero_point: int | None) -> tuple[int, int]:
+    """Smallest and largest code of an input: signed without a zero point, else unsigned, (0, 255) for 8 bits."""
+    return integer_range(bits, narrow=False) if zero_point is None else (0, 2**bits - 1)
+
+
+def integer_codes(
+    x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int = 0, block: int = 0
+) -> Tensor:
     """Integer codes `clamp(round(x / scale) + zero_point, qmin, qmax)` as a tensor of x's type; ties go to even.
 
-    `scale` has no dimension when `axis` is None, else one entry for each index of that axis of `x`.
+    `scale` has no dimension when `axis` is None, else one entry for each index of that axis of `x`; with a block, the
+    dimensions of `x` but for one entry a run of `block` along `axis`.
     """
     # In place on the quotient: activations are large, and one temporary instead of four halves the time.
-    return (x / _along(scale, x, axis)).round_().add_(zero_point).clamp_(qmin, qmax)
+    return (x / spread_scale(scale, x, axis, block)).round_().add_(zero_point).clamp_(qmin, qmax)
 
 
-def _along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
+def spread_scale(scale: Tensor, x: Tensor, axis: int | None, block: int = 0) -> Tensor:
     """The scale in a shape that broadcasts over x."""
     if axis is None:
         return scale
+    if block:
+        return scale.repeat_interleave(block, dim=axis).narrow(axis, 0, x.shape[axis])
     return scale.reshape([-1 if dim == axis else 1 for dim in range(x.dim())])
 
 
@@ -44,14 +58,12 @@ def _along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
 def fake_quant(x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int) -> Tensor:
     """Values of `x` that its quantised form can represent.
 
-    x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],).
-    axis: not negative. block: 0; larger blocks along the reduction axis are reserved for INT4 weights.
-    Returns a tensor like x: `(codes - zero_point) * scale`. Raises NotImplementedError for a block other than 0.
+    x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],); with
+    `block` > 0 of x's shape but for ceil(x.shape[axis] / block) entries along `axis`. axis: not negative.
+    Returns a tensor like x: `(codes - zero_point) * scale`.
     """
-    if block != 0:
-        raise NotImplementedError("blocked quantisation is not implemented")
-    codes = integer_codes(x, scale, axis, qmin, qmax, zero_point)
-    return codes.sub_(zero_point).mul_(_along(scale, x, axis))
+    codes = integer_codes(x, scale, axis, qmin, qmax, zero_point, block)
+    return codes.sub_(zero_point).mul_(spread_scale(scale, x, axis, block))
 
 
 @fake_quant.register_fake
@@ -68,7 +80,7 @@ def _fake(
 
 
 def fake_quant_gradients(
-    gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int
+    gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int, axis: int | None, limits: tuple[int, int], block: int
 ) -> tuple[Tensor, Tensor]:
     """Straight-through gradient of x and learned-step-size gradient of the scale (LSQ, sections 2.1 and 2.2).
 
@@ -76,20 +88,28 @@ def fake_quant_gradients(
     the scale gets the distance of the clipped code from zero. The scale's gradient is divided by
     `sqrt(elements per scale * qmax)`, so that its steps stay in proportion to those of the weights.
     """
-    ratio = x / _along(scale, x, axis) + zero_point
+    ratio = x / spread_scale(scale, x, axis, block) + zero_point
+    qmin, qmax = limits
     clipped = torch.clamp(torch.round(ratio), qmin, qmax)
     inside = (ratio >= qmin) & (ratio <= qmax)
     slope = torch.where(inside, clipped - ratio, clipped - zero_point) * gradient
-    others = [dim for dim in range(x.dim()) if dim != axis]
-    total = slope.sum(others) if others else slope
     elements = x.numel() / max(scale.numel(), 1)
-    return gradient * inside, total / math.sqrt(max(elements * qmax, 1.0))
+    return gradient * inside, _summed(slope, axis, block, scale) / math.sqrt(max(elements * qmax, 1.0))
+
+
+def _summed(slope: Tensor, axis: int | None, block: int, scale: Tensor) -> Tensor:
+    """The sum over all elements that share a scale, in the shape of the scale."""
+    if block and axis is not None:
+        run = torch.arange(slope.shape[axis], device=slope.device) // block
+        return torch.zeros_like(scale).index_add_(axis, run, slope)
+    others = [dim for dim in range(slope.dim()) if dim != axis]
+    return slope.sum(others) if others else slope
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, scale, *arguments, _ = inputs
+    x, scale, zero_point, axis, qmin, qmax, block = inputs
     ctx.save_for_backward(x, scale)  # type: ignore[arg-type]
-    ctx.arguments = arguments  # type: ignore[attr-defined]
+    ctx.arguments = (zero_point, axis, (qmin, qmax), block)  # type: ignore[attr-defined]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,3 +119,30 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tup
 
 
 fake_quant.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("vitslim::dynamic_fake_quant", mutates_args=())
+def dynamic_fake_quant(x: Tensor) -> Tensor:
+    """Values of `x` that 256 codes between its own smallest and largest value, zero included, can represent.
+
+    As the ONNX operator DynamicQuantizeLinear: one scale and one zero point for the whole tensor. A tensor of zeros
+    stays as it is.
+    """
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = ((high - low) / DYNAMIC_TOP).clamp(min=MIN_SCALE)
+    zero_point = torch.clamp(torch.round(-low / scale), 0, DYNAMIC_TOP)
+    codes = (x / scale).round_().add_(zero_point).clamp_(0, DYNAMIC_TOP)
+    return codes.sub_(zero_point).mul_(scale)
+
+
+@dynamic_fake_quant.register_fake
+def _dynamic_fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _pass_through(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG001
+    """No value lies outside the range, so the straight-through gradient is the gradient."""
+    return gradient
+
+
+dynamic_fake_quant.register_autograd(_pass_through)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import vitslim
-from vitslim.graph.edits import Mask
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sparse import TWO_FOUR
 from vitslim.units import FLOAT_BITS
@@ -32,7 +32,7 @@ class LayerAnnotation:
     sparsity: str
     """`2:4` along the reduction axis, or `unstructured:0.5`, when the stored weights really are; else empty."""
     granularity: str
-    """`channel` or `tensor` for the scales of the weight, empty for a float weight."""
+    """`channel`, `block:32` or `tensor` for the scales of the weight, empty for a float weight."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,38 @@ class StoredWeight:
     values: NDArray[Any]
     """Integers when the weight is quantised."""
     scales: NDArray[np.float32] | None
-    """Per output channel or a single one; None for a float weight."""
+    """Per output channel, per block of one, or a single one; None for a float weight."""
+    bits: int
+    """Of the type that it is stored in."""
 
 
 def stored_weight(node: ir.Node) -> StoredWeight | None:
-    """The weight of a MatMul, Gemm or Conv; None for a product of two activations and for other nodes."""
+    """The weight of a MatMul, Gemm or Conv; None for a product of two activations and for other nodes.
+
+    Between the stored numbers and the product may stand DequantizeLinear, or Cast and Mul with the scales.
+    """
     operand = node.inputs[1] if node.op_type in PRODUCTS else None
-    producer = operand.producer() if operand is not None else None
     scales = None
-    if operand is not None and producer is not None and producer.op_type == "DequantizeLinear":
-        operand, scale = producer.inputs[0], producer.inputs[1]
-        scales = None if scale is None or scale.const_value is None else scale.const_value.numpy()
+    while operand is not None and (producer := operand.producer()) is not None:
+        if producer.op_type not in {"DequantizeLinear", "Cast", "Mul"}:
+            return None
+        if producer.op_type != "Cast":
+            scale = producer.inputs[1]
+            if scale is None or scale.const_value is None:
+                return None
+            scales = scale.const_value.numpy()
+        operand = producer.inputs[0]
     if operand is None or operand.const_value is None or operand.name is None:
         return None
     values = operand.const_value.numpy()
     by_output = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
-    return StoredWeight(operand.name, values if by_output else values.swapaxes(-1, -2), scales)
+    return StoredWeight(
+        operand.name, values if by_output else values.swapaxes(-1, -2), scales, _bits(operand.const_value.dtype)
+    )
+
+
+def _bits(kind: ir.DataType) -> int:
+    return int(kind.bitwidth)
 
 
 def is_two_four(values: NDArray[Any]) -> bool:
@@ -75,6 +91,11 @@ def masked_layers(graph: ModelGraph) -> dict[str, str]:
     """Names of the weights that a stage masked, with the pattern of the mask."""
     masks = [edit for edit in graph.edits if isinstance(edit, Mask)]
     return {name: mask.pattern for mask in masks for name in mask.parameters}
+
+
+def quantiser_sites(graph: ModelGraph) -> dict[str, FakeQuantSite]:
+    """How each quantised layer is quantised, by the name of its weight."""
+    return {site.weight: site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites}
 
 
 def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
@@ -104,14 +125,17 @@ def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
 
 
 def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> LayerAnnotation:
+    """True bits are those of the graph where it says so: three-bit codes lie in a four-bit type."""
     pattern = masked_layers(graph).get(weight.name, "")
+    quantised = weight.scales is not None
+    site = quantiser_sites(graph).get(weight.name) if quantised else None
     granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
     return LayerAnnotation(
         layer=weight.name,
-        weight_bits=FLOAT_BITS if weight.scales is None else 8 * weight.values.dtype.itemsize,
-        input_bits=_input_bits(node),
+        weight_bits=site.weight_bits if site else weight.bits if quantised else FLOAT_BITS,
+        input_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
-        granularity=granularity,
+        granularity=f"block:{site.block}" if site and site.block else granularity,
     )
 
 

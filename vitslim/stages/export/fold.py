@@ -1,40 +1,18 @@
-"""Folds what is known before the model runs: quantised weights become integers, transposed weights are stored so.
-
-Both passes follow edges, never names: the exporter merges equal tensors, so a name may stand for another tensor.
-"""
+"""Folds what is known before the model runs: transposed weights are stored so, and codes in the type that fits them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitslim.stages.export.lower import Form, Stored
+
 Array = NDArray[Any]
-
-
-def fold_quantised_weights(model: ir.Model) -> None:
-    """Replace QuantizeLinear (and the Clip behind it) of each constant by an integer initializer of the same name."""
-    for node in list(model.graph):
-        if node.op_type != "QuantizeLinear" or _constant(node.inputs[0]) is None:
-            continue
-        x, scale, zero = (_needed(value) for value in node.inputs)
-        codes = quantise(x, scale, zero, node.attributes.get_int("axis", 1))
-        last = node
-        clip = _only_user(node)
-        if clip is not None and clip.op_type == "Clip":
-            codes, last = np.clip(codes, *(_needed(value) for value in clip.inputs[1:])), clip
-        _replace(model, node.inputs[0], codes, last, [last, node])
-
-
-def quantise(x: Array, scale: Array, zero_point: Array, axis: int) -> Array:
-    """Codes as QuantizeLinear defines them: `saturate(round(x / scale) + zero_point)`, ties to even, x float32."""
-    shape = [-1 if dim == axis else 1 for dim in range(x.ndim)] if scale.ndim else []
-    limits = np.iinfo(zero_point.dtype)
-    codes = np.rint(x / scale.reshape(shape)) + zero_point.reshape(shape)
-    folded: Array = np.clip(codes, limits.min, limits.max).astype(zero_point.dtype)
-    return folded
 
 
 def fold_transposes(model: ir.Model) -> None:
@@ -69,6 +47,52 @@ def fold_gemm_biases(model: ir.Model) -> None:
             _dequantised_bias(model, node, codes.astype(np.int32), step)
 
 
+def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
+    """Give codes the type and the form that `lower_quantisers` chose for each weight.
+
+    After the optimiser, which would compute casts and products of small constants and store floats.
+    """
+    for node in list(model.graph):
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if codes is None or not codes.is_initializer() or str(codes.name) not in stored:
+            continue
+        bits, form = stored[str(codes.name)]
+        if bits == 4:
+            narrow = _add_initializer(model, codes, _needed(codes).astype(ml_dtypes.int4))
+            node.replace_input_with(0, narrow)
+            _drop_unused(model, codes)
+            codes = narrow
+            if form is Form.DEQUANTISE:
+                node.resize_inputs(2)  # zero points would have to be INT4 too
+        if form is Form.WIDEN:
+            node.replace_input_with(0, _insert(model, node, "Cast", [codes], ir.DataType.INT8, codes.shape))
+        elif form is Form.MULTIPLY:
+            _multiply(model, node, codes)
+
+
+def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
+    """Cast and Mul in place of DequantizeLinear, which ONNX Runtime would carry out anew for every image."""
+    scale, axis = dequantise.inputs[1], dequantise.attributes.get_int("axis", 1)
+    if scale is None:
+        raise ValueError("a folded node has no input")
+    steps = _needed(scale)
+    shape = [-1 if dim == axis else 1 for dim in range(len(codes.shape or ()))]
+    spread = _add_initializer(model, scale, steps.reshape(shape) if steps.ndim else steps)
+    cast = _insert(model, dequantise, "Cast", [codes], ir.DataType.FLOAT, codes.shape)
+    product = _insert(model, dequantise, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
+    _redirect(model, dequantise.outputs[0], product, [dequantise])
+    _drop_unused(model, scale)
+
+
+def _insert(
+    model: ir.Model, before: ir.Node, kind: str, inputs: list[ir.Value], to: ir.DataType, shape: Any
+) -> ir.Value:
+    node = ir.node(kind, inputs, {"to": to.value} if kind == "Cast" else {})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), shape
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
 def _dequantise_scale(value: ir.Value | None) -> Array | None:
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
@@ -100,6 +124,10 @@ def _transpose_before_dequantise(model: ir.Model, dequantise: ir.Node, transpose
         dequantise.attributes["axis"] = ir.AttrInt64("axis", axis)
     turned = _add_initializer(model, codes, _transposed(_needed(codes), order))
     dequantise.replace_input_with(0, turned)
+    scale = dequantise.inputs[1]
+    if scale is not None and len(scale.shape or ()) == len(order):
+        dequantise.replace_input_with(1, _add_initializer(model, scale, _transposed(_needed(scale), order)))
+        _drop_unused(model, scale)
     output = dequantise.outputs[0]
     output.shape = transpose.outputs[0].shape
     _redirect(model, transpose.outputs[0], output, [transpose])

@@ -22,7 +22,8 @@ from vitslim.files import write_whole
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.decompose import decompose_attention
-from vitslim.stages.export.fold import fold_gemm_biases, fold_quantised_weights, fold_transposes
+from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_weights
+from vitslim.stages.export.lower import Target, lower_quantisers
 from vitslim.stages.export.translate import translations
 from vitslim.units import FLOAT_BITS
 
@@ -44,18 +45,21 @@ class ExportSummary:
     """Names of the weights that stay in float."""
 
 
-def export_onnx(graph: ModelGraph, path: Path) -> ExportSummary:
+def export_onnx(graph: ModelGraph, path: Path, target: Target = "portable") -> ExportSummary:
     """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
 
-    Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs. An existing file is replaced
+    Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs, both in the form that suits
+    the target. An existing file is replaced
     in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be exported or the file
     breaks the ONNX standard, InputError when it cannot be written.
     """
-    model = _exported(graph)
-    fold_quantised_weights(model)
+    copy = graph.copy()
+    stored = lower_quantisers(copy, target)
+    model = _exported(copy)
     fold_transposes(model)
     fold_gemm_biases(model)
     onnxscript.optimizer.optimize(model)
+    store_weights(model, stored)
     annotations = annotate(model, graph)
     model.producer_name, model.producer_version = "vitslim", vitslim.__version__
     model.graph.name = graph.source.timm
@@ -67,10 +71,9 @@ def export_onnx(graph: ModelGraph, path: Path) -> ExportSummary:
 
 
 def _exported(graph: ModelGraph) -> ir.Model:
-    """The exporter's model, not yet optimised: constants still stand where the graph has them."""
-    copy = graph.copy()
-    decompose_attention(copy)
-    module = copy.module.eval()
+    """The exporter's model, not yet optimised: constants still stand where the graph has them. Changes the graph."""
+    decompose_attention(graph)
+    module = graph.module.eval()
     example = torch.zeros(2, *graph.source.image)
     try:
         with _quiet():

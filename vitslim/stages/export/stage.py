@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitslim.data import Dataset
 from vitslim.errors import Problem
 from vitslim.graph.insert_fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
@@ -11,8 +12,10 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_logits
+from vitslim.stages.export.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.training.evaluate import predict
+from vitslim.stages.export.placement import choose_placement
+from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
 MODEL_FILE = "model.onnx"
@@ -22,46 +25,80 @@ JUDGED_IMAGES = 64
 
 
 class ExportStage:
-    """Writes `model.onnx` into the stage's folder; the graph stays as it is."""
+    """Writes `model.onnx` into the stage's folder."""
 
     def __init__(self, config: Export) -> None:
         self.config = config
 
-    def requires(self, sketch: ModelSketch) -> list[Problem]:  # noqa: ARG002
-        """Every graph can be tried."""
+    def requires(self, sketch: ModelSketch) -> list[Problem]:
+        """Every graph can be tried; quantisers can be placed only where there are some."""
+        if self.config.profile == "auto" and not sketch.bits:
+            return [Problem("profile", "auto places quantisers, and nothing is quantised", "add a quantize stage")]
         return []
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Export changes nothing."""
-        return sketch
+        """Export changes nothing, but `auto` may leave some inputs in float."""
+        return sketch.as_guess() if self.config.profile == "auto" else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Write the file, then compare it with the graph: the stored integers exactly, the logits on real images."""
-        context.progress.say("writing the ONNX file")
-        summary = export_onnx(graph, context.workdir / MODEL_FILE)
-        check_stored_weights(summary.path, graph)
         calibration = context.data.calibration
         images = calibration.subset(range(min(JUDGED_IMAGES, len(calibration))))
+        placement: tuple[LayerNote, ...] = ()
+        target: Target = "ort-cpu"
+        if self.config.profile == "auto":
+            graph, placement = self._placed(graph, images, context)
+        else:
+            target = self.config.profile
+        context.progress.say("writing the ONNX file")
+        summary = export_onnx(graph, context.workdir / MODEL_FILE, target)
+        check_stored_weights(summary.path, graph)
         module = graph.copy().module
         expected, _ = predict(module, images, BATCH, context.progress, "checking: graph")
-        found, _ = predict(OnnxFile(summary.path), images, BATCH, context.progress, "checking: ONNX Runtime")
+        found, _ = predict(OnnxFile(summary.path), images, BATCH, context.progress, "checking: ONNX file")
         parity = compare_logits(expected, found)
         quantised = quantised_layers(graph.module)
         check_parity(parity, quantised=bool(quantised))
+        metrics = {"onnx_bytes": float(summary.bytes), **parity.metrics()}
+        if quantised:
+            plain, _ = predict(OnnxFile(summary.path, exact=False), images, BATCH, context.progress, "checking: fused")
+            metrics["parity_fused_sqnr_db"] = sqnr_db(expected, plain)
         skipped = summary.unquantised if quantised else ()
+        layers = tuple(LayerNote(layer=a.layer, what=_describe(a)) for a in summary.annotations if _describe(a))
         return StageResult(
             graph,
-            changes=tuple(LayerNote(layer=a.layer, what=_describe(a)) for a in summary.annotations if _describe(a)),
+            changes=placement + layers,
             skipped=tuple(LayerNote(layer=name, what="stored in float", reason="not quantised") for name in skipped),
-            metrics={"onnx_bytes": float(summary.bytes), **parity.metrics()},
+            metrics=metrics,
         )
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """The graph has no new edits; the file itself was checked when it was written."""
-        return [] if before.edits == after.edits else [Problem("export", "changed the graph")]
+        """The graph has no new edits, unless quantisers were placed; the file was checked when it was written."""
+        if self.config.profile == "auto" or before.edits == after.edits:
+            return []
+        return [Problem("export", "changed the graph")]
+
+    def _placed(
+        self, graph: ModelGraph, images: Dataset, context: StageContext
+    ) -> tuple[ModelGraph, tuple[LayerNote, ...]]:
+        """The graph with the chosen placement, and a note on each that was measured."""
+        best, measured = choose_placement(graph, self.config.floor, images, context)
+        floor = self.config.floor
+        verdict = "chosen" if best.holds(floor) else f"chosen: none holds {floor.sqnr_db:g} dB, {floor.agreement:.1%}"
+        notes = tuple(
+            LayerNote(
+                layer=f"placement: {p.name}",
+                what=f"{p.latency_ms:.3g} ms, {p.sqnr_db:.1f} dB, {p.agreement:.1%} agreement",
+                reason=verdict if p is best else "",
+            )
+            for p in measured
+        )
+        return best.graph, notes
 
 
 def _describe(layer: LayerAnnotation) -> str:
     """`INT8 per channel, 2:4`; empty for a dense float layer."""
-    quantised = f"INT{layer.weight_bits} per {layer.granularity}" if layer.weight_bits < FLOAT_BITS else ""
+    quantised = (
+        f"INT{layer.weight_bits} per {layer.granularity.replace(':', ' of ')}" if layer.weight_bits < FLOAT_BITS else ""
+    )
     return ", ".join(part for part in (quantised, layer.sparsity) if part)

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import FLOAT, opset21
+from onnxscript import FLOAT, INT8, opset21
 
-from vitslim.errors import StageError
-
-CODES = np.int8
-"""The type that holds quantised values in the file."""
+from vitslim.stages.export.lower import DEQUANTISE
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operators of the graph to functions that build their ONNX form (`custom_translation_table` of the exporter)."""
     return {
         torch.ops.vitslim.fake_quant.default: fake_quant,
+        torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
+        DEQUANTISE: dequantise,
     }
 
 
@@ -27,25 +26,36 @@ def fake_quant(
     x: FLOAT,
     scale: FLOAT,
     zero_point: int = 0,
-    axis: int | None = None,
+    axis: int | None = None,  # noqa: ARG001 - inputs have one scale
     qmin: int = 0,
     qmax: int = 0,
-    block: int = 0,
+    block: int = 0,  # noqa: ARG001
 ) -> Any:
-    """QuantizeLinear and DequantizeLinear, with a Clip of the codes between them where their range is below INT8's.
-
-    Folding leaves only the DequantizeLinear of a weight.
-    """
-    if block != 0:
-        raise StageError("blocked quantisation cannot be exported", "use per-channel weights")
-    shape = () if axis is None else _shape(scale)
-    zeros = _constant(np.full(shape, zero_point, dtype=CODES))
-    axes = {} if axis is None else {"axis": axis}
-    codes = opset21.QuantizeLinear(x, scale, zeros, **axes)
-    limits = np.iinfo(CODES)
+    """QuantizeLinear and DequantizeLinear of an input, behind a Clip where its range is below that of the type."""
+    codes_type = np.uint8 if qmin == 0 else np.int8
+    limits = np.iinfo(codes_type)
     if (qmin, qmax) != (limits.min, limits.max):
-        codes = opset21.Clip(codes, _constant(np.array(qmin, dtype=CODES)), _constant(np.array(qmax, dtype=CODES)))
-    return opset21.DequantizeLinear(codes, scale, zeros, **axes)
+        low, high = (_constant(np.array(code - zero_point, np.float32)) for code in (qmin, qmax))
+        x = opset21.Clip(x, opset21.Mul(scale, low), opset21.Mul(scale, high))
+    zero = _constant(np.array(zero_point, dtype=codes_type))
+    return opset21.DequantizeLinear(opset21.QuantizeLinear(x, scale, zero), scale, zero)
+
+
+def dynamic_fake_quant(x: FLOAT) -> Any:
+    """DynamicQuantizeLinear and DequantizeLinear; runtimes fuse both with the product behind them."""
+    codes, scale, zero = opset21.DynamicQuantizeLinear(x)
+    return opset21.DequantizeLinear(codes, scale, zero)
+
+
+def dequantise(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0) -> Any:
+    """The stored codes of a weight as float.
+
+    Zero points are written out where each channel has one: ONNX Runtime puts a single one in the place of none.
+    """
+    if block:
+        return opset21.DequantizeLinear(codes, scale, axis=axis, block_size=block)
+    zeros = _constant(np.zeros(_shape(scale), np.int8))
+    return opset21.DequantizeLinear(codes, scale, zeros, axis=axis)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

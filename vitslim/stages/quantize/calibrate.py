@@ -1,4 +1,4 @@
-"""Scales of symmetric quantisers from observed values: min-max and least mean squared error.
+"""Scales and zero points from observed values: min-max, least squared error, least entropy.
 
 Percentile clipping is left out on purpose: it costs DeiT-Tiny 6 points of top-1, because its outliers matter
 (specs, ONNX lowering, section 2).
@@ -6,19 +6,38 @@ Percentile clipping is left out on purpose: it costs DeiT-Tiny 6 points of top-1
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 
 BINS = 8192
-"""Histogram bins over the magnitudes of one input: at least 16 to each code, even when the range has just doubled."""
+"""Histogram bins on either side of zero: at least 16 to each code, even when the range has just doubled."""
 
 CANDIDATES = 100
-"""Scales tried by the search for the least squared error."""
+"""Ranges tried by the searches."""
 
 SMALLEST_CANDIDATE = 0.2
-"""The search goes from this fraction of the min-max scale up to the whole: smaller ones clip outliers away."""
+"""The searches go from this fraction of the min-max range up to the whole: smaller ones clip outliers away."""
+
+WORTH_A_ZERO_POINT = 0.9
+"""A zero point is used where it makes the step smaller than this fraction of the step without."""
+
+PAIR_LIMIT = 128
+"""Largest sum of two codes of one sign whose products with inputs up to 255 stay within 16 bits."""
+
+SMOOTHING = 1e-12
+"""Added to probabilities before their logarithm is taken."""
+
+
+class Range(NamedTuple):
+    """How values become codes: `round(x / scale) + zero_point`."""
+
+    scale: float
+    zero_point: int | None
+    """None for signed codes about zero."""
 
 
 def minmax_scale(peak: Tensor, top: int) -> Tensor:
@@ -29,68 +48,143 @@ def minmax_scale(peak: Tensor, top: int) -> Tensor:
     return torch.where(peak > 0, (peak / top).clamp(min=MIN_SCALE), torch.ones_like(peak))
 
 
-def mse_scale(magnitudes: Tensor, top: int, counts: Tensor | None = None, candidates: int = CANDIDATES) -> Tensor:
+def mse_scale(magnitudes: Tensor, top: int, candidates: int = CANDIDATES) -> Tensor:
     """For each row the scale with the least squared error of `clamp(round(v / s), -top, top) * s`.
 
-    magnitudes: float (rows, n), not negative: absolute values, or the centres of histogram bins whose `counts` of the
-    same shape say how often each occurs. Returns (rows,). The grid has `candidates` scales, evenly spaced from
+    magnitudes: float (rows, n), not negative. Returns (rows,). The grid has `candidates` scales, evenly spaced from
     SMALLEST_CANDIDATE of the min-max scale up to it; of equal errors the larger scale wins. Scales that would cut off
     values are judged by the whole error, so outliers that matter keep the range wide.
     """
-    seen = magnitudes if counts is None else torch.where(counts > 0, magnitudes, 0)
-    widest = minmax_scale(seen.amax(dim=1), top)
+    widest = minmax_scale(magnitudes.amax(dim=1), top)
     best_scale, best_error = widest, torch.full_like(widest, torch.inf)
     for fraction in torch.linspace(1.0, SMALLEST_CANDIDATE, candidates).tolist():
         scale = (widest * fraction).clamp(min=MIN_SCALE)
         codes = torch.round(magnitudes / scale[:, None]).clamp(max=top)
-        squared = (codes * scale[:, None] - magnitudes).square()
-        error = (squared if counts is None else squared * counts).sum(dim=1)
+        error = (codes * scale[:, None] - magnitudes).square().sum(dim=1)
         better = error < best_error
         best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
     return best_scale
 
 
-def weight_scale(weight: Tensor, top: int, method: str) -> Tensor:
-    """One scale for each output channel of a weight (out, ...): shape (out,). `method` is `minmax` or `mse`."""
+def weight_scale(weight: Tensor, top: int, block: int = 0) -> Tensor:
+    """The scales of a weight (out, ...) with the least squared error: (out,), or (out, in / block) with a block."""
     magnitudes = weight.detach().abs().flatten(start_dim=1)
-    return minmax_scale(magnitudes.amax(dim=1), top) if method == "minmax" else mse_scale(magnitudes, top)
+    if not block:
+        return mse_scale(magnitudes, top)
+    return mse_scale(magnitudes.reshape(-1, block), top).reshape(len(magnitudes), -1)
 
 
-class MagnitudeHistogram:
-    """How often each magnitude occurs, collected batch by batch in constant memory.
+def pair_safe_scale(weight: Tensor, scale: Tensor) -> Tensor:
+    """The scales (out,) of a weight (out, ...), raised where two neighbouring products could exceed 16 bits.
 
-    The range doubles when a larger value comes, so one pass over the images is enough.
+    Processors without VNNI multiply unsigned 8-bit inputs by signed weights and add neighbours along the reduction in
+    16 bits, where sums above 32767 are cut off: codes of one sign in such a pair must not add up to more than 128.
+    That widens a few steps by a tenth, where weights of 7 bits would double all.
+    """
+    flat = weight.detach().flatten(start_dim=1)
+    if flat.shape[1] % 2:
+        flat = torch.nn.functional.pad(flat, (0, 1))
+    pairs = flat.reshape(len(flat), -1, 2)
+    reach = torch.maximum(pairs.clamp(min=0).sum(dim=2), -pairs.clamp(max=0).sum(dim=2)).amax(dim=1)
+    # Rounding adds up to half a code to either weight.
+    return torch.maximum(scale, reach / (PAIR_LIMIT - 1))
+
+
+def limit_pairs(codes: Tensor) -> Tensor:
+    """Codes (out, ...) in which no pair breaks the limit: the larger of the two gives way, by a code or a few."""
+    flat = codes.flatten(start_dim=1)
+    padded = torch.nn.functional.pad(flat, (0, flat.shape[1] % 2))
+    first, second = padded.reshape(len(flat), -1, 2).unbind(dim=2)
+    total = torch.where(first.sign() == second.sign(), first.abs() + second.abs(), 0)
+    excess = (total - PAIR_LIMIT).clamp(min=0)
+    larger = first.abs() >= second.abs()
+    limited = torch.stack(
+        (first - first.sign() * excess * larger, second - second.sign() * excess * ~larger), dim=2
+    )  # fmt: skip
+    return limited.reshape(len(flat), -1)[:, : flat.shape[1]].reshape(codes.shape)
+
+
+class Histogram:
+    """How often each value occurs, collected batch by batch in constant memory.
+
+    The range doubles when a larger magnitude comes, so one pass over the images is enough.
     """
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.counts = torch.zeros(2 * BINS, dtype=torch.float64)
         self.range = 0.0
-        self.peak = 0.0
+        """The bins go from -range to range."""
+        self.low = self.high = 0.0
 
     def observe(self, values: Tensor) -> None:
-        """Add the magnitudes of a float tensor of any shape; values must be finite."""
-        magnitudes = values.detach().abs().flatten()
-        peak = float(magnitudes.max())
-        if peak == 0.0:
-            self.counts[0] += magnitudes.numel()
+        """Add a float tensor of any shape; values must be finite."""
+        low, high = (float(value) for value in torch.aminmax(values.detach()))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(abs(low), abs(high)))
+        if self.range == 0.0:
+            self.counts[BINS] += values.numel()
             return
-        self._widen(peak)
-        self.peak = max(self.peak, peak)
-        self.counts += torch.histc(magnitudes, bins=BINS, min=0.0, max=self.range)
+        self.counts += torch.histc(values.detach().float(), bins=2 * BINS, min=-self.range, max=self.range)
 
     def _widen(self, peak: float) -> None:
-        if self.range == 0.0:
+        if self.range == 0.0 and peak > 0.0:
             self.range = peak
         while self.range < peak:
             merged = self.counts.view(-1, 2).sum(dim=1)
-            self.counts = torch.cat([merged, torch.zeros_like(merged)])
+            none = torch.zeros(BINS // 2, dtype=torch.float64)
+            self.counts = torch.cat([none, merged, none])
             self.range *= 2.0
 
-    def scale(self, top: int, method: str) -> Tensor:
-        """The scale of what was observed, shape (). `method` is `minmax` or `mse`."""
-        peak = torch.tensor(self.peak)
-        if method == "minmax" or self.peak == 0.0:
-            return minmax_scale(peak, top)
-        centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.range / BINS)
-        centres = centres.clamp(max=self.peak)
-        return mse_scale(centres[None], top, self.counts[None])[0].float()
+    def find_range(self, bits: int, method: str, symmetric: bool = False) -> Range:
+        """The range of what was observed, for signed codes or, where that is worth it, unsigned ones.
+
+        `method` is `minmax`, `mse` or `entropy`.
+        """
+        top = 2 ** (bits - 1) - 1
+        peak = max(-self.low, self.high)
+        if peak == 0.0:
+            return Range(1.0, None)
+        step = (self.high - self.low) / (2**bits - 1)
+        signed = symmetric or step >= WORTH_A_ZERO_POINT * peak / top
+        factor = 1.0 if method == "minmax" else self._best_factor(bits, method, signed)
+        if signed:
+            return Range(max(factor * peak / top, MIN_SCALE), None)
+        scale = max(factor * step, MIN_SCALE)
+        return Range(scale, round(-factor * self.low / scale))
+
+    def _best_factor(self, bits: int, method: str, signed: bool) -> float:
+        """By how much the range shrinks: the candidate of least loss, of equal ones the largest."""
+        values = ((torch.arange(2 * BINS, dtype=torch.float64) + 0.5) / BINS - 1) * self.range
+        values, counts = values.clamp(self.low, self.high)[self.counts > 0], self.counts[self.counts > 0]
+        loss = squared_loss if method == "mse" else divergence
+        peak, top = max(-self.low, self.high), 2 ** (bits - 1) - 1
+        best, least = 1.0, float("inf")
+        for factor in torch.linspace(1.0, SMALLEST_CANDIDATE, CANDIDATES).tolist():
+            if signed:
+                scale, lowest, highest = factor * peak / top, -top - 1, top
+            else:
+                scale = factor * (self.high - self.low) / (2**bits - 1)
+                lowest = round(factor * self.low / scale)
+                highest = lowest + 2**bits - 1
+            codes = torch.round(values / scale).clamp(lowest, highest)
+            found = loss(values, counts, codes, scale)
+            if found < least:
+                best, least = factor, found
+        return best
+
+
+def squared_loss(values: Tensor, counts: Tensor, codes: Tensor, scale: float) -> float:
+    """Sum of squared errors of values (n,) that occur `counts` times when they become `codes * scale`."""
+    return float(((codes * scale - values).square() * counts).sum())
+
+
+def divergence(values: Tensor, counts: Tensor, codes: Tensor, scale: float) -> float:  # noqa: ARG001 - a loss
+    """Kullback-Leibler divergence, in nats, of the values' distribution from what their codes keep of it.
+
+    Values of one code are taken for equally frequent, as in TensorRT's entropy calibration.
+    """
+    p = counts / counts.sum()
+    _, where = torch.unique(codes, return_inverse=True)
+    mass = torch.zeros(int(where.max()) + 1, dtype=p.dtype).index_add_(0, where, p)
+    q = mass[where] / torch.bincount(where)[where]
+    return float((p * ((p + SMOOTHING) / (q + SMOOTHING)).log()).sum())

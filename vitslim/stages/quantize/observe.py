@@ -1,27 +1,101 @@
-"""One pass over calibration images that sees the input of every layer."""
+"""Passes over calibration images that see the input of every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.insert_fake_quant import layer_nodes
-from vitslim.stages.quantize.calibrate import MagnitudeHistogram
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.insert_fake_quant import has_input_scale, layer_nodes
+from vitslim.graph.nodes import is_op
+from vitslim.graph.ops.fake_quant import dynamic_fake_quant, fake_quant, input_range
+
+aten = torch.ops.aten
+
+
+class Statistic(Protocol):
+    """What is gathered of the inputs of one layer, batch by batch."""
+
+    def observe(self, values: Tensor) -> None: ...
+
+
+class ChannelRanges:
+    """Smallest and largest value of each channel of a linear layer's input."""
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.count = 0
+
+    def observe(self, values: Tensor) -> None:
+        """Add a float tensor (..., channels)."""
+        rows = values.flatten(end_dim=-2)
+        self.count += len(rows)
+        low, high = rows.amin(dim=0), rows.amax(dim=0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    @property
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Both, float (channels,). Raises StageError when nothing was seen."""
+        if self.low is None or self.high is None:
+            raise StageError("no calibration image reached a layer", "give more calibration images")
+        return self.low, self.high
+
+
+class Gram:
+    """The sum of x x^T over all inputs of a linear layer: float64 (in, in)."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def observe(self, values: Tensor) -> None:
+        """Add a float tensor (..., in)."""
+        rows = values.flatten(end_dim=-2)
+        here = (rows.T @ rows).double()
+        self.total = here if self.total is None else self.total + here
+
+
+class MeanShift:
+    """By how much quantisation moves the mean of every channel of a layer's input."""
+
+    def __init__(self, quantise: Callable[[Tensor], Tensor]) -> None:
+        self.quantise = quantise
+        self.moved: Tensor | None = None
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def observe(self, values: Tensor) -> None:
+        """Add a float tensor (..., channels)."""
+        rows = values.flatten(end_dim=-2)
+        total, moved = rows.double().sum(dim=0), (self.quantise(rows) - rows).double().sum(dim=0)
+        self.total = total if self.total is None else self.total + total
+        self.moved = moved if self.moved is None else self.moved + moved
+        self.count += len(rows)
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Mean input, and what quantisation adds to it: float64 (channels,) each."""
+        if self.total is None or self.moved is None:
+            raise StageError("no calibration image reached a layer", "give more calibration images")
+        return self.total / self.count, self.moved / self.count
 
 
 class Observer(Interpreter):
-    """Runs a graph as it is, and adds the inputs of the named weights' layers to histograms. Call it with images."""
+    """Runs a float graph as it is and shows the inputs of layers to statistics. Call it with images."""
 
-    def __init__(self, module: GraphModule, weights: Collection[str]) -> None:
+    def __init__(self, module: GraphModule, statistics: Mapping[str, Collection[Statistic]]) -> None:
+        """`statistics` by the name of the layer's weight."""
         super().__init__(module)
-        self.histograms = {weight: MagnitudeHistogram() for weight in weights}
         layers = layer_nodes(module)
-        self._weight_at: Mapping[Node, str] = {node: weight for weight in weights for node in layers[weight]}
+        self._at: dict[Node, tuple[str, Collection[Statistic]]] = {
+            node: (weight, found) for weight, found in statistics.items() for node in layers[weight]
+        }
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images (n, C, H, W)."""
@@ -29,13 +103,31 @@ class Observer(Interpreter):
         return logits
 
     def run_node(self, n: Node) -> Any:
-        """Run one node, observing its first operand when it is one of the layers."""
-        weight = self._weight_at.get(n)
-        if weight is not None:
+        """Run one node, showing its first operand when it is one of the layers."""
+        if n in self._at:
             (x, *_), _ = self.fetch_args_kwargs_from_env(n)
+            weight, statistics = self._at[n]
             if not torch.isfinite(x).all():
                 raise StageError(
                     f"the input of '{weight}' is not finite on a calibration image", "check the images and the weights"
                 )
-            self.histograms[weight].observe(x)
+            for statistic in statistics:
+                statistic.observe(x)
         return super().run_node(n)
+
+
+def linear_layers(module: GraphModule) -> tuple[str, ...]:
+    """Weights of linear layers, convolutions left out."""
+    return tuple(
+        weight for weight, nodes in layer_nodes(module).items() if all(is_op(n, aten.linear.default) for n in nodes)
+    )
+
+
+def input_quantiser(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What a site does to its input. `scale` () is needed where the site has one."""
+    if site.dynamic:
+        return dynamic_fake_quant
+    if not has_input_scale(site) or scale is None:
+        return lambda x: x
+    limits = input_range(site.input_bits, site.zero_point)
+    return lambda x: fake_quant(x, scale, site.zero_point or 0, None, *limits, 0)

@@ -1,46 +1,37 @@
-"""The stage `quantize: ptq`: scales from calibration images, then fake quantisers in the graph."""
+"""The stage `quantize: {method: ptq}`: equalise, observe, choose scales, round, insert quantisers, correct biases."""
 
 from __future__ import annotations
-
-from torch import Tensor
 
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
     QUANTISER_PREFIX,
-    input_scale_name,
     insert_fake_quant,
     layer_nodes,
     layer_of,
     quantised_layers,
-    weight_scale_name,
 )
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensor_of
-from vitslim.graph.ops.fake_quant import integer_range
-from vitslim.graph.sketch import ModelSketch
+from vitslim.graph.sketch import LayerBits, ModelSketch
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.calibrate import weight_scale
-from vitslim.stages.quantize.observe import Observer
+from vitslim.stages.quantize.passes import BATCH, Calibration
 from vitslim.training.evaluate import agreement, predict, sqnr_db
-
-BATCH = 32
-"""Images in one calibration step; it bounds memory and changes no result."""
+from vitslim.units import FLOAT_BITS
 
 JUDGED_IMAGES = 128
 """The quantised graph is compared with the float graph on so many of the calibration images, at most."""
 
 
 class PtqStage:
-    """Post-training quantisation: symmetric, weights per output channel, inputs of linears per tensor."""
+    """Post-training quantisation: weights per output channel or block, inputs of layers per tensor."""
 
     def __init__(self, config: Ptq) -> None:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Layers to skip exist, and something is left to quantise."""
+        """Layers to skip exist, keys fit together, and something is left to quantise."""
         known = {layer_of(linear.weight): linear.weight for linear in sketch.linears}
         problems = [
             Problem("skip", f"the model has no layer '{name}'", closest(name, known))
@@ -49,31 +40,42 @@ class PtqStage:
         ]
         if sketch.bits:
             problems.append(Problem("method", "the model is quantised already", "keep one quantize stage"))
-        if not problems and not self._chosen(tuple(known.values())):
+        chosen = self._chosen(tuple(known.values()))
+        if not problems and not chosen:
             problems.append(Problem("skip", "every layer is skipped: nothing is left to quantise", "shorten the list"))
+        if self.config.float_inputs > len(chosen):
+            what = f"got {self.config.float_inputs}, but only {len(chosen)} layers are quantised"
+            problems.append(Problem("float_inputs", what, "for weights alone use `inputs: float`"))
         return problems
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """The same model with fewer bits in all layers that are not skipped."""
+        """The same model with fewer bits in all layers that are not skipped.
+
+        A guess where calibration decides which inputs stay in float.
+        """
         chosen = self._chosen(tuple(linear.weight for linear in sketch.linears))
-        return sketch.with_bits(chosen, self.config.bits, self.config.bits)
+        fits = {linear.weight for linear in sketch.linears if self._block(linear.in_features)}
+        input_bits = FLOAT_BITS if self.config.inputs == "float" else self.config.input_bits
+        for block, weights in ((0, set(chosen) - fits), (self.config.block, fits & set(chosen))):
+            sketch = sketch.with_bits(weights, LayerBits(self.config.bits, input_bits, block))
+        return sketch.as_guess() if self.config.float_inputs else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Observe every layer's input in one pass, choose scales, insert quantisers, compare with the float graph."""
+        """Everything is decided on the calibration images, through the float graph."""
         weights = self._chosen(tuple(layer_nodes(graph.module)))
-        observer = Observer(graph.module, weights)
+        calibration = Calibration(self.config, context)
+        prepared = calibration.equalise(graph, weights)
+        found = calibration.observe(prepared, weights)
+        prepared, sites, scales = calibration.decide(prepared, weights, found)
+        quantised = insert_fake_quant(prepared, sites, scales)
         images = context.data.calibration
-        logits, _ = predict(observer, images, BATCH, context.progress, "calibrating")
-        sites = [FakeQuantSite(weight, self.config.bits, self.config.bits) for weight in weights]
-        quantised = insert_fake_quant(graph, sites, self._scales(graph, observer))
         judged = images.subset(range(min(JUDGED_IMAGES, len(images))))
-        after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing with the float model")
-        before = logits[: len(judged)]
-        what = f"INT{self.config.bits} weights per output channel, inputs per tensor"
+        before, _ = predict(graph.module, judged, BATCH, context.progress, "comparing: float model")
+        after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=tuple(LayerNote(layer=weight, what=what, reason=self.config.calibrate) for weight in weights),
-            skipped=self._skipped(graph, weights),
+            changes=tuple(LayerNote(layer=s.weight, what=describe(s), reason=self._reason(s)) for s in sites),
+            skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
                 "calibration_sqnr_db": sqnr_db(before, after),
@@ -90,20 +92,32 @@ class PtqStage:
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
+    def _block(self, in_features: int) -> bool:
+        return bool(self.config.block) and in_features % self.config.block == 0
+
     def _chosen(self, weights: tuple[str, ...]) -> tuple[str, ...]:
         skip = {layer_of(name) for name in self.config.skip}
         return tuple(weight for weight in weights if layer_of(weight) not in skip)
 
-    def _scales(self, graph: ModelGraph, observer: Observer) -> dict[str, Tensor]:
-        """Scale parameters by name. Weights take the narrow range, inputs are judged by the largest code, 127."""
-        _, top = integer_range(self.config.bits, narrow=True)
-        scales = {}
-        for weight, histogram in observer.histograms.items():
-            tensor = tensor_of(graph.module, weight)
-            scales[input_scale_name(weight)] = histogram.scale(top, self.config.calibrate)
-            scales[weight_scale_name(weight)] = weight_scale(tensor, top, self.config.calibrate)
-        return scales
+    def _reason(self, site: FakeQuantSite) -> str:
+        if self.config.block and not site.block:
+            return f"its reduction has no blocks of {self.config.block}"
+        if site.input_bits == FLOAT_BITS and self.config.inputs != "float":
+            return "among the inputs whose quantisation disturbs the outputs most"
+        return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
 
-    def _skipped(self, graph: ModelGraph, chosen: tuple[str, ...]) -> tuple[LayerNote, ...]:
+    def _skipped(self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...]) -> tuple[LayerNote, ...]:
+        chosen = {site.weight for site in sites}
         others = [weight for weight in layer_nodes(graph.module) if weight not in chosen]
         return tuple(LayerNote(layer=weight, what="stays in float", reason="listed in skip") for weight in others)
+
+
+def describe(site: FakeQuantSite) -> str:
+    """`INT8 weights per output channel, UINT8 inputs`."""
+    sharing = f"in blocks of {site.block}" if site.block else "per output channel"
+    inputs = "float inputs"
+    if site.dynamic:
+        inputs = "dynamic UINT8 inputs"
+    elif site.input_bits < FLOAT_BITS:
+        inputs = f"{'INT' if site.zero_point is None else 'UINT'}{site.input_bits} inputs"
+    return f"INT{site.weight_bits} weights {sharing}, {inputs}"

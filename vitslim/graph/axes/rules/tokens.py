@@ -33,11 +33,21 @@ def squeeze_tokens(scope: Scope, node: Node) -> Dims:
 
 
 def fake_quant(scope: Scope, node: Node) -> Dims:
-    """Elementwise; the scale is one number, or one for each index along `axis`."""
+    """Elementwise; the scale is one number, one for each index along `axis`, or one for each block along it."""
     x, scale = scope.operands(node, "x", "scale")
     axis = scope.value(node, "axis")
-    if axis is not None:
+    if scope.value(node, "block"):
+        scope.freeze((x[int(axis)], scale[int(axis)]), "is quantised in blocks")
+        for dim in set(range(len(x))) - {int(axis)}:
+            scope.tie(x[dim], scale[dim])
+    elif axis is not None:
         scope.pair(x[int(axis) : int(axis) + 1], scale)
+    return x
+
+
+def dynamic_fake_quant(scope: Scope, node: Node) -> Dims:
+    """Elementwise: the smallest and the largest value are the same in any order."""
+    (x,) = scope.operands(node, "x")
     return x
 
 
@@ -45,4 +55,5 @@ RULES: dict[Any, Rule] = {
     "vitslim.class_attention": class_attention,
     "vitslim.squeeze_tokens": squeeze_tokens,
     "vitslim.fake_quant": fake_quant,
+    "vitslim.dynamic_fake_quant": dynamic_fake_quant,
 }

@@ -1,0 +1,23 @@
+"""The operator `vitslim::dequantise`: stored integers as the weights that they stand for. Export alone uses it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitslim.graph.ops.fake_quant import spread_scale
+
+
+@torch.library.custom_op("vitslim::dequantise", mutates_args=())
+def dequantise(codes: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
+    """`codes * scale` in the type of the scale.
+
+    codes: int8 (out, ...). scale: float (out,) along `axis`, or with a block (out, in / block).
+    """
+    x = codes.to(scale.dtype)
+    return x * spread_scale(scale, x, axis, block)
+
+
+@dequantise.register_fake
+def _fake(codes: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(codes, dtype=scale.dtype)

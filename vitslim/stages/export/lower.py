@@ -1,0 +1,162 @@
+"""Quantisers of a graph in the form that a file stores: integer weights, and inputs as the profile wants them.
+
+What the graph computes stays: codes of weights and inputs are those of its fake quantisers.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from vitslim.graph.attention import parameter_of
+from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.ops.dequantise import dequantise
+from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.units import container_bits
+
+aten = torch.ops.aten
+
+DEQUANTISE = dequantise._opoverload
+
+Target = Literal["portable", "ort-cpu"]
+"""`portable`: zero points are 0 and weights are dequantised, as TensorRT and OpenVINO read them. `ort-cpu`: the forms
+that ONNX Runtime is fastest with."""
+
+
+class Form(Enum):
+    """How a file turns the codes of a weight into what the product takes."""
+
+    DEQUANTISE = "DequantizeLinear, which runtimes fuse into the product behind it"
+    WIDEN = "INT4 codes become INT8 at load and go on as such"
+    MULTIPLY = "a product with the scales at load: the weight is float from then on"
+
+
+class Stored(NamedTuple):
+    """How a file holds a weight."""
+
+    bits: int
+    """Of the type: 4 or 8."""
+    form: Form
+
+
+def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
+    """In place: weights become INT8 codes, and for `portable` unsigned inputs become signed ones about zero.
+
+    Returns how the file is to hold each quantised weight, by name.
+    """
+    module = graph.module
+    found = {}
+    for weight, nodes in layer_nodes(module).items():
+        quantiser: Any = nodes[0].args[1]
+        if not is_op(quantiser, FAKE_QUANT):
+            continue
+        if target == "portable":
+            for node in nodes:
+                _sign_input(module, node)
+        found[weight] = Stored(container_bits(_bits(quantiser)), _form(nodes, target))
+        _store_codes(module, weight, quantiser)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return found
+
+
+def _form(nodes: tuple[Node, ...], target: Target) -> Form:
+    quantiser: Any = nodes[0].args[1]
+    if target == "portable" or quantiser.args[6]:
+        return Form.DEQUANTISE
+    integer_product = all(
+        is_op(node, aten.linear.default) and is_op(node.args[0], FAKE_QUANT, DYNAMIC_FAKE_QUANT) for node in nodes
+    )
+    if not integer_product:
+        return Form.MULTIPLY
+    return Form.WIDEN if container_bits(_bits(quantiser)) == 4 else Form.DEQUANTISE
+
+
+def _store_codes(module: GraphModule, weight: str, quantiser: Node) -> None:
+    """Replace a float weight by its codes, under the same name."""
+    _, scale, zero_point, axis, qmin, qmax, block = quantiser.args
+    x, steps = tensor_of(module, weight), tensor_of(module, parameter_of(scale))
+    with torch.no_grad():
+        codes = integer_codes(x, steps, axis, qmin, qmax, zero_point, block).to(torch.int8)  # type: ignore[arg-type]
+    owner, _, leaf = weight.rpartition(".")
+    holder: nn.Module = module.get_submodule(owner)
+    delattr(holder, leaf)
+    holder.register_buffer(leaf, codes)
+    with module.graph.inserting_before(quantiser):
+        stored = module.graph.call_function(DEQUANTISE, (quantiser.args[0], scale, axis, block))
+    quantiser.replace_all_uses_with(stored)
+    module.graph.erase_node(quantiser)
+
+
+def _bits(quantiser: Node) -> int:
+    """Bits of the codes of a weight, whose range is (-top, top)."""
+    top: Any = quantiser.args[5]
+    return int(top).bit_length() + 1
+
+
+def _sign_input(module: GraphModule, layer: Node) -> None:
+    """Codes 0 to 255 about a zero point become codes -128 to 127 of the input less a constant.
+
+    The bias makes up for the constant. Behind a convolution that pads with zeros it could not: such an input stays.
+    """
+    quantiser: Any = layer.args[0]
+    if not is_op(quantiser, FAKE_QUANT) or quantiser.args[4] != 0 or _pads(layer):
+        return
+    x, scale, zero_point, _, _, qmax, _ = quantiser.args
+    half = (qmax + 1) // 2
+    step = float(tensor_of(module, parameter_of(scale)).detach())
+    constant = step * (half - zero_point)
+    graph = module.graph
+    with graph.inserting_before(quantiser):
+        moved = graph.call_function(aten.sub.Tensor, (x, constant))
+        signed = graph.call_function(FAKE_QUANT, (moved, scale, 0, None, -half, half - 1, 0))
+    layer.replace_input_with(quantiser, signed)
+    _add_to_bias(module, layer, _row_sums(module, layer) * constant)
+
+
+def _pads(layer: Node) -> bool:
+    if is_op(layer, aten.linear.default):
+        return False
+    padding = argument(layer, 4, "padding", 0)
+    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+
+
+def _row_sums(module: GraphModule, layer: Node) -> Tensor:
+    """What each output adds up of an input of ones: float (out,)."""
+    quantiser: Any = layer.args[1]
+    weight = tensor_of(module, parameter_of(quantiser))
+    scale = tensor_of(module, parameter_of(quantiser.args[1]))
+    with torch.no_grad():
+        values: Tensor = FAKE_QUANT(weight, scale, *quantiser.args[2:])
+    return values.double().flatten(start_dim=1).sum(dim=1)
+
+
+def _add_to_bias(module: GraphModule, layer: Node, added: Tensor) -> None:
+    bias = argument(layer, 2)
+    with torch.no_grad():
+        if isinstance(bias, Node) and bias.op != "get_attr":
+            with module.graph.inserting_before(layer):
+                constant = _constant(module, layer, added.float())
+                new = module.graph.call_function(aten.add.Tensor, (bias, constant))
+        else:
+            old = tensor_of(module, parameter_of(bias)).double() if bias is not None else 0.0
+            with module.graph.inserting_before(layer):
+                new = _constant(module, layer, (added + old).float())
+    layer.args = (*layer.args[:2], new, *layer.args[3:])
+
+
+def _constant(module: GraphModule, layer: Node, value: Tensor) -> Node:
+    """A tensor beside the layer's weight: `blocks.0.mlp.fc2.shifted_bias`."""
+    owner = parameter_of(layer.args[1]).rpartition(".")[0]
+    holder: nn.Module = module.get_submodule(owner)
+    number = sum(name.startswith("shifted_bias") for name, _ in holder.named_buffers(recurse=False))
+    name = f"shifted_bias{number or ''}"
+    holder.register_buffer(name, value)
+    return module.graph.get_attr(f"{owner}.{name}".lstrip("."))

@@ -1,0 +1,128 @@
+"""The profile `auto`: where quantisers pay, measured. The fastest placement that stays close enough is written.
+
+Every candidate has the weights and the scales that the quantize stage found; they differ in what the inputs of layers
+become: calibrated codes, codes of each batch's own range, or float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from vitslim.data import Dataset
+from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.insert_fake_quant import (
+    has_input_scale,
+    input_scale_name,
+    insert_fake_quant,
+    remove_fake_quant,
+)
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages import Floor
+from vitslim.results import Measurement
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.noise import measure_noise
+from vitslim.stages.quantize.observe import input_quantiser, linear_layers
+from vitslim.training.evaluate import agreement, predict, sqnr_db
+from vitslim.units import FLOAT_BITS
+
+BATCH = 16
+WORST = (1, 2, 4)
+"""Numbers of most harmful inputs that are tried in another form."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One candidate."""
+
+    name: str
+    graph: ModelGraph
+    sqnr_db: float
+    """Against the model before quantisation, on calibration images."""
+    agreement: float
+    latency_ms: float | None = None
+    """None until it was measured."""
+
+    def holds(self, floor: Floor) -> bool:
+        """Whether it is as close to the float model as it must be."""
+        return self.sqnr_db >= floor.sqnr_db and self.agreement >= floor.agreement
+
+
+def choose_placement(
+    graph: ModelGraph, floor: Floor, images: Dataset, context: StageContext
+) -> tuple[Placement, tuple[Placement, ...]]:
+    """The fastest candidate that holds the floor, and all that were measured; where none holds it, the closest.
+
+    Fidelity is first that of the graph; candidates that hold the floor are written, measured side by side, and judged
+    again by what their files compute on this processor. Raises StageError without a measured backend.
+    """
+    if context.measure is None:
+        raise StageError("profile auto needs a backend that measures", "add onnxruntime:cpu to report.backends")
+    progress = context.progress
+    reference, _ = predict(context.result("unquantised").graph.module, images, BATCH, progress, "auto: float model")
+    found = []
+    for name, candidate in _candidates(graph, context).items():
+        logits, _ = predict(candidate.module, images, BATCH, progress, f"auto: {name}")
+        found.append(_placement(name, candidate, reference, logits))
+    found.sort(key=lambda placement: -placement.sqnr_db)
+    held = [placement for placement in found if placement.holds(floor)] or found[:1]
+    measured = _measured(held, reference, images, context)
+    best = [placement for placement in measured if placement.holds(floor)]
+    if best:
+        return min(best, key=lambda placement: placement.latency_ms or 0.0), measured
+    return max(measured, key=lambda placement: placement.sqnr_db), measured
+
+
+def _candidates(graph: ModelGraph, context: StageContext) -> dict[str, ModelGraph]:
+    """Graphs by name. ONNX Runtime computes convolutions in float either way: there codes would only cost fidelity."""
+    plain = remove_fake_quant(graph)
+    linear = set(linear_layers(plain.module))
+    base = {w: site if w in linear else _float(site) for w, site in quantiser_sites(graph).items()}
+    quantised = [site for site in base.values() if site.input_bits < FLOAT_BITS]
+    scales = dict(graph.parameters())
+    quantisers = {s.weight: input_quantiser(s, scales.get(input_scale_name(s.weight))) for s in quantised}
+    shares = measure_noise(plain.module, quantisers, context)
+    worst = sorted(shares, key=lambda weight: -shares[weight])
+    sites = {"static": base, "dynamic": {w: _dynamic(site) for w, site in base.items()}}
+    for count in (count for count in WORST if count < len(worst)):
+        sites[f"static, {count} in float"] = base | {w: _float(base[w]) for w in worst[:count]}
+        sites[f"static, {count} dynamic"] = base | {w: _dynamic(base[w]) for w in worst[:count]}
+    return {name: insert_fake_quant(plain, tuple(found.values()), scales) for name, found in sites.items()}
+
+
+def _float(site: FakeQuantSite) -> FakeQuantSite:
+    return replace(site, input_bits=FLOAT_BITS, zero_point=None, dynamic=False)
+
+
+def _dynamic(site: FakeQuantSite) -> FakeQuantSite:
+    return replace(site, input_bits=8, zero_point=None, dynamic=True) if has_input_scale(site) else site
+
+
+def _placement(name: str, graph: ModelGraph, reference: Tensor, logits: Tensor) -> Placement:
+    return Placement(name, graph, sqnr_db(reference, logits), agreement(reference, logits))
+
+
+def _measured(
+    placements: Sequence[Placement], reference: Tensor, images: Dataset, context: StageContext
+) -> tuple[Placement, ...]:
+    files: dict[str, Path] = {}
+    judged: dict[str, Placement] = {}
+    for number, placement in enumerate(placements):
+        path = context.workdir / f"candidate-{number}.onnx"
+        context.progress.say(f"auto: writing '{placement.name}'")
+        export_onnx(placement.graph, path, "ort-cpu")
+        label = f"auto: file '{placement.name}'"
+        logits, _ = predict(OnnxFile(path, exact=False), images, BATCH, context.progress, label)
+        judged[placement.name] = _placement(placement.name, placement.graph, reference, logits)
+        files[placement.name] = path
+    times: Mapping[str, Measurement] = context.measure(files) if context.measure else {}
+    for path in files.values():
+        path.unlink()
+    return tuple(replace(found, latency_ms=times[name].median_ms) for name, found in judged.items())

@@ -1,0 +1,193 @@
+"""Inputs of layers whose channels share one centred range, without changing what the model computes.
+
+Where a norm or the values of attention come before a linear layer, every channel can be shifted and scaled there and
+the inverse folded into the weights behind: SmoothQuant (Xiao et al., ICML 2023) with the shifts of Outlier
+Suppression+ (Wei et al., EMNLP 2023). No operator is added. Values may be shifted because the probabilities that
+average them sum to one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from vitslim.graph.anatomy import find_anatomy
+from vitslim.graph.attention import SDPA, SOFTMAX, Attention, parameter_of
+from vitslim.graph.axes import Prod, Sum, Term
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op, tensor_of
+
+aten = torch.ops.aten
+
+NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+MOVES = (
+    aten.reshape.default, aten.transpose.int, aten.permute.default, aten.flatten.using_ints, aten.roll.default,
+    aten.select.int, aten.slice.Tensor, aten.mean.dim,
+)  # fmt: skip
+"""Operators that move values, choose among them or average over others than channels: a shift and a factor of every
+channel come out as they went in."""
+
+
+@dataclass(frozen=True)
+class Equalisable:
+    """A place where channels can be shifted and scaled, and the layers that undo it."""
+
+    weight: str
+    """Of the norm, or of the layer that makes the values."""
+    bias: str
+    """Beside it; empty where there is none."""
+    rows: slice
+    """The channels among the rows of weight and bias."""
+    readers: tuple[str, ...]
+    """Weights of the linear layers behind."""
+    reader_biases: tuple[str, ...]
+    """Empty unless every reader has one: then the channels cannot be shifted."""
+
+    @property
+    def shifts(self) -> bool:
+        """Whether channels can be shifted and not only scaled."""
+        return bool(self.bias and self.reader_biases)
+
+
+def find_equalisable(graph: ModelGraph) -> tuple[Equalisable, ...]:
+    """All such places of a float graph, in its order; each layer is read at one place at most."""
+    module, anatomy = graph.module, find_anatomy(graph)
+    projections = {block.attention.node: block.attention for block in anatomy.blocks if block.attention is not None}
+    found: list[Equalisable] = []
+    for node in module.graph.nodes:
+        if is_op(node, *NORMS):
+            found += _behind_norm(graph, node)
+        elif node in projections:
+            found += _behind_values(graph, projections[node])
+    return tuple(found)
+
+
+def equalise(graph: ModelGraph, ranges: Mapping[str, tuple[Tensor, Tensor]], strength: float) -> ModelGraph:
+    """A new graph that computes the same, in which inputs of linear layers have channels of nearly one range.
+
+    ranges: weight name to the smallest and largest value of every input channel, float (in,) each. strength in [0, 1]:
+    a channel of range r is divided by (r / median r) ** strength. Places without a range stay as they are.
+    """
+    new = graph.copy()
+    with torch.no_grad():
+        for place in find_equalisable(new):
+            if place.readers[0] not in ranges:
+                continue
+            shift, factor = equalising(*ranges[place.readers[0]], strength, place.shifts)
+            _fold(new.module, place, shift, factor)
+    return new
+
+
+def equalising(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tuple[Tensor, Tensor]:
+    """Shift and factor of every channel: `(x - shift) / factor` has the wanted range. All float (channels,).
+
+    Channels that are constant keep a factor of 1, and so do all where more than half are.
+    """
+    shift = (low + high) / 2 if shifts else torch.zeros_like(low)
+    reach = torch.maximum((high - shift).abs(), (low - shift).abs())
+    median = reach.median()
+    factor = torch.where(reach > 0, (reach / median) ** strength, 1.0) if median > 0 else torch.ones_like(reach)
+    return shift, factor
+
+
+def _fold(module: GraphModule, place: Equalisable, shift: Tensor, factor: Tensor) -> None:
+    weight = tensor_of(module, place.weight)[place.rows]
+    weight.div_(factor.reshape(-1, *[1] * (weight.dim() - 1)))
+    if place.bias:
+        tensor_of(module, place.bias)[place.rows].sub_(shift).div_(factor)
+    for position, name in enumerate(place.readers):
+        reader = tensor_of(module, name)
+        if place.shifts:
+            tensor_of(module, place.reader_biases[position]).add_(reader @ shift)
+        reader.mul_(factor)
+
+
+def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalisable]:
+    weight, bias = parameter_of(argument(norm, 2)), ""
+    if is_op(norm, aten.layer_norm.default):
+        bias = parameter_of(argument(norm, 3))
+    if weight and len(argument(norm, 1)) == 1:
+        channels = graph.axes.terms(norm)[-1]
+        readers = tuple(_readers(norm))
+        if all(_reads(graph, reader, channels) for reader in readers):
+            yield from _place(graph.module, weight, bias, slice(None), readers)
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """What uses the values of a node, however they are moved before."""
+    for user in node.users:
+        if is_op(user, *MOVES):
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equalisable]:
+    node = attention.node
+    if not is_op(node, SDPA) and not is_op(argument(node, 0), *SOFTMAX):
+        return
+    reader = node
+    while len(reader.users) == 1 and (reader is node or is_op(reader, *MOVES)):
+        reader = next(iter(reader.users))
+    source = attention.v
+    while is_op(source, *MOVES) and len(source.users) == 1:
+        source = argument(source, 0)
+    if is_op(source, operator.getitem) and len(source.users) == 1:
+        source = argument(source, 0)
+        source = argument(source, 0) if is_op(source, aten.split_with_sizes.default) else source
+    if not is_op(source, aten.linear.default) or not is_op(reader, aten.linear.default):
+        return
+    weight, bias, projection = (
+        parameter_of(argument(source, 1)), parameter_of(argument(source, 2)), parameter_of(argument(reader, 1)),
+    )  # fmt: skip
+    if not weight or not projection or (argument(source, 2) is not None and not bias):
+        return
+    rows = _rows(graph, weight, projection, graph.axes.terms(node)[-1])
+    if rows is not None:
+        yield from _place(graph.module, weight, bias, rows, (reader,))
+
+
+def _rows(graph: ModelGraph, weight: str, projection: str, channels: Term) -> slice | None:
+    """The rows of one weight that list the same channels in the same order as the columns of the other.
+
+    None too where the channels are not what attention leaves in its last dimension, but what it averages over.
+    """
+    table = graph.axes
+    wanted = table.parameter_terms(projection)[1]
+    if (wanted.factors[-1] if isinstance(wanted, Prod) else wanted) != channels:
+        return None
+    out = table.parameter_terms(weight)[0]
+    start = 0
+    for part in out.parts if isinstance(out, Sum) else (out,):
+        if part == wanted:
+            return slice(start, start + table.size(part))
+        start += table.size(part)
+    return None
+
+
+def _reads(graph: ModelGraph, reader: Node, channels: Term) -> bool:
+    """Whether a node is a linear layer whose inputs list these channels."""
+    weight = parameter_of(argument(reader, 1)) if is_op(reader, aten.linear.default) else ""
+    return bool(weight) and graph.axes.parameter_terms(weight)[1] == graph.axes.key(channels)
+
+
+def _place(
+    module: GraphModule, weight: str, bias: str, rows: slice, readers: tuple[Node, ...]
+) -> Iterator[Equalisable]:
+    """The place, unless one of its parameters is used elsewhere too."""
+    names = tuple(parameter_of(argument(reader, 1)) for reader in readers)
+    biases = tuple(parameter_of(argument(reader, 2)) for reader in readers)
+    biases = biases if all(biases) else ()
+    touched = [name for name in (weight, bias, *names, *biases) if name]
+    if readers and len(set(touched)) == len(touched) and all(_used_once(module, name) for name in touched):
+        yield Equalisable(weight, bias, rows, names, biases)
+
+
+def _used_once(module: GraphModule, name: str) -> bool:
+    nodes = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
+    return len(nodes) == 1 and len(nodes[0].users) == 1
