@@ -35,6 +35,7 @@ class Product:
     """qkv, proj, fc1, fc2, head, patch_embed, attention, squeeze or other."""
     branches: frozenset[str] = frozenset()
     """Names of the residual branches around it."""
+    convolution: bool = False
 
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
@@ -76,6 +77,7 @@ class SketchLinear:
     out_features: int
     role: str
     block: str
+    convolution: bool
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class ModelSketch:
                 p.columns.value(self.axes),
                 p.role,
                 p.block,
+                p.convolution,
             )
             for p in self.products
             if p.weight

@@ -162,7 +162,8 @@ def _layer(node: Node, sizes: _Sizes, block: str, role: str) -> Product:
     result = sizes.table.terms(node)
     is_linear = node.target is aten.linear.default
     rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
-    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, block, role)
+    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, block, role,
+                   convolution=not is_linear)  # fmt: skip
 
 
 def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:

@@ -54,7 +54,11 @@ class PtqStage:
         A guess where calibration decides which inputs stay in float.
         """
         chosen = self._chosen(tuple(linear.weight for linear in sketch.linears))
-        fits = {linear.weight for linear in sketch.linears if self._block(linear.in_features)}
+        fits = {
+            linear.weight
+            for linear in sketch.linears
+            if self.config.block and not linear.convolution and linear.in_features % self.config.block == 0
+        }
         input_bits = FLOAT_BITS if self.config.inputs == "float" else self.config.input_bits
         for block, weights in ((0, set(chosen) - fits), (self.config.block, fits & set(chosen))):
             sketch = sketch.with_bits(weights, LayerBits(self.config.bits, input_bits, block))
@@ -91,9 +95,6 @@ class PtqStage:
         scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTISER_PREFIX)}
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
-
-    def _block(self, in_features: int) -> bool:
-        return bool(self.config.block) and in_features % self.config.block == 0
 
     def _chosen(self, weights: tuple[str, ...]) -> tuple[str, ...]:
         skip = {layer_of(name) for name in self.config.skip}

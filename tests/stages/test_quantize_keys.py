@@ -1,0 +1,161 @@
+"""Keys of `quantize: {method: ptq}`: each changes the result; equalisation, noise and placements on traced models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
+from vitslim.graph.insert_fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable
+from vitslim.stages.quantize.noise import noise_shares
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.units import FLOAT_BITS
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=130)
+
+
+def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
+    stage = PtqStage(Ptq(method="ptq", **keys))
+    assert stage.requires(sketch(graph)) == []
+    result = stage.apply(graph, context)
+    assert stage.ensures(graph, result.graph) == []
+    return result.graph
+
+
+def sites(graph: ModelGraph) -> tuple[FakeQuantSite, ...]:
+    edit = graph.edits[-1]
+    assert isinstance(edit, InsertFakeQuant)
+    return edit.sites
+
+
+def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
+    with torch.no_grad():
+        return graph.module(torch.stack([context.data.calibration[i][0] for i in range(8)]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": 0.0}, {"equalise": 0.5}, {"rounding": "gptq"},
+        {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
+    ],
+)  # fmt: skip
+def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
+    before, after = (logits(quantise(tiny_graph, context, **keys), context) for keys in ({}, change))
+    assert not torch.equal(before, after)
+
+
+def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
+    keys: dict[str, Any] = {"inputs": "float", "bits": 4}
+    whole, blocks = (quantise(tiny_graph, context, **keys, block=block) for block in (0, 16))
+    name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
+    assert whole.parameters()[name].shape == (256,)
+    assert blocks.parameters()[name].shape == (256, 4)
+    reference = logits(tiny_graph, context)
+    errors = [(logits(graph, context) - reference).square().sum() for graph in (whole, blocks)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("keys", [{}, {"inputs": "float", "bits": 4, "block": 16}, {"inputs": "dynamic"}])
+def test_a_saved_graph_comes_back_equal(
+    tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
+) -> None:  # fmt: skip
+    graph = quantise(tiny_graph, context, **keys)
+    save_graph(graph, context.workdir)
+    again = load_graph(context.workdir)
+    assert again.edits == graph.edits
+    assert torch.equal(logits(again, context), logits(graph, context))
+    assert [axis.name for axis in graph.axes.axes if not axis.frozen] != []
+
+
+def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:
+    for keys in ({"bits": 4, "inputs": "float", "block": 16}, {"bits": 3}, {"inputs": "dynamic"}):
+        stage = PtqStage(Ptq(method="ptq", **keys))  # type: ignore[arg-type]
+        assert sketch(stage.apply(tiny_graph, context).graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+
+
+def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: StageContext) -> None:
+    with torch.no_grad():  # one hidden unit a thousand times as large as all others takes the codes from them
+        tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
+        tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
+    found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=0.0))
+    assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
+
+
+def test_noise_shares_of_a_linear_model_are_exact() -> None:
+    graph = trace_timm("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                "num_heads": 2, "num_classes": 10})  # fmt: skip
+    images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference = graph.module(images)
+    shift = {"head.weight": lambda x: x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))}
+    share = noise_shares(graph.module, shift, [images], 0)["head.weight"]
+    weight = graph.parameters()["head.weight"]
+    error = 0.01 * torch.randn((64, 32), generator=torch.Generator().manual_seed(1)) @ weight.T
+    assert share == pytest.approx(float(error.square().sum() / reference.square().sum()), rel=0.5)
+
+
+def test_removing_quantisers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
+    graph = quantise(tiny_graph, context, equalise=0.0, bias_correction=False)
+    plain = remove_fake_quant(graph)
+    assert not quantised_layers(plain.module)
+    assert plain.edits == tiny_graph.edits
+    assert torch.equal(logits(plain, context), logits(tiny_graph, context))
+    again = insert_fake_quant(plain, sites(graph), dict(graph.parameters()))
+    assert torch.equal(logits(again, context), logits(graph, context))
+
+
+def test_equalising_makes_ranges_equal_and_centred() -> None:
+    low, high = torch.tensor([-1.0, 0.0, -8.0, 2.0]), torch.tensor([1.0, 4.0, 0.0, 2.0])
+    shift, factor = equalising(low, high, 1.0, shifts=True)
+    assert shift.tolist() == [0, 2, -4, 2]
+    reach = torch.maximum((high - shift).abs(), (low - shift).abs()) / factor
+    assert reach[:3].tolist() == [1, 1, 1]
+    assert factor[3] == 1
+    unmoved, _ = equalising(low, high, 1.0, shifts=False)
+    assert (unmoved == 0).all()
+    assert (equalising(low, high, 0.0, shifts=True)[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "places"),
+    [
+        ("deit_tiny_patch16_224", {"depth": 2}, 7),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 2), "embed_dim": 48}, 11),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}, 3),
+        ("xcit_nano_12_p16_224", {"depth": 1}, None),
+    ],
+)
+def test_equalising_leaves_the_function_alone(name: str, kwargs: dict[str, Any], places: int | None) -> None:
+    graph = trace_timm(name, kwargs)
+    generator = torch.Generator().manual_seed(0)
+    found = find_equalisable(graph)
+    assert places is None or len(found) == places
+    with torch.no_grad():
+        for parameter in graph.module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        ranges = {}
+        for place in found:
+            channels = tensor_of(graph.module, place.readers[0]).shape[1]
+            low, high = torch.rand(2, channels, generator=generator) + 0.1
+            ranges[place.readers[0]] = (-low, high)
+        images = torch.randn(2, *graph.source.image, generator=generator)
+        before, after = graph.module(images), equalise(graph, ranges, 1.0).module(images)
+    assert ((before - after).abs().max() / before.abs().max()) < 1e-5
+    assert found
