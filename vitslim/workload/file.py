@@ -13,7 +13,7 @@ from onnx.inliner import inline_local_functions
 
 from vitslim.errors import InputError
 from vitslim.units import format_bytes
-from vitslim.workload.whole import check_external_data, check_order, check_tensors
+from vitslim.workload.whole import check_external_data, check_order, check_tensors, external_files
 
 METADATA_PREFIX = "vitslim."
 BROKEN_HINT = "write the file again, for instance with the export stage of a recipe"
@@ -65,6 +65,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     model = _without_functions(model, path)
     check_order(model, path)
     return model
+
+
+def stored_bytes(path: Path) -> int:
+    """Bytes of an ONNX file that can be loaded, and of the files in which it keeps weights."""
+    model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(model))
 
 
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:

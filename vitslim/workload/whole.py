@@ -26,6 +26,17 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
             _check_external(tensor, path)
 
 
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names, relative to the folder of the file, of the files that hold weights."""
+    return {
+        entry.value
+        for tensor in _tensors(model.graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
 def _check_external(tensor: TensorProto, path: Path) -> None:
     entries: dict[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -41,7 +52,7 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
     if not data.is_file():
         raise InputError(f"{shown}, which is missing: its external weights cannot be read", BESIDE_HINT)
     try:
-        offset, expected = int(entries.get("offset", 0)), _bytes(tensor)
+        offset, expected = int(entries.get("offset", 0)), tensor_bytes(tensor)
         length = int(entries.get("length", expected))
     except ValueError as error:
         raise InputError(f"{shown}, at a place that is no number", DAMAGED_HINT) from error
@@ -59,7 +70,9 @@ def check_tensors(model: onnx.ModelProto, path: Path) -> None:
         shown = f"the constant '{tensor.name}' of '{path}'"
         if tensor.data_type not in TensorProto.DataType.values()[1:] or any(size < 0 for size in tensor.dims):
             raise InputError(f"{shown} has no valid type or shape", DAMAGED_HINT)
-        expected, found = _bytes(tensor), len(tensor.raw_data)
+        if element_bits(int(tensor.data_type)) == 6:  # how six bits are packed, onnx leaves open
+            continue
+        expected, found = tensor_bytes(tensor), len(tensor.raw_data)
         if not tensor.HasField("raw_data"):
             expected, found = _entries(tensor)
         if expected != found:
@@ -97,7 +110,7 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from _tensors(inner)
 
 
-def _bytes(tensor: TensorProto) -> int:
+def tensor_bytes(tensor: TensorProto) -> int:
     """Bytes of the raw data of a tensor; types below 8 bits are packed."""
     return -(-prod(map(int, tensor.dims)) * element_bits(int(tensor.data_type)) // 8)
 
