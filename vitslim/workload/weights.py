@@ -120,5 +120,6 @@ def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
         shape = [1] * len(weight.tensor.dims)
         shape[attribute(node, "axis", 1)] = point.size
         return point.reshape(shape)
-    block, axis = attribute(node, "block_size", 0), attribute(node, "axis", 1)
-    return np.repeat(point, block, axis).take(range(weight.tensor.dims[axis]), axis) if block else point
+    axis = attribute(node, "axis", 1)
+    block, size = attribute(node, "block_size", 0), weight.tensor.dims[axis] if point.ndim else 0
+    return np.repeat(point, min(block, size), axis).take(range(size), axis) if block > 0 and point.ndim else point

@@ -38,8 +38,8 @@ class Quantiser:
         found = session.run(None, {name: values})
         if len(found) == 1:
             return np.asarray(found[0], np.float32)
-        codes, scale, zero = found
-        return (codes.astype(np.float32) - np.float32(zero)) * scale
+        codes, scale, zero = (np.asarray(array, np.float32) for array in found)
+        return np.asarray((codes - zero) * scale, np.float32)
 
     def weight(self) -> Floats | None:
         """The dequantised weight as (outputs, reduction...); None for an integer operator, whose scale is elsewhere."""
