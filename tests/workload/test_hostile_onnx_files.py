@@ -145,6 +145,16 @@ def test_cycles_and_values_made_twice(write_graph: WriteGraph) -> None:
     refused(path, "makes the value 'a' twice")
 
 
+@pytest.mark.parametrize("op", ["MatMul", "DequantizeLinear", "Cast", "Transpose", "Conv"])
+def test_operators_without_their_inputs(write_graph: WriteGraph, op: str) -> None:
+    path = write_graph("h = Relu(x)  y = Relu(h)", output="float[N, 8] y")
+    model = onnx.load(path)
+    model.graph.node[0].op_type = op
+    del model.graph.node[0].input[:]
+    onnx.save(model, path)
+    refused(path, f"{op} '' of .* has 0 inputs and 1 outputs")
+
+
 def test_functions_that_call_themselves(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("d", 1)]
     calls = helper.make_node("f", ["a"], ["b"], domain="d")

@@ -13,7 +13,7 @@ from onnx.inliner import inline_local_functions
 
 from vitslim.errors import InputError
 from vitslim.units import format_bytes
-from vitslim.workload.whole import check_external_data, check_order, check_tensors, external_files
+from vitslim.workload.whole import check_arity, check_external_data, check_order, check_tensors, external_files
 
 METADATA_PREFIX = "vitslim."
 BROKEN_HINT = "write the file again, for instance with the export stage of a recipe"
@@ -64,6 +64,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     check_tensors(model, path)
     model = _without_functions(model, path)
     check_order(model, path)
+    check_arity(model, path)
     return model
 
 

@@ -26,6 +26,25 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
             _check_external(tensor, path)
 
 
+def check_arity(model: onnx.ModelProto, path: Path) -> None:
+    """Raise InputError when a standard operator has fewer inputs or outputs than it needs."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    version = versions.get("", versions.get("ai.onnx", 1))
+    for node in model.graph.node:
+        if node.domain not in {"", "ai.onnx"}:
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version)
+        except onnx.defs.SchemaError:
+            continue
+        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+            raise InputError(
+                f"{node.op_type} '{node.name}' of '{path}' has {len(node.input)} inputs and {len(node.output)} "
+                f"outputs, and needs {schema.min_input} and {schema.min_output}",
+                DAMAGED_HINT,
+            )
+
+
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Names, relative to the folder of the file, of the files that hold weights."""
     return {
