@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path, PureWindowsPath
 
 import onnx
-from onnx import GraphProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
 from vitslim.workload.weights import element_bits
@@ -21,7 +21,7 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
 
     Nothing is read: a name may lead to any file of this machine, and a length may be anything.
     """
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             _check_external(tensor, path)
 
@@ -49,7 +49,7 @@ def external_files(model: onnx.ModelProto) -> set[str]:
     """Names, relative to the folder of the file, of the files that hold weights."""
     return {
         entry.value
-        for tensor in _tensors(model.graph)
+        for tensor in _tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -85,7 +85,7 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
 
 def check_tensors(model: onnx.ModelProto, path: Path) -> None:
     """Raise InputError when a constant holds more or fewer bytes than its type and shape declare."""
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         shown = f"the constant '{tensor.name}' of '{path}'"
         if tensor.data_type not in TensorProto.DataType.values()[1:] or any(size < 0 for size in tensor.dims):
             raise InputError(f"{shown} has no valid type or shape", DAMAGED_HINT)
@@ -117,16 +117,23 @@ def check_order(model: onnx.ModelProto, path: Path) -> None:
                                  "its nodes are out of order or in a cycle: write it again")  # fmt: skip
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """All constants: initialisers, attributes of nodes, and those of subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """All constants: initialisers, attributes of nodes, and those of subgraphs and local functions."""
+    yield from model.graph.initializer
+    yield from _attributes(model.graph.node)
+    for function in model.functions:
+        yield from _attributes(function.node)
+
+
+def _attributes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _tensors(inner)
+                yield from inner.initializer
+                yield from _attributes(inner.node)
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
