@@ -105,6 +105,8 @@ def _not_fused(facts: FileFacts, kernels: Kernels | None, refusal: str) -> Itera
 
 def _differing(codes: tuple[LayerCodes, ...]) -> Iterator[BrokenPromise]:
     for layer in codes:
+        if not layer.in_file:
+            yield BrokenPromise(layer.layer, "a layer of the graph is in the file", "no layer of this name")
         shares: Mapping[str, float | None] = {"input": layer.inputs, "weight": layer.weights}
         for what, share in shares.items():
             if share:

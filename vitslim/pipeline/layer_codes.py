@@ -40,6 +40,8 @@ class LayerCodes:
     inputs: float | None
     """None where the file or the graph does not quantise the input."""
     weights: float | None
+    in_file: bool = True
+    """Whether the file has a layer of this name at all."""
 
 
 def compare_codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progress: Progress) -> tuple[LayerCodes, ...]:
@@ -50,13 +52,19 @@ def compare_codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progre
     """
     graph = load_graph(folder)
     images = load_data(Data(kind="digits", calibration=IMAGES), graph.source, seed=0).calibration
-    comparison = _Comparison(graph, find_quantisers(model, facts.layers))
+    quantisers = find_quantisers(model, facts.layers)
+    comparison = _Comparison(graph, quantisers)
     for index in progress.track(range(IMAGES), "comparing codes"):
         with torch.no_grad():
             comparison.run(images[index][0].unsqueeze(0))
     return tuple(
-        LayerCodes(layer, _share(comparison.differing[name + ":input"]), _share(comparison.differing[name + ":weight"]))
-        for name, layer in comparison.layers.items()
+        LayerCodes(
+            layer=layer,
+            inputs=_share(comparison.differing[f"{weight}:input"]),
+            weights=_share(comparison.differing[f"{weight}:weight"]),
+            in_file=layer in quantisers,
+        )
+        for weight, layer in comparison.layers.items()
     )
 
 

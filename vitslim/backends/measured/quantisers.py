@@ -56,18 +56,19 @@ class Quantiser:
     def _input_model(self) -> tuple[Any, str] | None:
         """A session from the float input of the layer to its dequantised form, and the name of that input."""
         target = self._node.input[OPERANDS[self._node.op_type].data]
-        source, last, dynamic = target, "", False
+        source, quantised = target, ""
         while source in self._graph.producers and self._graph.producers[source].op_type in {*PARTS, DYNAMIC}:
             node = self._graph.producers[source]
-            if last == "QuantizeLinear" and node.op_type != "Clip":
+            if quantised and node.op_type != "Clip":
                 break
-            last, source = node.op_type, node.input[0]
-            if last == DYNAMIC:
-                dynamic = True
+            source = node.input[0]
+            if quantised or node.op_type == DYNAMIC:
+                quantised = node.op_type
                 break
-        if source == target:
+            quantised = node.op_type if node.op_type == "QuantizeLinear" else ""
+        if not quantised:
             return None
-        outputs = list(self._graph.producers[target].output) if dynamic else [target]
+        outputs = list(self._graph.producers[target].output) if quantised == DYNAMIC else [target]
         return self._session(_collected(self._graph, target, source), source, outputs), source
 
     def _session(self, nodes: Sequence[NodeProto], source: str, outputs: Sequence[str]) -> Any:
