@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from vitslim.data import load_data
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import save_graph
 from vitslim.pipeline.inspect import inspect
-from vitslim.recipe.schema import Data
 from vitslim.stages.export.onnx_export import export_onnx
 
 Run = Callable[..., Any]
@@ -32,10 +31,10 @@ def run_folder(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPath
     graph = tiny_session_graph
     weights = layer_nodes(graph.module)
     scales = {}
-    for name in weights:
+    for index, name in enumerate(weights):
         tensor, layer = graph.parameters()[name].detach(), name.removesuffix(".weight")
-        scales[f"vitslim.q.{layer}.weight_scale"] = tensor.abs().flatten(1).amax(dim=1) / 127
-        scales[f"vitslim.q.{layer}.input_scale"] = tensor.new_tensor(0.03)
+        scales[f"vitslim.q.{layer}.weight_scale"] = tensor.abs().flatten(1).amax(dim=1).clamp(min=1e-6) / 127
+        scales[f"vitslim.q.{layer}.input_scale"] = tensor.new_tensor(0.03 + index / 1000)  # equal ones get merged
     quantised = insert_fake_quant(graph, [FakeQuantSite(name, 8, 8) for name in weights], scales)
     export_onnx(quantised, folder / "model.onnx")
     save_graph(quantised, folder)
@@ -117,7 +116,7 @@ def test_a_run_keeps_its_promises(vitslim: Run, run_folder: Path) -> None:
     assert "every promise holds: 10 annotated layers, 9 products between Q/DQ" in shown.out
     assert "opset 21, IR 10, written by vitslim" in shown.out
     assert ["blocks.0-1.attn.qkv", "2", "W8A8"] in [line.split()[:3] for line in shown.out.splitlines()]
-    assert "MatMulIntegerToFloat 8" in shown.out
+    assert "MatMulIntegerToFloat 8" in " ".join(shown.out.split())
     for line in ("input_size     3, 32, 32", "interpolation  bicubic", "classes        10"):
         assert line in shown.out
     assert max(map(len, shown.out.splitlines()[1:])) <= 80
@@ -166,8 +165,6 @@ def test_codes_are_those_of_the_graph(
     assert {one.layer for one in found.codes} == {name[:-7] for name in layer_nodes(tiny_session_graph.module)}
     assert {(one.inputs, one.weights) for one in found.codes} == {(0.0, 0.0)}
     assert found.broken == ()
-    data = load_data(Data(kind="digits", calibration=1), tiny_session_graph.source, seed=0)
-    assert len(data.calibration) == 1
     for name in ("graph.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     changed(run_folder, tmp_path / "model.onnx", shift_the_input_scale)
@@ -178,7 +175,7 @@ def test_codes_are_those_of_the_graph(
 
 def shift_the_input_scale(model: onnx.ModelProto) -> None:
     tensor = initialiser(model, "vitslim.q.blocks.1.mlp.fc1.input_scale")
-    tensor.CopyFrom(numpy_helper.from_array(np.float32(0.04), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(np.float32(0.05), tensor.name))
 
 
 def test_layers_need_a_graph(vitslim: Run, run_folder: Path, tmp_path: Path) -> None:
@@ -198,7 +195,7 @@ def test_any_file_is_shown_even_if_onnx_runtime_refuses_it(vitslim: Run, tmp_pat
     assert outcome.code == 0
     assert "mine.Strange 1, Relu 1" in outcome.out
     assert "it promises nothing" in outcome.out
-    assert "does not take" in outcome.out
+    assert "does not take" in " ".join(outcome.out.split())
     assert "\x1b" not in outcome.out
     assert "[red]" in outcome.out
 
@@ -230,7 +227,7 @@ def test_hostile_files(vitslim: Run, run_folder: Path, tmp_path: Path, command: 
 
 
 def test_backend_that_is_not_installed(vitslim: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     outcome = vitslim("bench", run_folder / "model.onnx", "--backend", "openvino:cpu")
     assert outcome.code == 4
     assert "pip install openvino" in outcome.err
