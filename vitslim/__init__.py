@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitslim.pipeline.artifact import load_artifact
     from vitslim.pipeline.bench import bench
+    from vitslim.pipeline.inspect import inspect
     from vitslim.pipeline.plan import build_plan
     from vitslim.pipeline.runner import run
     from vitslim.recipe import load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "build_plan", "load_artifact", "load_recipe", "run"]
+__all__ = ["__version__", "bench", "build_plan", "inspect", "load_artifact", "load_recipe", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,7 @@ def __getattr__(name: str) -> Any:
         "build_plan": "vitslim.pipeline.plan",
         "run": "vitslim.pipeline.runner",
         "bench": "vitslim.pipeline.bench",
+        "inspect": "vitslim.pipeline.inspect",
         "load_artifact": "vitslim.pipeline.artifact",
     }
     if name not in homes:

@@ -11,6 +11,7 @@ from vitslim.errors import InputError, UsageError
 
 def test_known_names(small_model: Path) -> None:
     measured, simulated = parse_backend("onnxruntime:cpu"), parse_backend("sim:systolic")
+    assert isinstance(parse_backend("openvino:cpu"), Measured)
     assert isinstance(measured, Measured)
     assert isinstance(simulated, Simulated)
     measured.require()

@@ -10,7 +10,7 @@ from pathlib import Path
 from vitslim import __version__
 from vitslim.results import Environment
 
-LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime")
+LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 CPU_INFO = Path("/proc/cpuinfo")
 
 

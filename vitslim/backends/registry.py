@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vitslim.backends.measured.onnxruntime import UNAVAILABLE_HINT, measure_latency
+from vitslim.backends.measured import onnxruntime, openvino
 from vitslim.backends.measured.products import measure_products
 from vitslim.backends.products import ProductTimes
 from vitslim.backends.simulated.estimate import estimate
@@ -20,8 +20,27 @@ from vitslim.progress import Progress
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
 
-NAMES = ("onnxruntime:cpu", "sim:systolic")
+NAMES = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic")
 SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a measured backend is made of."""
+
+    package: str
+    title: str
+    hint: str
+    """How to install it."""
+    measure: Callable[..., dict[str, tuple[Measurement, ...]]]
+
+
+RUNTIMES = {
+    onnxruntime.BACKEND: Runtime(
+        "onnxruntime", "ONNX Runtime", onnxruntime.UNAVAILABLE_HINT, onnxruntime.measure_latency
+    ),
+    openvino.BACKEND: Runtime("openvino", "OpenVINO", openvino.UNAVAILABLE_HINT, openvino.measure_latency),
+}
 
 
 @dataclass(frozen=True)
@@ -32,20 +51,26 @@ class Measured:
 
     def require(self) -> None:
         """Raise BackendUnavailableError when the backend cannot run here."""
-        if find_spec("onnxruntime") is None:
-            raise BackendUnavailableError("ONNX Runtime is not installed", UNAVAILABLE_HINT)
+        runtime = RUNTIMES[self.name]
+        if find_spec(runtime.package) is None:
+            raise BackendUnavailableError(f"{runtime.title} is not installed", runtime.hint)
 
     def measure(
         self, files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int],
         seconds: float, progress: Progress,
     ) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
         """Latency of each file at each batch size and thread count, all files interleaved in one process."""
-        return measure_latency(files, baseline, batches, threads, seconds, progress)
+        return RUNTIMES[self.name].measure(files, baseline, batches, threads, seconds, progress)
 
     def product_times(
         self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress
     ) -> ProductTimes:
-        """Latency of single matrix products and of the dense model they come from, interleaved."""
+        """Latency of single matrix products and of the dense model they come from, interleaved.
+
+        Raises UsageError on another runtime than ONNX Runtime.
+        """
+        if self.name != onnxruntime.BACKEND:
+            raise UsageError(f"latency tables cannot be measured on {self.name}", f"use {onnxruntime.BACKEND}")
         return measure_products(shapes, dense, batch, threads, progress)
 
 
@@ -83,7 +108,7 @@ def parse_backend(value: str | Mapping[str, Any]) -> Backend:
     kind, _, target = value.partition(":")
     if kind == "sim" and target:
         return _simulated(target, {}, value)
-    if value != "onnxruntime:cpu":
+    if value not in RUNTIMES:
         raise UsageError(f"there is no backend '{value}'", closest(value, NAMES))
     return Measured(value)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import vitslim
-from vitslim.cli import axes, bench, plan, recipes, report, run
+from vitslim.cli import axes, bench, inspect, plan, recipes, report, run
 from vitslim.errors import RecipeError, VitslimError
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
+app.command("inspect")(inspect.inspect)
 app.command("axes")(axes.axes)
 app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")

@@ -24,7 +24,8 @@ def bench(
         list[Path] | None, typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")
     ] = None,
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="onnxruntime:cpu or sim:systolic; may be repeated.")
+        list[str] | None,
+        typer.Option("--backend", help="onnxruntime:cpu, openvino:cpu or sim:systolic; may be repeated."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,

@@ -25,7 +25,7 @@ from vitslim.recipe.stages import (
     Unstructured,
 )
 
-BACKENDS = ("onnxruntime:cpu", "sim:systolic")
+BACKENDS = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic")
 """Backends that a recipe can name; `sim:FILE.yaml` is the systolic array with the settings of a file."""
 
 TEACHERS = ("none", "previous", "dense")

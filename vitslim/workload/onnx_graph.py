@@ -10,6 +10,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
+from vitslim.workload.declared import declared_types
 from vitslim.workload.shapes import TensorType, infer_types
 
 TRANSPARENT = {"Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Flatten"}
@@ -24,8 +25,11 @@ ANONYMOUS = re.compile(r"^(val_\d+(_|$)|\d+$|onnx::)")
 class OnnxGraph:
     """Look-ups over one model; nothing in it changes."""
 
-    def __init__(self, model: onnx.ModelProto, batch: int) -> None:
-        """Infer shapes for one batch size. Raises InputError when the graph is not whole."""
+    def __init__(self, model: onnx.ModelProto, batch: int | None) -> None:
+        """Infer shapes for one batch size; with None only types, of which a file may leave some open.
+
+        Raises InputError when the graph is not whole.
+        """
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.initializers: dict[str, TensorProto] = {t.name: t for t in model.graph.initializer}
         for node in self.nodes:
@@ -35,7 +39,7 @@ class OnnxGraph:
         self.outputs = {value.name for value in model.graph.output}
         self.producers: dict[str, NodeProto] = {name: node for node in self.nodes for name in node.output if name}
         self._check_complete()
-        self.types: dict[str, TensorType] = infer_types(model, batch)
+        self.types: dict[str, TensorType] = declared_types(model) if batch is None else infer_types(model, batch)
 
     @cached_property
     def consumers(self) -> dict[str, list[NodeProto]]:

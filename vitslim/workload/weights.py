@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
+
+T = TypeVar("T", bound=np.generic)
 
 CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
 ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
@@ -76,11 +80,11 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
     stored = numpy_helper.to_array(weight.tensor)
     if stored.ndim < 2:
         return ""
-    zeros = np.equal(stored, 0) if stored.dtype.kind == "f" else np.equal(stored, _zero_point(graph, weight))
+    zeros = np.equal(stored, 0) if stored.dtype.kind == "f" else np.equal(stored, zero_point(graph, weight))
     if 2 * int(np.count_nonzero(zeros)) < zeros.size:
         return ""
     for node in weight.chain:
-        zeros = _rearranged(graph, node, zeros)
+        zeros = rearranged(graph, node, zeros)
     if axis is None:
         zeros, axis = zeros.reshape(len(zeros), -1), 1
     return "2:4" if is_two_four(zeros, axis) else ""
@@ -94,25 +98,28 @@ def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
     return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
 
 
-def _rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.NDArray[T]:
+    """What a node between an initialiser and its product makes of the places of the values."""
     if node.op_type == "Transpose":
         return np.transpose(array, integers(node, "perm") or None)
     shape = graph.types[node.output[0]].shape if node.output[0] in graph.types else array.shape
-    return array.reshape(shape)
+    return array.reshape(shape) if prod(shape) == array.size else array
 
 
-def _zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
+def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
     """Zero point of the weight's DequantizeLinear, shaped to broadcast against the initialiser; 0 when it has none."""
     none = np.zeros((), np.int64)
     node = next((n for n in weight.chain if n.op_type == "DequantizeLinear"), None)
-    if node is None or len(node.input) < 3 or node.input[2] not in graph.initializers:
+    found = find_weight(graph, node.input[2]) if node is not None and len(node.input) > 2 else None
+    if node is None or found is None:
         return none
-    point = numpy_helper.to_array(graph.initializers[node.input[2]]).astype(np.int64)
+    point = numpy_helper.to_array(found.tensor).astype(np.int64)
     if not point.any():
         return none
     if point.ndim == 1 and point.size > 1:
         shape = [1] * len(weight.tensor.dims)
         shape[attribute(node, "axis", 1)] = point.size
         return point.reshape(shape)
-    block = attribute(node, "block_size", 0)
-    return np.repeat(point, block, axis=attribute(node, "axis", 1)) if block else point
+    axis = attribute(node, "axis", 1)
+    block, size = attribute(node, "block_size", 0), weight.tensor.dims[axis] if point.ndim else 0
+    return np.repeat(point, min(block, size), axis).take(range(size), axis) if block > 0 and point.ndim else point

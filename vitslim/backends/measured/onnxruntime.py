@@ -1,34 +1,31 @@
-"""ONNX Runtime on the CPU: latency of several files, interleaved in one process, and plain inference."""
+"""ONNX Runtime on the CPU: latency of several files, and plain inference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarise
-from vitslim.errors import BackendUnavailableError, InputError, UsageError, closest
+from vitslim.backends.measured.interleaved import Floats, bound_shape, measure_interleaved
+from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.progress import Progress
 from vitslim.results import Measurement
 from vitslim.workload.file import check_onnx_file
 
 BACKEND = "onnxruntime:cpu"
-WARMUP_RUNS = 3
 UNAVAILABLE_HINT = "install it: pip install onnxruntime"
+EXTERNAL = "session.optimized_model_external_initializers_"
 ERRORS_ONLY = 3
 """Log level of ONNX Runtime: errors, no warnings."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class OnnxModel:
     """An ONNX file with one image input and one output, ready to run."""
+
+    backend = BACKEND
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         """Open a session; `threads` 0 takes all cores.
@@ -54,13 +51,7 @@ class OnnxModel:
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of an input of `batch` images. Raises InputError when the file does not take it."""
-        first, *rest = self._shape or [None]
-        if isinstance(first, int) and first != batch:
-            raise InputError(f"'{self.path}' has a fixed batch size of {first}, not {batch}",
-                             f"measure at batch {first}, or export with a dynamic batch")  # fmt: skip
-        if not all(isinstance(size, int) for size in rest):
-            raise InputError(f"'{self.path}' has a dynamic image size", "export the model with a fixed image size")
-        return (batch, *(int(size) for size in rest if size is not None))
+        return bound_shape(self.path, self._shape, batch)
 
 
 def run_onnx(path: Path, batches: Iterable[Floats], threads: int = 0) -> Floats:
@@ -79,60 +70,17 @@ def measure_latency(
     files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int], seconds: float,
     progress: Progress,
 ) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
-    """Latency of each file at each thread count and batch size, in that order.
+    """Latency of each file at each thread count and batch size, in that order; see `measure_interleaved`.
 
-    All files run in this process in turn, a few times a round, so that a slow spell of the machine hits all of them
-    alike; speed-ups are medians over the rounds of baseline time over own time. `seconds` is the time for each file,
-    batch size and thread count. Inputs are the same random images for every file, float32.
     Raises InputError for a bad file, UsageError for an unknown baseline, BackendUnavailableError without ONNX Runtime.
     """
-    if baseline not in files:
-        raise UsageError(f"the baseline '{baseline}' is not among the files", closest(baseline, files))
-    results: dict[str, list[Measurement]] = {name: [] for name in files}
-    for count in threads:
-        models = {name: OnnxModel(path, count) for name, path in files.items()}
-        for batch in batches:
-            rounds = _time(models, batch, seconds, progress, f"{BACKEND}: batch {batch}, threads {count}")
-            for name, times in rounds.items():
-                reference = None if name == baseline else rounds[baseline]
-                results[name].append(summarise(times, reference, BACKEND, batch, count))
-    return {name: tuple(measurements) for name, measurements in results.items()}
+    return measure_interleaved(OnnxModel, files, baseline, batches, threads, seconds, progress)
 
 
-def _time(
-    models: Mapping[str, OnnxModel], batch: int, seconds: float, progress: Progress, label: str
-) -> dict[str, list[list[float]]]:
-    """Seconds of every run: file name to rounds to runs."""
-    generator = np.random.default_rng(0)
-    runs = {}
-    for name, model in models.items():
-        images = generator.standard_normal(model.input_shape(batch), dtype=np.float32)
-        runs[name] = partial(_timed, model, images)
-    warm = {name: _warm_up(run, seconds) for name, run in runs.items()}
-    repeats = {name: runs_per_round(warm[name]) for name in runs}
-    one_round = sum(warm[name] * repeats[name] for name in runs)
-    times: dict[str, list[list[float]]] = {name: [] for name in runs}
-    for index in progress.track(range(round_count(seconds * len(runs), one_round)), label):
-        for name in rotated(list(runs), index):
-            times[name].append([runs[name]() for _ in range(repeats[name])])
-    return times
-
-
-def _warm_up(run: Callable[[], float], seconds: float) -> float:
-    """Run a few times, or once when that takes all the time there is; returns the shortest time."""
-    first = run()
-    return first if first > seconds else min(run() for _ in range(WARMUP_RUNS - 1))
-
-
-def _timed(model: OnnxModel, images: Floats) -> float:
-    start = perf_counter()
-    model(images)
-    return perf_counter() - start
-
-
-def open_session(model: Path | bytes, shown: str, threads: int) -> Any:
+def open_session(model: Path | bytes, shown: str, threads: int, optimised: Path | None = None) -> Any:
     """A session of a file or of a serialised model, which errors call `shown`; `threads` 0 takes all cores.
 
+    optimised: where to write the graph that the session runs, its weights beside it.
     Raises InputError for a model that ONNX Runtime does not take, BackendUnavailableError without ONNX Runtime.
     """
     runtime = _runtime()
@@ -140,8 +88,14 @@ def open_session(model: Path | bytes, shown: str, threads: int) -> Any:
     rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
                 errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
     source = model if isinstance(model, bytes) else str(model)
+    options = _options(runtime, threads)
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+        # One protobuf holds 2 GiB at most.
+        options.add_session_config_entry(EXTERNAL + "file_name", f"{optimised.name}.data")
+        options.add_session_config_entry(EXTERNAL + "min_size_in_bytes", "1024")
     try:
-        return runtime.InferenceSession(source, _options(runtime, threads), providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except rejected as error:
         raise InputError(f"ONNX Runtime does not take {shown}: {_last_line(error)}",
                          "check the file with onnx.checker, or write it again") from error  # fmt: skip

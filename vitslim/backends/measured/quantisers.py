@@ -1,0 +1,106 @@
+"""The quantisers in front of the products of an ONNX file, each as a small model that ONNX Runtime runs by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from vitslim.backends.measured.onnxruntime import open_session
+from vitslim.workload.facts import Layer
+from vitslim.workload.onnx_graph import OnnxGraph, attribute
+from vitslim.workload.weight_codes import FLOAT_OPERATORS, OPERANDS
+
+Floats = npt.NDArray[np.float32]
+
+PARTS = {"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"}
+"""Operators of a quantiser of activations."""
+DYNAMIC = "DynamicQuantizeLinear"
+
+
+class Quantiser:
+    """Quantises and dequantises the operands of one product just as the file does."""
+
+    def __init__(self, model: onnx.ModelProto, graph: OnnxGraph, layer: Layer) -> None:
+        self._model, self._graph, self._layer = model, graph, layer
+        self._node = next(node for node in graph.nodes if node.name == layer.node)
+
+    def input(self, values: Floats) -> Floats | None:
+        """Values float32 of any shape that the layer may get, quantised and dequantised; None for a float input."""
+        if self._input_model is None:
+            return None
+        session, name = self._input_model
+        found = session.run(None, {name: values})
+        if len(found) == 1:
+            return np.asarray(found[0], np.float32)
+        codes, scale, zero = (np.asarray(array, np.float32) for array in found)
+        return np.asarray((codes - zero) * scale, np.float32)
+
+    def weight(self) -> Floats | None:
+        """The dequantised weight as (outputs, reduction...); None for an integer operator, whose scale is elsewhere."""
+        operand = OPERANDS[self._node.op_type].weight
+        if self._node.op_type not in FLOAT_OPERATORS or not self._layer.quantised:
+            return None
+        value = self._node.input[operand]
+        session = self._session(_collected(self._graph, value, ""), "", [value])
+        weight = np.asarray(session.run(None, {})[0], np.float32)
+        by_output = self._node.op_type.endswith("Conv") or attribute(self._node, "transB", 0) == 1
+        return weight if by_output else np.ascontiguousarray(weight.swapaxes(-1, -2))
+
+    @cached_property
+    def _input_model(self) -> tuple[Any, str] | None:
+        """A session from the float input of the layer to its dequantised form, and the name of that input."""
+        target = self._node.input[OPERANDS[self._node.op_type].data]
+        source, quantised = target, ""
+        while source in self._graph.producers and self._graph.producers[source].op_type in {*PARTS, DYNAMIC}:
+            node = self._graph.producers[source]
+            if quantised and node.op_type != "Clip":
+                break
+            source = node.input[0]
+            if quantised or node.op_type == DYNAMIC:
+                quantised = node.op_type
+                break
+            quantised = node.op_type if node.op_type == "QuantizeLinear" else ""
+        if not quantised:
+            return None
+        outputs = list(self._graph.producers[target].output) if quantised == DYNAMIC else [target]
+        return self._session(_collected(self._graph, target, source), source, outputs), source
+
+    def _session(self, nodes: Sequence[NodeProto], source: str, outputs: Sequence[str]) -> Any:
+        made = {name for node in nodes for name in node.output}
+        needed = {name for node in nodes for name in node.input} | set(outputs)
+        declared = [helper.make_tensor_value_info(source, TensorProto.FLOAT, None)] if source else []
+        graph = helper.make_graph(
+            list(nodes), "quantiser", declared, [onnx.ValueInfoProto(name=name) for name in outputs], []
+        )
+        for name in needed - made:
+            if name in self._graph.initializers:
+                graph.initializer.add().CopyFrom(self._graph.initializers[name])
+                graph.initializer[-1].name = name
+        model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+        return open_session(model.SerializeToString(), f"the quantiser of '{self._layer.name}'", threads=1)
+
+
+def find_quantisers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Quantiser]:
+    """Layer to its quantiser, for a model with a name on every node."""
+    graph = OnnxGraph(model, batch=None)
+    return {layer.name: Quantiser(model, graph, layer) for layer in layers}
+
+
+def _collected(graph: OnnxGraph, target: str, source: str) -> list[NodeProto]:
+    """Nodes, in order, that make `target` out of `source` and constants."""
+    wanted, names = {target}, {target}
+    while names:
+        found = [graph.producers[name] for name in names if name != source and name in graph.producers
+                 and name not in graph.initializers]  # fmt: skip
+        names = {name for node in found for name in node.input if name} - wanted
+        wanted |= names
+    return [
+        node for node in graph.nodes
+        if any(name in wanted and name != source for name in node.output) and node.output[0] not in graph.initializers
+    ]  # fmt: skip

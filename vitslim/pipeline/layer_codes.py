@@ -1,0 +1,119 @@
+"""Codes of every layer of a file against those of the fake-quantised graph, on identical inputs.
+
+Layer by layer, because end to end a code on the edge of rounding falls to either side, and the difference cascades.
+Numbers are compared after dequantising: two of one quantiser are equal exactly when their codes are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch.fx import Interpreter, Node
+
+from vitslim.backends.measured.quantisers import Quantiser, find_quantisers
+from vitslim.data import load_data
+from vitslim.graph.insert_fake_quant import layer_nodes, layer_of
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.persist import load_graph
+from vitslim.progress import Progress
+from vitslim.recipe.schema import Data
+from vitslim.workload.facts import FileFacts
+
+IMAGES = 4
+RELATIVE_TOLERANCE = 1e-5
+"""Far below one step of 8 bits, far above the rounding of a product in float32."""
+
+
+@dataclass(frozen=True)
+class LayerCodes:
+    """How many codes of one layer differ between file and graph, as fractions in [0, 1]."""
+
+    layer: str
+    inputs: float | None
+    """None where the file or the graph does not quantise the input."""
+    weights: float | None
+    in_file: bool = True
+    """Whether the file has a layer of this name at all."""
+
+
+def compare_codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progress: Progress) -> tuple[LayerCodes, ...]:
+    """Differing codes of every layer that the graph quantises, in its order, on pictures of digits.
+
+    Every layer of both gets the float input that the graph's layer sees, one image at a time. Raises InputError when
+    the folder holds no saved graph.
+    """
+    graph = load_graph(folder)
+    images = load_data(Data(kind="digits", calibration=IMAGES), graph.source, seed=0).calibration
+    quantisers = find_quantisers(model, facts.layers)
+    comparison = _Comparison(graph, quantisers)
+    for index in progress.track(range(IMAGES), "comparing codes"):
+        with torch.no_grad():
+            comparison.run(images[index][0].unsqueeze(0))
+    return tuple(
+        LayerCodes(
+            layer=layer,
+            inputs=_share(comparison.differing[f"{weight}:input"]),
+            weights=_share(comparison.differing[f"{weight}:weight"]),
+            in_file=layer in quantisers,
+        )
+        for weight, layer in comparison.layers.items()
+    )
+
+
+class _Comparison(Interpreter):
+    """Runs a graph and, at every fake quantiser, the file's quantiser on the same numbers."""
+
+    def __init__(self, graph: ModelGraph, quantisers: Mapping[str, Quantiser]) -> None:
+        super().__init__(graph.module)
+        self.layers: dict[str, str] = {}
+        """Weight to the name of its layer, for all that the graph quantises."""
+        self.differing: dict[str, list[float]] = defaultdict(list)
+        """Weight and operand to the fraction that differs, for each image."""
+        self._quantisers = quantisers
+        self._sites: dict[Node, list[tuple[str, str]]] = defaultdict(list)
+        for weight, nodes in layer_nodes(graph.module).items():
+            for operand, name in enumerate(("input", "weight")):
+                argument = nodes[0].args[operand]
+                if isinstance(argument, Node) and _is_quantiser(argument):
+                    self._sites[argument].append((weight, name))
+                    self.layers[weight] = layer_of(weight)
+
+    def run_node(self, n: Node) -> Any:
+        """Compute a node; at a fake quantiser compare what comes out."""
+        result = super().run_node(n)
+        for weight, operand in self._sites.get(n, ()):
+            quantiser = self._quantisers.get(layer_of(weight))
+            if quantiser is None or (operand == "weight" and self.differing[weight + ":weight"]):
+                continue
+            found = quantiser.weight() if operand == "weight" else quantiser.input(self._given(n).numpy())
+            if found is not None:
+                self.differing[f"{weight}:{operand}"].append(_differing(result.numpy(), found))
+        return result
+
+    def _given(self, quantiser: Node) -> torch.Tensor:
+        """The numbers that a fake quantiser gets."""
+        tensor: torch.Tensor = self.map_nodes_to_values(quantiser.args[0], quantiser)  # type: ignore[assignment]
+        return tensor.detach()
+
+
+def _is_quantiser(node: Node) -> bool:
+    return node.op == "call_function" and str(node.target).startswith("vitslim.fake_quant")
+
+
+def _differing(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    if expected.size != found.size:
+        return 1.0
+    far = np.abs(expected.reshape(-1) - found.reshape(-1)) > RELATIVE_TOLERANCE * np.abs(expected.reshape(-1))
+    return float(np.mean(far))
+
+
+def _share(fractions: list[float]) -> float | None:
+    return float(np.mean(fractions)) if fractions else None

@@ -1,0 +1,74 @@
+"""Scales and zero points of an ONNX graph: where operators have them, whom they serve, whether they can be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from onnx import NodeProto, numpy_helper
+
+from vitslim.workload.facts import BrokenPromise
+from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph
+from vitslim.workload.weight_codes import optional_input
+from vitslim.workload.weights import find_weight
+
+SCALES = {
+    "QuantizeLinear": (1,), "DequantizeLinear": (1,), "QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6),
+    "QGemm": (1, 4, 7), "MatMulIntegerToFloat": (2, 3), "DynamicQuantizeMatMul": (2,), "MatMulNBits": (2,),
+}  # fmt: skip
+ZERO_POINTS = {
+    "QuantizeLinear": (2,), "DequantizeLinear": (2,), "QLinearMatMul": (2, 5, 7), "QLinearConv": (2, 5, 7),
+    "QGemm": (2, 5, 8), "MatMulIntegerToFloat": (4, 5), "DynamicQuantizeMatMul": (3,), "MatMulNBits": (3,),
+    "MatMulInteger": (2, 3), "ConvInteger": (2, 3),
+}  # fmt: skip
+"""Operator type to the inputs that are scales, and that are zero points."""
+ON_THE_WAY = TRANSPARENT | {"QuantizeLinear", "DequantizeLinear", "Clip"}
+STEPS_MAX = 8
+
+
+def quantiser_constants(graph: OnnxGraph) -> set[str]:
+    """Names of the initialisers that are scales or zero points."""
+    names = (
+        optional_input(node, index)
+        for node in graph.nodes
+        for index in (*SCALES.get(node.op_type, ()), *ZERO_POINTS.get(node.op_type, ()))
+    )
+    found = (find_weight(graph, name) for name in names if name)
+    return {weight.tensor.name for weight in found if weight is not None}
+
+
+def broken_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[BrokenPromise]:
+    """One entry for each operator with a constant scale that is not positive and finite.
+
+    layers: output of a layer's node to the name of the layer.
+    """
+    for node in graph.nodes:
+        for index in SCALES.get(node.op_type, ()):
+            constant = find_weight(graph, optional_input(node, index)) if optional_input(node, index) else None
+            if constant is None:
+                continue
+            values = np.asarray(numpy_helper.to_array(constant.tensor)).astype(np.float64)
+            wrong = int((~(np.isfinite(values) & (values > 0))).sum())
+            if wrong:
+                where = _served(graph, node, layers) or node.name or node.output[0]
+                some = values[~(np.isfinite(values) & (values > 0))].flat[0]
+                yield BrokenPromise(
+                    where, "scales are positive and finite",
+                    f"{wrong} of {values.size} in '{constant.tensor.name}' of {node.op_type}, such as {some:g}",
+                )  # fmt: skip
+
+
+def _served(graph: OnnxGraph, node: NodeProto, layers: Mapping[str, str]) -> str:
+    """The layer that a quantiser stands in front of, or is."""
+    frontier = [node]
+    for _ in range(STEPS_MAX):
+        for current in frontier:
+            if current.output[0] in layers:
+                return layers[current.output[0]]
+        frontier = [
+            user
+            for current in frontier
+            if current is node or current.op_type in ON_THE_WAY
+            for user in graph.consumers.get(current.output[0], [])
+        ]
+    return ""
