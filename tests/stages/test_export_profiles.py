@@ -1,0 +1,160 @@
+"""What a file of each profile holds, and that it computes what the graph computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from vitslim.backends.measured.onnxruntime import measure_latency
+from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Export, Floor, Ptq
+from vitslim.results import Measurement
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.stage import ExportStage
+from vitslim.stages.quantize.stage import PtqStage
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=60)
+
+
+@pytest.fixture
+def write(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> Callable[..., tuple[ModelGraph, Path]]:
+    """Quantise the tiny graph by some keys and write it for a target; checked against the graph."""
+
+    def build(target: Any, **keys: Any) -> tuple[ModelGraph, Path]:
+        graph = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, context).graph
+        path = tmp_path / "model.onnx"
+        export_onnx(graph, path, target)
+        check_stored_weights(path, graph)
+        images = torch.stack([context.data.calibration[i][0] for i in range(17)])
+        with torch.no_grad():
+            parity = compare_logits(graph.module(images), OnnxFile(path)(images))
+        assert parity.sqnr_db > 20
+        return graph, path
+
+    return build
+
+
+def zero_points(path: Path) -> set[int]:
+    model = onnx.load(path)
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return {int(value) for node in nodes for value in values[node.input[2]].flatten()}
+
+
+def types(path: Path) -> Counter[int]:
+    return Counter(tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1)
+
+
+def optimised(path: Path, tmp_path: Path) -> Counter[str]:
+    """Operators that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+
+
+def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, tmp_path: Path) -> None:
+    graph, path = write("portable")
+    unsigned = [s for edit in graph.edits for s in getattr(edit, "sites", ()) if s.zero_point is not None]
+    assert unsigned
+    assert zero_points(path) == {0}
+    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
+    _, other = write("ort-cpu")
+    assert zero_points(other) > {0}
+    assert optimised(other, tmp_path)["MatMulIntegerToFloat"] == 8
+
+
+def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any, tmp_path: Path) -> None:
+    _, path = write("ort-cpu", bits=4)
+    assert types(path)[onnx.TensorProto.INT4] == 10
+    assert types(path)[onnx.TensorProto.INT8] == 0
+    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
+    _, portable = write("portable", bits=4)
+    assert types(portable)[onnx.TensorProto.INT4] == 10
+
+
+def test_three_bits_lie_in_four(write: Any) -> None:
+    graph, path = write("portable", bits=3, input_bits=6)
+    stored = [t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT4]
+    assert max(int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()) for t in stored) == 3
+    assert sketch(graph).bits["head.weight"][:2] == (3, 6)
+    clips = [node for node in onnx.load(path).graph.node if node.op_type == "Clip"]
+    assert len(clips) == 10
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_blocks_become_one_kernel(write: Any, tmp_path: Path, rounding: str) -> None:
+    _, path = write("portable", inputs="float", bits=4, block=16, rounding=rounding)
+    assert optimised(path, tmp_path)["MatMulNBits"] == 8
+
+
+def test_float_inputs_have_float_products_and_integer_files(write: Any, tmp_path: Path) -> None:
+    _, path = write("ort-cpu", inputs="float")
+    found = optimised(path, tmp_path)
+    assert types(path)[onnx.TensorProto.INT8] == 10
+    assert found["MatMulIntegerToFloat"] == 0 and found["Cast"] == 0
+
+
+def test_dynamic_inputs_are_fused(write: Any, tmp_path: Path) -> None:
+    _, path = write("ort-cpu", inputs="dynamic")
+    assert optimised(path, tmp_path)["DynamicQuantizeMatMul"] == 8
+
+
+def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:
+    graph = trace_timm("vit_tiny_r_s16_p8_224", {"img_size": 32, "num_classes": 10, "depth": 1})
+    layers = layer_nodes(graph.module)
+    padded = next(w for w, (node, *_) in layers.items() if any(argument(node, 4, "padding", [0])))
+    site = FakeQuantSite(padded, 8, 8, zero_point=7)
+    scales = {f"vitslim.q.{padded.removesuffix('.weight')}.input_scale": torch.tensor(0.05)}
+    export_onnx(insert_fake_quant(graph, [site], scales), tmp_path / "model.onnx", "portable")
+    assert 7 in zero_points(tmp_path / "model.onnx")
+
+
+def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: StageContext) -> None:
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    measured: list[str] = []
+
+    def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
+        measured.extend(files)
+        found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
+        return {name: rows[0] for name, rows in found.items()}
+
+    there = replace(context, measure=measure, result=lambda name: StageResult(tiny_graph))
+    stage = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=20.0, agreement=0.5)))
+    result = stage.apply(quantised, there)
+    assert len(measured) > 1
+    chosen = [note for note in result.changes if note.reason == "chosen"]
+    assert len(chosen) == 1 and "dB" in chosen[0].what
+    assert (there.workdir / "model.onnx").is_file()
+    assert not list(there.workdir.glob("candidate*"))
+    impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))
+    assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantised, there).changes)
+
+
+def test_auto_needs_quantisers_and_something_that_measures(tiny_graph: ModelGraph, context: StageContext) -> None:
+    stage = ExportStage(Export(profile="auto"))
+    assert "nothing is quantised" in stage.requires(sketch(tiny_graph))[0].message
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    with pytest.raises(StageError, match="measures"):
+        stage.apply(quantised, context)
