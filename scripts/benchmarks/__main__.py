@@ -17,6 +17,7 @@ from vitslim.errors import closest
 BENCHMARKS = {
     "axes": "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable",
     "depgraph": "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning",
+    "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
     "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracies, and what became smaller and faster",
     "startup": "time of `vitslim --help` and `plan quickstart --no-trace`, best of five, and whether they load torch",
 }

@@ -102,7 +102,7 @@ def clip_the_codes(model: onnx.ModelProto) -> None:
 
 
 BREAKS: dict[Callable[[onnx.ModelProto], None], tuple[str, str]] = {
-    claim_two_four: ("2:4 weights", "runs along the reduction have too few zeros"),
+    claim_two_four: ("2:4 weights", "runs have too few zeros"),
     add_a_stray_annotation: ("an annotated layer is in the graph", "no layer of this name"),
     shift_the_zero_point: ("weights of 8 bits, integers from -127 to 127", "integers from -130 to"),
     spoil_a_scale: ("scales are positive and finite", "1 of 256"),
