@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import axes  # noqa: E402
 
+INT8 = ROOT / "scripts" / "results" / "int8-deit-tiny.json"
 DEPGRAPH = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"
 
 
@@ -73,10 +74,34 @@ def _importance_rows(rows: list[dict[str, float]]) -> Iterator[str]:
             yield f"| {row['share']} | {row['importance']} | {row['params'] / 1e6:.2f} M | {' | '.join(figures)} |"
 
 
+def quantised() -> str:
+    """DeiT-Tiny quantised by vitslim and by other tools."""
+    found = json.loads(INT8.read_text(encoding="utf-8"))
+    lines = [
+        f"{found['environment']['device']}:",
+        "",
+        "| variant | speed-up, batch 1 | batch 8 | agreement | SQNR | top-1, val | MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        speed = f"{row['speedup_b1']:.2f} | {row['speedup_b8']:.2f}"
+        lines.append(f"| {name} | {speed} | {_fidelity(row)} |")
+    return "\n".join(lines)
+
+
+def _fidelity(row: dict[str, float]) -> str:
+    """Empty for a file that is in the table already, on another runtime."""
+    if "mb" not in row:
+        return " | | | "
+    close = f"{row['agreement']:.1%} | {row['sqnr_db']:.1f} dB" if "sqnr_db" in row else " | "
+    return f"{close} | {row['top1_val']:.1%} | {row['mb']:.2f}"
+
+
 BLOCKS = {
     "quickstart": (ROOT / "runs" / "quickstart", quickstart),
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
+    "int8": (INT8, quantised),
 }
 """Name of a block in the README to where its figures come from and what makes the text."""
 

@@ -36,7 +36,7 @@ stages:
       loss: {{hard: 1, soft: 10}}
       train: {{epochs: 1, batch: 32, lr: 1e-4}}
   # Eight-bit weights and inputs of every linear layer.
-  - quantize: {{method: ptq, calibrate: mse}}
+  - quantize: {{method: ptq}}
   - export
 
 report:
