@@ -7,15 +7,16 @@ block is the numbered module that holds it, and the role of a layer follows from
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from vitslim.graph.attention import Attention, find_attentions, parameter_of
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import argument, is_op, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 
 aten = torch.ops.aten
@@ -80,7 +81,8 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
     layers = [n for n in graph.module.graph.nodes if is_op(n, *LAYER_OPS) and parameter_of(argument(n, 1))]
     roles = _roles(layers, attentions)
     names = _block_names(layers, roles, attentions)
-    linears = tuple(_linear(node, roles.get(node, ""), names, graph) for node in layers)
+    tensors = tensors_of(graph.module)
+    linears = tuple(_linear(node, roles.get(node, ""), names, tensors) for node in layers)
     linears = _with_mlp_roles(linears)
     blocks = tuple(_block(name, attentions, linears) for name in names)
     token_node, has_class_token, prefix = _prefix(graph, shapes)
@@ -146,9 +148,9 @@ def _block_of(parameter: str, names: tuple[str, ...]) -> str:
     return next((name for name in names if parameter.startswith(name + ".")), "")
 
 
-def _linear(node: Node, role: str, names: tuple[str, ...], graph: ModelGraph) -> Linear:
+def _linear(node: Node, role: str, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Linear:
     weight = parameter_of(argument(node, 1))
-    shape = tensor_of(graph.module, weight).shape
+    shape = tensors[weight].shape
     block = _block_of(weight, names)
     if not role and not block and not any(is_op(n, *LAYER_OPS) for n in descendants(node)):
         role = "head"

@@ -21,7 +21,7 @@ from vitslim.graph.axes.table import IN_NO_PARAMETER
 from vitslim.graph.axes.terms import Term, prims, size
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensor_of
+from vitslim.graph.nodes import graph_module, tensors_of
 
 
 def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
@@ -40,7 +40,7 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
     lengths = {prim: len(found) for prim, found in indices.items()}
     for argument in table.size_arguments:
         _resize(twins[argument.node], argument, table.find(argument.term), lengths)
-    module = GraphModule(_tensors(graph.module, table, indices), nodes)
+    module = graph_module(_tensors(graph.module, table, indices), nodes)
     module.train(graph.module.training)
     masks = {
         name: _sliced(mask, [kept_positions(t, indices) for t in table.parameter_terms(name)])
@@ -54,11 +54,11 @@ def _tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]
     """Copies of all parameters and buffers of a module, cut where they have to be; one under two names stays one."""
     cut = _cut_tensors(module, table, kept)
     done: dict[int, torch.Tensor] = {}
-    found = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name, old in found:
+    found = tensors_of(module)
+    for name, old in found.items():
         if id(old) not in done:
             done[id(old)] = cut[name] if name in cut else _like(old, old.detach().clone())
-    return {name: done[id(old)] for name, old in found}
+    return {name: done[id(old)] for name, old in found.items()}
 
 
 def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> None:
@@ -71,11 +71,11 @@ def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Ind
 def _cut_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
     """Parameters and buffers that lose or move indices, by name."""
     done: dict[int, torch.Tensor] = {}
-    found = {}
+    found, tensors = {}, tensors_of(module)
     for name, dims in table.attributes.items():
         if not any(prim in kept for term in dims for prim in prims(term)):
             continue
-        old = tensor_of(module, name)
+        old = tensors[name]
         if id(old) not in done:
             done[id(old)] = _like(old, _sliced(old.detach(), [kept_positions(term, kept) for term in dims]))
         found[name] = done[id(old)]

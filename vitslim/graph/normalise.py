@@ -17,6 +17,7 @@ from math import prod, sqrt
 from typing import Any
 
 import torch
+from torch._higher_order_ops.wrap import wrap_with_set_grad_enabled
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
@@ -40,7 +41,7 @@ def normalise(exported: GraphModule) -> GraphModule:
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
     _plain_signature(graph)
-    _inline_autocast(exported)
+    _inline_regions(exported)
     _drop_asserts(graph)
     _out_of_place(graph)
     _drop_no_ops(graph)
@@ -72,13 +73,16 @@ def _plain_signature(graph: Graph) -> None:
         output.args = (result[0],)
 
 
-def _inline_autocast(module: GraphModule) -> None:
-    """Put the body of a region with autocast switched off in its place (RoPE tables are computed in such regions)."""
+def _inline_regions(module: GraphModule) -> None:
+    """Put the body of a region without autocast or gradients in its place (position tables are computed in such)."""
     graph = module.graph
     for call in list(graph.nodes):
-        if not is_op(call, torch.ops.higher_order.wrap_with_autocast) or call.args[2]:
+        if is_op(call, torch.ops.higher_order.wrap_with_autocast) and not call.args[2]:
+            body, inputs = call.args[4], call.args[5:]
+        elif is_op(call, wrap_with_set_grad_enabled):
+            body, inputs = call.args[1], call.args[2:]
+        else:
             continue
-        body, inputs = call.args[4], call.args[5:]
         inner: Any = module.get_submodule(str(body.target)).graph
         values = dict(zip((n for n in inner.nodes if n.op == "placeholder"), inputs, strict=True))
         with graph.inserting_before(call):

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vitslim.graph.nodes import tensor_of
+from vitslim.graph.nodes import tensors_of
 
 BATCH = 10007
 """Stands for the batch: a large prime, so that no other size and no product of other sizes equals it."""
@@ -23,9 +23,10 @@ def tensor_shapes(module: GraphModule, image: tuple[int, int, int]) -> dict[Node
     """Node to shape, or to a list of shapes for a node that gives several tensors; the batch appears as `BATCH`."""
     shapes: dict[Node, Any] = {}
     values: dict[Node, Any] = {}
+    tensors = tensors_of(module)
     with torch.no_grad():
         for node in module.graph.nodes:
-            values[node] = value = _value(node, module, image, values)
+            values[node] = value = _value(node, tensors, image, values)
             if isinstance(value, torch.Tensor):
                 shapes[node] = tuple(value.shape)
             elif isinstance(value, (tuple, list)) and node.op == "call_function":
@@ -33,14 +34,16 @@ def tensor_shapes(module: GraphModule, image: tuple[int, int, int]) -> dict[Node
     return shapes
 
 
-def _value(node: Node, module: GraphModule, image: tuple[int, int, int], values: Mapping[Node, Any]) -> Any:
+def _value(
+    node: Node, tensors: Mapping[str, torch.Tensor], image: tuple[int, int, int], values: Mapping[Node, Any]
+) -> Any:
     """The result of a node on the meta device; None for the output."""
     match node.op:
         case "placeholder":
             return torch.empty(BATCH, *image, device=META)
         case "get_attr":
-            found = tensor_of(module, str(node.target))
-            return found.to(META) if isinstance(found, torch.Tensor) else found
+            found = tensors.get(str(node.target))
+            return None if found is None else torch.empty(found.shape, dtype=found.dtype, device=META)
         case "call_function":
             args, kwargs = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
             return _called(node.target, args, kwargs)

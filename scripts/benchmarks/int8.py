@@ -1,0 +1,187 @@
+"""INT8 of the real DeiT-Tiny by vitslim and by the tools beside it: speed in one interleaved run, size, fidelity.
+
+Calibration is by the same images for all, from Imagenette's train folder; judged are its val folder and one image each
+of 500 ImageNet classes. Needs `uv pip install nncf openvino` and the folder that VITSLIM_SHARED_DATA names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime import quantization as ort_quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from vitslim.backends.environment import environment
+from vitslim.backends.measured.onnxruntime import OnnxModel
+from vitslim.backends.registry import Measured
+from vitslim.data import DataModule, Dataset, load_data
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.latency import measure_on
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data, ReportConfig
+from vitslim.recipe.stages import Export, Ptq
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.stage import ExportStage
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+RESULT = ROOT / "scripts" / "results" / "int8-deit-tiny.json"
+
+MODEL = "deit_tiny_patch16_224"
+CALIBRATION = 256
+BATCH = 25
+SECONDS = 4.0
+PRODUCTS = ["MatMul", "Gemm"]
+
+Row = dict[str, Any]
+
+
+def run() -> dict[str, float]:
+    """Fill scripts/results/int8-deit-tiny.json; speed-ups over FP32 in ONNX Runtime, and agreement, by variant."""
+    if not (SHARED / "imagenette").exists():
+        sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
+    graph = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
+    described = Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=CALIBRATION,
+                     also_evaluate={"samples": str(SHARED / "imagenet_samples")})  # fmt: skip
+    data = load_data(described, graph.source, 0)
+    with TemporaryDirectory() as folder:
+        files = dict(_files(graph, data, Path(folder)))
+        rows = {name: _judge(path, data) for name, path in files.items()}
+        reference = rows["FP32"].pop("logits")
+        for row in rows.values():
+            _compare(row, reference)
+        _time(rows, files)
+        RESULT.write_text(json.dumps({"environment": environment().model_dump(), "rows": rows}, indent=1) + "\n")
+    return {f"{name} {key}": row[key] for name, row in rows.items() for key in ("speedup_b1", "sqnr_db", "agreement")
+            if key in row}  # fmt: skip
+
+
+def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Variant to its file; each is written when its turn comes."""
+    dense = folder / "fp32.onnx"
+    export_onnx(graph, dense)
+    yield "FP32", dense
+    writers: dict[str, Callable[[Path], None]] = {
+        "ORT quantize_static, defaults": lambda path: _ort_static(dense, path, data, {}),
+        "ORT quantize_static, tuned": lambda path: _ort_static(dense, path, data, _tuned()),
+        "ORT quantize_dynamic": lambda path: _ort_dynamic(dense, path),
+        "NNCF": lambda path: _nncf(dense, path, data),
+        "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
+        "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto"), {"rounding": "gptq"}),
+        "vitslim W4A8": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "rounding": "gptq", "skip": ("patch_embed.proj",)}
+        ),
+        "vitslim INT4 weights": lambda path: _ours(
+            graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "rounding": "gptq"}
+        ),
+    }  # fmt: skip
+    for number, (name, write) in enumerate(writers.items()):
+        path = folder / f"{number}.onnx"
+        print(f"writing {name}", file=sys.stderr, flush=True)
+        write(path)
+        yield name, path
+
+
+def _ours(graph: ModelGraph, data: DataModule, path: Path, export: Export, keys: Mapping[str, Any]) -> None:
+    config = ReportConfig(backends=("onnxruntime:cpu",), batches=(1,), threads=(1,), seconds=1.0)
+    scratch = path.with_suffix("")
+    scratch.mkdir()
+    context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), scratch, measure_on(config, Silent()))
+    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(graph, context)
+    result = ExportStage(export).apply(quantised.graph, context)
+    for note in (note for note in result.changes if note.layer.startswith("placement")):
+        print(f"  {note.layer}: {note.what} {note.reason}", file=sys.stderr, flush=True)
+    (scratch / "model.onnx").rename(path)
+
+
+class _Reader(ort_quantization.CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self.batches = iter(dataset.batches(1))
+        self.name = name
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        """The next calibration image, None after the last."""
+        found = next(self.batches, None)
+        return None if found is None else {self.name: found[0].numpy()}
+
+
+def _prepared(dense: Path) -> Path:
+    """What ONNX Runtime's documentation asks for before quantisation."""
+    prepared = dense.with_name("prepared.onnx")
+    if not prepared.exists():
+        quant_pre_process(str(dense), str(prepared), skip_symbolic_shape=True)
+    return prepared
+
+
+def _ort_static(dense: Path, path: Path, data: DataModule, keys: dict[str, Any]) -> None:
+    images = data.calibration.subset(range(64))  # it keeps every activation in memory
+    ort_quantization.quantize_static(str(_prepared(dense)), str(path), _Reader(images, "image"), **keys)
+
+
+def _tuned() -> dict[str, Any]:
+    """The best that was found: products alone, per channel, unsigned inputs, float outputs."""
+    return {
+        "per_channel": True, "op_types_to_quantize": PRODUCTS,
+        "activation_type": ort_quantization.QuantType.QUInt8, "weight_type": ort_quantization.QuantType.QInt8,
+        "extra_options": {"OpTypesToExcludeOutputQuantization": PRODUCTS, "MatMulConstBOnly": True},
+    }  # fmt: skip
+
+
+def _ort_dynamic(dense: Path, path: Path) -> None:
+    ort_quantization.quantize_dynamic(
+        str(_prepared(dense)), str(path), per_channel=True, op_types_to_quantize=PRODUCTS,
+        weight_type=ort_quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+
+
+def _nncf(dense: Path, path: Path, data: DataModule) -> None:
+    """NNCF's transformer preset on the ONNX file."""
+    import nncf
+
+    images = nncf.Dataset(data.calibration.batches(1), lambda item: {"image": item[0].numpy()})
+    found = nncf.quantize(onnx.load(dense), images, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION)
+    onnx.save(found, path)
+
+
+def _judge(path: Path, data: DataModule) -> Row:
+    model = OnnxModel(path)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(model(images.numpy()))
+
+    samples, names = predict(forward, data.extra["samples"], BATCH, Silent(), "")
+    val, labels = predict(forward, data.val, BATCH, Silent(), "")
+    row: Row = {"mb": path.stat().st_size / 1e6, "logits": (samples, val)}
+    return row | {"top1_samples": top1(samples, names), "top1_val": top1(val, labels)}
+
+
+def _compare(row: Row, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
+    found = row.pop("logits", None)
+    if found is not None:
+        row |= {"sqnr_db": sqnr_db(reference[0], found[0]), "agreement": agreement(reference[0], found[0]),
+                "agreement_val": agreement(reference[1], found[1])}  # fmt: skip
+
+
+def _time(rows: dict[str, Row], files: Mapping[str, Path]) -> None:
+    """One thread; every file of a backend in one interleaved run. OpenVINO gets the files that are meant for it."""
+    both = {name: path for name, path in files.items() if name in {"FP32", "NNCF", "vitslim portable"}}
+    for backend, chosen, suffix in (("onnxruntime:cpu", dict(files), ""), ("openvino:cpu", both, " in OpenVINO")):
+        found = Measured(backend).measure(chosen, "FP32", (1, 8), (1,), SECONDS, Silent())
+        for name, measurements in found.items():
+            row = rows.setdefault(name + suffix, {})
+            for m in measurements:
+                row |= {f"ms_b{m.batch}": m.median_ms, f"spread_ms_b{m.batch}": m.spread_ms, f"n_b{m.batch}": m.n,
+                        f"speedup_b{m.batch}": m.speedup or 1.0}  # fmt: skip
