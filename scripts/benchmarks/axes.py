@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +45,8 @@ def run() -> dict[str, float]:
         TABLE.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     todo = [model for model in models if model not in done]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row in track(pool.map(_row, todo), "models", total=len(todo)):
+        found = as_completed([pool.submit(_row, model) for model in todo])
+        for row in track((future.result() for future in found), "models", total=len(todo)):
             family = row["model"] in vit_family()
             _append({**row, "module": models[row["model"]], "vit_family": family})
     return summary()
