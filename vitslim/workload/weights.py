@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from vitslim.errors import InputError
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
@@ -73,7 +75,7 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
 
     None is a convolution, whose reduction runs over input channels and kernel, flattened in the order they are stored.
     """
-    stored = numpy_helper.to_array(weight.tensor)
+    stored = stored_values(weight.tensor)
     if stored.ndim < 2:
         return ""
     zeros = np.equal(stored, 0) if stored.dtype.kind == "f" else np.equal(stored, _zero_point(graph, weight))
@@ -84,6 +86,15 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
     if axis is None:
         zeros, axis = zeros.reshape(len(zeros), -1), 1
     return "2:4" if is_two_four(zeros, axis) else ""
+
+
+def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
+    """The values of an initialiser. Raises InputError when they do not fit its shape."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the values of '{tensor.name}' do not fit its shape {list(tensor.dims)}",
+                         "the file is damaged: write it again") from error  # fmt: skip
 
 
 def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
@@ -107,7 +118,7 @@ def _zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
     node = next((n for n in weight.chain if n.op_type == "DequantizeLinear"), None)
     if node is None or len(node.input) < 3 or node.input[2] not in graph.initializers:
         return none
-    point = numpy_helper.to_array(graph.initializers[node.input[2]]).astype(np.int64)
+    point = stored_values(graph.initializers[node.input[2]]).astype(np.int64)
     if not point.any():
         return none
     if point.ndim == 1 and point.size > 1:
