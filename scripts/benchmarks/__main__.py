@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import axes
+import gpu_model
 import quickstart
 import startup
+import systolic
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +23,10 @@ Figures = dict[str, float]
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], Figures]]] = {
     "axes": (axes.DESCRIPTION, axes.run),
+    "gpu-model": (gpu_model.DESCRIPTION, gpu_model.run),
     "quickstart": (quickstart.DESCRIPTION, quickstart.run),
     "startup": (startup.DESCRIPTION, startup.run),
+    "systolic": (systolic.DESCRIPTION, systolic.run),
 }
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vitslim.backends.gemm_list import Gemm
+from vitslim.backends.measured.gemms import measure_gemms
 from vitslim.backends.measured.onnxruntime import UNAVAILABLE_HINT, measure_latency
 from vitslim.backends.measured.products import measure_products
 from vitslim.backends.products import ProductTimes
-from vitslim.backends.simulated.estimate import estimate
+from vitslim.backends.simulated.gpu_estimate import estimate as estimate_gpu
+from vitslim.backends.simulated.gpu_spec import GPUS, GpuSpec, load_gpu
 from vitslim.backends.simulated.products import product_times
+from vitslim.backends.simulated.settings import read_settings
 from vitslim.backends.simulated.spec import SystolicSpec, load_spec
+from vitslim.backends.simulated.systolic_estimate import estimate
 from vitslim.errors import BackendUnavailableError, UsageError, closest
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
 
-NAMES = ("onnxruntime:cpu", "sim:systolic")
+TARGETS = ("systolic", *GPUS)
+NAMES = ("onnxruntime:cpu", *(f"sim:{target}" for target in TARGETS))
 SPEC_SUFFIXES = (".yaml", ".yml")
 
 
@@ -48,20 +54,27 @@ class Measured:
         """Latency of single matrix products and of the dense model they come from, interleaved."""
         return measure_products(shapes, dense, batch, threads, progress)
 
+    def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:
+        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
+        return measure_gemms(gemms, threads, progress)
+
 
 @dataclass(frozen=True)
 class Simulated:
     """A backend that computes what an ONNX file would take."""
 
     name: str
-    spec: SystolicSpec
+    spec: SystolicSpec | GpuSpec
 
     def require(self) -> None:
         """Simulated backends need nothing but vitslim."""
 
     def estimate(self, path: Path, batch: int) -> Estimate:
-        """Cycles and time of one ONNX file at one batch size."""
-        return estimate(read_workload(path, batch), self.spec, self.name)
+        """Time of one ONNX file at one batch size."""
+        workload = read_workload(path, batch)
+        if isinstance(self.spec, GpuSpec):
+            return estimate_gpu(workload, self.spec, self.name)
+        return estimate(workload, self.spec, self.name)
 
     def product_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> ProductTimes:
         """Time of single matrix products and of the dense model they come from."""
@@ -72,7 +85,7 @@ Backend = Measured | Simulated
 
 
 def parse_backend(value: str | Mapping[str, Any]) -> Backend:
-    """`onnxruntime:cpu`, `sim:systolic`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
+    """`onnxruntime:cpu`, `sim:a100`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
 
     Raises UsageError for unknown names and wrong settings, naming the closest; InputError for a bad settings file.
     """
@@ -100,12 +113,16 @@ def _from_mapping(value: Mapping[str, Any]) -> Simulated:
 
 
 def _simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:
-    if target.endswith(SPEC_SUFFIXES):
-        return Simulated(name, load_spec(changes, Path(target)))
-    if target not in SIMULATED:
-        raise UsageError(f"there is no simulated backend '{target}'", closest(target, SIMULATED))
-    return Simulated(name, SIMULATED[target](changes))
+    """A packaged target, or a file whose key `target` says on top of which one its settings are."""
+    if not target.endswith(SPEC_SUFFIXES):
+        return Simulated(name, _spec(target, changes, None))
+    path = Path(target)
+    return Simulated(name, _spec(read_settings(path).get("target", "systolic"), changes, path))
 
 
-SIMULATED: Mapping[str, Callable[[Mapping[str, Any]], SystolicSpec]] = {"systolic": load_spec}
-"""Name of a simulated target to what makes its settings."""
+def _spec(target: object, changes: Mapping[str, Any], path: Path | None) -> SystolicSpec | GpuSpec:
+    if target == "systolic":
+        return load_spec(changes, path)
+    if target not in GPUS:
+        raise UsageError(f"there is no simulated backend '{target}'", closest(str(target), TARGETS))
+    return load_gpu(str(target), changes, path)

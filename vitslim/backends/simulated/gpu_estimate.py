@@ -1,0 +1,157 @@
+"""Estimate of a whole workload on a GPU: every kernel by the tensor-core model or by its bytes, and its launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitslim.backends.simulated.gpu_kernels import KernelTime, Timer, launched_us
+from vitslim.backends.simulated.gpu_spec import GpuSpec
+from vitslim.backends.simulated.groups import unknown_words
+from vitslim.backends.simulated.systolic import Ints
+from vitslim.backends.simulated.tensor_core import Floats, Widths, gemm_time
+from vitslim.results import Bound, Energy, Estimate, EstimateRow, Roofline, Utilisation
+from vitslim.units import FLOPS_PER_MAC
+from vitslim.workload import Workload
+
+ASSUMED = (
+    "launch.graph_gap_us",
+    "memory.floor_us",
+    "memory.efficiency",
+    "attention.efficiency",
+    "two_four.copy_result",
+    "power.fraction",
+)
+SLOWEST_SHARE = 0.5
+"""A row whose launches take more than this share of its time is bound by them."""
+
+
+@dataclass
+class _Row:
+    """Kernels of one class, summed up."""
+
+    op: str
+    kernel: KernelTime
+    count: int = 0
+    launches_us: float = 0.0
+    total_us: float = 0.0
+
+
+def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Estimate:
+    """Time and energy of a workload on one GPU, kernels one after the other, fused as `Workload.kernels` says.
+
+    With `launch.mode: graph` a kernel takes its own time and the gap to the next; `eager` launches every operator by
+    itself, and none takes less than its launch. The traffic is that of the fused kernels in both.
+    """
+    timer = Timer(workload, spec)
+    rows: dict[str, _Row] = {}
+    for kernel in workload.kernels:
+        time = timer.time(kernel)
+        row = rows.setdefault(time.name, _Row(time.op, time))
+        row.count += 1
+        total = launched_us(time, spec)
+        row.total_us += total
+        row.launches_us += total - time.work_us
+    total_us = sum(row.total_us for row in rows.values())
+    launches = sum(row.launches_us for row in rows.values())
+    products = sum(row.count * row.kernel.work_us for row in rows.values() if row.kernel.macs)
+    precision = timer.main_precision()
+    peak = spec.peak_tops(precision)
+    used = FLOPS_PER_MAC * workload.macs / (peak * 1e6)
+    made = {name: _row(name, row, spec) for name, row in rows.items()}
+    return Estimate(
+        backend=backend,
+        batch=workload.batch,
+        latency_ms=total_us / 1e3,
+        rows=tuple(made.values()),
+        terms_ms={"launch": launches / 1e3, "matrix products": products / 1e3,
+                  "memory": (total_us - launches - products) / 1e3},
+        kernels=sum(row.count * row.kernel.launches for row in rows.values()),
+        utilisation=Utilisation(ideal=used / max(used, timer.compute_us()), with_stalls=used / max(used, products),
+                                with_loading=used / max(used, total_us)),
+        energy=_energy(total_us, spec),
+        roofline=Roofline(peak_tops=peak, bandwidth_gbps=spec.dram_gbps, precision=precision),
+        settings=_settings(workload, spec, timer),
+        calibration=_source(spec),
+        expected_error=_expected(spec),
+        assumed=ASSUMED,
+    )  # fmt: skip
+
+
+def _row(name: str, row: _Row, spec: GpuSpec) -> EstimateRow:
+    kernel = row.kernel
+    peak = spec.peak_tops(kernel.precision) if kernel.precision else 0.0
+    used = FLOPS_PER_MAC * kernel.macs * row.count / (peak * 1e6) if peak else 0.0
+    bound: Bound = "compute" if kernel.compute_us >= kernel.memory_us else "bandwidth"
+    if row.launches_us > SLOWEST_SHARE * row.total_us:
+        bound = "launch"
+    return EstimateRow(
+        name=name,
+        op=row.op,
+        count=row.count,
+        macs=kernel.macs * row.count,
+        latency_us=row.total_us,
+        utilisation=used / row.total_us,
+        bound=bound,
+        dram_bytes=round(kernel.bytes * row.count),
+        energy_uj=row.total_us * spec.power.limit_w * spec.power.fraction,
+        calibration=kernel.calibration,
+        expected_error=kernel.expected_error,
+    )
+
+
+def _energy(total_us: float, spec: GpuSpec) -> Energy:
+    """Board power times time, nothing finer."""
+    watts = spec.power.limit_w * spec.power.fraction
+    return Energy(
+        table="board power",
+        node=spec.node,
+        source=f"board limit {spec.power.limit_w:g} W times {spec.power.fraction:g}",
+        parts_mj={"board": watts * total_us / 1e3},
+        assumed=("power.fraction",),
+    )
+
+
+def _source(spec: GpuSpec) -> str:
+    fit = spec.calibration
+    if not spec.calibrated:
+        return f"uncalibrated (efficiencies of {spec.calibrated_on}, rates of {spec.chip})"
+    return f"{fit.rows} measured products ({fit.source}), fitted {fit.date}"
+
+
+def _expected(spec: GpuSpec) -> str:
+    if not spec.calibrated:
+        return "unknown"
+    pooled = spec.calibration.errors["pooled"]
+    return (
+        f"products: mean {pooled.mean:.1f} %, median {pooled.median:.1f} %, 90th percentile {pooled.p90:.1f} % on "
+        "shapes the fit had not seen; speed-ups ±10 %; launches, attention and memory kernels are assumed"
+    )
+
+
+def _settings(workload: Workload, spec: GpuSpec, timer: Timer) -> dict[str, str]:
+    launch = spec.launch
+    gap = f"graph, {launch.graph_gap_us:g} us between kernels"
+    settings = {
+        "chip": spec.chip,
+        "launch": gap if launch.mode == "graph" else f"eager, {launch.eager_us:g} us an operator",
+        "2:4 result": "copied, it comes out transposed" if spec.two_four.copy_result else "used as it comes",
+        "runs as": ", ".join(sorted(timer.precisions())),
+        "2:4 slower than dense": ", ".join(timer.slower_sparse()) or "none",
+    }
+    if spec.ops.int4 is None and timer.narrow():
+        settings["int4"] = f"runs as int8: {spec.chip} has no INT4 instruction"
+    if workload.unknown:
+        settings["unknown, by their bytes alone"] = ", ".join(unknown_words(workload))
+    return settings
+
+
+def products_us(sizes: Ints, spec: GpuSpec) -> Floats:
+    """Microseconds of dense FP16 products, launches included; `sizes` int64 (n, 4): count, M, N, K."""
+    gap = spec.launch.graph_gap_us if spec.launch.mode == "graph" else 0.0
+    found = gemm_time(
+        sizes.astype(np.float64), spec.device(), spec.rate("fp16", False), spec.constants("fp16", False),
+        Widths(2.0, 2.0, 2.0),
+    )  # fmt: skip
+    return np.maximum(found.total_us + gap, spec.launch.eager_us if spec.launch.mode == "eager" else 0.0)

@@ -1,0 +1,52 @@
+"""`bench --gemms`: times of a list of matrix products, predicted or measured, and how far predictions are off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitslim.backends.environment import environment
+from vitslim.backends.gemm_errors import by_class, noise, speedups
+from vitslim.backends.gemm_list import Gemm
+from vitslim.backends.registry import Measured, Simulated
+from vitslim.backends.simulated.gemms import gemm_us, labels, roofline_us
+from vitslim.backends.simulated.gpu_spec import GpuSpec
+from vitslim.progress import Progress, Silent
+from vitslim.results import GemmError, GemmResult, GemmRow, GemmSpeedup
+
+
+def bench_gemms(
+    gemms: Sequence[Gemm], backend: Measured | Simulated, threads: int = 1, progress: Progress | None = None
+) -> GemmResult:
+    """Predicted times on a simulated backend with their errors where there are measured ones; a measured backend
+    fills the measured times in.
+
+    Raises UsageError for products that the backend cannot run, BackendUnavailableError for a backend that is not here.
+    """
+    backend.require()
+    if isinstance(backend, Measured):
+        times = backend.gemm_us(gemms, threads, progress or Silent())
+        rows = tuple(_row(g.measured(us)) for g, us in zip(gemms, times, strict=True))
+        return GemmResult(backend=backend.name, kind="measured", environment=environment(), rows=rows)
+    predicted = gemm_us(gemms, backend.spec)
+    sources = labels(gemms, backend.spec)
+    rows = tuple(
+        _row(g, float(us), *source) for g, us, source in zip(gemms, predicted, sources, strict=True)
+    )  # fmt: skip
+    errors = [GemmError(model="tile model", **vars(found)) for found in by_class(gemms, predicted)]
+    if isinstance(backend.spec, GpuSpec):
+        plain = by_class(gemms, roofline_us(gemms, backend.spec))
+        errors += [GemmError(model="plain roofline", **vars(found)) for found in plain]
+    floor = noise(gemms)
+    errors += [GemmError(model="noise", **vars(floor))] if floor else []
+    found = tuple(GemmSpeedup(**vars(one)) for one in speedups(gemms, predicted))
+    return GemmResult(
+        backend=backend.name, kind="simulated", environment=environment(), rows=rows, errors=tuple(errors),
+        speedups=found,
+    )  # fmt: skip
+
+
+def _row(g: Gemm, predicted_us: float | None = None, calibration: str = "", expected_error: str = "") -> GemmRow:
+    return GemmRow(
+        m=g.m, n=g.n, k=g.k, dtype=g.dtype, sparse=g.sparse, count=g.count, measured_us=g.measured_us,
+        predicted_us=predicted_us, calibration=calibration, expected_error=expected_error,
+    )  # fmt: skip
