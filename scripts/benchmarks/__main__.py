@@ -10,6 +10,7 @@ from pathlib import Path
 
 import axes
 import gpu_model
+import published
 import quickstart
 import startup
 import systolic
@@ -24,6 +25,7 @@ Figures = dict[str, float]
 BENCHMARKS: dict[str, tuple[str, Callable[[], Figures]]] = {
     "axes": (axes.DESCRIPTION, axes.run),
     "gpu-model": (gpu_model.DESCRIPTION, gpu_model.run),
+    "published": (published.DESCRIPTION, published.run),
     "quickstart": (quickstart.DESCRIPTION, quickstart.run),
     "startup": (startup.DESCRIPTION, startup.run),
     "systolic": (systolic.DESCRIPTION, systolic.run),

@@ -1,7 +1,8 @@
 """How far the tensor-core model is off on products that its constants were not fitted to.
 
-The products of a100_gemm_calibration.csv in the folder that VITSLIM_SHARED_DATA names, in five folds by shape; beside it
-the plain roofline, and what FP16 and BF16 measurements of equal products differ. Fills scripts/results/gpu-model.json.
+The products of a100_gemm_calibration.csv in the folder that VITSLIM_SHARED_DATA names, in five folds by shape; beside
+it the plain roofline, and what FP16 and BF16 measurements of equal products differ. Fills
+scripts/results/gpu-model.json.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vitslim.backends.simulated.estimate import estimate
 from vitslim.backends.simulated.spec import load_spec
+from vitslim.backends.simulated.systolic_estimate import estimate
 from vitslim.workload import Operator, Workload
 
 
@@ -44,9 +44,10 @@ def test_deit_tiny(changes: dict[str, Any], sparsity: str, each: list[int], tota
     assert [row.cycles // row.count for row in result.rows] == each
     assert result.cycles == total
     assert sum(row.macs for row in result.rows) == 1_224_589_824
-    assert result.latency_ms == pytest.approx(total / 1e6)
+    assert result.latency_ms == pytest.approx((total + result.stall_cycles) / 1e6)
+    assert result.stall_cycles > 0
     assert "exact against SCALE-Sim" in result.expected_error
-    assert "memory time not modelled" in result.expected_error
+    assert "DRAM time derived" in result.expected_error
 
 
 def test_utilisation_of_the_table() -> None:
@@ -109,11 +110,16 @@ def test_vector_operators_have_rows_of_their_own(op: Any, kind: str, passes: int
 
 
 def test_what_takes_no_cycles_is_said() -> None:
-    extra = (Operator("r", "movement", "Reshape", elements=10), Operator("t", "select", "TopK", elements=10))
-    workload = replace(deit_tiny_gemms(), operators=deit_tiny_gemms().operators + extra, unknown={"Det": 2})
+    extra = (
+        Operator("r", "movement", "Reshape", elements=10, read_bytes=40, written_bytes=40),
+        Operator("t", "select", "TopK", elements=10),
+    )
+    workload = replace(
+        deit_tiny_gemms(), operators=deit_tiny_gemms().operators + extra, unknown={"Det": 2}, unknown_bytes={"Det": 20}
+    )
     result = estimate(workload, load_spec())
     assert result.cycles == 347_280
-    assert result.settings["not modelled"] == "memory time, movement (1), select (1), unknown Det (2)"
+    assert result.settings["not modelled"] == "movement (1), select (1), unknown Det (2, 20.0 % of the bytes)"
 
 
 def test_a_whole_model_takes_milliseconds() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.backends.gemm_list import Gemm
+from vitslim.backends.measured.cuda_gemms import NAME as CUDA
+from vitslim.backends.measured.cuda_gemms import measure_cuda_gemms, require_cuda
 from vitslim.backends.measured.gemms import measure_gemms
 from vitslim.backends.measured.onnxruntime import UNAVAILABLE_HINT, measure_latency
 from vitslim.backends.measured.products import measure_products
@@ -81,6 +83,21 @@ class Simulated:
         return product_times(shapes, read_workload(dense, batch), self.spec)
 
 
+@dataclass(frozen=True)
+class MeasuredGemms:
+    """A backend that times single matrix products and no files."""
+
+    name: str
+
+    def require(self) -> None:
+        """Raise BackendUnavailableError when the backend cannot run here."""
+        require_cuda()
+
+    def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:  # noqa: ARG002
+        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
+        return measure_cuda_gemms(gemms, progress)
+
+
 Backend = Measured | Simulated
 
 
@@ -99,6 +116,11 @@ def parse_backend(value: str | Mapping[str, Any]) -> Backend:
     if value != "onnxruntime:cpu":
         raise UsageError(f"there is no backend '{value}'", closest(value, NAMES))
     return Measured(value)
+
+
+def parse_gemm_backend(value: str) -> Backend | MeasuredGemms:
+    """What `parse_backend` gives, and `torch:cuda`, which times lists of products alone."""
+    return MeasuredGemms(value) if value == CUDA else parse_backend(value)
 
 
 def _from_mapping(value: Mapping[str, Any]) -> Simulated:

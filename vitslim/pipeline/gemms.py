@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vitslim.backends.environment import environment
 from vitslim.backends.gemm_errors import by_class, noise, speedups
 from vitslim.backends.gemm_list import Gemm
-from vitslim.backends.registry import Measured, Simulated
+from vitslim.backends.registry import Backend, MeasuredGemms, Simulated
 from vitslim.backends.simulated.gemms import gemm_us, labels, roofline_us
 from vitslim.backends.simulated.gpu_spec import GpuSpec
 from vitslim.progress import Progress, Silent
@@ -15,7 +15,7 @@ from vitslim.results import GemmError, GemmResult, GemmRow, GemmSpeedup
 
 
 def bench_gemms(
-    gemms: Sequence[Gemm], backend: Measured | Simulated, threads: int = 1, progress: Progress | None = None
+    gemms: Sequence[Gemm], backend: Backend | MeasuredGemms, threads: int = 1, progress: Progress | None = None
 ) -> GemmResult:
     """Predicted times on a simulated backend with their errors where there are measured ones; a measured backend
     fills the measured times in.
@@ -23,7 +23,7 @@ def bench_gemms(
     Raises UsageError for products that the backend cannot run, BackendUnavailableError for a backend that is not here.
     """
     backend.require()
-    if isinstance(backend, Measured):
+    if not isinstance(backend, Simulated):
         times = backend.gemm_us(gemms, threads, progress or Silent())
         rows = tuple(_row(g.measured(us)) for g, us in zip(gemms, times, strict=True))
         return GemmResult(backend=backend.name, kind="measured", environment=environment(), rows=rows)

@@ -16,14 +16,10 @@ from vitslim.units import FLOPS_PER_MAC
 from vitslim.workload import Workload
 
 ASSUMED = (
-    "launch.graph_gap_us",
-    "memory.floor_us",
-    "memory.efficiency",
-    "attention.efficiency",
-    "two_four.copy_result",
+    "launch.graph_gap_us", "memory.floor_us", "memory.efficiency", "attention.efficiency", "two_four.copy_result",
     "power.fraction",
-)
-SLOWEST_SHARE = 0.5
+)  # fmt: skip
+LAUNCH_SHARE = 0.5
 """A row whose launches take more than this share of its time is bound by them."""
 
 
@@ -31,11 +27,27 @@ SLOWEST_SHARE = 0.5
 class _Row:
     """Kernels of one class, summed up."""
 
-    op: str
     kernel: KernelTime
+    """The first of them, for what all have in common."""
     count: int = 0
-    launches_us: float = 0.0
+    launches: int = 0
     total_us: float = 0.0
+    work_us: float = 0.0
+    compute_us: float = 0.0
+    memory_us: float = 0.0
+    bytes: float = 0.0
+    macs: int = 0
+
+    def add(self, time: KernelTime, total_us: float) -> None:
+        """One more kernel, and its time with its launch."""
+        self.count += 1
+        self.launches += time.launches
+        self.total_us += total_us
+        self.work_us += time.work_us
+        self.compute_us += time.compute_us
+        self.memory_us += time.memory_us
+        self.bytes += time.bytes
+        self.macs += time.macs
 
 
 def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Estimate:
@@ -48,30 +60,22 @@ def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Es
     rows: dict[str, _Row] = {}
     for kernel in workload.kernels:
         time = timer.time(kernel)
-        row = rows.setdefault(time.name, _Row(time.op, time))
-        row.count += 1
-        total = launched_us(time, spec)
-        row.total_us += total
-        row.launches_us += total - time.work_us
+        rows.setdefault(time.name, _Row(time)).add(time, launched_us(time, spec))
     total_us = sum(row.total_us for row in rows.values())
-    launches = sum(row.launches_us for row in rows.values())
-    products = sum(row.count * row.kernel.work_us for row in rows.values() if row.kernel.macs)
+    launches = total_us - sum(row.work_us for row in rows.values())
+    products = sum(row.work_us for row in rows.values() if row.macs)
     precision = timer.main_precision()
-    peak = spec.peak_tops(precision)
-    used = FLOPS_PER_MAC * workload.macs / (peak * 1e6)
-    made = {name: _row(name, row, spec) for name, row in rows.items()}
     return Estimate(
         backend=backend,
         batch=workload.batch,
         latency_ms=total_us / 1e3,
-        rows=tuple(made.values()),
+        rows=tuple(_row(name, row, spec) for name, row in rows.items()),
         terms_ms={"launch": launches / 1e3, "matrix products": products / 1e3,
                   "memory": (total_us - launches - products) / 1e3},
-        kernels=sum(row.count * row.kernel.launches for row in rows.values()),
-        utilisation=Utilisation(ideal=used / max(used, timer.compute_us()), with_stalls=used / max(used, products),
-                                with_loading=used / max(used, total_us)),
+        kernels=sum(row.launches for row in rows.values()),
+        utilisation=_utilisation(workload, spec.peak_tops(precision), timer.compute_us(), products, total_us),
         energy=_energy(total_us, spec),
-        roofline=Roofline(peak_tops=peak, bandwidth_gbps=spec.dram_gbps, precision=precision),
+        roofline=Roofline(peak_tops=spec.peak_tops(precision), bandwidth_gbps=spec.dram_gbps, precision=precision),
         settings=_settings(workload, spec, timer),
         calibration=_source(spec),
         expected_error=_expected(spec),
@@ -79,25 +83,33 @@ def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Es
     )  # fmt: skip
 
 
+def _utilisation(
+    workload: Workload, peak_tops: float, compute_us: float, products_us: float, total_us: float
+) -> Utilisation:
+    """MACs over what the tensor cores could do: while they work, with their waiting, and in the whole time."""
+    used = FLOPS_PER_MAC * workload.macs / (peak_tops * 1e6)
+    shares = [used / max(used, us, 1e-12) for us in (compute_us, products_us, total_us)]
+    return Utilisation(ideal=shares[0], with_stalls=shares[1], with_loading=shares[2])
+
+
 def _row(name: str, row: _Row, spec: GpuSpec) -> EstimateRow:
-    kernel = row.kernel
-    peak = spec.peak_tops(kernel.precision) if kernel.precision else 0.0
-    used = FLOPS_PER_MAC * kernel.macs * row.count / (peak * 1e6) if peak else 0.0
-    bound: Bound = "compute" if kernel.compute_us >= kernel.memory_us else "bandwidth"
-    if row.launches_us > SLOWEST_SHARE * row.total_us:
+    peak = spec.peak_tops(row.kernel.precision) if row.kernel.precision else 0.0
+    used = FLOPS_PER_MAC * row.macs / (peak * 1e6) if peak else 0.0
+    bound: Bound = "compute" if row.compute_us >= row.memory_us else "bandwidth"
+    if row.total_us - row.work_us > LAUNCH_SHARE * row.total_us:
         bound = "launch"
     return EstimateRow(
         name=name,
-        op=row.op,
+        op=row.kernel.op,
         count=row.count,
-        macs=kernel.macs * row.count,
+        macs=row.macs,
         latency_us=row.total_us,
         utilisation=used / row.total_us,
         bound=bound,
-        dram_bytes=round(kernel.bytes * row.count),
+        dram_bytes=round(row.bytes),
         energy_uj=row.total_us * spec.power.limit_w * spec.power.fraction,
-        calibration=kernel.calibration,
-        expected_error=kernel.expected_error,
+        calibration=row.kernel.calibration,
+        expected_error=row.kernel.expected_error,
     )
 
 
