@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -55,7 +56,7 @@ RANGES: dict[str, tuple[float, float, float]] = {
 """Smallest and largest value of each constant, and where the search begins."""
 NEAR = 0.04
 """Errors below this count by their square, larger ones by their size."""
-STARTS = 3
+STARTS = 2
 SMALL_SHAPE = 128
 SMALL_WEIGHT = 4.0
 """Products with no side above 128 show the floor; there are few of them, so each counts more."""
@@ -93,7 +94,7 @@ def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, w
     return constants_of(centre if best is None else best.x)
 
 
-LARGEST = 32_768
+LARGEST = 65_535
 CLASSES = {"fp16": ("FP16", "BF16"), "int8": ("INT8",)}
 
 
@@ -109,6 +110,8 @@ def fitted(gemms: Sequence[Gemm], spec: GpuSpec, starts: int = STARTS) -> Fitted
         kinds = {}
         for name, sparse in (("dense", False), ("sparse", True)):
             rows = [g for g in gemms if g.dtype in dtypes and g.sparse is sparse]
+            if not rows:
+                sys.exit(f"there are no measured {name} products of {' or '.join(dtypes)}: add some")
             shapes = sorted({(g.m, g.n, g.k) for g in rows})
             times = [{(g.m, g.n, g.k): g.measured_us for g in rows if g.dtype == dtype} for dtype in dtypes]
             measured = [np.array([one[shape] for shape in shapes], np.float64) for one in times if len(one)]
@@ -159,13 +162,23 @@ def calibrate(path: Path, chip: str, folds: int) -> None:
         rows=len(gemms),
         source=path.name,
         folds=folds,
+        lengths=lengths(gemms),
         errors={s.name: Errors(rows=s.rows, mean=_percent(s.mean), median=_percent(s.median), p90=_percent(s.p90))
                 for s in statistics},
         constants=everything,
     )  # fmt: skip
     write_calibration(calibration, SPECS / f"{chip}.calibration.yaml")
+    if not spec.calibrated:
+        print(f"to use it, set calibrated_on: {chip} in {SPECS / chip}.yaml")
     for s in statistics:
         print(f"{s.name:12} n {s.rows:4}  mean {s.mean:6.1%}  median {s.median:6.1%}  p90 {s.p90:6.1%}")
+
+
+def lengths(gemms: Sequence[Gemm]) -> dict[str, tuple[int, int]]:
+    """The middle nine tenths of each length."""
+    sides = np.array([(g.m, g.n, g.k) for g in gemms])
+    low, high = np.percentile(sides, (5, 95), axis=0, method="nearest").astype(int)
+    return {name: (int(a), int(b)) for name, a, b in zip("MNK", low, high, strict=True)}
 
 
 def summary(gemms: Sequence[Gemm], predicted: Floats, spec: GpuSpec) -> dict[str, float]:
@@ -200,6 +213,7 @@ def write_calibration(calibration: Calibration, target: Path) -> None:
     """Write constants with four digits, and what they were fitted to."""
     values = calibration.model_dump()
     values["constants"] = _rounded(values["constants"])
+    values["lengths"] = {name: list(pair) for name, pair in values["lengths"].items()}
     text = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = None

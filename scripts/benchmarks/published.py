@@ -158,7 +158,7 @@ def comparisons() -> list[Comparison]:
 
 COPY = "the copy of every transposed result is assumed to be a kernel of its own"
 SEARCH = "the same; the fit has the best algorithm of a search, PyTorch takes the default one"
-FUSED = "simulated with fused attention and FP16; the published run had neither fusion nor graphs"
+FUSED = "simulated with fused attention and FP16; published with PyTorch of 2022"
 V100 = "published on a V100 by PyTorch, kernel by kernel; simulated as an engine runs it, where narrow models gain more"
 
 

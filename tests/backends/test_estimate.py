@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -52,7 +52,8 @@ def test_deit_tiny(changes: dict[str, Any], sparsity: str, each: list[int], tota
 
 def test_utilisation_of_the_table() -> None:
     result = estimate(deit_tiny_gemms(), load_spec())
-    assert result.settings["array_utilisation"].startswith("0.215")
+    assert result.utilisation is not None
+    assert result.utilisation.ideal == pytest.approx(0.215, abs=5e-4)
 
 
 def test_layers_that_gain_nothing_from_two_four_are_named() -> None:
@@ -105,7 +106,7 @@ def test_vector_operators_have_rows_of_their_own(op: Any, kind: str, passes: int
     assert (row.op, row.count, row.macs) == (op, 2, 0)
     assert row.cycles == 2 * -(-1000 * passes // 64)
     assert result.cycles == 347_280 + row.cycles
-    assert result.settings["vector_cycles"] == str(row.cycles)
+    assert result.terms_ms["vector unit"] == pytest.approx((row.cycles or 0) / 1e6)
     assert "vector.passes" in result.assumed
 
 
@@ -125,6 +126,6 @@ def test_what_takes_no_cycles_is_said() -> None:
 def test_a_whole_model_takes_milliseconds() -> None:
     spec = load_spec()
     workload = replace(deit_tiny_gemms(), operators=100 * deit_tiny_gemms().operators)
-    start = perf_counter()
+    start = process_time()
     estimate(workload, spec)
-    assert perf_counter() - start < 0.1
+    assert process_time() - start < 0.1

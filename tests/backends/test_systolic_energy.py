@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,15 +10,20 @@ from test_estimate import deit_tiny_gemms
 
 from vitslim.backends.simulated.dram import dram_traffic
 from vitslim.backends.simulated.energy import Work, load_table, parts_pj
-from vitslim.backends.simulated.spec import load_spec
+from vitslim.backends.simulated.spec import SystolicSpec, load_spec
 from vitslim.backends.simulated.systolic_estimate import estimate
 from vitslim.errors import UsageError
 
 SIZES = st.integers(1, 3000)
 
 
-def traffic(m: int, n: int, k: int, sparse: bool = False, **changes: Any) -> tuple[float, float, float]:
-    found = dram_traffic(np.array([(m, n, k)]), np.array([int(sparse)]), load_spec(changes))
+DATAFLOWS = {dataflow: load_spec({"dataflow": dataflow}) for dataflow in ("ws", "os", "is")}
+
+
+def traffic(
+    m: int, n: int, k: int, sparse: bool = False, spec: SystolicSpec = DATAFLOWS["ws"]
+) -> tuple[float, float, float]:
+    found = dram_traffic(np.array([(m, n, k)]), np.array([int(sparse)]), spec)
     return float(found.inputs[0]), float(found.weights[0]), float(found.outputs[0])
 
 
@@ -31,12 +34,12 @@ def test_what_fits_goes_through_dram_once() -> None:
 @pytest.mark.parametrize(("dataflow", "inputs", "weights"), [("ws", 24, 1), ("os", 24, 24), ("is", 1, 24)])
 def test_what_does_not_fit_is_read_for_every_fold(dataflow: str, inputs: int, weights: int) -> None:
     side = 24 * 128
-    assert traffic(side, side, side, dataflow=dataflow) == (inputs * side**2, weights * side**2, side**2)
+    assert traffic(side, side, side, spec=DATAFLOWS[dataflow]) == (inputs * side**2, weights * side**2, side**2)
 
 
 @given(SIZES, SIZES, SIZES, st.sampled_from(["ws", "os", "is"]))
 def test_results_are_written_once(m: int, n: int, k: int, dataflow: str) -> None:
-    assert traffic(m, n, k, dataflow=dataflow)[2] == m * n
+    assert traffic(m, n, k, spec=DATAFLOWS[dataflow])[2] == m * n
 
 
 def test_two_four_weights_take_five_eighths() -> None:
@@ -86,7 +89,7 @@ def test_the_tools_counters_do_not_touch_the_energy() -> None:
 
 
 def test_half_the_weight_bits_halve_the_dram_energy_of_weights_only() -> None:
-    wide, narrow = traffic(197, 576, 192), traffic(197, 576, 192, bits={"weight": 4})
+    wide, narrow = traffic(197, 576, 192), traffic(197, 576, 192, spec=load_spec({"bits": {"weight": 4}}))
     assert narrow == (wide[0], wide[1] / 2, wide[2])
 
 

@@ -90,7 +90,7 @@ def test_hopper_gains_nothing_from_int4() -> None:
     assert h100.runs_as(4) == "int8"
     assert A100.runs_as(4) == "int4"
     eight, four = (one(4096, 4096, 4096, dtype, spec=h100) for dtype in ("INT8", "INT4"))
-    assert four == pytest.approx(eight, rel=0.1)
+    assert four == eight
     assert one(4096, 4096, 4096, "INT4") < 0.7 * one(4096, 4096, 4096, "INT8")
 
 
@@ -98,7 +98,8 @@ def test_where_a_number_comes_from() -> None:
     gemms = [Gemm(64, 64, 64, "FP16"), Gemm(64, 64, 64, "INT4")]
     (calibrated, error), (int4, _) = labels(gemms, A100)
     assert "fitted" in calibrated
-    assert error.endswith("% (mean, unseen shapes)")
+    assert "extrapolated" in error
+    assert labels([Gemm(1024, 4096, 4096)], A100)[0][1].endswith("% (mean, unseen shapes)")
     assert int4 == "uncalibrated"
     for chip in ("orin", "h100", "h200"):
         assert {label for label, _ in labels(gemms, CHIPS[chip])} == {"uncalibrated"}
@@ -118,7 +119,7 @@ def test_packaged_errors_on_unseen_shapes() -> None:
 def test_measured_products() -> None:
     if not TABLE.is_file():
         pytest.skip("measured products are not here (set VITSLIM_SHARED_DATA)")
-    gemms = [g for g in read_gemms(TABLE) if max(g.m, g.n, g.k) <= 32_768]
+    gemms = [g for g in read_gemms(TABLE) if max(g.m, g.n, g.k) < 65_536]
     assert len(gemms) == 738
     found = gemm_us(gemms, A100)
     pooled = by_class(gemms, found)[-1]

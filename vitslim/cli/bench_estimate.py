@@ -39,16 +39,11 @@ def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
 
 
 def _sums(found: Estimate) -> Iterator[tuple[str, str]]:
-    yield from ((f"time: {name}", f"{ms:.4g} ms") for name, ms in found.terms_ms.items())
-    if found.kernels is not None:
-        yield "kernels", str(found.kernels)
-    if found.utilisation:
-        u = found.utilisation
-        yield "utilisation", f"{u.ideal:.1%} ideal, {u.with_stalls:.1%} with stalls, {u.with_loading:.1%} with loading"
-    if found.energy:
-        e = found.energy
-        yield f"energy, {e.table} ({e.node}; {e.source})", f"{e.total_mj:.4g} mJ"
-        yield from ((f"energy: {part}", f"{mj:.4g} mJ") for part, mj in e.parts_mj.items())
+    from vitslim.report.wording import estimate_sums
+
+    for line in estimate_sums(found):
+        name, _, value = line.partition(": ")
+        yield (name, value) if value else ("launches", name)
     yield from found.settings.items()
     yield "assumed", ", ".join(found.assumed) or "nothing"
     yield "expected error", found.expected_error

@@ -27,7 +27,7 @@ def labels(gemms: Sequence[Gemm], spec: SystolicSpec | GpuSpec) -> list[tuple[st
     if isinstance(spec, SystolicSpec):
         exact = spec.overlap == "none"
         return [("SCALE-Sim v3.0.0 (closed form)" if exact else "uncalibrated", "DRAM time derived")] * len(gemms)
-    return [spec.provenance(spec.runs_as(BITS[g.dtype]), g.sparse) for g in gemms]
+    return [spec.provenance(spec.runs_as(BITS[g.dtype]), g.sparse, g.m, g.n, g.k) for g in gemms]
 
 
 def roofline_us(gemms: Sequence[Gemm], spec: GpuSpec) -> Floats:
@@ -44,8 +44,8 @@ def roofline_us(gemms: Sequence[Gemm], spec: GpuSpec) -> Floats:
 
 def widths(gemm: Gemm, spec: GpuSpec) -> Widths:
     """Bytes of the operands as GPU libraries hold them: an INT8 product writes INT32, with 2:4 weights BF16."""
-    bits = BITS[gemm.dtype]
-    precision = spec.runs_as(bits)
+    precision = spec.runs_as(BITS[gemm.dtype])
+    bits = max(BITS[gemm.dtype], spec.narrowest)
     kept = SPARSE_BYTES[precision] if gemm.sparse else 1.0
     result = 4.0 if bits <= 8 and not gemm.sparse else 2.0
     return Widths(bits / 8, bits / 8 * kept, result)

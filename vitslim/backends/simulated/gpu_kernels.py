@@ -56,7 +56,7 @@ class Timer:
         """Time of a kernel."""
         operators = [self._workload.operators[i] for i in kernel.operators]
         main = operators[0] if operators else None
-        moved = device_bytes(kernel.read) + device_bytes(kernel.written)
+        moved = sum(device_bytes(side, self._spec) for side in (kernel.read, kernel.written))
         key = (_signature(main), moved, len(operators), kernel.unknown)
         if key not in self._known:
             self._known[key] = self._timed(kernel, operators, moved)
@@ -108,13 +108,13 @@ class Timer:
 
     def _gemm(self, o: Operator, precision: Precision, sparse: bool, moved: float) -> KernelTime:
         spec = self._spec
-        weight = device_width(o.weight_bits) * (SPARSE_BYTES[precision] if sparse else 1.0)
-        widths = Widths(device_width(o.input_bits), weight if o.weight else 0.0, 0.0)
+        weight = device_width(o.weight_bits, spec) * (SPARSE_BYTES[precision] if sparse else 1.0)
+        widths = Widths(device_width(o.input_bits, spec), weight if o.weight else 0.0, 0.0)
         size = np.array([[o.count, o.m, o.n, o.k]], np.float64)
         operands = o.count * o.m * o.k * widths.activation
         constants = spec.constants(precision, sparse)
         time = gemm_time(size, self._chip, spec.rate(precision, sparse), constants, widths, moved - operands)
-        calibration, expected = spec.provenance(precision, sparse)
+        calibration, expected = spec.provenance(precision, sparse, o.m, o.n, o.k)
         suffix = f" {o.sparsity}" if sparse else ""
         return KernelTime(
             name=f"{o.role} {o.m}x{o.n}x{o.k}{suffix} {precision}",
@@ -195,14 +195,14 @@ def launched_us(time: KernelTime, spec: GpuSpec) -> float:
     return own + spec.launch.graph_gap_us * time.launches
 
 
-def device_width(bits: int) -> float:
+def device_width(bits: int, spec: GpuSpec) -> float:
     """Bytes of an element on the device."""
-    return min(FLOAT_BYTES, bits / 8)
+    return min(FLOAT_BYTES, max(bits, spec.narrowest) / 8)
 
 
-def device_bytes(elements: Mapping[int, int]) -> float:
+def device_bytes(elements: Mapping[int, int], spec: GpuSpec) -> float:
     """Bytes on the device of elements by their bits in the file."""
-    return sum(count * device_width(bits) for bits, count in elements.items())
+    return sum(count * device_width(bits, spec) for bits, count in elements.items())
 
 
 def _signature(o: Operator | None) -> object:

@@ -78,6 +78,8 @@ class Calibration(Settings):
     rows: PositiveInt
     source: str
     folds: PositiveInt
+    lengths: dict[str, Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]]
+    """M, N and K: 5th and 95th percentile of the fitted products. Beyond them an estimate is an extrapolation."""
     errors: dict[str, Errors]
     """By dtype and `dense` or `2:4`, such as `FP16 dense`; `pooled` is all of them."""
     constants: FittedPrecisions
@@ -166,6 +168,11 @@ class GpuSpec(Settings):
             return "fp16"
         return "int4" if bits <= 4 and self.ops.int4 else "int8"
 
+    @property
+    def narrowest(self) -> int:
+        """Bits of the narrowest operands that the chip multiplies; narrower ones take as much."""
+        return 4 if self.ops.int4 else 8
+
     def rate(self, precision: Precision, sparse: bool) -> float:
         """Operations per multiprocessor and clock."""
         dense = {"fp16": self.ops.fp16, "int8": self.ops.int8, "int4": self.ops.int4 or self.ops.int8}[precision]
@@ -181,7 +188,7 @@ class GpuSpec(Settings):
         pair = fitted.fp16 if precision == "fp16" else fitted.int8
         return (pair.sparse if sparse else pair.dense).constants()
 
-    def provenance(self, precision: Precision, sparse: bool) -> tuple[str, str]:
+    def provenance(self, precision: Precision, sparse: bool, m: int, n: int, k: int) -> tuple[str, str]:
         """Where a product's time comes from, and its expected error."""
         if not self.calibrated or precision == "int4":
             return "uncalibrated", "unknown"
@@ -189,9 +196,12 @@ class GpuSpec(Settings):
         names = ("INT8",) if precision == "int8" else ("FP16", "BF16")
         found = [e for name in names if (e := self.calibration.errors.get(f"{name} {kind}"))]
         means = [e.mean for e in found] or [self.calibration.errors["pooled"].mean]
+        ranges = self.calibration.lengths
+        inside = all(ranges[name][0] <= size <= ranges[name][1] for name, size in zip("MNK", (m, n, k), strict=True))
+        error = f"{sum(means) / len(means):.0f} %"
         return (
             f"{self.calibration.rows} measured products, fitted {self.calibration.date}",
-            f"{sum(means) / len(means):.0f} % (mean, unseen shapes)",
+            f"{error} (mean, unseen shapes)" if inside else f"extrapolated ({error} inside the fitted lengths)",
         )
 
 
