@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from vitslim.pipeline.bench import BenchResult
     from vitslim.recipe.schema import ReportConfig
-    from vitslim.results import BenchResult, Estimate
+    from vitslim.results import Estimate
 
 
 def bench(

@@ -14,7 +14,7 @@ from vitslim.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitslim.results import GemmResult
+    from vitslim.pipeline.gemms import GemmResult
 
 SHOWN = 40
 """Rows on a terminal; `--format json` and `--out` have all of them."""

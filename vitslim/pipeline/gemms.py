@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from vitslim.backends.environment import environment
 from vitslim.backends.gemm_errors import by_class, noise, speedups
@@ -11,7 +12,60 @@ from vitslim.backends.registry import Backend, MeasuredGemms, Simulated
 from vitslim.backends.simulated.gemms import gemm_us, labels, roofline_us
 from vitslim.backends.simulated.gpu_spec import GpuSpec
 from vitslim.progress import Progress, Silent
-from vitslim.results import GemmError, GemmResult, GemmRow, GemmSpeedup
+from vitslim.results import Environment, Value
+
+
+class GemmRow(Value):
+    """One matrix product of a list."""
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    sparse: bool
+    """Whether its weights are 2:4."""
+    count: int
+    measured_us: float | None = None
+    predicted_us: float | None = None
+    calibration: str = ""
+    expected_error: str = ""
+
+
+class GemmError(Value):
+    """Errors of predictions against measured times, as fractions."""
+
+    model: str
+    """`tile model`, `plain roofline`, or `noise` for what two measurements of equal work differ."""
+    name: str
+    """Dtype and `dense` or `2:4`, or `pooled`."""
+    rows: int
+    mean: float
+    median: float
+    p90: float
+
+
+class GemmSpeedup(Value):
+    """Predicted against measured speed-up by 2:4."""
+
+    name: str
+    pairs: int
+    mean_error: float
+    rank_correlation: float
+    direction_right: float
+    slowdowns: int
+    caught: int
+    false_slowdowns: int
+
+
+class GemmResult(Value):
+    """Times of a list of matrix products on one backend."""
+
+    backend: str
+    kind: Literal["measured", "simulated"]
+    environment: Environment
+    rows: tuple[GemmRow, ...]
+    errors: tuple[GemmError, ...] = ()
+    speedups: tuple[GemmSpeedup, ...] = ()
 
 
 def bench_gemms(
