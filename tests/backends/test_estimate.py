@@ -73,6 +73,8 @@ BASE = estimate(deit_tiny_gemms("2:4"), load_spec())
         {"counters": "scalesim"},
         {"sparsity": "off"},
         {"sparsity": "row"},
+        {"pattern": [3, 4]},
+        {"pattern": [1, 4]},
         {"clock_ghz": 2.0},
     ],
 )

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitslim.backends.simulated.spec import SystolicSpec
-from vitslim.backends.simulated.systolic import BLOCK, KEPT, Floats, Ints
+from vitslim.backends.simulated.systolic import Floats, Ints
 
 KILOBYTE = 1024
-INDEX_BITS = 2
-"""Metadata of a kept weight in 2:4."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,9 @@ def dram_traffic(sizes: Ints, sparse: Ints, spec: SystolicSpec) -> DramTraffic:
     m, n, k = (sizes[:, i].astype(np.float64) for i in range(3))
     rows, columns = spec.array
     bits = spec.bits
-    weight_bits = np.where(sparse == 1, (bits.weight + INDEX_BITS) * KEPT / BLOCK, bits.weight)
+    kept, block = spec.pattern
+    packed = (bits.weight + (block - 1).bit_length()) * kept / block  # a kept weight says where in its block it stood
+    weight_bits = np.where(sparse == 1, packed, bits.weight)
     inputs, weights, outputs = m * k * bits.act / 8, k * n * weight_bits / 8, m * n * bits.out / 8
     match spec.dataflow:
         case "ws":

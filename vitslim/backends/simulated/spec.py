@@ -56,12 +56,19 @@ class SystolicSpec(Settings):
     overlap: Literal["none", "double_buffer"]
     counters: Literal["clean", "scalesim"]
     sparsity: Literal["layer", "row", "off"]
+    pattern: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
     clock_ghz: Positive
     sram_kb: Sram
     dram_gbps: Positive
     bits: Bits
     energy: Literal["horowitz45", "jouppi7", "stc45", "zigzag", "none"]
     vector: VectorUnit
+
+    @property
+    def uses_two_four(self) -> bool:
+        """Whether the array skips the zeros of 2:4 weights: it keeps weights, and its pattern admits theirs."""
+        kept, block = self.pattern
+        return self.sparsity != "off" and self.dataflow == "ws" and block % 4 == 0 and 2 * kept >= block > kept
 
     @property
     def lanes(self) -> int:

@@ -97,21 +97,20 @@ def array_work(sizes: Ints, two_four: Bools, spec: SystolicSpec) -> ArrayWork:
     m, n, k = sizes.T
     array = Array(*spec.array, spec.dataflow)
     dense_cycles = compute_cycles(m, n, k, array, spec.overlap)
-    uses = spec.sparsity != "off" and spec.dataflow == "ws"
-    sparse = two_four & uses
+    sparse = two_four & spec.uses_two_four
     cycles, clean, words = dense_cycles, sram_traffic(m, n, k, array), sram_traffic(m, n, k, array, spec.counters).words
-    kept = np.where(sparse, 0.5, 1.0)
+    kept = np.where(sparse, spec.pattern[0] / spec.pattern[1], 1.0)
     inputs, weights, writes, reads = clean.input_reads, clean.weight_reads, clean.output_writes, clean.output_reads
     if spec.sparsity != "off" and sparse.any():
         mapping = spec.sparsity
-        compact = compacted_k(k, mapping)
+        compact = compacted_k(k, mapping, *spec.pattern)
         cycles = np.where(sparse, compute_cycles(m, n, compact, array, spec.overlap), dense_cycles)
-        found = sparse_sram_traffic(m, n, k, array, mapping, "clean")
+        found = sparse_sram_traffic(m, n, k, array, mapping, "clean", spec.pattern)
         inputs = np.where(sparse, found.input_reads, inputs)
         weights = np.where(sparse, found.weight_reads, weights)
         writes = np.where(sparse, found.output_writes, writes)
         reads = np.where(sparse, found.output_reads, reads)
-        words = np.where(sparse, sparse_sram_traffic(m, n, k, array, mapping, spec.counters).words, words)
+        words = np.where(sparse, sparse_sram_traffic(m, n, k, array, mapping, spec.counters, spec.pattern).words, words)
     traffic = dram_traffic(sizes, sparse.astype(np.int64), spec)
     results = m * n
     return ArrayWork(
@@ -214,6 +213,12 @@ def _findings(groups: Sequence[Group], work: ArrayWork, counts: Ints) -> dict[st
     }
 
 
+def _sparsity(spec: SystolicSpec) -> str:
+    if spec.sparsity == "off" or spec.uses_two_four:
+        return f"{spec.sparsity}{' {}:{}'.format(*spec.pattern) if spec.uses_two_four else ''}"
+    return "off (2:4 needs dataflow ws, and a pattern that admits it such as [2, 4] or [4, 8])"
+
+
 def _settings(workload: Workload, spec: SystolicSpec) -> dict[str, str]:
     passes = ", ".join(f"{name} {count}" for name, count in spec.vector.passes.model_dump().items())
     sram, bits = spec.sram_kb, spec.bits
@@ -222,7 +227,7 @@ def _settings(workload: Workload, spec: SystolicSpec) -> dict[str, str]:
         "dataflow": spec.dataflow,
         "overlap": spec.overlap,
         "counters": spec.counters,
-        "sparsity": spec.sparsity if spec.dataflow == "ws" else "off (2:4 needs dataflow ws)",
+        "sparsity": _sparsity(spec),
         "clock_ghz": f"{spec.clock_ghz:g}",
         "sram_kb": f"{sram.ifmap}/{sram.filter}/{sram.ofmap}",
         "dram_gbps": f"{spec.dram_gbps:g}",
