@@ -30,7 +30,7 @@ def test_tables_fit_and_lose_nothing(full_report: Report, width: int) -> None:
     assert max(map(cell_len, lines)) <= width
     assert "…" not in "".join(lines)
     words = " ".join(lines).split()
-    for expected in ("5.72", "432", "22.94", "72.1", "91.4", "381,904", "1,184,896", "1.75x", "12.41"):
+    for expected in ("5.72", "432", "22.94", "72.1", "91.4", "0.546", "1.69", "1.75x", "12.41"):
         assert expected in words
 
 
