@@ -95,7 +95,7 @@ def _refuse(wrong: bool, message: str, hint: str) -> None:
 
 
 def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
-    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.cli.console import ConsoleProgress, wide_stdout
     from vitslim.pipeline.bench import bench as bench_files
 
     results = bench_files(files, config, ConsoleProgress())
@@ -103,7 +103,7 @@ def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
         typer.echo(results.model_dump_json(indent=2))
         return
     for table in _tables(results):
-        stdout().print(table)
+        wide_stdout().print(table)
 
 
 def _tables(result: BenchResult) -> Iterator[Table]:

@@ -24,7 +24,7 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
     """Predict or time the products of a CSV file, print them with the errors of the predictions, write the times."""
     from vitslim.backends.gemm_list import read_gemms, write_gemms
     from vitslim.backends.registry import parse_gemm_backend
-    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.cli.console import ConsoleProgress, wide_stdout
     from vitslim.pipeline.gemms import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:
@@ -41,7 +41,7 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
         typer.echo(result.model_dump_json(indent=2))
         return
     for table in _tables(result):
-        stdout().print(table)
+        wide_stdout().print(table)
 
 
 def _tables(result: GemmResult) -> Iterator[Table]:
