@@ -80,7 +80,9 @@ def _gemm(row: Mapping[str, str | None], where: str) -> Gemm:
     if sparse not in YES | NO:
         raise InputError(f"{where}: sparse is '{sparse}'", "allowed: 0, 1")
     return Gemm(
-        *(_length(row[name], name, where) for name in "MNK"),
+        m=_length(row["M"], "M", where),
+        n=_length(row["N"], "N", where),
+        k=_length(row["K"], "K", where),
         dtype=dtype,
         sparse=sparse in YES,
         count=_length(row.get("count") or "1", "count", where),
