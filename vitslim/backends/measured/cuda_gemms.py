@@ -52,12 +52,12 @@ def _timed(run: Callable[[], object]) -> float:
     rounds = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         for _ in range(LAUNCHES):
             run()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        rounds.append(1e3 * start.elapsed_time(end) / LAUNCHES)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        rounds.append(1e3 * start.elapsed_time(end) / LAUNCHES)
     return float(np.median(rounds))
 
 
