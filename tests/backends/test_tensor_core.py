@@ -84,10 +84,11 @@ def test_small_int8_products_are_not_called_slower_under_two_four(side: int) -> 
 def test_more_bits_are_not_faster_above_the_floor(m: int, n: int, k: int, sparse: bool) -> None:
     """With results of the same width; shorter products are bound by what they write, where the fits cross."""
     sizes = np.array([[1.0, m, n, k]])
+    chip = A100.device()
     wide, narrow = (
-        float(gemm_time(sizes, A100.device(), A100.rate(p, sparse), A100.constants(p, sparse), Widths(b, b, 2)).total_us[0])
+        gemm_time(sizes, chip, A100.rate(p, sparse), A100.constants(p, sparse), Widths(b, b, 2)).total_us[0]
         for p, b in (("fp16", 2.0), ("int8", 1.0))
-    )  # fmt: skip
+    )
     assert narrow <= wide or wide < 40
 
 
