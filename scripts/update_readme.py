@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import axes  # noqa: E402
 
-INT8 = ROOT / "scripts" / "results" / "int8-deit-tiny.json"
-DEPGRAPH = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"
+RESULTS = ROOT / "scripts" / "results"
+DEPGRAPH, INT8 = RESULTS / "depgraph-deit-tiny.json", RESULTS / "int8-deit-tiny.json"
+GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
 def quickstart() -> str:
@@ -97,11 +98,49 @@ def _fidelity(row: dict[str, float]) -> str:
     return f"{close} | {row['top1_val']:.1%} | {row['mb']:.2f}"
 
 
+def gpu_errors() -> str:
+    """Errors of the tensor-core model on unseen products, beside the plain roofline and the noise of the table."""
+    figures = json.loads(GPU_MODEL.read_text(encoding="utf-8"))["figures"]
+    kinds = ["FP16 dense", "BF16 dense", "INT8 dense", "FP16 2:4", "BF16 2:4", "INT8 2:4", "pooled"]
+    lines = ["| products | sim:a100: median, mean, 90th percentile | plain roofline |", "|---|---|---|"]
+    lines += [
+        f"| {kind} | {_errors(figures, 'model', kind)} | {_errors(figures, 'roofline', kind)} |" for kind in kinds
+    ]
+    lines.append(f"| noise: FP16 against BF16 times | {_errors(figures, 'noise', 'FP16 against BF16')} | |")
+    return "\n".join(lines)
+
+
+def _errors(figures: dict[str, float], model: str, kind: str) -> str:
+    return ", ".join(f"{100 * figures[f'{model}, {kind}, {key}']:.1f} %" for key in ("median", "mean", "p90"))
+
+
+def scalesim() -> str:
+    """SCALE-Sim and the closed form on the same products."""
+    figures = json.loads(SYSTOLIC.read_text(encoding="utf-8"))["figures"]
+    arrays = [name.removesuffix(", ratio") for name in figures if name.endswith(", ratio")]
+    lines = ["| array | SCALE-Sim 3.0.0 | closed form | times faster |", "|---|---|---|---|"]
+    for array in arrays:
+        theirs, ours, ratio = (figures[f"{array}, {key}"] for key in ("SCALE-Sim s", "closed form s", "ratio"))
+        lines.append(f"| {array} | {theirs:.1f} s | {1e6 * ours:.0f} µs | {ratio:,.0f} |")
+    return "\n".join(lines)
+
+
+def whole_models() -> str:
+    """Published and simulated ratios in columns of their own."""
+    rows = json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]
+    lines = ["| | published | simulated | why they differ |", "|---|---|---|---|"]
+    lines += [f"| {r['name']} | {r['published']:.2f}x | {r['simulated']:.2f}x | {r['why']} |" for r in rows]
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "quickstart": (ROOT / "runs" / "quickstart", quickstart),
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
     "int8": (INT8, quantised),
+    "gpu-model": (GPU_MODEL, gpu_errors),
+    "systolic": (SYSTOLIC, scalesim),
+    "published": (PUBLISHED, whole_models),
 }
 """Name of a block in the README to where its figures come from and what makes the text."""
 

@@ -51,18 +51,72 @@ class Measurement(Value):
     provenance: Literal["measured"] = "measured"
 
 
+Bound = Literal["compute", "bandwidth", "launch", ""]
+"""What a latency goes with: the rate of the arithmetic, of a memory, or the number of launches."""
+
+
 class EstimateRow(Value):
     """One operator class or layer of a simulated estimate."""
 
     name: str
     op: str
-    """Operator kind: `gemm`, `attention`, `conv`, `softmax`, `norm`, `elementwise`, `movement`."""
+    """Operator kind: `gemm`, `attention`, `conv`, `softmax`, `norm`, `elementwise`, `movement`, `unknown`."""
     count: int
-    """How often the row occurs in the model; `cycles` and `macs` are totals over all occurrences."""
+    """How often the row occurs in the model; everything else is the total over all occurrences."""
     macs: int
-    cycles: int
+    cycles: int | None = None
+    """Compute cycles, for a target that counts them."""
+    stall_cycles: int | None = None
+    """Cycles that it waits for DRAM."""
+    latency_us: float = 0.0
     utilisation: float
-    """MACs over cycles times the array's MACs per cycle, in [0, 1] for dense weights."""
+    """MACs over what the target could do in that time, in [0, 1] for dense weights; stalls do not count as time."""
+    bound: Bound = ""
+    dram_bytes: int = 0
+    energy_uj: float | None = None
+    calibration: str = ""
+    """Where the constants behind this row come from, or `uncalibrated`."""
+    expected_error: str = ""
+
+
+class Utilisation(Value):
+    """MACs of the whole model over what the target could do in its time, counted three ways, each in [0, 1]."""
+
+    ideal: float
+    """Nothing ever waits for data."""
+    with_stalls: float
+    with_loading: float
+    """Also the first load and the last store of each product, which nothing hides."""
+
+
+class Energy(Value):
+    """Energy of one inference of a batch, from one named table."""
+
+    table: str
+    node: str
+    """Process node, such as `45 nm`."""
+    source: str
+    parts_mj: dict[str, float]
+    """Part such as `compute`, `sram` or `dram` to millijoules."""
+    mac_pj: float | None = None
+    dram_pj_per_bit: float | None = None
+    assumed: tuple[str, ...] = ()
+    """Keys of the table that no source confirms; with any, the whole energy is assumed."""
+
+    @property
+    def total_mj(self) -> float:
+        """The sum of the parts."""
+        return sum(self.parts_mj.values())
+
+
+class Roofline(Value):
+    """The two ceilings of a target, at the precision that most of the work is done in."""
+
+    peak_tops: float
+    """Operations per second, 2 for each MAC, in 10^12."""
+    bandwidth_gbps: float
+    """DRAM, 10^9 bytes per second."""
+    precision: str
 
 
 class Estimate(Value):
@@ -71,10 +125,19 @@ class Estimate(Value):
     backend: str
     """`sim:NAME`."""
     batch: int
-    cycles: int
+    cycles: int | None = None
+    """Compute cycles, for a target that counts them."""
+    stall_cycles: int | None = None
     latency_ms: float
     speedup: float | None = None
     rows: tuple[EstimateRow, ...] = ()
+    terms_ms: dict[str, float] = {}
+    """What the latency is the sum of, such as `launch`, `matrix products` and `memory`."""
+    kernels: int | None = None
+    """Launches, for a target that has them."""
+    utilisation: Utilisation | None = None
+    energy: Energy | None = None
+    roofline: Roofline | None = None
     settings: dict[str, str] = {}
     calibration: str = ""
     """Where the constants come from, or `uncalibrated`."""
@@ -168,21 +231,6 @@ class GateResult(Value):
     limit: float
     value: float
     passed: bool
-
-
-class BenchRow(Value):
-    """Latency of one ONNX file."""
-
-    file: str
-    measurements: tuple[Measurement, ...]
-    estimates: tuple[Estimate, ...]
-
-
-class BenchResult(Value):
-    """Latency of several ONNX files, taken in one run."""
-
-    environment: Environment
-    rows: tuple[BenchRow, ...]
 
 
 class LatencyTable(Value):

@@ -17,9 +17,12 @@ from vitslim.errors import closest
 BENCHMARKS = {
     "axes": "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable",
     "depgraph": "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning",
+    "gpu-model": "errors of the tensor-core model on unseen products, five folds, beside the plain roofline",
     "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
+    "published": "whole models on sim:a100 beside published speed-ups: 2:4, token schedules, pruned shapes",
     "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracies, and what became smaller and faster",
     "startup": "time of `vitslim --help` and `plan quickstart --no-trace`, best of five, and whether they load torch",
+    "systolic": "the six matrix products of DeiT-Tiny by SCALE-Sim and by the closed form: cycles and time",
 }
 """Module of this folder, whose `run()` gives the figures, to what it measures. Loaded one at a time: some need packages
 that the others do without."""
@@ -37,7 +40,7 @@ def main() -> int:
     if arguments.name not in BENCHMARKS:
         print(f"there is no benchmark '{arguments.name}'\nhint: {closest(arguments.name, BENCHMARKS)}", file=sys.stderr)
         return 2
-    figures: dict[str, float] = importlib.import_module(arguments.name).run()
+    figures: dict[str, float] = importlib.import_module(arguments.name.replace("-", "_")).run()
     _print_table(arguments.name, {name: f"{value:.6g}" for name, value in figures.items()})
     if arguments.json:
         result = {"name": arguments.name, "figures": figures, "environment": environment().model_dump()}

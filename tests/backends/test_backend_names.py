@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
+from vitslim.backends.simulated.gpu_spec import GpuSpec
+from vitslim.backends.simulated.spec import SystolicSpec
 from vitslim.errors import InputError, UsageError
 
 
@@ -23,6 +25,7 @@ def test_known_names(small_model: Path) -> None:
 def test_a_mapping_sets_keys() -> None:
     backend = parse_backend({"sim": "systolic", "array": [32, 16], "vector": {"passes": {"softmax": 5}}})
     assert isinstance(backend, Simulated)
+    assert isinstance(backend.spec, SystolicSpec)
     assert backend.spec.array == (32, 16)
     assert backend.spec.vector.passes.softmax == 5
     assert backend.spec.vector.passes.norm == 3
@@ -30,11 +33,24 @@ def test_a_mapping_sets_keys() -> None:
     assert backend.spec.lanes == 16
 
 
+def test_a_settings_file_says_what_it_stands_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("target: h100\nlaunch: {graph_gap_us: 1}\n")
+    backend = parse_backend(f"sim:{path}")
+    assert isinstance(backend, Simulated)
+    assert isinstance(backend.spec, GpuSpec)
+    assert (backend.spec.chip, backend.spec.launch.graph_gap_us, backend.spec.calibrated) == ("h100", 1.0, False)
+    path.write_text("target: b200\n")
+    with pytest.raises(UsageError, match="no simulated backend 'b200'"):
+        parse_backend(f"sim:{path}")
+
+
 def test_a_settings_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("dataflow: os\nsparsity: off\n")
     backend = parse_backend(f"sim:{path}")
     assert isinstance(backend, Simulated)
+    assert isinstance(backend.spec, SystolicSpec)
     assert (backend.spec.dataflow, backend.spec.sparsity, backend.spec.array) == ("os", "off", (128, 128))
 
 
@@ -44,7 +60,10 @@ def test_a_settings_file(tmp_path: Path) -> None:
         ("onnxruntme:cpu", "no backend 'onnxruntme:cpu'", "did you mean 'onnxruntime:cpu'?"),
         ("onnxruntime", "no backend 'onnxruntime'", "did you mean 'onnxruntime:cpu'?"),
         ("sim:sistolic", "no simulated backend 'sistolic'", "did you mean 'systolic'?"),
-        ("sim:", "no backend 'sim:'", "did you mean 'sim:systolic'?"),
+        ("sim:", "no backend 'sim:'", "sim:"),
+        ("sim:a1000", "no simulated backend 'a1000'", "did you mean 'a100'?"),
+        ({"sim": "a100", "launch": {"mode": "graf"}}, "launch.mode: ", 'for example launch.mode: "graph"'),
+        ({"sim": "h100", "clock": 3}, "clock: unknown key", "did you mean 'clock_mhz'?"),
         ("", "no backend ''", "onnxruntime:cpu"),
         ({"array": [1, 1]}, "needs the key 'sim'", "{sim: systolic"),
         ({"sim": "systolic", "aray": [1, 1]}, "aray: ", "did you mean 'array'?"),

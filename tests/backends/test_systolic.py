@@ -108,6 +108,13 @@ def test_one_beyond_a_multiple_of_the_array_adds_one_set_of_folds(
     assert compute_cycles(m, across * c + 1, down * r, array) - full == down * fold
 
 
+@given(st.integers(1, 5000), st.integers(1, 7), st.integers(8, 16))
+def test_any_pattern_shrinks_k(k: int, kept: int, block: int) -> None:
+    compact = compacted_k(k, "layer", kept, block)
+    assert k * kept / block <= compact < k * kept / block + 1
+    assert compacted_k(k, "row", kept, block) == block * -(-k // (2 * block))
+
+
 @given(SIZES, SIZES, ARRAYS, st.data())
 def test_two_four_gains_nothing_when_k_fits_the_rows(m: int, n: int, array: Array, data: st.DataObject) -> None:
     array = Array(array.rows, array.columns, "ws")

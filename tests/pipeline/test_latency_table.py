@@ -64,8 +64,8 @@ def file(simulated: LatencyTable, tmp_path: Path) -> Path:
 def test_a_simulated_dense_model_takes_what_the_backend_says(
     simulated: LatencyTable, graph: ModelGraph, tmp_path: Path
 ) -> None:
-    from vitslim.backends.simulated.estimate import estimate
     from vitslim.backends.simulated.spec import load_spec
+    from vitslim.backends.simulated.systolic_estimate import estimate
     from vitslim.stages.export.onnx_export import export_onnx
 
     export_onnx(graph, tmp_path / "dense.onnx")
@@ -73,7 +73,7 @@ def test_a_simulated_dense_model_takes_what_the_backend_says(
     assert simulated.dense_ms == whole.latency_ms
     assert simulated.estimate_ms(shapes_of(graph)) == pytest.approx(whole.latency_ms, rel=1e-9)
     assert (simulated.kind, simulated.batch, simulated.threads, simulated.n) == ("simulated", 2, None, 0)
-    products_ms = sum(row.cycles for row in whole.rows if row.macs) / 1e6
+    products_ms = sum(row.latency_us for row in whole.rows if row.macs) / 1e3
     assert simulated.dense_ms - simulated.rest_ms == pytest.approx(products_ms, rel=1e-4)
 
 

@@ -35,7 +35,7 @@ def test_headline_gates_and_simulated_header(full_report: Report) -> None:
     assert "**3.4x faster, 6.7x smaller, -0.8 points top-1" in text
     assert "- ✗ speedup_min onnxruntime:cpu: 3.43x, at least 4.00x" in text
     headers = cells(tables(text)[0][0])
-    assert "cycles<br>simulated, sim:systolic, batch 1" in headers
+    assert "ms<br>simulated, sim:systolic, batch 1" in headers
     assert not [header for header in headers if "measured" in header and "simulated" in header]
 
 

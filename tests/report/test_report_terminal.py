@@ -30,7 +30,7 @@ def test_tables_fit_and_lose_nothing(full_report: Report, width: int) -> None:
     assert max(map(cell_len, lines)) <= width
     assert "…" not in "".join(lines)
     words = " ".join(lines).split()
-    for expected in ("5.72", "432", "22.94", "72.1", "91.4", "381,904", "1,184,896", "1.75x", "12.41"):
+    for expected in ("5.72", "432", "22.94", "72.1", "91.4", "0.546", "1.69", "1.75x", "12.41"):
         assert expected in words
 
 
@@ -46,7 +46,7 @@ def test_wide_terminal_shows_everything_important_in_one_row(full_report: Report
         "3.40 MB",
         "3.58 ±0.08",
         "3.43x",
-        "148,112",
+        "0.212",
     ):
         assert expected in row
 
@@ -58,12 +58,12 @@ def test_every_value_stands_under_its_header(full_report: Report) -> None:
     assert {cell_len(row.rstrip()) for row in rows} == {cell_len(header.rstrip())}
 
 
-def test_simulated_cycles_have_a_column_headed_simulated(full_report: Report) -> None:
+def test_simulated_times_have_a_column_headed_simulated(full_report: Report) -> None:
     lines = printed(full_report, 120).splitlines()
     top = next(line for line in lines if "simulated" in line)
     header = next(line for line in lines if line.startswith("stage"))
     assert top.index("measured") < header.index("ms ±IQR") + len("ms ±IQR") <= top.index("simulated")
-    assert header.index("cycles") + 6 > top.index("simulated")
+    assert header.rindex("ms") + 2 > top.index("simulated")
 
 
 def test_nothing_but_text_when_not_a_terminal(full_report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.measured import onnxruntime, openvino
+from vitslim.backends.measured.cuda_gemms import NAME as CUDA
+from vitslim.backends.measured.cuda_gemms import measure_cuda_gemms, require_cuda
+from vitslim.backends.measured.gemms import measure_gemms
 from vitslim.backends.measured.products import measure_products
 from vitslim.backends.products import ProductTimes
-from vitslim.backends.simulated.estimate import estimate
+from vitslim.backends.simulated.gpu_estimate import estimate as estimate_gpu
+from vitslim.backends.simulated.gpu_spec import GPUS, GpuSpec, load_gpu
 from vitslim.backends.simulated.products import product_times
+from vitslim.backends.simulated.settings import read_settings
 from vitslim.backends.simulated.spec import SystolicSpec, load_spec
+from vitslim.backends.simulated.systolic_estimate import estimate
 from vitslim.errors import BackendUnavailableError, UsageError, closest
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
 
-NAMES = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic")
+TARGETS = ("systolic", *GPUS)
+NAMES = ("onnxruntime:cpu", "openvino:cpu", *(f"sim:{target}" for target in TARGETS))
 SPEC_SUFFIXES = (".yaml", ".yml")
 
 
@@ -73,31 +81,53 @@ class Measured:
             raise UsageError(f"latency tables cannot be measured on {self.name}", f"use {onnxruntime.BACKEND}")
         return measure_products(shapes, dense, batch, threads, progress)
 
+    def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:
+        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
+        return measure_gemms(gemms, threads, progress)
+
 
 @dataclass(frozen=True)
 class Simulated:
     """A backend that computes what an ONNX file would take."""
 
     name: str
-    spec: SystolicSpec
+    spec: SystolicSpec | GpuSpec
 
     def require(self) -> None:
         """Simulated backends need nothing but vitslim."""
 
     def estimate(self, path: Path, batch: int) -> Estimate:
-        """Cycles and time of one ONNX file at one batch size."""
-        return estimate(read_workload(path, batch), self.spec, self.name)
+        """Time of one ONNX file at one batch size."""
+        workload = read_workload(path, batch)
+        if isinstance(self.spec, GpuSpec):
+            return estimate_gpu(workload, self.spec, self.name)
+        return estimate(workload, self.spec, self.name)
 
     def product_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> ProductTimes:
         """Time of single matrix products and of the dense model they come from."""
         return product_times(shapes, read_workload(dense, batch), self.spec)
 
 
+@dataclass(frozen=True)
+class MeasuredGemms:
+    """A backend that times single matrix products and no files."""
+
+    name: str
+
+    def require(self) -> None:
+        """Raise BackendUnavailableError when the backend cannot run here."""
+        require_cuda()
+
+    def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:  # noqa: ARG002
+        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
+        return measure_cuda_gemms(gemms, progress)
+
+
 Backend = Measured | Simulated
 
 
 def parse_backend(value: str | Mapping[str, Any]) -> Backend:
-    """`onnxruntime:cpu`, `sim:systolic`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
+    """`onnxruntime:cpu`, `sim:a100`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
 
     Raises UsageError for unknown names and wrong settings, naming the closest; InputError for a bad settings file.
     """
@@ -113,6 +143,11 @@ def parse_backend(value: str | Mapping[str, Any]) -> Backend:
     return Measured(value)
 
 
+def parse_gemm_backend(value: str) -> Backend | MeasuredGemms:
+    """What `parse_backend` gives, and `torch:cuda`, which times lists of products alone."""
+    return MeasuredGemms(value) if value == CUDA else parse_backend(value)
+
+
 def _from_mapping(value: Mapping[str, Any]) -> Simulated:
     target = value.get("sim")
     if not isinstance(target, str):
@@ -125,12 +160,16 @@ def _from_mapping(value: Mapping[str, Any]) -> Simulated:
 
 
 def _simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:
-    if target.endswith(SPEC_SUFFIXES):
-        return Simulated(name, load_spec(changes, Path(target)))
-    if target not in SIMULATED:
-        raise UsageError(f"there is no simulated backend '{target}'", closest(target, SIMULATED))
-    return Simulated(name, SIMULATED[target](changes))
+    """A packaged target, or a file whose key `target` says on top of which one its settings are."""
+    if not target.endswith(SPEC_SUFFIXES):
+        return Simulated(name, _spec(target, changes, None))
+    path = Path(target)
+    return Simulated(name, _spec(read_settings(path).get("target", "systolic"), changes, path))
 
 
-SIMULATED: Mapping[str, Callable[[Mapping[str, Any]], SystolicSpec]] = {"systolic": load_spec}
-"""Name of a simulated target to what makes its settings."""
+def _spec(target: object, changes: Mapping[str, Any], path: Path | None) -> SystolicSpec | GpuSpec:
+    if target == "systolic":
+        return load_spec(changes, path)
+    if target not in GPUS:
+        raise UsageError(f"there is no simulated backend '{target}'", closest(str(target), TARGETS))
+    return load_gpu(str(target), changes, path)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from vitslim.pipeline.bench import BenchResult
     from vitslim.recipe.schema import ReportConfig
-    from vitslim.results import BenchResult
+    from vitslim.results import Estimate
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", help="onnxruntime:cpu, openvino:cpu or sim:systolic; may be repeated."),
+        typer.Option("--backend", help="onnxruntime:cpu, openvino:cpu, sim:a100, sim:FILE.yaml; may be repeated."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,
@@ -36,12 +37,20 @@ def bench(
         str | None,
         typer.Option(metavar="MODEL", help="Instead of files: build the latency table of this timm model."),
     ] = None,
+    gemms: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Instead of files: predict or time the matrix products of a CSV file."),
+    ] = None,
     kwargs: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; may be repeated."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --table: file to write; MODEL.BACKEND.table.json when left out.")
+        Path | None,
+        typer.Option(
+            help="With --table: file to write, MODEL.BACKEND.table.json when left out. With --gemms: CSV file "
+            "for the times."
+        ),
     ] = None,
     output: FormatOption = "table",
 ) -> None:
@@ -49,10 +58,20 @@ def bench(
 
     With --table, time the matrix products of a timm model at a grid of lengths on one backend, one batch size and one
     thread count. A latency budget of the prune stage reads the file that this writes.
+
+    With --gemms, a CSV file with the columns M,N,K,dtype,sparse,count and perhaps measured_us: a simulated backend
+    predicts each product and says how far it is off where times are given, a measured one fills the times in.
     """
     from vitslim.cli.bench_table import bench_table
     from vitslim.recipe.schema import ReportConfig
 
+    if gemms is not None:
+        from vitslim.cli.bench_gemms import bench_gemms
+
+        _refuse(bool(files) or table is not None or seconds is not None or bool(batch) or bool(kwargs),
+                "--gemms goes with --backend, --threads, --out and --format alone", "leave the others out")  # fmt: skip
+        bench_gemms(gemms, backend or [], threads or [], out, output)
+        return
     if table is not None:
         _refuse(bool(files), "FILE and --table exclude each other", "give ONNX files or a model, not both")
         _refuse(seconds is not None, "--seconds is for files", "a table takes eight rounds of about 20 ms a product")
@@ -60,7 +79,7 @@ def bench(
         return
     _refuse(not files, "there is nothing to measure", "give ONNX files, or a model with --table")
     _refuse(bool(kwargs), "--kwargs belongs to --table", "name a timm model with --table")
-    _refuse(out is not None, "--out belongs to --table", "name a timm model with --table")
+    _refuse(out is not None, "--out belongs to --table and --gemms", "name a timm model with --table")
     config = ReportConfig(
         backends=tuple(backend or ["onnxruntime:cpu"]),
         batches=tuple(batch or [1]),
@@ -76,7 +95,7 @@ def _refuse(wrong: bool, message: str, hint: str) -> None:
 
 
 def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
-    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.cli.console import ConsoleProgress, wide_stdout
     from vitslim.pipeline.bench import bench as bench_files
 
     results = bench_files(files, config, ConsoleProgress())
@@ -84,11 +103,12 @@ def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
         typer.echo(results.model_dump_json(indent=2))
         return
     for table in _tables(results):
-        stdout().print(table)
+        wide_stdout().print(table)
 
 
 def _tables(result: BenchResult) -> Iterator[Table]:
     """Measured and simulated latencies never share a table."""
+    from vitslim.cli.bench_estimate import estimate_tables
     from vitslim.cli.console import plain_table
 
     measured = plain_table(
@@ -96,16 +116,29 @@ def _tables(result: BenchResult) -> Iterator[Table]:
         ("file", "backend"),
         ("batch", "threads", "median", "spread", "runs", "speed-up"),
     )
-    simulated = plain_table("simulated", ("file", "backend"), ("batch", "cycles", "latency", "speed-up"))
+    simulated = plain_table("simulated", ("file", "backend"), ("batch", "latency", "speed-up", "energy", "calibration"))
     for row in result.rows:
         for m in row.measurements:
             times = (f"{m.median_ms:.3f} ms", f"{m.spread_ms:.3f} ms")
             measured.add_row(row.file, m.backend, str(m.batch), str(m.threads), *times, str(m.n), _speedup(m.speedup))
         for e in row.estimates:
             simulated.add_row(
-                row.file, e.backend, str(e.batch), f"{e.cycles:,}", f"{e.latency_ms:.3f} ms", _speedup(e.speedup)
+                row.file,
+                e.backend,
+                str(e.batch),
+                f"{e.latency_ms:.3f} ms",
+                _speedup(e.speedup),
+                _energy(e),
+                e.calibration,
             )
     yield from (table for table in (measured, simulated) if table.row_count)
+    for row in result.rows:
+        for e in row.estimates:
+            yield from estimate_tables(row.file, e)
+
+
+def _energy(found: Estimate) -> str:
+    return f"{found.energy.total_mj:.3g} mJ" if found.energy else ""
 
 
 def _speedup(value: float | None) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
+WIDE = 500
 
 
 def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
@@ -29,6 +30,14 @@ def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...]
 def stdout() -> Console:
     """Console for data."""
     return Console(highlight=False)
+
+
+def wide_stdout() -> Console:
+    """Console for wide tables: outside of a terminal no cell wraps."""
+    console = stdout()
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 class ConsoleProgress:

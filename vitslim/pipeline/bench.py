@@ -9,8 +9,23 @@ from vitslim.backends.environment import environment
 from vitslim.pipeline.latency import measure_files
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import ReportConfig
-from vitslim.results import BenchResult, BenchRow
+from vitslim.results import Environment, Estimate, Measurement, Value
 from vitslim.workload import read_workload
+
+
+class BenchRow(Value):
+    """Latency of one ONNX file."""
+
+    file: str
+    measurements: tuple[Measurement, ...]
+    estimates: tuple[Estimate, ...]
+
+
+class BenchResult(Value):
+    """Latency of several ONNX files, taken in one run."""
+
+    environment: Environment
+    rows: tuple[BenchRow, ...]
 
 
 def bench(files: Sequence[Path], config: ReportConfig, progress: Progress | None = None) -> BenchResult:

@@ -33,9 +33,9 @@ def measure_files(
 
 def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: int) -> dict[str, Estimate]:
     rows = {name: backend.estimate(path, batch) for name, path in files.items()}
-    dense = rows[baseline].cycles
+    dense = rows[baseline].latency_ms
     return {
-        name: row if name == baseline else row.model_copy(update={"speedup": dense / row.cycles})
+        name: row if name == baseline else row.model_copy(update={"speedup": dense / row.latency_ms})
         for name, row in rows.items()
     }
 

@@ -25,8 +25,8 @@ from vitslim.recipe.stages import (
     Unstructured,
 )
 
-BACKENDS = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic")
-"""Backends that a recipe can name; `sim:FILE.yaml` is the systolic array with the settings of a file."""
+BACKENDS = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic", "sim:a100", "sim:orin", "sim:h100", "sim:h200")
+"""Backends that a recipe can name; `sim:FILE.yaml` is a simulated target with the settings of a file."""
 
 TEACHERS = ("none", "previous", "dense")
 """Teachers that are no stage of the recipe."""

@@ -183,19 +183,28 @@ def measured_group(report: Report, setting: Setting) -> Group:
 
 
 def simulated_group(report: Report, setting: Setting) -> Group:
-    """Cycles, latency in ms, and the speed-up against the dense model, all simulated."""
+    """Latency in ms, the speed-up against the dense model, energy, and compute cycles, all simulated."""
     rows = [estimate(stage, setting) for stage in report.stages]
     columns = (
-        Column("cycles", "simulated", _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint=e.calibration))),
-        Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}"))),
+        Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}", hint=e.calibration))),
         Column("speed-up", "simulated", _speedups(rows)),
+        Column(
+            "mJ",
+            "simulated",
+            _cells(rows, lambda e: Cell(f"{e.energy.total_mj:.3g}", hint=e.energy.table) if e.energy else EMPTY),
+        ),
+        Column(
+            "cycles",
+            "simulated",
+            _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint="of compute") if e.cycles is not None else EMPTY),
+        ),
     )
     return Group(("simulated", setting.backend, setting.load), "simulated", _filled(columns))
 
 
-def without(group: Group, header: str) -> Group:
-    """The group without one of its columns."""
-    return replace(group, columns=tuple(column for column in group.columns if column.header != header))
+def without(group: Group, *headers: str) -> Group:
+    """The group without some of its columns."""
+    return replace(group, columns=tuple(column for column in group.columns if column.header not in headers))
 
 
 def _speedups(rows: Sequence[Measurement | Estimate | None]) -> tuple[Cell, ...]:

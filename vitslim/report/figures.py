@@ -18,7 +18,7 @@ from vitslim.report.columns import (
 )
 from vitslim.report.plots import Mark, Series, bar_plot, dot_plot
 from vitslim.results import Accuracy, Estimate, Measurement, Report
-from vitslim.units import decimals, format_bytes, format_median, format_percent
+from vitslim.units import decimals, format_bytes, format_median, format_ms, format_percent
 
 SHOWN_SETS = 3
 """More labelled sets than that would hide each other in one plot; the table has them all."""
@@ -108,22 +108,16 @@ def _measured_mark(m: Measurement, digits: int, setting: Setting) -> Mark:
 
 
 def simulated_figure(report: Report, setting: Setting) -> Figure:
-    """Simulated cycles of each stage under one condition."""
+    """Simulated latency of each stage under one condition."""
     found = [estimate(stage, setting) for stage in report.stages]
-    factor, unit = _scale(max((e.cycles for e in found if e), default=0))
-    marks = tuple(_simulated_mark(e, factor, setting) if e else None for e in found)
-    title = f"Cycles per stage, simulated, {setting}"
-    svg = bar_plot(title, f"{unit} cycles for a batch, simulated", _labels(report), marks, "simulated")
-    return Figure("Cycles, simulated", "simulated", f"{setting}. Computed from the ONNX file, not timed.", svg)
+    marks = tuple(_simulated_mark(e, setting) if e else None for e in found)
+    title = f"Latency per stage, simulated, {setting}"
+    svg = bar_plot(title, "ms for a batch, simulated", _labels(report), marks, "simulated")
+    return Figure("Latency, simulated", "simulated", f"{setting}. Computed from the ONNX file, not timed.", svg)
 
 
-def _simulated_mark(e: Estimate, factor: float, setting: Setting) -> Mark:
-    value = e.cycles / factor
-    return Mark(value, f"{value:.{decimals(value)}f}", f"{e.cycles:,} cycles, {setting}")
-
-
-def _scale(largest: float) -> tuple[float, str]:
-    return (1e6, "million") if largest >= 1e6 else (1e3, "thousand")
+def _simulated_mark(e: Estimate, setting: Setting) -> Mark:
+    return Mark(e.latency_ms, format_ms(e.latency_ms), f"{e.latency_ms:.4g} ms, {setting}, {e.calibration}")
 
 
 def _labels(report: Report) -> tuple[str, ...]:

@@ -63,8 +63,8 @@ def simulated_fact(report: Report) -> Fact | None:
     if setting is None or found is None or dense is None or found.speedup is None:
         return None
     return Fact(
-        *compared(found.speedup, "fewer cycles", "more cycles"),
-        detail=f"{dense.cycles:,} → {found.cycles:,} cycles, {setting}",
+        *compared(found.speedup, "faster", "slower"),
+        detail=f"{format_ms(dense.latency_ms)} → {format_ms(found.latency_ms)}, {setting}",
         source="simulated",
     )
 

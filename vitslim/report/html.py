@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vitslim.report import columns, figures, headline, stage_details, wording
+from vitslim.report import breakdowns, columns, figures, headline, stage_details, wording
 from vitslim.report.columns import Group, Source
 from vitslim.results import Report
 from vitslim.units import format_duration
@@ -33,7 +33,8 @@ def render_html(report: Report) -> str:
             simulated=_latencies(report, "simulated"),
             costs=(_names(report), columns.cost_group(report)),
             details=stage_details.stage_details(report),
-            breakdowns=stage_details.breakdowns(report),
+            breakdowns=breakdowns.breakdowns(report),
+            rooflines=breakdowns.rooflines(report),
             simulators=wording.simulators(report),
             gates=tuple(map(wording.gate_line, report.gates)),
             verdict=wording.gates_verdict(report.gates),
@@ -87,7 +88,7 @@ def _overview(report: Report) -> tuple[Group, ...]:
         columns.size_group(report),
         *(columns.measured_group(report, setting) for setting in columns.measured_settings(report)[:1]),
         *(
-            columns.without(columns.simulated_group(report, setting), "ms")
+            columns.without(columns.simulated_group(report, setting), "cycles", "mJ")
             for setting in columns.simulated_settings(report)[:1]
         ),
     )

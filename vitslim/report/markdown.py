@@ -30,7 +30,7 @@ def render_markdown(report: Report) -> str:
     if line := headline(report):
         lines += [f"**{_escaped(line)}**", ""]
     measured = [measured_group(report, setting) for setting in measured_settings(report)]
-    simulated = [without(simulated_group(report, setting), "ms") for setting in simulated_settings(report)]
+    simulated = [without(simulated_group(report, setting), "cycles", "mJ") for setting in simulated_settings(report)]
     accuracies = [accuracy_group(report, name) for name in datasets(report)]
     names = stage_group(report)
     lines += _table([names, *accuracies, size_group(report), *measured[:1], *simulated[:1]])

@@ -52,10 +52,10 @@ def bar_plot(title: str, axis: str, labels: Sequence[str], marks: Sequence[Mark 
     svg, place = _frame(title, axis, labels, [series], ticks)
     for index, mark in enumerate(marks):
         if mark:
-            group = _child(svg, "g", cls=f"bar {source}")
-            _child(group, "title", f"{labels[index]}: {mark.hint}")
+            group = child(svg, "g", cls=f"bar {source}")
+            child(group, "title", f"{labels[index]}: {mark.hint}")
             length = max(place(mark.value) - LEFT, 1.0)
-            _child(group, "rect", x=LEFT, y=_middle(index) - BAR / 2, width=length, height=BAR, rx=2)
+            child(group, "rect", x=LEFT, y=_middle(index) - BAR / 2, width=length, height=BAR, rx=2)
             _whisker(group, mark, _middle(index), place)
     _values(svg, [series])
     return _text_of(svg)
@@ -68,15 +68,15 @@ def dot_plot(title: str, axis: str, labels: Sequence[str], series: Sequence[Seri
     high = max((m.value + m.spread / 2 for m in found), default=1.0)
     svg, place = _frame(title, axis, labels, series, nice_ticks(low, high))
     for number, one in enumerate(series):
-        group = _child(svg, "g", cls=f"dots series-{number % 3}")
+        group = child(svg, "g", cls=f"dots series-{number % 3}")
         path = [f"{place(m.value):.1f},{_middle(i):.1f}" for i, m in enumerate(one.marks) if m]
-        _child(group, "polyline", points=" ".join(path))
+        child(group, "polyline", points=" ".join(path))
         for index, mark in enumerate(one.marks):
             if mark:
-                dot = _child(group, "g")
-                _child(dot, "title", f"{labels[index]}, {one.name}: {mark.hint}")
+                dot = child(group, "g")
+                child(dot, "title", f"{labels[index]}, {one.name}: {mark.hint}")
                 _whisker(dot, mark, _middle(index), place)
-                _child(dot, "circle", cx=place(mark.value), cy=_middle(index), r=5)
+                child(dot, "circle", cx=place(mark.value), cy=_middle(index), r=5)
     _values(svg, series)
     return _text_of(svg)
 
@@ -102,19 +102,19 @@ def _frame(
     bottom = TOP + ROW * len(labels)
     svg = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + BOTTOM}", role="img")
     svg.set("aria-label", plain(_spoken(title, labels, series)))
-    _child(svg, "title", title)
+    child(svg, "title", title)
 
     def place(value: float) -> float:
         return LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - LEFT)
 
     for tick in ticks:
-        _child(svg, "line", cls="grid", x1=place(tick), x2=place(tick), y1=TOP, y2=bottom)
-        _child(svg, "text", f"{tick:.6g}", cls="tick", x=place(tick), y=bottom + 15)
-    _child(svg, "text", axis, cls="axis", x=(LEFT + right) / 2, y=bottom + 33)
+        child(svg, "line", cls="grid", x1=place(tick), x2=place(tick), y1=TOP, y2=bottom)
+        child(svg, "text", f"{tick:.6g}", cls="tick", x=place(tick), y=bottom + 15)
+    child(svg, "text", axis, cls="axis", x=(LEFT + right) / 2, y=bottom + 33)
     for index, label in enumerate(labels):
         short = label if len(label) <= LABEL_LETTERS else label[: LABEL_LETTERS - 1] + "…"
-        name = _child(svg, "text", short, cls="label", x=LEFT - 10, y=_middle(index) + 4)
-        _child(name, "title", label)
+        name = child(svg, "text", short, cls="label", x=LEFT - 10, y=_middle(index) + 4)
+        child(name, "title", label)
     return svg, place
 
 
@@ -131,7 +131,7 @@ def _whisker(group: ET.Element, mark: Mark, y: float, place: Callable[[float], f
     if mark.spread > 0:
         left, right = place(mark.value - mark.spread / 2), place(mark.value + mark.spread / 2)
         path = f"M{left:.1f} {y - 4:.1f}V{y + 4:.1f}M{left:.1f} {y:.1f}H{right:.1f}M{right:.1f} {y - 4:.1f}V{y + 4:.1f}"
-        _child(group, "path", cls="whisker", d=path)
+        child(group, "path", cls="whisker", d=path)
 
 
 def _values(svg: ET.Element, series: Sequence[Series]) -> None:
@@ -141,14 +141,14 @@ def _values(svg: ET.Element, series: Sequence[Series]) -> None:
         for index, mark in enumerate(one.marks):
             if mark:
                 cls = f"value series-{number % 3}" if len(series) > 1 else "value"
-                _child(svg, "text", mark.text, cls=cls, x=x, y=_middle(index) + 4)
+                child(svg, "text", mark.text, cls=cls, x=x, y=_middle(index) + 4)
 
 
 def _middle(index: int) -> float:
     return TOP + ROW * (index + 0.5)
 
 
-def _child(parent: ET.Element, tag: str, text: str = "", cls: str = "", **attributes: str | float) -> ET.Element:
+def child(parent: ET.Element, tag: str, text: str = "", cls: str = "", **attributes: str | float) -> ET.Element:
     values = {key: f"{value:.1f}" if isinstance(value, float) else str(value) for key, value in attributes.items()}
     child = ET.SubElement(parent, tag, {"class": cls, **values} if cls else values)
     child.text = plain(text) or None

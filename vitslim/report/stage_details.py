@@ -1,22 +1,12 @@
-"""What each stage did, in words and notes, and where a simulated target spends its cycles."""
+"""What each stage did, in words and notes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitslim.report.columns import (
-    Cell,
-    Column,
-    Group,
-    Setting,
-    accuracy,
-    datasets,
-    measured_settings,
-    measurement,
-    simulated_settings,
-)
-from vitslim.results import EstimateRow, Report, StageRecord
+from vitslim.report.columns import accuracy, datasets, measured_settings, measurement
+from vitslim.results import Report, StageRecord
 from vitslim.units import format_bytes, format_count, format_ms, format_percent, format_points
 
 
@@ -26,14 +16,6 @@ class StageDetail:
 
     stage: StageRecord
     effects: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Cycles of one stage on one simulated target by operator."""
-
-    title: str
-    groups: tuple[Group, ...]
 
 
 def stage_details(report: Report) -> tuple[StageDetail, ...]:
@@ -67,37 +49,3 @@ def _effects(report: Report, index: int) -> Iterator[str]:
 def _change(before: float, after: float) -> str:
     """The change of a positive number in percent, in brackets."""
     return f" ({100 * (after / before - 1):+.1f} %)" if before else ""
-
-
-def breakdowns(report: Report) -> tuple[Breakdown, ...]:
-    """Operators of the dense and of the last model on every simulated target, the costliest first."""
-    found = []
-    for setting in simulated_settings(report):
-        for stage in dict.fromkeys((report.stages[0].name, report.stages[-1].name)):
-            rows = _rows(report, stage, setting)
-            if rows:
-                found.append(Breakdown(f"{stage} on {setting}", (_breakdown(rows),)))
-    return tuple(found)
-
-
-def _rows(report: Report, name: str, setting: Setting) -> tuple[EstimateRow, ...]:
-    stage = next(stage for stage in report.stages if stage.name == name)
-    estimates = (e for e in stage.estimates if Setting(e.backend, e.batch) == setting)
-    return tuple(sorted((row for e in estimates for row in e.rows), key=lambda row: -row.cycles))
-
-
-def _breakdown(rows: tuple[EstimateRow, ...]) -> Group:
-    total = max(sum(row.cycles for row in rows), 1)
-    return Group(
-        (),
-        "simulated",
-        (
-            Column("operator", "", tuple(Cell(row.name) for row in rows), numeric=False),
-            Column("kind", "", tuple(Cell(row.op) for row in rows), numeric=False),
-            Column("count", "counted", tuple(Cell(str(row.count)) for row in rows)),
-            Column("MACs", "counted", tuple(Cell(f"{row.macs:,}") for row in rows)),
-            Column("cycles", "simulated", tuple(Cell(f"{row.cycles:,}") for row in rows)),
-            Column("of all", "simulated", tuple(Cell(format_percent(row.cycles / total)) for row in rows)),
-            Column("utilisation", "simulated", tuple(Cell(format_percent(row.utilisation)) for row in rows)),
-        ),
-    )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vitslim.results import Estimate, GateResult, LayerNote, Report
+from vitslim.units import format_percent
 
 
 def plain(text: str) -> str:
@@ -81,10 +82,30 @@ def simulators(report: Report) -> tuple[Estimate, ...]:
     return tuple({estimate.backend: estimate for estimate in found}.values())
 
 
+def estimate_sums(found: Estimate) -> tuple[str, ...]:
+    """What a simulated time is made of, utilisation counted three ways, and energy with its table and parts."""
+    parts = []
+    if found.terms_ms:
+        parts.append("time: " + ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.terms_ms.items()))
+    if found.kernels is not None:
+        parts.append(f"{found.kernels} kernels")
+    if found.utilisation:
+        ways = (found.utilisation.ideal, found.utilisation.with_stalls, found.utilisation.with_loading)
+        ideal, stalls, loading = map(format_percent, ways)
+        parts.append(f"utilisation: {ideal} ideal, {stalls} with stalls, {loading} with loading")
+    if found.energy:
+        e = found.energy
+        split = ", ".join(f"{name} {mj:.3g}" for name, mj in e.parts_mj.items())
+        note = f"; assumed: {', '.join(e.assumed)}" if e.assumed else ""
+        parts.append(f"energy: {e.total_mj:.3g} mJ ({split}) from {e.table}, {e.node}, {e.source}{note}")
+    return tuple(parts)
+
+
 def simulated_words(found: Estimate) -> str:
     """Where a simulated number comes from: calibration, expected error, settings, assumptions."""
     parts = [f"calibration: {found.calibration or 'uncalibrated'}"]
     parts.append(f"expected error: {found.expected_error or 'unknown'}")
+    parts += estimate_sums(found)
     if found.settings:
         parts.append(", ".join(f"{key} {value}" for key, value in found.settings.items()))
     if found.assumed:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 from onnx import NodeProto
 
+from vitslim.errors import InputError
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer_of, role_of
 from vitslim.workload.operators import Operator
 from vitslim.workload.weights import Weight, activation_bits, find_weight, sparsity, weight_bits
@@ -14,6 +16,9 @@ from vitslim.workload.weights import Weight, activation_bits, find_weight, spars
 SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice"}
 """What may stand between an attention product and the softmax."""
 SEARCH_DEPTH = 8
+
+TWO_FOUR = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Conv", "ConvInteger", "QLinearConv"}
+"""Products whose reduction lies along known dimensions of the weight, so that a 2:4 pattern along it can be seen."""
 
 
 def read_matmul(graph: OnnxGraph, node: NodeProto) -> Operator:
@@ -25,14 +30,14 @@ def read_matmul(graph: OnnxGraph, node: NodeProto) -> Operator:
     elements = graph.type_of(node.output[0], node).elements
     weight = find_weight(graph, right_name)
     if weight is not None and prod(right[:-2]) == 1:
-        return _weighted(graph, node, (prod(left[:-1]), right[-1], left[-1], 1), weight, -2, left_name)
+        return weighted(graph, node, (prod(left[:-1]), right[-1], left[-1], 1), weight, -2, left_name)
     batch = elements // (left[-2] * right[-1])
     if weight is not None:
-        return _weighted(graph, node, (left[-2], right[-1], left[-1], batch), weight, -2, left_name)
+        return weighted(graph, node, (left[-2], right[-1], left[-1], batch), weight, -2, left_name)
     swapped = find_weight(graph, left_name)
     if swapped is not None:
-        return _weighted(graph, node, (right[-1], left[-2], left[-1], batch), swapped, -1, right_name)
-    return _attention(graph, node, (left[-2], right[-1], left[-1], batch), left_name, right_name)
+        return weighted(graph, node, (right[-1], left[-2], left[-1], batch), swapped, -1, right_name)
+    return of_activations(graph, node, (left[-2], right[-1], left[-1], batch), left_name, right_name)
 
 
 def read_gemm(graph: OnnxGraph, node: NodeProto) -> Operator:
@@ -43,8 +48,8 @@ def read_gemm(graph: OnnxGraph, node: NodeProto) -> Operator:
     n = right[0] if flipped else right[1]
     weight = find_weight(graph, node.input[1])
     if weight is None:
-        return _attention(graph, node, (m, n, k, 1), node.input[0], node.input[1])
-    return _weighted(graph, node, (m, n, k, 1), weight, 1 if flipped else 0, node.input[0])
+        return of_activations(graph, node, (m, n, k, 1), node.input[0], node.input[1])
+    return weighted(graph, node, (m, n, k, 1), weight, 1 if flipped else 0, node.input[0])
 
 
 def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
@@ -52,12 +57,62 @@ def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
     name = node.input[3 if node.op_type == "QLinearConv" else 1]
     out, kernel = graph.type_of(node.output[0], node).shape, graph.type_of(name, node).shape
     groups = attribute(node, "group", 1)
-    sizes = (out[0] * prod(out[2:]), kernel[0] // groups, prod(kernel[1:]), groups)
+    sizes = (out[0] * prod(out[2:]), kernel[0] // max(1, groups), prod(kernel[1:]), groups)
     weight = find_weight(graph, name)
-    return _weighted(graph, node, sizes, weight, None, node.input[0])
+    return weighted(graph, node, sizes, weight, None, node.input[0])
 
 
-def _weighted(
+def read_transposed_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
+    """ConvTranspose as one product a group: rows are the positions that go in, columns what each of them adds to."""
+    data, kernel = graph.type_of(node.input[0], node).shape, graph.type_of(node.input[1], node).shape
+    groups = attribute(node, "group", 1)
+    sizes = (data[0] * prod(data[2:]), prod(kernel[1:]), kernel[0] // max(1, groups), groups)
+    return weighted(graph, node, sizes, find_weight(graph, node.input[1]), None, node.input[0])
+
+
+def read_einsum(graph: OnnxGraph, node: NodeProto) -> Operator:
+    """Einsum of two operands as one product: shared letters that stay are the count, those that go are reduced.
+
+    Raises InputError for other numbers of operands and for an equation with an ellipsis.
+    """
+    equation = next((a.s.decode("utf-8", "replace") for a in node.attribute if a.name == "equation"), "")
+    terms, _, result = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    shapes = [graph.type_of(name, node).shape for name in node.input]
+    if len(shapes) != 2 or [len(s) for s in shapes] != [len(t) for t in letters] or not result:
+        raise InputError(f"Einsum '{node.name}' with '{equation}' is not understood",
+                         "two operands with one letter a dimension and an output are")  # fmt: skip
+    length = {letter: size for term, shape in zip(letters, shapes, strict=True)
+              for letter, size in zip(term, shape, strict=True)}  # fmt: skip
+    left, right, out = (set(term) for term in (*letters, result))
+    count, rows, columns, reduced = (
+        prod(length[letter] for letter in found)
+        for found in (left & right & out, left - right, right - left, (left & right) - out)
+    )
+    weight = find_weight(graph, node.input[1])
+    if weight is not None:
+        return weighted(graph, node, (rows, columns, reduced, count), weight, None, node.input[0])
+    return of_activations(graph, node, (rows, columns, reduced, count), node.input[0], node.input[1])
+
+
+def read_attention(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
+    """Attention of opset 23: scores, softmax and values of every head and image."""
+    shapes = [graph.type_of(name, node).shape for name in node.input[:3]]
+    if len(shapes[0]) == 4:
+        heads, width, value_width = shapes[0][1], shapes[0][-1], shapes[2][-1]
+    else:
+        heads = max(1, attribute(node, "q_num_heads", 1))
+        width = shapes[0][-1] // heads
+        value_width = shapes[2][-1] // max(1, attribute(node, "kv_num_heads", heads))
+    count, rows, keys = shapes[0][0] * heads, shapes[0][-2], shapes[1][-2]
+    scores = of_activations(graph, node, (rows, keys, width, count), node.input[0], node.input[1])
+    values = of_activations(graph, node, (rows, value_width, keys, count), node.input[0], node.input[2])
+    softmax = Operator(scores.name, "softmax", "Softmax", elements=count * rows * keys, layer=scores.layer,
+                       role="Softmax")  # fmt: skip
+    return replace(scores, role="QK^T"), softmax, replace(values, role="PV")
+
+
+def weighted(
     graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int | None,
     data: str,
 ) -> Operator:  # fmt: skip
@@ -66,20 +121,22 @@ def _weighted(
     layer = layer_of(node, weight.tensor.name if weight else "")
     return Operator(
         name=node.name or node.output[0],
-        op="conv" if axis is None else "gemm",
+        op="conv" if "Conv" in node.op_type else "gemm",
         type=node.op_type,
         m=m, n=n, k=k, count=count,
         elements=m * n * count,
         weight=weight is not None,
         weight_bits=weight_bits(graph, weight) if weight else 0,
         input_bits=activation_bits(graph, data),
-        sparsity=sparsity(graph, weight, axis) if weight else "",
+        sparsity=sparsity(graph, weight, axis) if weight and node.op_type in TWO_FOUR else "",
         layer=layer,
         role=node.op_type if layer == node.name else role_of(layer),
     )  # fmt: skip
 
 
-def _attention(graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], left: str, right: str) -> Operator:
+def of_activations(
+    graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], left: str, right: str
+) -> Operator:
     m, n, k, count = sizes
     return Operator(
         name=node.name or node.output[0],

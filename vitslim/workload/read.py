@@ -3,93 +3,136 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import replace
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
 from onnx import NodeProto, TensorProto
 
+from vitslim.errors import InputError
 from vitslim.workload.file import load_onnx
+from vitslim.workload.fusion import Fusion
+from vitslim.workload.kinds import DOMAINS, KIND_OF, REDUCING
 from vitslim.workload.onnx_graph import OnnxGraph, layer_of, role_of
-from vitslim.workload.operators import Operator, OpKind, Workload
-from vitslim.workload.products import read_conv, read_gemm, read_matmul
+from vitslim.workload.operators import PRODUCTS, Kernel, Operator, OpKind, Workload
+from vitslim.workload.products import (
+    read_attention,
+    read_conv,
+    read_einsum,
+    read_gemm,
+    read_matmul,
+    read_transposed_conv,
+)
+from vitslim.workload.traffic import known_types, traffic
 from vitslim.workload.weights import element_bits
 
-PRODUCTS: dict[str, Callable[[OnnxGraph, NodeProto], Operator]] = {
+READERS: dict[str, Callable[[OnnxGraph, NodeProto], Operator]] = {
     "MatMul": read_matmul, "MatMulInteger": read_matmul, "QLinearMatMul": read_matmul, "Gemm": read_gemm,
-    "Conv": read_conv, "ConvInteger": read_conv, "QLinearConv": read_conv,
+    "Conv": read_conv, "ConvInteger": read_conv, "QLinearConv": read_conv, "ConvTranspose": read_transposed_conv,
+    "Einsum": read_einsum,
 }  # fmt: skip
 
-KINDS: dict[OpKind, str] = {
-    "softmax": "Softmax LogSoftmax",
-    "norm": "LayerNormalization RMSNormalization BatchNormalization InstanceNormalization GroupNormalization "
-    "LpNormalization",
-    "elementwise": "Abs Add And BitShift Ceil Celu Clip CumSum Cos Div Elu Equal Erf Exp Floor Gelu Greater "
-    "GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg "
-    "Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tanh Where Xor",
-    "movement": "Cast CastLike Concat ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Gather Identity Pad "
-    "Range Reshape Resize Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze",
-    "select": "ArgMax ArgMin GatherElements GatherND NonZero OneHot ScatterElements ScatterND TopK Unique",
-    "quantize": "QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
-}
-REDUCTIONS = (
-    "AveragePool GlobalAveragePool GlobalMaxPool MaxPool ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean "
-    "ReduceMin ReduceProd ReduceSum ReduceSumSquare"
-)
-"""Elementwise work on what goes in, not on what comes out."""
-KIND_OF: dict[str, OpKind] = {name: kind for kind, names in KINDS.items() for name in names.split()}
+COSTLY = (*PRODUCTS, "softmax", "norm", "elementwise")
+"""Kinds whose cost goes with their elements, so that an unknown shape is no estimate."""
+LARGEST = 2**62
+"""Of what counts of operators and bytes may be, so that sums of them stay exact."""
 
 
 def read_workload(path: Path, batch: int = 1) -> Workload:
-    """Operators of an ONNX file with the batch dimension bound to `batch`.
+    """Operators of an ONNX file with the batch dimension bound to `batch`, and the kernels they are fused to.
 
-    Raises InputError for a file that is missing, empty, truncated, not ONNX, or that does not take the batch size.
+    Raises InputError for a file that is missing, empty, truncated, not ONNX, that does not take the batch size, that
+    holds control flow, or in which the shape of something that costs time is unknown or has a dimension of zero.
     """
     model = load_onnx(path)
     graph = OnnxGraph(model, batch)
-    absorbed = {id(node) for erf in graph.nodes if erf.op_type == "Erf" for node in _gelu_chain(graph, erf)}
-    operators: list[Operator] = []
+    absorbed = {node.output[0] for erf in graph.nodes if erf.op_type == "Erf" for node in _gelu_chain(graph, erf)}
+    operators: dict[str, tuple[Operator, ...]] = {}
     unknown: Counter[str] = Counter()
+    unknown_bytes: Counter[str] = Counter()
     folded = 0
     for node in graph.nodes:
         if graph.constant.issuperset(node.output):
             folded += 1
-        elif id(node) not in absorbed:
-            operator = _read_node(graph, node)
-            if operator is None:
+        elif node.output[0] not in absorbed:
+            found = _read_node(graph, node)
+            operators[node.output[0]] = found
+            if not found:
                 unknown[_full_type(node)] += 1
-            else:
-                operators.append(operator)
+                unknown_bytes[_full_type(node)] += sum(traffic(graph, node))
+    flat = tuple(operator for found in operators.values() for operator in found)
     return Workload(
         batch=batch,
-        operators=tuple(operators),
+        operators=flat,
         params=_params(graph),
         file_bytes=path.stat().st_size,
         folded=folded,
         unknown=dict(sorted(unknown.items())),
+        unknown_bytes=dict(sorted(unknown_bytes.items())),
+        kernels=_kernels(graph, operators, absorbed, flat),
     )
 
 
-def _read_node(graph: OnnxGraph, node: NodeProto) -> Operator | None:
-    """The operator of a node; None when its type is unknown."""
-    if node.domain not in {"", "ai.onnx"}:
-        return None
-    if node.op_type in PRODUCTS:
-        return PRODUCTS[node.op_type](graph, node)
-    reduction = node.op_type in REDUCTIONS.split()
+def _kernels(
+    graph: OnnxGraph, operators: Mapping[str, tuple[Operator, ...]], absorbed: Set[str], flat: tuple[Operator, ...]
+) -> tuple[Kernel, ...]:
+    kinds: dict[str, str] = {name: found[0].op for name, found in operators.items() if found}
+    roles = {name: found[0].role for name, found in operators.items() if found}
+    ends = accumulate(map(len, operators.values()))
+    places = {name: tuple(range(end - len(operators[name]), end)) for name, end in zip(operators, ends, strict=True)}
+    return Fusion(graph, kinds | dict.fromkeys(absorbed, "elementwise"), roles).kernels(places, flat)
+
+
+def _read_node(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
+    """The operators of a node; none when its type is unknown."""
+    if node.domain not in DOMAINS:
+        return ()
+    if node.op_type == "Attention":
+        found = read_attention(graph, node)
+    else:
+        one = READERS[node.op_type](graph, node) if node.op_type in READERS else _read_other(graph, node)
+        found = (one,) if one else ()
+    read, constant, written = traffic(graph, node)
+    # What goes in and out belongs to the node; of several operators the first carries it.
+    return tuple(
+        replace(_checked(operator), read_bytes=read, constant_bytes=constant, written_bytes=written)
+        if index == 0 else _checked(operator)
+        for index, operator in enumerate(found)
+    )  # fmt: skip
+
+
+def _read_other(graph: OnnxGraph, node: NodeProto) -> Operator | None:
+    """An operator that is no matrix product; None when its type is unknown."""
+    reduction = node.op_type in REDUCING
     kind: OpKind | None = "elementwise" if reduction else KIND_OF.get(node.op_type)
     if kind is None:
         return None
-    values = node.input[:1] if reduction else node.output
+    values = node.input[:1] if reduction else [name for name in node.output if name]
+    types = [graph.type_of(name, node) for name in values] if kind in COSTLY else known_types(graph, values)
     layer = layer_of(node)
     return Operator(
         name=node.name or node.output[0],
         op=kind,
         type="Gelu" if node.op_type == "Erf" else node.op_type,
-        elements=sum(graph.types[value].elements for value in values if value in graph.types),
+        elements=sum(one.elements for one in types),
         layer=layer,
         role=node.op_type if layer == node.name else role_of(layer),
     )
+
+
+def _checked(operator: Operator) -> Operator:
+    """The operator, when its sizes are such that it can be computed with. Raises InputError."""
+    product = operator.op in PRODUCTS
+    shown = f"{operator.type} '{operator.name}'"
+    if min(operator.m, operator.n, operator.k, operator.count) < 1 if product else (
+        operator.op in COSTLY and operator.elements < 1
+    ):  # fmt: skip
+        raise InputError(f"{shown} has a dimension of zero", "export the model with a fixed image size")
+    if max(operator.macs, operator.elements, operator.bytes) > LARGEST:
+        raise InputError(f"{shown} is too large to be computed with", "the file is damaged: write it again")
+    return operator
 
 
 def _full_type(node: NodeProto) -> str:

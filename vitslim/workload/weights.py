@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from vitslim.errors import InputError
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 T = TypeVar("T", bound=np.generic)
@@ -77,7 +78,7 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
 
     None is a convolution, whose reduction runs over input channels and kernel, flattened in the order they are stored.
     """
-    stored = numpy_helper.to_array(weight.tensor)
+    stored = stored_values(weight.tensor)
     if stored.ndim < 2:
         return ""
     zeros = np.equal(stored, 0) if stored.dtype.kind == "f" else np.equal(stored, zero_point(graph, weight))
@@ -88,6 +89,15 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
     if axis is None:
         zeros, axis = zeros.reshape(len(zeros), -1), 1
     return "2:4" if is_two_four(zeros, axis) else ""
+
+
+def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
+    """The values of an initialiser. Raises InputError when they do not fit its shape."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the values of '{tensor.name}' do not fit its shape {list(tensor.dims)}",
+                         "the file is damaged: write it again") from error  # fmt: skip
 
 
 def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
@@ -113,7 +123,7 @@ def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
     found = find_weight(graph, node.input[2]) if node is not None and len(node.input) > 2 else None
     if node is None or found is None:
         return none
-    point = numpy_helper.to_array(found.tensor).astype(np.int64)
+    point = stored_values(found.tensor).astype(np.int64)
     if not point.any():
         return none
     if point.ndim == 1 and point.size > 1:

@@ -40,7 +40,7 @@ def measure_products(
     Raises InputError for a bad file, BackendUnavailableError without ONNX Runtime.
     """
     whole = _whole_model(OnnxModel(dense, threads), batch)
-    waited = waiting_share(lambda: _timed(whole))
+    waited = waiting_share(lambda: timed_seconds(whole))
     if waited > BUSY:
         progress.say(
             f"other programs keep the processor busy: the dense model waits {100 * waited:.0f} % of its time, single "
@@ -50,8 +50,8 @@ def measure_products(
     runs: dict[Shape | None, list[float]] = {shape: [] for shape in timed}
     steps = [shape for index in range(ROUNDS) for shape in rotated(timed, index * len(timed) // ROUNDS)]
     for shape in progress.track(steps, f"{len(shapes)} products, batch {batch}, threads {threads}"):
-        run = whole if shape is None else _single_product(for_batch(shape, batch), threads)
-        runs[shape] += _timed(run)
+        run = whole if shape is None else single_product(for_batch(shape, batch), threads)
+        runs[shape] += timed_seconds(run)
     median = {shape: 1e3 * float(np.median(times)) for shape, times in runs.items()}
     return ProductTimes(
         ms={shape: max(0.0, median[shape] - median[NOTHING]) for shape in shapes},
@@ -61,7 +61,7 @@ def measure_products(
     )
 
 
-def _timed(run: Callable[[], object]) -> list[float]:
+def timed_seconds(run: Callable[[], object]) -> list[float]:
     """Seconds of about 20 ms worth of runs, after one or two that warm up."""
     run()
     repeats = runs_per_round(_seconds(run))
@@ -86,7 +86,7 @@ def _whole_model(model: OnnxModel, batch: int) -> Callable[[], object]:
     return lambda: model(images)
 
 
-def _single_product(shape: Shape, threads: int) -> Callable[[], object]:
+def single_product(shape: Shape, threads: int) -> Callable[[], object]:
     """A session of one MatMul whose inputs and output are bound beforehand: a run is the product alone."""
     count, rows, reduce, columns = shape
     if count == 1:

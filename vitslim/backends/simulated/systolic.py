@@ -66,14 +66,15 @@ def compute_cycles(m: Size, n: Size, k: Size, array: Array, overlap: Literal["no
     return _folds(m, n, k, array) * (preload + array.rows + array.columns + streamed - 2) - 1
 
 
-def compacted_k(k: Size, mapping: Literal["layer", "row"]) -> Ints:
-    """Rows that K takes in a weight-stationary array when its weights are 2:4 sparse.
+def compacted_k(k: Size, mapping: Literal["layer", "row"], kept: int = KEPT, block: int = BLOCK) -> Ints:
+    """Rows that K takes in a weight-stationary array when of every `block` weights along K only `kept` stay.
 
-    `layer`: ceil(K * 2/4). `row`: every column has its own pattern, so two blocks of four share four slots.
+    `layer`: ceil(K * kept / block). `row`: every column has a count of its own, at most half of a block, so that two
+    blocks share the slots of one.
     """
     if mapping == "layer":
-        return _ceil_div(np.asarray(k, np.int64) * KEPT, BLOCK)
-    return BLOCK * _ceil_div(k, 2 * BLOCK)
+        return _ceil_div(np.asarray(k, np.int64) * kept, block)
+    return block * _ceil_div(k, 2 * block)
 
 
 def overall_utilisation(m: Size, n: Size, k: Size, array: Array, cycles: Size) -> Floats:
@@ -112,19 +113,21 @@ def sram_traffic(m: Size, n: Size, k: Size, array: Array, counters: Literal["cle
 
 
 def sparse_sram_traffic(
-    m: Size, n: Size, k: Size, array: Array, mapping: Literal["layer", "row"], counters: Literal["clean", "scalesim"]
+    m: Size, n: Size, k: Size, array: Array, mapping: Literal["layer", "row"], counters: Literal["clean", "scalesim"],
+    pattern: tuple[int, int] = (KEPT, BLOCK),
 ) -> Traffic:  # fmt: skip
-    """SRAM words of one weight-stationary product with 2:4 weights; `k` is the dense K.
+    """SRAM words of one weight-stationary product with N:M weights, 2:4 unless told otherwise; `k` is the dense K.
 
     Every kept weight may need any input of its block, so a block's inputs are all read. With `scalesim` and `row`
     pipeline bubbles count as input reads.
     """
-    kept = compacted_k(k, mapping)
+    few, block = pattern
+    kept = compacted_k(k, mapping, few, block)
     dense = sram_traffic(m, n, kept, array, counters)
     if mapping == "row" and counters == "scalesim":
-        inputs = _folds(m, n, kept, array) * (np.asarray(m, np.int64) + array.rows - 1) * array.rows * BLOCK
+        inputs = _folds(m, n, kept, array) * (np.asarray(m, np.int64) + array.rows - 1) * array.rows * block
     else:
-        inputs = dense.input_reads * BLOCK // KEPT
+        inputs = dense.input_reads * block // few
     return Traffic(inputs, dense.weight_reads, dense.output_writes, dense.output_reads)
 
 

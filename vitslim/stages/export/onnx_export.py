@@ -60,6 +60,7 @@ def export_onnx(graph: ModelGraph, path: Path, target: Target = "portable") -> E
     fold_gemm_biases(model)
     onnxscript.optimizer.optimize(model)
     store_weights(model, stored)
+    model.graph.sort()  # constants that were folded last may stand behind what reads them
     annotations = annotate(model, graph)
     model.producer_name, model.producer_version = "vitslim", vitslim.__version__
     model.graph.name = graph.source.timm

@@ -1,0 +1,235 @@
+"""Fitting the constants of the tensor-core model: least squares from several starts, and errors on unseen folds."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ruamel.yaml import YAML
+from scipy.optimize import least_squares
+
+from vitslim.backends.environment import environment
+from vitslim.backends.gemm_errors import by_class, noise, speedups
+from vitslim.backends.gemm_list import Gemm, read_gemms
+from vitslim.backends.simulated.gemms import gemm_us, roofline_us, widths
+from vitslim.backends.simulated.gpu_spec import (
+    Calibration,
+    Errors,
+    Fitted,
+    FittedPrecisions,
+    GpuSpec,
+    Pair,
+    load_gpu,
+)
+from vitslim.backends.simulated.tensor_core import TILES, Chip, Constants, Widths, gemm_time
+
+Floats = npt.NDArray[np.float64]
+
+SPECS = Path(__file__).resolve().parents[2] / "vitslim" / "backends" / "simulated" / "specs"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "gpu-model.json"
+HEADER = """# Written by scripts/calibrate_gpu.py. Never edit a constant by hand.
+# errors: percent of the measured time, on folds that the fit had not seen.
+"""
+
+RANGES: dict[str, tuple[float, float, float]] = {
+    "floor_us": (0.5, 6.5, 4.0),
+    **{f"tile {rows}x{columns}": (0.15, 1.0, 0.8) for rows, columns in TILES},
+    "dram": (0.4, 1.2, 0.75),
+    "fill_us": (0.0, 8.0, 2.0),
+    "sharpness": (1.5, 12.0, 4.0),
+    "l2": (0.2, 1.6, 0.7),
+    "reduction": (0.2, 4.0, 1.0),
+    "quantisation": (0.0, 1.0, 0.6),
+    "resident": (0.05, 1.5, 0.5),
+    "spill": (0.0, 2.0, 0.8),
+    "raster": (1.0, 16.0, 4.0),
+    "step_us": (0.0, 0.5, 0.1),
+}
+"""Smallest and largest value of each constant, and where the search begins."""
+NEAR = 0.04
+"""Errors below this count by their square, larger ones by their size."""
+STARTS = 2
+SMALL_SHAPE = 128
+SMALL_WEIGHT = 4.0
+"""Products with no side above 128 show the floor; there are few of them, so each counts more."""
+
+
+def constants_of(point: Floats) -> Constants:
+    """Constants from a point of the search, every coordinate of which may be any number."""
+    low, high, _ = np.array(list(RANGES.values())).T
+    values = (low + (high - low) / (1 + np.exp(-point))).tolist()
+    names = list(RANGES)
+    fields = dict(zip(names, values, strict=True))
+    tiles = tuple(fields.pop(name) for name in names if name.startswith("tile "))
+    return Constants(tiles=tiles, **fields)
+
+
+def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, widths: Widths,
+        starts: int = STARTS) -> Constants:  # fmt: skip
+    """Constants for products `shapes` (n, 3: M, N, K), each measured once in every array of `measured_us`."""
+    sizes = np.column_stack([np.ones(len(shapes)), shapes])
+    logs = [np.log(times) for times in measured_us]
+    weight = np.where((shapes <= SMALL_SHAPE).all(axis=1), SMALL_WEIGHT, 1.0)
+
+    def residuals(point: Floats) -> Floats:
+        estimate = np.log(gemm_time(sizes, chip, ops, constants_of(point), widths).total_us)
+        return np.concatenate([weight * (estimate - one) for one in logs])
+
+    low, high, start = np.array(list(RANGES.values())).T
+    centre = np.log((start - low) / (high - start))
+    generator = np.random.default_rng(0)
+    best = None
+    for index in range(starts):
+        point = centre + (0.7 * generator.standard_normal(len(centre)) if index else 0.0)
+        found = least_squares(residuals, point, loss="soft_l1", f_scale=NEAR, max_nfev=60, diff_step=1e-3)
+        best = found if best is None or found.cost < best.cost else best
+    return constants_of(centre if best is None else best.x)
+
+
+LARGEST = 65_535
+CLASSES = {"fp16": ("FP16", "BF16"), "int8": ("INT8",)}
+
+
+def usable(gemms: Sequence[Gemm]) -> list[Gemm]:
+    """Measured products without the largest, of which some are outliers."""
+    return [g for g in gemms if g.measured_us is not None and max(g.m, g.n, g.k) <= LARGEST]
+
+
+def fitted(gemms: Sequence[Gemm], spec: GpuSpec, starts: int = STARTS) -> FittedPrecisions:
+    """Constants of all classes: FP16 and BF16 share theirs."""
+    pairs = {}
+    for precision, dtypes in CLASSES.items():
+        kinds = {}
+        for name, sparse in (("dense", False), ("sparse", True)):
+            rows = [g for g in gemms if g.dtype in dtypes and g.sparse is sparse]
+            if not rows:
+                sys.exit(f"there are no measured {name} products of {' or '.join(dtypes)}: add some")
+            shapes = sorted({(g.m, g.n, g.k) for g in rows})
+            times = [{(g.m, g.n, g.k): g.measured_us for g in rows if g.dtype == dtype} for dtype in dtypes]
+            measured = [np.array([one[shape] for shape in shapes], np.float64) for one in times if len(one)]
+            found = fit(np.array(shapes, np.float64), measured, spec.device(), spec.rate(precision, sparse),
+                        widths(rows[0], spec), starts)  # fmt: skip
+            kinds[name] = Fitted.model_validate(asdict(found))
+        pairs[precision] = Pair(**kinds)
+    return FittedPrecisions(**pairs)
+
+
+def fold_numbers(gemms: Sequence[Gemm], folds: int) -> list[int]:
+    """Fold of each product; all rows of a shape are in the same one."""
+    shapes = sorted({(g.m, g.n, g.k) for g in gemms})
+    order = np.random.default_rng(0).permutation(len(shapes))
+    number = {shapes[place]: index % folds for index, place in enumerate(order)}
+    return [number[g.m, g.n, g.k] for g in gemms]
+
+
+def unseen_us(gemms: Sequence[Gemm], spec: GpuSpec, folds: int, starts: int = STARTS) -> Floats:
+    """Predictions of each product by constants that were fitted to the other folds."""
+    numbers = np.array(fold_numbers(gemms, folds))
+    predicted = np.zeros(len(gemms))
+    for index in range(folds):
+        rest = [g for g, number in zip(gemms, numbers, strict=True) if number != index]
+        places = np.flatnonzero(numbers == index)
+        other = with_constants(spec, fitted(rest, spec, starts))
+        predicted[places] = gemm_us([gemms[place] for place in places], other)
+        print(f"fold {index + 1} of {folds}", flush=True)
+    return predicted
+
+
+def with_constants(spec: GpuSpec, constants: FittedPrecisions) -> GpuSpec:
+    """The chip with other constants."""
+    return spec.model_copy(update={"calibration": spec.calibration.model_copy(update={"constants": constants})})
+
+
+def calibrate(path: Path, chip: str, folds: int) -> None:
+    """Fit, judge on unseen folds, and write the constants into the packaged settings of the chip."""
+    spec = load_gpu(chip)
+    gemms = usable(read_gemms(path))
+    everything = fitted(gemms, spec)
+    predicted = unseen_us(gemms, spec, folds)
+    statistics = by_class(gemms, predicted)
+    write_summary(summary(gemms, predicted, spec), path)
+    calibration = Calibration(
+        chip=chip,
+        date=date.today().isoformat(),
+        rows=len(gemms),
+        source=path.name,
+        folds=folds,
+        lengths=lengths(gemms),
+        errors={s.name: Errors(rows=s.rows, mean=_percent(s.mean), median=_percent(s.median), p90=_percent(s.p90))
+                for s in statistics},
+        constants=everything,
+    )  # fmt: skip
+    write_calibration(calibration, SPECS / f"{chip}.calibration.yaml")
+    if not spec.calibrated:
+        print(f"to use it, set calibrated_on: {chip} in {SPECS / chip}.yaml")
+    for s in statistics:
+        print(f"{s.name:12} n {s.rows:4}  mean {s.mean:6.1%}  median {s.median:6.1%}  p90 {s.p90:6.1%}")
+
+
+def lengths(gemms: Sequence[Gemm]) -> dict[str, tuple[int, int]]:
+    """The middle nine tenths of each length."""
+    sides = np.array([(g.m, g.n, g.k) for g in gemms])
+    low, high = np.percentile(sides, (5, 95), axis=0, method="nearest").astype(int)
+    return {name: (int(a), int(b)) for name, a, b in zip("MNK", low, high, strict=True)}
+
+
+def summary(gemms: Sequence[Gemm], predicted: Floats, spec: GpuSpec) -> dict[str, float]:
+    """Errors on unseen folds, those of the plain roofline and of a second measurement, and the speed-ups by 2:4."""
+    figures: dict[str, float] = {}
+    models = {"model": by_class(gemms, predicted), "roofline": by_class(gemms, roofline_us(gemms, spec))}
+    floor = noise(gemms)
+    models |= {"noise": [floor]} if floor else {}
+    for model, statistics in models.items():
+        for s in statistics:
+            figures |= {f"{model}, {s.name}, {key}": value for key, value in
+                        (("mean", s.mean), ("median", s.median), ("p90", s.p90))}  # fmt: skip
+    for one in speedups(gemms, predicted):
+        figures |= {
+            f"speed-up, {one.name}, rank correlation": one.rank_correlation,
+            f"speed-up, {one.name}, mean error": one.mean_error,
+            f"speed-up, {one.name}, direction right": one.direction_right,
+            f"speed-up, {one.name}, slow-downs": one.slowdowns,
+            f"speed-up, {one.name}, caught": one.caught,
+            f"speed-up, {one.name}, false": one.false_slowdowns,
+        }
+    return figures
+
+
+def write_summary(figures: dict[str, float], source: Path) -> None:
+    """Keep the figures for the README."""
+    result = {"source": source.name, "environment": environment().model_dump(), "figures": figures}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def write_calibration(calibration: Calibration, target: Path) -> None:
+    """Write constants with four digits, and what they were fitted to."""
+    values = calibration.model_dump()
+    values["constants"] = _rounded(values["constants"])
+    values["lengths"] = {name: list(pair) for name, pair in values["lengths"].items()}
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 120
+    yaml.dump(values, text)
+    target.write_text(HEADER + text.getvalue(), encoding="utf-8")
+    print(f"wrote {target}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.4g}")
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, 2)

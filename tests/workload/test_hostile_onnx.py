@@ -1,0 +1,118 @@
+"""Files that are odd or made to do harm: every one gets an error that names what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from vitslim.errors import InputError
+from vitslim.workload import read_workload
+
+FLOAT = TensorProto.FLOAT
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], shape: list[int | str] | None, *weights: onnx.TensorProto) -> Path:
+    value = helper.make_tensor_value_info("x", FLOAT, shape)
+    graph = helper.make_graph(nodes, "g", [value], [helper.make_tensor_value_info("y", FLOAT, None)], list(weights))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def refused(path: Path, words: str, batch: int = 1) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_workload(path, batch)
+    assert caught.value.exit_code == 5
+    assert caught.value.hint
+
+
+def test_control_flow(tmp_path: Path) -> None:
+    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], "b", [],
+                               [helper.make_tensor_value_info("z", FLOAT, None)])  # fmt: skip
+    condition = helper.make_tensor("c", TensorProto.BOOL, [], [True])
+    node = helper.make_node("If", ["c"], ["y"], name="gate", then_branch=branch, else_branch=branch)
+    refused(save(tmp_path / "if.onnx", [node], ["N", 8], condition), "If 'gate' decides while the model runs")
+
+
+@pytest.mark.parametrize(("shape", "words"), [
+    (None, "has no shape"), (["N", 0], "not positive"), (["N", -3], "not positive"), (["N", "H"], "more dynamic"),
+    ([0, 8], "fixed batch size of 0"),
+])  # fmt: skip
+def test_inputs_without_a_usable_shape(tmp_path: Path, shape: list[int | str] | None, words: str) -> None:
+    refused(save(tmp_path / "odd.onnx", [helper.make_node("Relu", ["x"], ["y"])], shape), words)
+
+
+def test_a_product_with_a_dimension_of_zero(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", FLOAT, [8, 0], [])
+    path = save(tmp_path / "zero.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], ["N", 8], weight)
+    refused(path, "MatMul 'fc' has a dimension of zero")
+
+
+def test_nodes_out_of_order_and_cycles(tmp_path: Path) -> None:
+    late = [helper.make_node("Relu", ["a"], ["y"], name="early"), helper.make_node("Relu", ["x"], ["a"])]
+    refused(save(tmp_path / "order.onnx", late, ["N", 8]), "'early' reads 'a' before it is computed")
+    cycle = [helper.make_node("Identity", ["b"], ["a"]), helper.make_node("Identity", ["a"], ["b"]),
+             helper.make_node("Add", ["a", "x"], ["y"])]  # fmt: skip
+    refused(save(tmp_path / "cycle.onnx", cycle, ["N", 8]), "before it is computed")
+
+
+def test_a_value_that_is_written_twice(tmp_path: Path) -> None:
+    twice = [helper.make_node("Relu", ["x"], ["y"], name="a"), helper.make_node("Abs", ["x"], ["y"], name="b")]
+    refused(save(tmp_path / "twice.onnx", twice, ["N", 8]), "Abs 'b' writes a value that is there already")
+
+
+def test_a_node_that_gives_nothing(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], [], name="mute"), helper.make_node("Relu", ["x"], ["y"])]
+    refused(save(tmp_path / "mute.onnx", nodes, ["N", 8]), "'mute' gives nothing")
+
+
+def test_weights_shorter_than_their_shape(tmp_path: Path) -> None:
+    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], raw_data=bytes(16))
+    path = save(tmp_path / "short.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
+    refused(path, "do not fit")
+
+
+@pytest.mark.parametrize("location", ["../outside.data", "/etc/hostname", "missing.data"])
+def test_external_data_from_elsewhere(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.data").write_bytes(bytes(128))
+    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value=location)
+    path = save(folder / "split.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
+    refused(path, "external weights")
+
+
+def test_external_data_that_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "short.data").write_bytes(bytes(16))
+    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": "short.data", "offset": "0", "length": "128"}.items():
+        weight.external_data.add(key=key, value=value)
+    path = save(tmp_path / "split.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
+    refused(path, "external weights|do not fit")
+
+
+def test_products_beyond_all_counting(tmp_path: Path) -> None:
+    side = 2**40
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), helper.make_node("MatMul", ["t", "x"], ["y"])]
+    refused(save(tmp_path / "huge.onnx", nodes, ["N", 1, side]), "too large")
+
+
+def test_a_shape_behind_a_foreign_operator_is_taken_from_the_file(write_graph: Callable[..., Path]) -> None:
+    weight = np.ones((8, 4), np.float32)
+    path = write_graph("a = com.microsoft.Strange(x)  y = MatMul(a, w)", output="float[N, 4] y", w=weight)
+    refused(path, "shape of 'a'")
+    model = onnx.load(path)
+    model.graph.value_info.append(helper.make_tensor_value_info("a", FLOAT, ["N", 8]))
+    onnx.save(model, path)
+    workload = read_workload(path, 3)
+    assert workload.macs == 3 * 8 * 4
+    assert workload.unknown == {"com.microsoft.Strange": 1}
+
+
+def test_an_elementwise_operator_of_unknown_shape(write_graph: Callable[..., Path]) -> None:
+    refused(write_graph("a = com.microsoft.Strange(x)  y = Relu(a)", output="float[N, 8] y"), "shape of 'y'")

@@ -1,0 +1,113 @@
+"""How far predicted times of matrix products are from measured ones. Pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitslim.backends.gemm_list import Gemm
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Errors of one class of products, as fractions of the measured time."""
+
+    name: str
+    rows: int
+    mean: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class SpeedupStatistics:
+    """Dense over 2:4 time of products that were measured both ways, predicted against measured."""
+
+    name: str
+    pairs: int
+    mean_error: float
+    rank_correlation: float
+    direction_right: float
+    """Fraction of pairs on which both say faster or both say slower."""
+    slowdowns: int
+    caught: int
+    """Real slow-downs that are predicted as such."""
+    false_slowdowns: int
+
+
+def error_statistics(name: str, predicted: Floats, measured: Floats) -> ErrorStatistics:
+    """Mean, median and 90th percentile of |predicted / measured - 1|, the same rows in both."""
+    errors = np.abs(predicted / measured - 1)
+    return ErrorStatistics(name, len(errors), float(errors.mean()), float(np.median(errors)),
+                           float(np.percentile(errors, 90)))  # fmt: skip
+
+
+def by_class(gemms: Sequence[Gemm], predicted_us: Floats) -> list[ErrorStatistics]:
+    """Errors of each dtype, dense and 2:4 apart, and pooled; rows without a measured time do not count."""
+    kept = [i for i, g in enumerate(gemms) if g.measured_us is not None]
+    names = [f"{gemms[i].dtype} {'2:4' if gemms[i].sparse else 'dense'}" for i in kept]
+    predicted, measured = predicted_us[kept], np.array([gemms[i].measured_us for i in kept], np.float64)
+    classes = [
+        error_statistics(name, *(values[[n == name for n in names]] for values in (predicted, measured)))
+        for name in dict.fromkeys(names)
+    ]
+    return [*classes, error_statistics("pooled", predicted, measured)] if kept else []
+
+
+def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[SpeedupStatistics]:
+    """Statistics of the speed-up by 2:4 for each dtype and pooled, where products were measured both ways."""
+    times: dict[tuple[str, int, int, int, int], dict[bool, tuple[float, float]]] = {}
+    for g, us in zip(gemms, predicted_us, strict=True):
+        if g.measured_us is not None:
+            times.setdefault((g.dtype, g.m, g.n, g.k, g.count), {})[g.sparse] = (g.measured_us, float(us))
+    pairs = [(key[0], both[False], both[True]) for key, both in times.items() if len(both) == 2]
+    rows = {
+        dtype: np.array([(d[0] / s[0], d[1] / s[1]) for kind, d, s in pairs if dtype in (kind, "pooled")])
+        for dtype in [*dict.fromkeys(pair[0] for pair in pairs), "pooled"]
+    }
+    return [_speedup(name, *values.T) for name, values in rows.items() if len(values)]
+
+
+def _speedup(name: str, measured: Floats, predicted: Floats) -> SpeedupStatistics:
+    slow, said = measured < 1, predicted < 1
+    return SpeedupStatistics(
+        name=name,
+        pairs=len(measured),
+        mean_error=float(np.abs(predicted / measured - 1).mean()),
+        rank_correlation=rank_correlation(measured, predicted),
+        direction_right=float((slow == said).mean()),
+        slowdowns=int(slow.sum()),
+        caught=int((slow & said).sum()),
+        false_slowdowns=int((~slow & said).sum()),
+    )
+
+
+def rank_correlation(first: Floats, second: Floats) -> float:
+    """Spearman's coefficient, in [-1, 1]; equal values share their mean rank. 0 when one side does not vary."""
+    a, b = (_ranks(values) - (len(values) - 1) / 2 for values in (first, second))
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if scale else 0.0
+
+
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts + 1) / 2)[inverse]
+
+
+def noise(gemms: Sequence[Gemm]) -> ErrorStatistics | None:
+    """How far BF16 and FP16 times of equal products are apart: both run at the same rate, so no model does better."""
+    times = {(g.dtype, g.m, g.n, g.k, g.count, g.sparse): g.measured_us for g in gemms if g.measured_us is not None}
+    pairs = [
+        (us, other) for key, us in times.items()
+        if key[0] == "FP16" and (other := times.get(("BF16", *key[1:]))) is not None
+    ]  # fmt: skip
+    if not pairs:
+        return None
+    first, second = np.array(pairs).T
+    return error_statistics("FP16 against BF16", first, second)

@@ -1,0 +1,86 @@
+"""Times of matrix products on an NVIDIA GPU through PyTorch: cuBLAS for dense ones, cuSPARSELt for 2:4 weights.
+
+Back-to-back launches after a warm-up, caches warm, as in the table that the packaged constants are fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitslim.backends.gemm_list import Gemm
+from vitslim.errors import BackendUnavailableError, UsageError
+from vitslim.progress import Progress
+
+NAME = "torch:cuda"
+WARMUP, LAUNCHES, ROUNDS = 25, 50, 5
+
+
+def require_cuda() -> None:
+    """Raise BackendUnavailableError without PyTorch or without a GPU that it can use."""
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailableError("PyTorch is not installed", "install it: pip install torch") from error
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError("PyTorch finds no CUDA device here", "run this on a machine with an NVIDIA GPU")
+
+
+def cuda_device() -> str:
+    """Name of the GPU that times are of."""
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def measure_cuda_gemms(gemms: Sequence[Gemm], progress: Progress) -> list[float]:
+    """Microseconds of each product: the median over 5 rounds of 50 launches each.
+
+    Raises UsageError for products that PyTorch has no kernel for, BackendUnavailableError without a GPU.
+    """
+    require_cuda()
+    return [_timed(product(g)) for g in progress.track(gemms, f"{len(gemms)} products on {cuda_device()}")]
+
+
+def _timed(run: Callable[[], object]) -> float:
+    import torch
+
+    for _ in range(WARMUP):
+        run()
+    rounds = []
+    for _ in range(ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(LAUNCHES):
+            run()
+        end.record()
+        end.synchronize()
+        rounds.append(1e3 * start.elapsed_time(end) / LAUNCHES)
+    return float(np.median(rounds))
+
+
+def product(g: Gemm, device: str = "cuda") -> Callable[[], Any]:
+    """What computes a product of random operands: activations (count, M, K) by weights (N, K), 2:4 where asked.
+
+    INT8 gives INT32, with 2:4 weights BF16, as the libraries write them.
+    """
+    import torch
+
+    if g.dtype == "INT4" or (g.sparse and (g.dtype == "FP32" or g.count > 1)):
+        kind = "2:4" if g.sparse else "dense"
+        raise UsageError(f"{NAME} does not time {g.count} x {g.dtype} {kind} products", "leave the row out")
+    dtype = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8}[g.dtype]
+    x, weight = (torch.randint(-8, 8, shape, device=device).to(dtype) for shape in ((g.count * g.m, g.k), (g.n, g.k)))
+    if g.sparse:
+        weight[:, 0::4] = weight[:, 1::4] = 0
+        packed = torch._cslt_compress(weight)
+        out = torch.bfloat16 if dtype == torch.int8 else None
+        return lambda: torch._cslt_sparse_mm(packed, x.t(), out_dtype=out)
+    if dtype == torch.int8:
+        return lambda: torch._int_mm(x, weight.t())
+    if g.count > 1:
+        left, right = x.view(g.count, g.m, g.k), weight.t().expand(g.count, g.k, g.n).contiguous()
+        return lambda: torch.bmm(left, right)
+    return lambda: torch.mm(x, weight.t())

@@ -1,0 +1,50 @@
+"""Operators of a workload put together: identical products are one row of an estimate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from vitslim.workload import Operator, Workload
+from vitslim.workload.operators import PRODUCTS
+
+
+@dataclass(frozen=True)
+class Group:
+    """Identical products; `count` of them in all."""
+
+    role: str
+    op: str
+    m: int
+    n: int
+    k: int
+    sparsity: str
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Role, sizes and sparsity: `attn.qkv 197x576x192 2:4`."""
+        return f"{self.role} {self.m}x{self.n}x{self.k}{' ' + self.sparsity if self.sparsity else ''}"
+
+
+def grouped(operators: Sequence[Operator]) -> list[Group]:
+    """Products with the same role, sizes and sparsity together, in the order in which they come first."""
+    counts: Counter[tuple[str, str, int, int, int, str]] = Counter()
+    for o in operators:
+        if o.op in PRODUCTS:
+            counts[o.role, o.op, o.m, o.n, o.k, o.sparsity] += o.count
+    return [Group(*key, count=count) for key, count in counts.items()]
+
+
+def not_modelled(workload: Workload, modelled: Collection[str]) -> str:
+    """Kinds that cost nothing in an estimate with their number, and unknown operators with their share of the bytes."""
+    free = Counter(o.op for o in workload.operators if o.op not in (*PRODUCTS, *modelled))
+    return ", ".join([f"{op} ({count})" for op, count in sorted(free.items())] + unknown_words(workload))
+
+
+def unknown_words(workload: Workload) -> list[str]:
+    """`unknown Det (2, 3.1 % of the bytes)` for each operator type that the reader does not know."""
+    shares = workload.unknown_shares()
+    return [f"unknown {name} ({count}, {100 * shares.get(name, 0.0):.1f} % of the bytes)"
+            for name, count in workload.unknown.items()]  # fmt: skip

@@ -1,0 +1,238 @@
+"""Estimate of a whole workload on a systolic array: one row for each class of identical operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitslim.backends.simulated.dram import dram_traffic, edge_cycles, stall_cycles
+from vitslim.backends.simulated.energy import EnergyTable, Work, energy_of, load_table, parts_pj
+from vitslim.backends.simulated.groups import Group, grouped, not_modelled
+from vitslim.backends.simulated.spec import SystolicSpec
+from vitslim.backends.simulated.systolic import (
+    Array,
+    Floats,
+    Ints,
+    compacted_k,
+    compute_cycles,
+    overall_utilisation,
+    sparse_sram_traffic,
+    sram_traffic,
+)
+from vitslim.results import Energy, Estimate, EstimateRow, Roofline, Utilisation
+from vitslim.workload import Operator, Workload
+
+Bools = npt.NDArray[np.bool_]
+
+CLOSED_FORM = "SCALE-Sim v3.0.0 (closed form)"
+EXACT = "compute cycles exact against SCALE-Sim v3.0.0; DRAM time derived, vector unit assumed"
+DERIVED = "overlapped folds are derived, not calibrated; DRAM time derived, vector unit assumed"
+VECTOR = ("softmax", "norm", "elementwise")
+GELU_LIKE = {"Elu", "Erf", "Exp", "Gelu", "HardSwish", "Log", "Mish", "Selu", "Sigmoid", "Softplus", "Swish", "Tanh"}
+
+
+@dataclass(frozen=True)
+class ArrayWork:
+    """What the array does for one of each product; arrays of one entry a class of products."""
+
+    cycles: Ints
+    dense_cycles: Ints
+    """Without the use of 2:4."""
+    stalls: Ints
+    edges: Ints
+    macs: Floats
+    """Those that are done."""
+    input_bits: Floats
+    weight_bits: Floats
+    output_bits: Floats
+    dram_bytes: Floats
+    words: Ints
+    """SRAM words by the counters that the settings ask for."""
+
+
+def estimate(workload: Workload, spec: SystolicSpec, backend: str = "sim:systolic") -> Estimate:
+    """Cycles, time and energy of a workload on one systolic array with a vector unit beside it, one after the other.
+
+    Rows: identical matrix products together (M x N x K; patch embedding and head are products of their own), then
+    the vector operators by kind. Data movement, token selection and Q/DQ take no cycles; the settings say so.
+    """
+    groups = grouped(workload.operators)
+    counts = np.array([g.count for g in groups], np.int64)
+    sizes = np.array([(g.m, g.n, g.k) for g in groups], np.int64).reshape(-1, 3)
+    work = array_work(sizes, np.array([g.sparsity == "2:4" for g in groups], bool), spec)
+    table = None if spec.energy == "none" else load_table(spec.energy)
+    energies = [_parts(work, i, spec, table) for i in range(len(groups))]
+    rows = [_product_row(g, work, i, spec, energies[i]) for i, g in enumerate(groups)]
+    rows += _vector_rows(workload.operators, spec)
+    array_cycles, stalls = int((work.cycles * counts).sum()), int((work.stalls * counts).sum())
+    total = sum(row.cycles or 0 for row in rows)
+    to_ms = 1 / (spec.clock_ghz * 1e6)
+    exact = spec.overlap == "none"
+    return Estimate(
+        backend=backend,
+        batch=workload.batch,
+        cycles=total,
+        stall_cycles=stalls,
+        latency_ms=(total + stalls) * to_ms,
+        rows=tuple(rows),
+        terms_ms={"array": array_cycles * to_ms, "DRAM stalls": stalls * to_ms,
+                  "vector unit": (total - array_cycles) * to_ms},
+        utilisation=_utilisation(workload.macs, array_cycles, stalls, int((work.edges * counts).sum()), spec),
+        energy=_energy(energies, groups, spec, table),
+        roofline=Roofline(peak_tops=2 * spec.array[0] * spec.array[1] * spec.clock_ghz / 1e3,
+                          bandwidth_gbps=spec.dram_gbps, precision=f"int{spec.bits.act}"),
+        settings=_settings(workload, spec) | _findings(groups, work, counts),
+        calibration=CLOSED_FORM if exact else "uncalibrated",
+        expected_error=EXACT if exact else DERIVED,
+        assumed=("vector.lanes", "vector.passes"),
+    )  # fmt: skip
+
+
+def array_work(sizes: Ints, two_four: Bools, spec: SystolicSpec) -> ArrayWork:
+    """Cycles and traffic of one of each product: `sizes` int64 (n, 3: M, N, K), `two_four` whether the weights are."""
+    m, n, k = sizes.T
+    array = Array(*spec.array, spec.dataflow)
+    dense_cycles = compute_cycles(m, n, k, array, spec.overlap)
+    sparse = two_four & spec.uses_two_four
+    cycles, clean, words = dense_cycles, sram_traffic(m, n, k, array), sram_traffic(m, n, k, array, spec.counters).words
+    kept = np.where(sparse, spec.pattern[0] / spec.pattern[1], 1.0)
+    inputs, weights, writes, reads = clean.input_reads, clean.weight_reads, clean.output_writes, clean.output_reads
+    if spec.sparsity != "off" and sparse.any():
+        mapping = spec.sparsity
+        compact = compacted_k(k, mapping, *spec.pattern)
+        cycles = np.where(sparse, compute_cycles(m, n, compact, array, spec.overlap), dense_cycles)
+        found = sparse_sram_traffic(m, n, k, array, mapping, "clean", spec.pattern)
+        inputs = np.where(sparse, found.input_reads, inputs)
+        weights = np.where(sparse, found.weight_reads, weights)
+        writes = np.where(sparse, found.output_writes, writes)
+        reads = np.where(sparse, found.output_reads, reads)
+        words = np.where(sparse, sparse_sram_traffic(m, n, k, array, mapping, spec.counters, spec.pattern).words, words)
+    traffic = dram_traffic(sizes, sparse.astype(np.int64), spec)
+    results = m * n
+    return ArrayWork(
+        cycles=cycles,
+        dense_cycles=dense_cycles,
+        stalls=stall_cycles(cycles, traffic, spec),
+        edges=edge_cycles(sizes, traffic, spec),
+        macs=kept * m * n * k,
+        input_bits=np.asarray(inputs * float(spec.bits.act), np.float64),
+        weight_bits=np.asarray(weights * float(spec.bits.weight), np.float64),
+        output_bits=results * float(spec.bits.out) + (writes - results + reads) * float(spec.bits.acc),
+        dram_bytes=traffic.total,
+        words=words,
+    )
+
+
+def _parts(work: ArrayWork, index: int, spec: SystolicSpec, table: EnergyTable | None) -> dict[str, float]:
+    """Picojoules of one product by part; nothing when no table was chosen."""
+    if table is None:
+        return {}
+    one = Work(
+        float(work.macs[index]), float(work.input_bits[index]), float(work.weight_bits[index]),
+        float(work.output_bits[index]), 8 * float(work.dram_bytes[index]),
+    )  # fmt: skip
+    sram = (spec.sram_kb.ifmap, spec.sram_kb.filter, spec.sram_kb.ofmap)
+    return parts_pj(one, table, max(spec.bits.act, spec.bits.weight), sram)
+
+
+def _product_row(g: Group, work: ArrayWork, i: int, spec: SystolicSpec, parts: dict[str, float]) -> EstimateRow:
+    cycles, stalls = int(work.cycles[i]), int(work.stalls[i])
+    utilisation = overall_utilisation(g.m, g.n, g.k, Array(*spec.array, spec.dataflow), np.maximum(1, cycles))
+    waiting = work.dram_bytes[i] / spec.bytes_per_cycle > cycles
+    exact = spec.overlap == "none"
+    return EstimateRow(
+        name=g.name,
+        op=g.op,
+        count=g.count,
+        macs=g.m * g.n * g.k * g.count,
+        cycles=cycles * g.count,
+        stall_cycles=stalls * g.count,
+        latency_us=(cycles + stalls) * g.count / (spec.clock_ghz * 1e3),
+        utilisation=float(utilisation),
+        bound="bandwidth" if waiting else "compute",
+        dram_bytes=round(float(work.dram_bytes[i]) * g.count),
+        energy_uj=sum(parts.values()) * g.count / 1e6 if parts else None,
+        calibration=CLOSED_FORM if exact else "uncalibrated",
+        expected_error="cycles exact, DRAM derived" if exact else "unknown",
+    )
+
+
+def _energy(
+    energies: Sequence[dict[str, float]], groups: Sequence[Group], spec: SystolicSpec, table: EnergyTable | None
+) -> Energy | None:
+    if table is None:
+        return None
+    totals: dict[str, float] = {}
+    for parts, group in zip(energies, groups, strict=True):
+        for part, value in parts.items():
+            totals[part] = totals.get(part, 0.0) + value * group.count
+    return energy_of(spec.energy, table, totals, max(spec.bits.act, spec.bits.weight))
+
+
+def _utilisation(macs: int, cycles: int, stalls: int, edges: int, spec: SystolicSpec) -> Utilisation:
+    peak = spec.array[0] * spec.array[1]
+    waited = cycles + stalls + (edges if spec.overlap == "double_buffer" else 0)  # else the stalls hold the edges
+    return Utilisation(
+        ideal=macs / max(1, cycles * peak),
+        with_stalls=macs / max(1, (cycles + stalls) * peak),
+        with_loading=macs / max(1, waited * peak),
+    )
+
+
+def _vector_rows(operators: Sequence[Operator], spec: SystolicSpec) -> list[EstimateRow]:
+    """Elements times passes over lanes, rounded up for each operator."""
+    passes = spec.vector.passes.model_dump()
+    cycles: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    for o in operators:
+        if o.op in VECTOR:
+            unit = o.op if o.op != "elementwise" else "gelu" if o.type in GELU_LIKE else "add"
+            key = (o.op, f"{o.type} on vector unit")
+            cycles[key] += -(-o.elements * passes[unit] // spec.lanes)
+            counts[key] += 1
+    return [
+        EstimateRow(name=name, op=op, count=counts[op, name], macs=0, cycles=c, stall_cycles=0, utilisation=0.0,
+                    latency_us=c / (spec.clock_ghz * 1e3), bound="compute", calibration="assumed",
+                    expected_error="unknown")
+        for (op, name), c in sorted(cycles.items(), key=lambda item: VECTOR.index(item[0][0]))
+    ]  # fmt: skip
+
+
+def _findings(groups: Sequence[Group], work: ArrayWork, counts: Ints) -> dict[str, str]:
+    """What came out beside the numbers."""
+    idle = [g.name for g, c, d in zip(groups, work.cycles, work.dense_cycles, strict=True)
+            if g.sparsity == "2:4" and c == d]  # fmt: skip
+    return {
+        "sram_words": f"{int((work.words * counts).sum())}",
+        "dram_bytes": f"{int((work.dram_bytes * counts).sum())}",
+        "2:4 without gain": ", ".join(idle) or "none",
+    }
+
+
+def _sparsity(spec: SystolicSpec) -> str:
+    if spec.sparsity == "off" or spec.uses_two_four:
+        return f"{spec.sparsity}{' {}:{}'.format(*spec.pattern) if spec.uses_two_four else ''}"
+    return "off (2:4 needs dataflow ws, and a pattern that admits it such as [2, 4] or [4, 8])"
+
+
+def _settings(workload: Workload, spec: SystolicSpec) -> dict[str, str]:
+    passes = ", ".join(f"{name} {count}" for name, count in spec.vector.passes.model_dump().items())
+    sram, bits = spec.sram_kb, spec.bits
+    return {
+        "array": f"{spec.array[0]}x{spec.array[1]}",
+        "dataflow": spec.dataflow,
+        "overlap": spec.overlap,
+        "counters": spec.counters,
+        "sparsity": _sparsity(spec),
+        "clock_ghz": f"{spec.clock_ghz:g}",
+        "sram_kb": f"{sram.ifmap}/{sram.filter}/{sram.ofmap}",
+        "dram_gbps": f"{spec.dram_gbps:g}",
+        "bits": f"act {bits.act}, weight {bits.weight}, acc {bits.acc}, out {bits.out}",
+        "energy": spec.energy if spec.energy != "none" else "none (name a table, such as energy: horowitz45)",
+        "vector": f"{spec.lanes} lanes; passes: {passes}",
+        "not modelled": not_modelled(workload, (*VECTOR,)) or "nothing",
+    }

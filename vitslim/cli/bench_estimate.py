@@ -1,0 +1,49 @@
+"""Tables of one simulated estimate: time by class of operator, then everything that stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitslim.results import Estimate
+
+
+def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
+    """Rows of products and classes of everything else with time, utilisation, bound and calibration; then the sums."""
+    from vitslim.cli.console import plain_table
+    from vitslim.report.breakdowns import class_rows, time_of
+
+    title = f"{file} on {found.backend}, batch {found.batch}, simulated"
+    total = sum(map(time_of, found.rows)) or 1.0
+    classes = plain_table(title, ("class",), ("count", "latency", "of all", "energy"))
+    for row in class_rows(found):
+        energy = "" if row.energy_uj is None else f"{row.energy_uj / 1e3:.3g} mJ"
+        classes.add_row(
+            row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * time_of(row) / total:.1f} %", energy
+        )
+    yield classes
+    rows = plain_table(
+        None, ("operator",), ("count", "latency", "utilisation", "bound", "expected error", "calibration")
+    )
+    for row in sorted(found.rows, key=time_of, reverse=True):
+        rows.add_row(row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * row.utilisation:.1f} %", row.bound,
+                     row.expected_error, row.calibration)  # fmt: skip
+    yield rows
+    sums = plain_table(None, ("",), ("",))
+    for name, value in _sums(found):
+        sums.add_row(name, value)
+    yield sums
+
+
+def _sums(found: Estimate) -> Iterator[tuple[str, str]]:
+    from vitslim.report.wording import estimate_sums
+
+    for line in estimate_sums(found):
+        name, _, value = line.partition(": ")
+        yield (name, value) if value else ("launches", name)
+    yield from found.settings.items()
+    yield "assumed", ", ".join(found.assumed) or "nothing"
+    yield "expected error", found.expected_error
