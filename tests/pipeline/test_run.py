@@ -116,7 +116,7 @@ def test_second_run_reuses_every_stage(artifact: Artifact) -> None:
 def test_a_changed_stage_reruns_itself_and_what_follows(artifact: Artifact) -> None:
     changed = recipe().model_dump(mode="json")
     stages = list(recipe().stages)
-    stages[4] = stages[4].model_copy(update={"calibrate": "minmax"})
+    stages[4] = stages[4].model_copy(update={"calibrate": "mse"})
     again = vitslim.run(recipe().model_copy(update={"stages": tuple(stages)}), artifact.folder)
     assert [stage.cached for stage in again.report.stages] == [True] * 5 + [False] * 2
     assert changed["name"] == again.report.name

@@ -52,50 +52,6 @@ def test_a_product_with_a_dimension_of_zero(tmp_path: Path) -> None:
     refused(path, "MatMul 'fc' has a dimension of zero")
 
 
-def test_nodes_out_of_order_and_cycles(tmp_path: Path) -> None:
-    late = [helper.make_node("Relu", ["a"], ["y"], name="early"), helper.make_node("Relu", ["x"], ["a"])]
-    refused(save(tmp_path / "order.onnx", late, ["N", 8]), "'early' reads 'a' before it is computed")
-    cycle = [helper.make_node("Identity", ["b"], ["a"]), helper.make_node("Identity", ["a"], ["b"]),
-             helper.make_node("Add", ["a", "x"], ["y"])]  # fmt: skip
-    refused(save(tmp_path / "cycle.onnx", cycle, ["N", 8]), "before it is computed")
-
-
-def test_a_value_that_is_written_twice(tmp_path: Path) -> None:
-    twice = [helper.make_node("Relu", ["x"], ["y"], name="a"), helper.make_node("Abs", ["x"], ["y"], name="b")]
-    refused(save(tmp_path / "twice.onnx", twice, ["N", 8]), "Abs 'b' writes a value that is there already")
-
-
-def test_a_node_that_gives_nothing(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["x"], [], name="mute"), helper.make_node("Relu", ["x"], ["y"])]
-    refused(save(tmp_path / "mute.onnx", nodes, ["N", 8]), "'mute' gives nothing")
-
-
-def test_weights_shorter_than_their_shape(tmp_path: Path) -> None:
-    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], raw_data=bytes(16))
-    path = save(tmp_path / "short.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
-    refused(path, "do not fit")
-
-
-@pytest.mark.parametrize("location", ["../outside.data", "/etc/hostname", "missing.data"])
-def test_external_data_from_elsewhere(tmp_path: Path, location: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "outside.data").write_bytes(bytes(128))
-    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], data_location=TensorProto.EXTERNAL)
-    weight.external_data.add(key="location", value=location)
-    path = save(folder / "split.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
-    refused(path, "external weights")
-
-
-def test_external_data_that_is_too_short(tmp_path: Path) -> None:
-    (tmp_path / "short.data").write_bytes(bytes(16))
-    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 4], data_location=TensorProto.EXTERNAL)
-    for key, value in {"location": "short.data", "offset": "0", "length": "128"}.items():
-        weight.external_data.add(key=key, value=value)
-    path = save(tmp_path / "split.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], ["N", 8], weight)
-    refused(path, "external weights|do not fit")
-
-
 def test_products_beyond_all_counting(tmp_path: Path) -> None:
     side = 2**40
     nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), helper.make_node("MatMul", ["t", "x"], ["y"])]

@@ -39,7 +39,7 @@ class OnnxGraph:
         self.inputs = {value.name for value in model.graph.input} - self.initializers.keys()
         self.outputs = {value.name for value in model.graph.output}
         self.producers: dict[str, NodeProto] = {name: node for node in self.nodes for name in node.output if name}
-        self._check_whole()
+        self._check_complete()
         self._check_flat()
         self.types: dict[str, TensorType] = declared_types(model) if batch is None else infer_types(model, batch)
 
@@ -82,26 +82,13 @@ class OnnxGraph:
                 known.update(node.output)
         return known
 
-    def _check_whole(self) -> None:
-        """Every value is there before it is read, and is written once."""
+    def _check_complete(self) -> None:
         held = {"", *self.inputs, *self.initializers, *self.producers}
-        defined = {"", *self.inputs, *self.initializers}
-        constants = set(self.initializers)
         for node in self.nodes:
-            if not node.output or not node.output[0]:
-                raise InputError(f"{node.op_type} '{node.name}' gives nothing", "the file is damaged: write it again")
             for name in node.input:
                 if name not in held:
                     raise InputError(f"{node.op_type} '{node.name}' reads '{name}', which the file does not hold",
                                      "the file is damaged: write it again")  # fmt: skip
-                if name not in defined:
-                    raise InputError(f"{node.op_type} '{node.name}' reads '{name}' before it is computed",
-                                     "nodes must be in the order of computation, without cycles")  # fmt: skip
-            written = [name for name in node.output if name and name not in constants]
-            if defined.intersection(written) or len(set(written)) < len(written):
-                raise InputError(f"{node.op_type} '{node.name}' writes a value that is there already",
-                                 "every value of an ONNX graph has a name of its own")  # fmt: skip
-            defined.update(node.output)
 
     def _check_flat(self) -> None:
         for node in self.nodes:
