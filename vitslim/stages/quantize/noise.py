@@ -47,7 +47,8 @@ def noise_shares(
         taps.seen.clear()
         logits = taps.run(images)
         signal += float(logits.detach().square().sum())
-        errors = [(quantisers[name](x.detach()) - x.detach()) for name, x in taps.seen]
+        with torch.no_grad():
+            errors = [quantisers[name](x) - x for name, x in taps.seen]
         for _ in range(PROBES):
             direction = torch.randn(logits.shape, generator=generator)
             gradients = torch.autograd.grad((logits * direction).sum(), [x for _, x in taps.seen], retain_graph=True)
