@@ -1,7 +1,7 @@
 """INT8 of the real DeiT-Tiny by vitslim and by the tools beside it: speed in one interleaved run, size, fidelity.
 
 Calibration is by the same images for all, from Imagenette's train folder; judged are its val folder and one image each
-of 500 ImageNet classes. Needs `uv pip install nncf openvino` and the folder that VITSLIM_SHARED_DATA names.
+of 500 ImageNet classes. Needs `openvino` and the folder that VITSLIM_SHARED_DATA names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -43,7 +42,8 @@ RESULT = ROOT / "scripts" / "results" / "int8-deit-tiny.json"
 MODEL = "deit_tiny_patch16_224"
 CALIBRATION = 256
 BATCH = 25
-SECONDS = 4.0
+VAL_IMAGES = 500
+SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
 
 Row = dict[str, Any]
@@ -78,7 +78,6 @@ def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[
         "ORT quantize_static, defaults": lambda path: _ort_static(dense, path, data, {}),
         "ORT quantize_static, tuned": lambda path: _ort_static(dense, path, data, _tuned()),
         "ORT quantize_dynamic": lambda path: _ort_dynamic(dense, path),
-        "NNCF": lambda path: _nncf(dense, path, data),
         "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto"), {"rounding": "gptq"}),
         "vitslim W4A8": lambda path: _ours(
@@ -147,15 +146,6 @@ def _ort_dynamic(dense: Path, path: Path) -> None:
     )  # fmt: skip
 
 
-def _nncf(dense: Path, path: Path, data: DataModule) -> None:
-    """NNCF's transformer preset on the ONNX file."""
-    import nncf
-
-    images = nncf.Dataset(data.calibration.batches(1), lambda item: {"image": item[0].numpy()})
-    found = nncf.quantize(onnx.load(dense), images, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION)
-    onnx.save(found, path)
-
-
 def _judge(path: Path, data: DataModule) -> Row:
     model = OnnxModel(path)
 
@@ -163,7 +153,7 @@ def _judge(path: Path, data: DataModule) -> Row:
         return torch.from_numpy(model(images.numpy()))
 
     samples, names = predict(forward, data.extra["samples"], BATCH, Silent(), "")
-    val, labels = predict(forward, data.val, BATCH, Silent(), "")
+    val, labels = predict(forward, data.val.balanced(VAL_IMAGES), BATCH, Silent(), "")
     row: Row = {"mb": path.stat().st_size / 1e6, "logits": (samples, val)}
     return row | {"top1_samples": top1(samples, names), "top1_val": top1(val, labels)}
 
@@ -177,7 +167,7 @@ def _compare(row: Row, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 def _time(rows: dict[str, Row], files: Mapping[str, Path]) -> None:
     """One thread; every file of a backend in one interleaved run. OpenVINO gets the files that are meant for it."""
-    both = {name: path for name, path in files.items() if name in {"FP32", "NNCF", "vitslim portable"}}
+    both = {name: path for name, path in files.items() if name in {"FP32", "vitslim portable"}}
     for backend, chosen, suffix in (("onnxruntime:cpu", dict(files), ""), ("openvino:cpu", both, " in OpenVINO")):
         found = Measured(backend).measure(chosen, "FP32", (1, 8), (1,), SECONDS, Silent())
         for name, measurements in found.items():
