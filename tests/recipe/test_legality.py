@@ -205,3 +205,29 @@ def test_a_systolic_array_can_come_from_a_file() -> None:
 def test_a_packaged_file_is_no_teacher() -> None:
     teacher = {"timm": "x", "checkpoint": "package:quickstart.safetensors"}
     assert list(_check({"distill": {"teacher": teacher}}, "export")[0]) == ["stages.0.distill.teacher.checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "profile", "key", "says"),
+    [
+        ({"block": 32, "bits": 4}, "portable", "block", "no runtime multiplies"),
+        ({"inputs": "float", "float_inputs": 2}, "portable", "float_inputs", "has no use for"),
+        ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
+        ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
+        ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),
+    ],
+)
+def test_keys_of_quantisation_that_contradict_each_other(
+    keys: dict[str, Any], profile: str, key: str, says: str
+) -> None:
+    errors, _ = _check({"quantize": {"method": "ptq", **keys}}, {"export": {"profile": profile}})
+    assert list(errors) == [f"stages.0.quantize.{key}"]
+    assert says in errors[f"stages.0.quantize.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "profile"),
+    [({"inputs": "float", "bits": 4, "block": 32}, "portable"), ({"inputs": "dynamic"}, "ort-cpu"), ({}, "auto")],
+)
+def test_keys_of_quantisation_that_fit(keys: dict[str, Any], profile: str) -> None:
+    assert _check({"quantize": {"method": "ptq", **keys}}, {"export": {"profile": profile}})[0] == {}

@@ -34,6 +34,9 @@ TEACHERS = ("none", "previous", "dense")
 UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalization")}
 """Importance to the keys of depgraph that it does not look at."""
 
+UNUSED_BESIDE_INPUTS = {"float": ("input_bits", "calibrate", "float_inputs"), "dynamic": ("input_bits", "calibrate")}
+"""Form of quantised inputs to the keys of ptq that it does not look at."""
+
 STRUCTURAL = (DepGraph, Layers)
 """Stages after which there are fewer weights."""
 
@@ -63,6 +66,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _teachers(recipe.stages),
         _losses(recipe.stages),
         _prunings(recipe.stages),
+        _quantisers(recipe.stages),
         _files(recipe),
         _backends(recipe),
     )
@@ -210,6 +214,24 @@ def _budget(budget: Budget, where: str) -> Iterator[Problem]:
         yield Problem(f"{where}.table", message, "`vitslim bench --table FILE` writes one")
     if budget.table is not None and budget.latency is None:
         yield Problem(f"{where}.table", "a latency table without a latency budget", "add latency, or leave it out")
+
+
+def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+    """Keys of quantisation that have no meaning beside `inputs`, and inputs that a portable file cannot hold."""
+    portable = any(isinstance(config, Export) and config.profile == "portable" for config in stages)
+    for position, config in enumerate(stages):
+        if not isinstance(config, Ptq):
+            continue
+        if config.block and config.inputs != "float":
+            message = f"weights in blocks beside {config.inputs} inputs: no runtime multiplies them as integers"
+            yield Problem(_where(position, config, "block"), message, "add `inputs: float`, or leave block out")
+        for key in UNUSED_BESIDE_INPUTS.get(config.inputs, ()):
+            if getattr(config, key) != Ptq.model_fields[key].default:
+                message = f"`inputs: {config.inputs}` has no use for {key}"
+                yield Problem(_where(position, config, key), message, "leave it out")
+        if config.inputs == "dynamic" and portable:
+            message = "a portable file has static scales, dynamic inputs have none"
+            yield Problem(_where(position, config, "inputs"), message, "write `export: {profile: ort-cpu}`")
 
 
 def _files(recipe: Recipe) -> Iterator[Problem]:
