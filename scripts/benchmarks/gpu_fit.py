@@ -52,6 +52,7 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "spill": (0.0, 2.0, 0.8),
     "raster": (1.0, 16.0, 4.0),
     "step_us": (0.0, 0.5, 0.1),
+    "throttle": (0.0, 0.5, 0.05),
 }
 """Smallest and largest value of each constant, and where the search begins."""
 NEAR = 0.04

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from vitslim.errors import RecipeError
+from vitslim.pipeline.plan import build_plan
 from vitslim.recipe import check_order, validate
 
 DEPGRAPH = {"prune": {"method": "depgraph"}}
@@ -179,6 +181,8 @@ def test_a_distillation_must_have_something_to_learn(distill: dict[str, Any]) ->
         ({"model": {"timm": "x", "kwargs": {"pretrained": True}}}, "model.kwargs.pretrained", "weights come"),
         ({"report": {"backends": ["onnxruntime:gpu"]}}, "report.backends.0", "got 'onnxruntime:gpu'"),
         ({"report": {"backends": ["sim:systolic", "sim:systolic"]}}, "report.backends.1", "twice"),
+        ({"report": {"backends": [{"array": [32, 32]}]}}, "report.backends.0", "needs the key 'sim'"),
+        ({"report": {"backends": [{"sim": "systolic"}, "sim:systolic"]}}, "report.backends.1", "twice"),
         ({"gates": {"speedup_min": {"sim:systolic": 2}}}, "gates.speedup_min.sim:systolic", "not among"),
     ],
 )  # fmt: skip
@@ -200,6 +204,30 @@ def test_the_closest_backend_is_named() -> None:
 
 def test_a_systolic_array_can_come_from_a_file() -> None:
     assert _check("export", report={"backends": ["sim:my-array.yaml"]})[0] == {}
+
+
+def test_a_backend_with_settings_can_be_judged() -> None:
+    backends = [{"sim": "systolic", "array": [32, 32], "dataflow": "os"}]
+    gates = {"speedup_min": {"sim:systolic(array=[32, 32], dataflow=os)": 2}}
+    assert _check("export", report={"backends": backends}, gates=gates)[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("backend", "says", "hint"),
+    [
+        ({"sim": "systolic", "aray": [32, 32]}, "aray: unknown key", "did you mean 'array'?"),
+        ({"sim": "a100x"}, "no simulated backend 'a100x'", "did you mean 'a100'?"),
+        ({"sim": "a100", "clock_mhz": "fast"}, "clock_mhz", "for example clock_mhz: 1410"),
+    ],
+)
+def test_wrong_settings_are_found_at_plan(backend: dict[str, Any], says: str, hint: str) -> None:
+    document = {"name": "test", "model": {"timm": "x"}, "data": {"kind": "digits"}, "stages": ["export"]}
+    recipe = validate(document | {"report": {"backends": ["onnxruntime:cpu", backend]}})
+    with pytest.raises(RecipeError) as error:
+        build_plan(recipe, trace=False)
+    (problem,) = error.value.problems
+    assert (problem.where, problem.hint) == ("report.backends.1", hint)
+    assert says in problem.message
 
 
 def test_a_packaged_file_is_no_teacher() -> None:

@@ -24,12 +24,11 @@ from vitslim.backends.simulated.systolic_estimate import estimate
 from vitslim.errors import BackendUnavailableError, UsageError, closest
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
+from vitslim.recipe.backend_names import BACKENDS, SPEC_SUFFIXES, backend_name
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
 
 TARGETS = ("systolic", *GPUS)
-NAMES = ("onnxruntime:cpu", "openvino:cpu", *(f"sim:{target}" for target in TARGETS))
-SPEC_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,12 @@ def parse_backend(value: str | Mapping[str, Any]) -> Backend:
     if isinstance(value, Mapping):
         return _from_mapping(value)
     if not isinstance(value, str):
-        raise UsageError(f"a backend is a name, not {value!r}", f"allowed: {', '.join(NAMES)}")
+        raise UsageError(f"a backend is a name, not {value!r}", f"allowed: {', '.join(BACKENDS)}")
     kind, _, target = value.partition(":")
     if kind == "sim" and target:
         return _simulated(target, {}, value)
     if value not in RUNTIMES:
-        raise UsageError(f"there is no backend '{value}'", closest(value, NAMES))
+        raise UsageError(f"there is no backend '{value}'", closest(value, BACKENDS))
     return Measured(value)
 
 
@@ -155,8 +154,7 @@ def _from_mapping(value: Mapping[str, Any]) -> Simulated:
             "a backend written as a mapping needs the key 'sim'", "for example {sim: systolic, dataflow: ws}"
         )
     changes = {str(key): setting for key, setting in value.items() if key != "sim"}
-    shown = ", ".join(f"{key}={setting}" for key, setting in changes.items())
-    return _simulated(target, changes, f"sim:{target}({shown})" if changes else f"sim:{target}")
+    return _simulated(target, changes, backend_name(value))
 
 
 def _simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vitslim.errors import Problem, RecipeError
+from vitslim.errors import Problem, RecipeError, UsageError
 from vitslim.pipeline.table_file import stage_table, table_problems
 from vitslim.recipe import check_order
+from vitslim.recipe.backend_names import BACKENDS
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.results import Plan, PlanRow
 
@@ -21,12 +23,28 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     Raises RecipeError with every problem found, InputError for a latency table that cannot be read.
     """
     errors, warnings = check_order(recipe)
+    errors = errors or list(backend_problems(recipe))
     if errors:
         raise RecipeError(errors, recipe.name)
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
     return Plan(
         name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=tuple(w.message for w in warnings)
     )
+
+
+def backend_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with the settings of simulated backends, which only their simulators know.
+
+    Raises InputError for a settings file that cannot be read.
+    """
+    with_settings = {i: b for i, b in enumerate(recipe.report.backends) if b not in BACKENDS}
+    for position, backend in with_settings.items():
+        from vitslim.backends.registry import parse_backend
+
+        try:
+            parse_backend(backend)
+        except UsageError as error:
+            yield Problem(f"report.backends.{position}", str(error), error.hint)
 
 
 def _plain_rows(recipe: Recipe) -> list[PlanRow]:

@@ -16,7 +16,7 @@ from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifac
 from vitslim.pipeline.gates import judge
 from vitslim.pipeline.keys import dense_key, file_digest, stage_key
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.plan import backend_problems, estimate_stages
 from vitslim.pipeline.stage_run import StageRunner
 from vitslim.pipeline.store import StageStore
 from vitslim.pipeline.table_file import table_path
@@ -34,6 +34,7 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
     """
     progress = progress or Silent()
     errors, warnings = check_order(recipe)
+    errors = errors or list(backend_problems(recipe))
     if errors:
         raise RecipeError(errors, recipe.name)
     for backend in recipe.report.backends:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from vitslim.errors import Problem, closest
+from vitslim.recipe.backend_names import BACKENDS, backend_name, is_known
 from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
@@ -25,7 +26,6 @@ from vitslim.recipe.stages import (
     Unstructured,
 )
 
-BACKENDS = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic", "sim:a100", "sim:orin", "sim:h100", "sim:h200")
 """Backends that a recipe can name; `sim:FILE.yaml` is a simulated target with the settings of a file."""
 
 TEACHERS = ("none", "previous", "dense")
@@ -254,15 +254,16 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _backends(recipe: Recipe) -> Iterator[Problem]:
-    named = recipe.report.backends
-    for position, backend in enumerate(named):
+    named = [backend_name(backend) for backend in recipe.report.backends]
+    for position, (backend, name) in enumerate(zip(recipe.report.backends, named, strict=True)):
         where = f"report.backends.{position}"
-        from_file = backend.startswith("sim:") and backend.endswith((".yaml", ".yml"))
-        if backend not in BACKENDS and not from_file:
+        if isinstance(backend, dict) and not isinstance(backend.get("sim"), str):
+            yield Problem(where, "a mapping needs the key 'sim'", "for example {sim: systolic, array: [32, 32]}")
+        elif isinstance(backend, str) and not is_known(backend):
             message = f"got '{backend}', expected a backend such as {BACKENDS[0]}"
             yield Problem(where, message, closest(backend, BACKENDS))
-        if backend in named[:position]:
-            yield Problem(where, f"'{backend}' is listed twice", "leave one of them")
+        if name in named[:position]:
+            yield Problem(where, f"'{name}' is listed twice", "leave one of them")
     for backend in recipe.gates.speedup_min:
         if backend not in named:
             message = f"no result to judge: '{backend}' is not among report.backends"

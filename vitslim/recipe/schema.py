@@ -36,7 +36,9 @@ class Data(Config):
 class ReportConfig(Config):
     """What is measured, and where."""
 
-    backends: tuple[str, ...] = ("onnxruntime:cpu",)
+    backends: tuple[str | dict[str, Any], ...] = Field(
+        ("onnxruntime:cpu",), description="names, or {sim: TARGET or FILE.yaml} with settings of the target"
+    )
     batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
     threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="thread counts of measured CPU backends")
     seconds: Annotated[float, Field(gt=0)] = Field(

@@ -39,6 +39,7 @@ class Fitted(Settings):
     spill: NotNegative
     raster: Annotated[float, Field(ge=1)]
     step_us: NotNegative
+    throttle: NotNegative
 
     def constants(self) -> Constants:
         """The same as the model takes them."""

@@ -4,6 +4,7 @@ A product is C[M, N] = A[M, K] B[K, N], A being activations and B weights; with 
 The kernel library is taken to choose the best of eight tiles and five splits of K. For each of them
 
     compute = waves * (steps along K * time of a step + fill)           one thread block on each multiprocessor
+              * (1 + throttle * compute / (compute + 150 us))           the clock falls in products that last
     dram    = bytes that DRAM moves / bandwidth                         weights again for every pass that L2 cannot hold
     l2      = bytes that all thread blocks load / bandwidth of L2
     time    = floor + (compute^p + dram^p + l2^p)^(1/p)                 p large: the slowest of the three
@@ -29,6 +30,8 @@ STEP = 64
 """Elements of K in one step of the main loop."""
 ACCUMULATOR_BYTES = 4
 FULL_TILE = 128 * 256
+THROTTLE_US = 150.0
+"""Length of a product at which half of `Constants.throttle` is felt."""
 CHUNK = 4096
 """Products that are computed at once, so that a large table does not need much memory."""
 
@@ -70,6 +73,8 @@ class Constants:
     """Rows of tiles that one pass over the weights serves."""
     step_us: float
     """Shortest time of a step along K, however small the tile."""
+    throttle: float
+    """Share by which a product that lasts far longer than `THROTTLE_US` is slower: the clock falls under full load."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def _chunk(sizes: Floats, chip: Chip, ops: float, c: Constants, widths: Widths, 
     sums = np.where(split > 1, c.reduction * 2 * split * count * m * n * ACCUMULATOR_BYTES, 0.0)
     dram = c.dram * chip.dram_gbps * 1e3
     compute = waves * (steps * step_us + c.fill_us * tile_m * tile_n / FULL_TILE) + sums / dram
+    compute = compute * (1 + c.throttle * compute / (compute + THROTTLE_US))
     weights = count * k * n * widths.weight
     passes = np.maximum(1.0, down / np.maximum(c.raster, chip.multiprocessors / across))
     lost = 1 - np.minimum(1.0, c.resident * chip.l2_mb * 1e6 / weights)
