@@ -6,24 +6,12 @@ A run that was interrupted goes on where it stopped; delete the table to begin a
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from statistics import median
-from typing import Any
 
-import timm
-from rich.progress import track
-from timm_models import smallest_models, vit_family
+from timm_table import fill_table, read_rows, table_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-TABLE = RESULTS / f"axes-timm-{timm.__version__}.csv"
-MODELS = RESULTS / f"smallest-timm-{timm.__version__}.csv"
+TABLE = table_of("axes")
 
 COLUMNS = (
     "model", "module", "vit_family", "classifier_added", "stage", "error", "params_before", "params_after", "axes",
@@ -31,64 +19,19 @@ COLUMNS = (
     "finite_gradients", "onnx_relative_error", "trace_s", "infer_s", "prune_s", "peer_ok", "peer_s",
     "peer_params_after", "peer_error",
 )  # fmt: skip
-LIMIT_S = 900
 
 ONNX_TOLERANCE = 1e-4
 
 
 def run() -> dict[str, float]:
     """Fill the table and sum it up."""
-    RESULTS.mkdir(exist_ok=True)
-    models = _models()
-    done = {row["model"] for row in read_rows()} if TABLE.exists() else set()
-    if not done:
-        TABLE.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    todo = [model for model in models if model not in done]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = as_completed([pool.submit(_row, model) for model in todo])
-        for row in track((future.result() for future in found), "models", total=len(todo)):
-            family = row["model"] in vit_family()
-            _append({**row, "module": models[row["model"]], "vit_family": family})
+    fill_table(TABLE, COLUMNS, "axes_model.py")
     return summary()
-
-
-def _models() -> dict[str, str]:
-    """Model to module: the smallest of each module and the vision-transformer family."""
-    by_module = {name: module for module, name in smallest_models(MODELS).items()}
-    return by_module | {name: by_module.get(name, "") for name in vit_family()}
-
-
-def _row(model: str) -> dict[str, Any]:
-    """One model by vitslim and, right after it on the same core, by Torch-Pruning, in a process of their own."""
-    command = [sys.executable, str(Path(__file__).with_name("axes_model.py")), model]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
-        output, fate = run.stdout, f"died with {run.returncode}"
-    except subprocess.TimeoutExpired as late:
-        output, fate = (late.stdout or b"").decode(), f"not finished after {LIMIT_S} s"
-    row: dict[str, Any] = {"model": model, "error": fate}
-    for line in output.splitlines():
-        row |= json.loads(line) if line.startswith("{") else {}
-    return row
-
-
-def _append(row: dict[str, Any]) -> None:
-    with TABLE.open("a", encoding="utf-8", newline="") as file:
-        csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        )
-
-
-def read_rows() -> list[dict[str, str]]:
-    """The table as it stands."""
-    with TABLE.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def summary() -> dict[str, float]:
     """What the table says, as the README tells it."""
-    rows = read_rows()
+    rows = read_rows(TABLE)
     done = [row for row in rows if row["stage"] == "done"]
     family = [row for row in rows if row["vit_family"] == "True"]
     kept = [float(row["params_after"]) / float(row["params_before"]) for row in done]

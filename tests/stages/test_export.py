@@ -149,7 +149,7 @@ def test_only_inputs_of_layers_are_quantised(sparse_int8: ModelGraph, int8_file:
         for index, name in enumerate(node.input):
             users.setdefault(name, []).append((node, index))
     quantise = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantise) == len(layer_nodes(sparse_int8.module))
+    assert len(quantise) == len(layer_nodes(sparse_int8.module)) - 1  # the image stays in float
     for node in quantise:
         ((dequantise, _),) = users[node.output[0]]
         assert dequantise.op_type == "DequantizeLinear"
@@ -180,7 +180,7 @@ def test_codes_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph, in
 def test_int8_file_predicts_what_the_graph_predicts(sparse_int8: ModelGraph, int8_file: Path) -> None:
     images = images_for(sparse_int8, 32)
     parity = compare_logits(logits_of(sparse_int8, images), OnnxFile(int8_file)(images))
-    check_parity(parity, quantised=True)
+    check_parity(parity, exact=False)
     assert parity.sqnr_db > 15
 
 
@@ -210,7 +210,9 @@ def test_metadata_says_what_is_in_the_file(sparse_int8: ModelGraph, int8_file: P
 def test_a_reader_of_the_file_finds_what_is_annotated(int8_file: Path) -> None:
     found = {operator.layer: operator for operator in read_workload(int8_file, batch=1).operators if operator.weight}
     assert len(found) == 10
-    assert all((operator.weight_bits, operator.input_bits) == (8, 8) for operator in found.values())
+    assert found["patch_embed.proj"].input_bits == 32  # the image stays in float
+    others = (operator for layer, operator in found.items() if layer != "patch_embed.proj")
+    assert all((operator.weight_bits, operator.input_bits) == (8, 8) for operator in others)
     assert found["blocks.0.mlp.fc1"].sparsity == "2:4"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -82,14 +83,14 @@ def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, 
     assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
     _, other = write("ort-cpu")
     assert zero_points(other) > {0}
-    assert optimised(other, tmp_path)["MatMulIntegerToFloat"] == 8
+    assert optimised(other, tmp_path)["QGemm"] == 9  # the head too: the bias is added inside
 
 
 def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any, tmp_path: Path) -> None:
     _, path = write("ort-cpu", bits=4)
     assert types(path)[onnx.TensorProto.INT4] == 10
     assert types(path)[onnx.TensorProto.INT8] == 0
-    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
+    assert optimised(path, tmp_path)["QGemm"] == 9
     _, portable = write("portable", bits=4)
     assert types(portable)[onnx.TensorProto.INT4] == 10
 
@@ -100,7 +101,7 @@ def test_three_bits_lie_in_four(write: Any) -> None:
     assert max(int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()) for t in stored) == 3
     assert sketch(graph).bits["head.weight"][:2] == (3, 6)
     clips = [node for node in onnx.load(path).graph.node if node.op_type == "Clip"]
-    assert len(clips) == 10
+    assert len(clips) == 9  # the image stays in float
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
@@ -158,3 +159,26 @@ def test_auto_needs_quantisers_and_something_that_measures(tiny_graph: ModelGrap
     quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
     with pytest.raises(StageError, match="measures"):
         stage.apply(quantised, context)
+
+
+def test_half_precision_halves_the_file_and_keeps_its_type_outside(
+    tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    whole = ExportStage(Export()).apply(tiny_graph, context)
+    half = ExportStage(Export(profile="fp16")).apply(tiny_graph, context)
+    assert 1.8 < whole.metrics["onnx_bytes"] / half.metrics["onnx_bytes"] < 2.0
+    assert half.metrics["parity_sqnr_db"] > 40
+    model = onnx.load(context.workdir / "model.onnx")
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {1}
+    assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.FLOAT16}
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert {layer["weight_bits"] for layer in json.loads(properties["vitslim.layers"])} == {16}
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    assert "is quantised" in ExportStage(Export(profile="fp16")).requires(sketch(quantised))[0].message
+
+
+def test_the_file_knows_its_classes(tiny_graph: ModelGraph, context: StageContext) -> None:
+    ExportStage(Export()).apply(tiny_graph, context)
+    properties = {p.key: p.value for p in onnx.load(context.workdir / "model.onnx").metadata_props}
+    assert json.loads(properties["vitslim.class_names"]) == list(context.data.calibration.class_names)
+    assert len(context.data.calibration.class_names) == 10

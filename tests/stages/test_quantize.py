@@ -29,6 +29,7 @@ from vitslim.stages.quantize.calibrate import (
     pair_safe_scale,
     weight_scale,
 )
+from vitslim.stages.quantize.observe import ChannelRanges, Observer
 from vitslim.stages.quantize.rounding import gptq
 from vitslim.stages.quantize.stage import PtqStage
 
@@ -201,8 +202,11 @@ def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
     tiny_graph: ModelGraph, context: StageContext
 ) -> None:
     result = PtqStage(Ptq(method="ptq", inputs="symmetric")).apply(tiny_graph, context)
-    peak = max(image.abs().max().item() for image, _ in (context.data.calibration[i] for i in range(70)))
-    scale = result.graph.parameters()["vitslim.q.patch_embed.proj.input_scale"].item()
+    images = torch.stack([context.data.calibration[i][0] for i in range(70)])
+    seen = ChannelRanges()
+    Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": [seen]})(images)
+    peak = max(bound.abs().max().item() for bound in seen.found)
+    scale = result.graph.parameters()["vitslim.q.blocks.1.mlp.fc2.input_scale"].item()
     assert scale * 127 == pytest.approx(peak, rel=1e-5)
 
 

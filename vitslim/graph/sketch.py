@@ -36,6 +36,7 @@ class Product:
     branches: frozenset[str] = frozenset()
     """Names of the residual branches around it."""
     convolution: bool = False
+    reads_image: bool = False
 
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
@@ -78,6 +79,7 @@ class SketchLinear:
     role: str
     block: str
     convolution: bool
+    reads_image: bool
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class ModelSketch:
                 p.role,
                 p.block,
                 p.convolution,
+                p.reads_image,
             )
             for p in self.products
             if p.weight

@@ -163,7 +163,7 @@ def _layer(node: Node, sizes: _Sizes, block: str, role: str) -> Product:
     is_linear = node.target is aten.linear.default
     rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
     return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, block, role,
-                   convolution=not is_linear)  # fmt: skip
+                   convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder")  # fmt: skip
 
 
 def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:

@@ -189,7 +189,7 @@ class Ptq(StageConfig):
         "folded into the weights behind; 0 leaves them",
     )
     rounding: Literal["nearest", "gptq"] = Field(
-        "nearest", description="gptq: what one weight is rounded away, its successors make up for"
+        "gptq", description="gptq: what one weight is rounded away, its successors make up for"
     )
     bias_correction: bool = Field(True, description="move biases so that the mean of every layer's outputs stays")
     float_inputs: Annotated[int, Field(ge=0)] = Field(
@@ -221,10 +221,11 @@ class Export(StageConfig):
 
     method: Literal["onnx"] = "onnx"
     opset: Literal[21] = 21
-    profile: Literal["portable", "ort-cpu", "auto"] = Field(
+    profile: Literal["portable", "ort-cpu", "auto", "fp16"] = Field(
         "portable",
         description="portable: signed codes, zero points of 0; ort-cpu: the forms that ONNX Runtime is fastest with; "
-        "auto: the placement of quantisers that is measured to be fastest there and holds the floor",
+        "auto: the placement of quantisers that is measured to be fastest there and holds the floor; fp16: floats of "
+        "half precision, for a model that is not quantised",
     )
     floor: Floor = Field(Floor(), description="for `profile: auto`")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
     return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(weight.values)
 
 
-def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
+def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> tuple[LayerAnnotation, ...]:
     """Note bits and sparsity on each layer's node, and everything a consumer needs on the model; returns the layers.
 
     Drops the notes of the exporter. A sparsity pattern is noted only for layers that a stage masked and
@@ -120,7 +120,7 @@ def annotate(model: ir.Model, graph: ModelGraph) -> tuple[LayerAnnotation, ...]:
             layer = _annotation(node, weight, graph)
             found.append(layer)
             _note(node.metadata_props, asdict(layer))
-    _note(model.metadata_props, _about(graph) | {"layers": [asdict(layer) for layer in found]})
+    _note(model.metadata_props, _about(graph, class_names) | {"layers": [asdict(layer) for layer in found]})
     return tuple(found)
 
 
@@ -132,7 +132,7 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
     granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
     return LayerAnnotation(
         layer=weight.name,
-        weight_bits=site.weight_bits if site else weight.bits if quantised else FLOAT_BITS,
+        weight_bits=site.weight_bits if site else weight.bits,
         input_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
         granularity=f"block:{site.block}" if site and site.block else granularity,
@@ -142,16 +142,17 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
 def _input_bits(node: ir.Node) -> int:
     value = node.inputs[0]
     producer = value.producer() if value is not None else None
-    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
-        return FLOAT_BITS
-    kind = producer.inputs[0].dtype
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        value = producer.inputs[0]
+    kind = None if value is None else value.dtype
     return FLOAT_BITS if kind is None else int(kind.bitwidth)
 
 
-def _about(graph: ModelGraph) -> dict[str, Any]:
+def _about(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, Any]:
     source = graph.source
     channels, height, width = source.image
-    return {
+    names = {"class_names": list(class_names)} if class_names else {}
+    return names | {
         "version": vitslim.__version__,
         "model": source.timm,
         "classes": source.classes,

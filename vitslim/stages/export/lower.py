@@ -18,15 +18,16 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.dequantise import dequantise
 from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.stages.export.flatten import flatten_linears
 from vitslim.units import container_bits
 
 aten = torch.ops.aten
 
 DEQUANTISE = dequantise._opoverload
 
-Target = Literal["portable", "ort-cpu"]
+Target = Literal["portable", "ort-cpu", "fp16"]
 """`portable`: zero points are 0 and weights are dequantised, as TensorRT and OpenVINO read them. `ort-cpu`: the forms
-that ONNX Runtime is fastest with."""
+that ONNX Runtime is fastest with. `fp16`: a float model in half precision."""
 
 
 class Form(Enum):
@@ -52,6 +53,8 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
     """
     module = graph.module
     found = {}
+    if target == "ort-cpu":
+        flatten_linears(graph)
     for weight, nodes in layer_nodes(module).items():
         quantiser: Any = nodes[0].args[1]
         if not is_op(quantiser, FAKE_QUANT):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.decompose import decompose_attention
 from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_weights
+from vitslim.stages.export.half import in_half_precision
 from vitslim.stages.export.lower import Target, lower_quantisers
 from vitslim.stages.export.translate import translations
-from vitslim.units import FLOAT_BITS
 
 OPSET = 21
 IR_VERSION = 10
@@ -45,12 +45,14 @@ class ExportSummary:
     """Names of the weights that stay in float."""
 
 
-def export_onnx(graph: ModelGraph, path: Path, target: Target = "portable") -> ExportSummary:
+def export_onnx(
+    graph: ModelGraph, path: Path, target: Target = "portable", class_names: Sequence[str] = ()
+) -> ExportSummary:
     """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
 
     Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs, both in the form that suits
-    the target. An existing file is replaced
-    in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be exported or the file
+    the target. `class_names`, by class index, are noted in the file. An existing file is replaced in one step, so a
+    failure leaves it untouched. Raises StageError when the graph cannot be exported or the file
     breaks the ONNX standard, InputError when it cannot be written.
     """
     copy = graph.copy()
@@ -61,13 +63,15 @@ def export_onnx(graph: ModelGraph, path: Path, target: Target = "portable") -> E
     onnxscript.optimizer.optimize(model)
     store_weights(model, stored)
     model.graph.sort()  # constants that were folded last may stand behind what reads them
-    annotations = annotate(model, graph)
+    if target == "fp16":
+        model = in_half_precision(model)
+    annotations = annotate(model, graph, class_names)
     model.producer_name, model.producer_version = "vitslim", vitslim.__version__
     model.graph.name = graph.source.timm
     model.ir_version = IR_VERSION
     data = _checked(ir.to_proto(model))
     write_whole(path, data, "check the folder and its free space")
-    unquantised = tuple(a.layer for a in annotations if a.weight_bits == FLOAT_BITS)
+    unquantised = tuple(a.layer for a in annotations if a.granularity == "")
     return ExportSummary(path, len(data), OPSET, annotations, unquantised)
 
 

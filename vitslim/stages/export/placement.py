@@ -6,7 +6,7 @@ become: calibrated codes, codes of each batch's own range, or float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,8 +34,8 @@ from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
 BATCH = 16
-WORST = (1, 2, 4)
-"""Numbers of most harmful inputs that are tried in another form."""
+IN_FLOAT = (0, 1, 2, 4, 8)
+"""Numbers of most harmful inputs that are left in float."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +60,64 @@ def choose_placement(
 ) -> tuple[Placement, tuple[Placement, ...]]:
     """The fastest candidate that holds the floor, and all that were measured; where none holds it, the closest.
 
-    Fidelity is first that of the graph; candidates that hold the floor are written, measured side by side, and judged
-    again by what their files compute on this processor. Raises StageError without a measured backend.
+    Fidelity is first that of the graph: each form of inputs leaves as few of them in float as hold the floor. Those
+    candidates are written, measured side by side, and judged again by what their files compute on this processor.
+    Raises StageError without a measured backend.
     """
     if context.measure is None:
         raise StageError("profile auto needs a backend that measures", "add onnxruntime:cpu to report.backends")
     progress = context.progress
     reference, _ = predict(context.result("unquantised").graph.module, images, BATCH, progress, "auto: float model")
-    found = []
-    for name, candidate in _candidates(graph, context).items():
-        logits, _ = predict(candidate.module, images, BATCH, progress, f"auto: {name}")
-        found.append(_placement(name, candidate, reference, logits))
-    found.sort(key=lambda placement: -placement.sqnr_db)
-    held = [placement for placement in found if placement.holds(floor)] or found[:1]
-    measured = _measured(held, reference, images, context)
+    held: list[Placement] = []
+    others: list[Placement] = []
+    for ladder in _ladders(graph, context):
+        for name, candidate in ladder:
+            logits, _ = predict(candidate.module, images, BATCH, progress, f"auto: {name}")
+            found = _placement(name, candidate, reference, logits)
+            (held if found.holds(floor) else others).append(found)
+            if found.holds(floor):
+                break
+    closest = sorted(others, key=lambda placement: -placement.sqnr_db)[:1]
+    measured = _measured(held or closest, reference, images, context)
     best = [placement for placement in measured if placement.holds(floor)]
     if best:
         return min(best, key=lambda placement: placement.latency_ms or 0.0), measured
     return max(measured, key=lambda placement: placement.sqnr_db), measured
 
 
-def _candidates(graph: ModelGraph, context: StageContext) -> dict[str, ModelGraph]:
-    """Graphs by name. ONNX Runtime computes convolutions in float either way: there codes would only cost fidelity."""
+def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tuple[str, ModelGraph]]]:
+    """For each form of inputs its candidates by name, more and more inputs in float, those first that harm most.
+
+    ONNX Runtime computes convolutions in float either way: there codes would only cost fidelity.
+    """
     plain = remove_fake_quant(graph)
     linear = set(linear_layers(plain.module))
     base = {w: site if w in linear else _float(site) for w, site in quantiser_sites(graph).items()}
-    quantised = [site for site in base.values() if site.input_bits < FLOAT_BITS]
     scales = dict(graph.parameters())
+    worst = _most_harmful(plain, base, scales, context)
+    forms = {"static": base}
+    if any(map(has_input_scale, base.values())):
+        forms["dynamic"] = {w: _dynamic(site) for w, site in base.items()}
+    for form, sites in forms.items():
+        yield _ladder(form, sites, worst, plain, scales)
+
+
+def _ladder(
+    form: str, sites: Mapping[str, FakeQuantSite], worst: Sequence[str], plain: ModelGraph, scales: Mapping[str, Tensor]
+) -> Iterator[tuple[str, ModelGraph]]:
+    for count in (count for count in IN_FLOAT if count < max(1, len(worst))):
+        found = {**sites} | {weight: _float(sites[weight]) for weight in worst[:count]}
+        name = f"{form}, {count} in float" if count else form
+        yield name, insert_fake_quant(plain, tuple(found.values()), scales)
+
+
+def _most_harmful(
+    plain: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor], context: StageContext
+) -> list[str]:
+    quantised = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
     quantisers = {s.weight: input_quantiser(s, scales.get(input_scale_name(s.weight))) for s in quantised}
     shares = measure_noise(plain.module, quantisers, context)
-    worst = sorted(shares, key=lambda weight: -shares[weight])
-    sites = {"static": base, "dynamic": {w: _dynamic(site) for w, site in base.items()}}
-    for count in (count for count in WORST if count < len(worst)):
-        sites[f"static, {count} in float"] = base | {w: _float(base[w]) for w in worst[:count]}
-        sites[f"static, {count} dynamic"] = base | {w: _dynamic(base[w]) for w in worst[:count]}
-    return {name: insert_fake_quant(plain, tuple(found.values()), scales) for name, found in sites.items()}
+    return sorted(shares, key=lambda weight: -shares[weight])
 
 
 def _float(site: FakeQuantSite) -> FakeQuantSite:

@@ -12,11 +12,11 @@ from vitslim.graph.insert_fake_quant import (
     quantised_layers,
 )
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import LayerBits, ModelSketch
+from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.passes import BATCH, Calibration
+from vitslim.stages.quantize.passes import BATCH, Calibration, reads_image
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -53,15 +53,9 @@ class PtqStage:
 
         A guess where calibration decides which inputs stay in float.
         """
-        chosen = self._chosen(tuple(linear.weight for linear in sketch.linears))
-        fits = {
-            linear.weight
-            for linear in sketch.linears
-            if self.config.block and not linear.convolution and linear.in_features % self.config.block == 0
-        }
-        input_bits = FLOAT_BITS if self.config.inputs == "float" else self.config.input_bits
-        for block, weights in ((0, set(chosen) - fits), (self.config.block, fits & set(chosen))):
-            sketch = sketch.with_bits(weights, LayerBits(self.config.bits, input_bits, block))
+        chosen = set(self._chosen(tuple(linear.weight for linear in sketch.linears)))
+        for linear in (linear for linear in sketch.linears if linear.weight in chosen):
+            sketch = sketch.with_bits({linear.weight}, self._bits(linear))
         return sketch.as_guess() if self.config.float_inputs else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
@@ -78,7 +72,7 @@ class PtqStage:
         after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=tuple(LayerNote(layer=s.weight, what=describe(s), reason=self._reason(s)) for s in sites),
+            changes=tuple(LayerNote(layer=s.weight, what=describe(s), reason=self._reason(s, graph)) for s in sites),
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
@@ -96,13 +90,21 @@ class PtqStage:
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
+    def _bits(self, linear: SketchLinear) -> LayerBits:
+        block = self.config.block
+        fits = block > 0 and not linear.convolution and linear.in_features % block == 0
+        in_float = self.config.inputs == "float" or linear.reads_image
+        return LayerBits(self.config.bits, FLOAT_BITS if in_float else self.config.input_bits, block if fits else 0)
+
     def _chosen(self, weights: tuple[str, ...]) -> tuple[str, ...]:
         skip = {layer_of(name) for name in self.config.skip}
         return tuple(weight for weight in weights if layer_of(weight) not in skip)
 
-    def _reason(self, site: FakeQuantSite) -> str:
+    def _reason(self, site: FakeQuantSite, graph: ModelGraph) -> str:
         if self.config.block and not site.block:
             return f"its reduction has no blocks of {self.config.block}"
+        if self.config.inputs != "float" and reads_image(graph.module, site.weight):
+            return "the image stays in float"
         if site.input_bits == FLOAT_BITS and self.config.inputs != "float":
             return "among the inputs whose quantisation disturbs the outputs most"
         return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""

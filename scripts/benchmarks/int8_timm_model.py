@@ -1,0 +1,112 @@
+"""One row of the INT8 table, in a process of its own: `python int8_timm_model.py MODEL` prints JSON.
+
+Quantise with the defaults, write the portable file, run it in ONNX Runtime with batches of two sizes, ask what is
+fused. A step that fails ends the row; its reason stands in `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from timm_models import classifier_for
+
+from vitslim.backends.measured.kernels import INTEGER_KERNELS
+from vitslim.data import DataModule, load_data
+from vitslim.errors import VitslimError
+from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+from vitslim.graph.verify import draw_weights
+from vitslim.pipeline.inspect import Inspection, inspect
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import agreement, sqnr_db
+
+Row = dict[str, Any]
+
+BITS = 8
+CALIBRATION = 16
+BATCHES = (1, 7)
+"""The exporter has seen a batch of two."""
+
+
+def measure(model: str) -> Row:
+    """The row of one model, as far as it got."""
+    torch.manual_seed(0)
+    row: Row = {"model": model, "stage": "trace"}
+    start = perf_counter()
+    try:
+        _fill(row, model)
+        row |= {"stage": "done", "error": ""}
+    except VitslimError as error:
+        row["error"] = str(error)
+    except Exception as error:  # noqa: BLE001 - a row must say what went wrong, whatever it was
+        row["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return row | {"seconds": perf_counter() - start}
+
+
+def _fill(row: Row, model: str) -> None:
+    graph = trace_timm(model, classifier_for(model))
+    # Many models begin with a classifier of zeros, whose outputs could not go wrong.
+    draw_weights(graph.module, torch.Generator().manual_seed(0))
+    data = load_data(Data(kind="digits", calibration=CALIBRATION), graph.source, 0)
+    row["stage"] = "quantise"
+    with TemporaryDirectory() as folder:
+        context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), Path(folder))
+        quantised = PtqStage(Ptq(method="ptq")).apply(graph, context).graph
+        row |= {"layers": len(layer_nodes(graph.module)), "layers_quantised": len(quantised_layers(quantised.module))}
+        row["stage"] = "export"
+        path = Path(folder) / "model.onnx"
+        row["mb_int8"] = export_onnx(quantised, path).bytes / 1e6
+        row["mb_float"] = sum(tensor.numel() * tensor.element_size() for tensor in graph.parameters().values()) / 1e6
+        row["stage"] = "run"
+        row |= _run(graph, path, data)
+        row["stage"] = "inspect"
+        row |= _fused(inspect(path))
+
+
+def _run(graph: ModelGraph, path: Path, data: DataModule) -> Row:
+    """Agreement with the float model over batches of every size."""
+    file = OnnxFile(path, exact=False)
+    expected, found = [], []
+    for number, size in enumerate(BATCHES):
+        images = torch.stack([data.val[7 * number + index][0] for index in range(size)])
+        with torch.no_grad():
+            expected.append(graph.module(images))
+        found.append(file(images))
+    before, after = torch.cat(expected), torch.cat(found)
+    if not bool(after.isfinite().all()):
+        raise ValueError("logits are not finite")
+    sizes = " ".join(map(str, BATCHES))
+    return {"batches": sizes, "agreement": agreement(before, after), "sqnr_db": sqnr_db(before, after)}
+
+
+def _fused(inspection: Inspection) -> Row:
+    """Linear layers with codes as inputs, how many of them ONNX Runtime computes in integers, and promises broken."""
+    layers = [one for one in inspection.facts.layers if one.type != "Conv" and one.input_bits <= BITS]
+    fused = [one for one in layers if inspection.kernel(one) in INTEGER_KERNELS]
+    broken = [f"{one}" for one in inspection.broken]
+    return {"linears": len(layers), "linears_fused": len(fused), "broken": len(broken), "first_broken": broken[:1]}
+
+
+def main(model: str) -> None:
+    """Print the row."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(json.dumps(measure(model)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
