@@ -181,7 +181,7 @@ def test_dynamic_sizes_and_unknown_operators_are_no_obstacle(tmp_path: Path) -> 
         (3, {"sparsity": "2:4"}, "2:4 weights", "12 of 12 runs"),
         (2, {"sparsity": "2:4-pairs"}, "2:4-pairs weights", "6 of 6 runs"),
         (3, {"sparsity": "unstructured:0.5"}, "unstructured:0.5 weights", "25.0% of its weights are zero"),
-        (3, {"sparsity": "3:7"}, "'3:7' weights", "does not know"),
+        (3, {"sparsity": "7:3"}, "'7:3' weights", "does not know"),
         (4, {"weight_bits": 7}, "weights of 7 bits, integers from -63 to 63", "to 100"),
         (4, {"input_bits": 4}, "an input of 4 bits", "8 bits"),
         (4, {"layer": "blocks.7.w"}, "an annotated layer is in the graph", "no layer of this name"),

@@ -1,15 +1,21 @@
 """What a sparsity pattern is worth: bytes of a sparse weight and its bit operations. Numbers only, no tensors.
 
-Two patterns: `2:4`, which sparse tensor cores read, and `unstructured:0.5`, single weights of which this fraction is
-zero, kept as compressed sparse rows (CSR).
+Patterns: `2:4`, which sparse tensor cores read; `2:4-pairs`, which they read at INT4, two of every four adjacent pairs;
+another `N:M`; and `unstructured:0.5`, single weights of which this fraction is zero, kept as compressed sparse rows
+(CSR).
 """
 
 from __future__ import annotations
 
-from math import floor
+import re
+from dataclasses import dataclass
+from math import ceil, floor, log2
 
 TWO_FOUR = "2:4"
+PAIRS = "2:4-pairs"
 UNSTRUCTURED = "unstructured:"
+GROUPED = re.compile(r"([1-9]\d?):([1-9]\d?)")
+"""`N:M`."""
 
 TWO_FOUR_BITS = {4: 2.5, 8: 5.0, 16: 9.0, 32: 17.0}
 """Bits an original weight takes on a device that stores 2:4 weights with 2-bit indices (specs, section 3.2)."""
@@ -18,6 +24,29 @@ NARROW_INDEX_BELOW = 2**16
 """Rows shorter than this have 16-bit column indices, longer ones 32-bit ones."""
 POINTER_BYTES = 4
 """Where a row begins, as int32."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Of each `group` units of `width` adjacent weights `kept` stay."""
+
+    kept: int
+    group: int
+    width: int = 1
+
+    @property
+    def span(self) -> int:
+        """Weights of one group."""
+        return self.group * self.width
+
+
+def parse_pattern(name: str) -> Pattern | None:
+    """`2:4`, `2:4-pairs` or another `N:M` with N below M; None for anything else."""
+    width = 2 if name == PAIRS else 1
+    found = GROUPED.fullmatch(TWO_FOUR if name == PAIRS else name)
+    if found is None or int(found[1]) >= int(found[2]):
+        return None
+    return Pattern(int(found[1]), int(found[2]), width)
 
 
 def unstructured_pattern(sparsity: float) -> str:
@@ -42,12 +71,14 @@ def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
     A 2:4 weight of a width without a sparse format raises KeyError.
     """
     count = rows * columns
-    if pattern == TWO_FOUR:
+    if pattern in {TWO_FOUR, PAIRS}:
         return count * TWO_FOUR_BITS[bits] / 8
+    if found := parse_pattern(pattern):
+        return min(count * bits, count * found.kept / found.group * (bits + ceil(log2(found.group)))) / 8
     sparsity = float(pattern.removeprefix(UNSTRUCTURED))
     return min(count * bits / 8, csr_bytes(rows, columns, count - zeros(count, sparsity), bits))
 
 
 def skips_products(pattern: str) -> bool:
     """Whether hardware skips the multiplications by zero, which halves the BOPs: of 2:4 weights only."""
-    return pattern == TWO_FOUR
+    return pattern in {TWO_FOUR, PAIRS}

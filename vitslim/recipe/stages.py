@@ -145,14 +145,37 @@ class Layers(StageConfig):
     batch: PositiveInt = 32
 
 
+class Permute(Config):
+    """Axes whose channels are put into the order in which a mask keeps most; the model computes the same."""
+
+    mlp: bool = Field(True, json_schema_extra={ASSUMED: True}, description="hidden units of the MLPs, for fc2")
+    v: bool = Field(True, json_schema_extra={ASSUMED: True}, description="values of attention, for proj")
+    embed: bool = Field(
+        False,
+        json_schema_extra={ASSUMED: True},
+        description="the residual stream, for qkv and fc1 of all blocks at once",
+    )
+
+
 class TwoFour(StageConfig):
-    """2:4 semi-structured sparsity: two of every four weights along the reduction dimension stay."""
+    """Sparsity that tensor cores read: of every few weights along the reduction dimension some stay."""
 
     method: Literal["two-four"]
     layers: Literal["gemm"] | tuple[str, ...] = Field(
         "gemm", description="all eligible linear layers, or names of layers"
     )
-    score: Literal["magnitude"] = "magnitude"
+    pattern: str = Field(
+        "2:4",
+        pattern=r"^([1-9]\d?:[1-9]\d?|2:4-pairs)$",
+        description="2:4; 2:4-pairs, two of four adjacent pairs, for weights of 4 bits; or another N:M",
+        json_schema_extra={EXPECTED: "2:4, 2:4-pairs or another N:M"},
+    )
+    score: Literal["magnitude", "wanda", "sparsegpt"] = Field(
+        "magnitude",
+        description="which weights stay: the largest; those that are large times the norm of their input; those whose "
+        "loss the others can least make up for, which then do (both look at the calibration images)",
+    )
+    permute: Permute | None = Field(None, description="choose an order of channels before the mask")
 
 
 class Distill(StageConfig):

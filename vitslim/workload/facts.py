@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitslim.graph.sparse import TWO_FOUR, UNSTRUCTURED, csr_bytes
+from vitslim.graph.sparse import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
 
-PAIRS = "2:4-pairs"
 """INT4: of each eight weights, seen as four adjacent pairs, two pairs are zero (specs, section 3.2)."""
 INTEGER_BITS_MAX = 8
 """Wider weights are floating-point numbers."""

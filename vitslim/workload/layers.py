@@ -8,9 +8,9 @@ import numpy as np
 from onnx import NodeProto
 
 from vitslim.errors import InputError
-from vitslim.graph.sparse import TWO_FOUR, UNSTRUCTURED, zeros
+from vitslim.graph.sparse import PAIRS, TWO_FOUR, UNSTRUCTURED, parse_pattern, zeros
 from vitslim.workload.annotations import find_annotation, node_annotation
-from vitslim.workload.facts import INTEGER_BITS_MAX, PAIRS, Annotation, BrokenPromise, Layer
+from vitslim.workload.facts import INTEGER_BITS_MAX, Annotation, BrokenPromise, Layer
 from vitslim.workload.input_codes import input_bits
 from vitslim.workload.onnx_graph import OnnxGraph, attribute, layer_of
 from vitslim.workload.weight_codes import (
@@ -140,11 +140,11 @@ def _broken_bits(graph: OnnxGraph, layer: Layer, noted: Annotation, weight: Weig
 
 def _broken_pattern(layer: Layer, noted: Annotation, codes: Codes) -> Iterator[BrokenPromise]:
     wanted = noted.sparsity
-    if wanted in {TWO_FOUR, PAIRS}:
-        accepted = {wanted, PAIRS} if layer.weight_bits <= 4 else {wanted}
-        if not accepted.intersection(layer.patterns):
-            wrong, runs = runs_too_dense(codes.zeros, wanted)
-            rest = layer.reduction % (8 if wanted == PAIRS else 4)
+    if pattern := parse_pattern(wanted):
+        accepted = {wanted, PAIRS} if wanted == TWO_FOUR and layer.weight_bits <= 4 else {wanted}
+        wrong, runs = runs_too_dense(codes.zeros, wanted)
+        rest = layer.reduction % pattern.span
+        if (wrong or rest) and not accepted.intersection(layer.patterns):
             found = (
                 f"{wrong} of {runs} runs have too few zeros" if runs and wrong else f"{rest} weights of a row left over"
             )

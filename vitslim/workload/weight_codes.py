@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from vitslim.graph.sparse import TWO_FOUR
-from vitslim.workload.facts import INTEGER_BITS_MAX, PAIRS
+from vitslim.graph.sparse import PAIRS, TWO_FOUR, parse_pattern
+from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import OnnxGraph, attribute
 from vitslim.workload.weights import T, Weight, element_bits, find_weight, is_two_four, rearranged, zero_point
 
@@ -96,9 +96,12 @@ def patterns(zeros: npt.NDArray[np.bool_]) -> tuple[str, ...]:
 
 def runs_too_dense(zeros: npt.NDArray[np.bool_], pattern: str) -> tuple[int, int]:
     """How many runs of a mask of zeros break a pattern, and how many there are; the last columns may be left over."""
-    wide = 8 if pattern == PAIRS else 4
-    runs = _whole_groups(zeros[:, : zeros.shape[1] // wide * wide], wide // 4).reshape(-1, 4)
-    return int((runs.sum(axis=1) < 2).sum()), len(runs)
+    found = parse_pattern(pattern)
+    if found is None:
+        return 0, 0
+    whole = zeros[:, : zeros.shape[1] // found.span * found.span]
+    runs = _whole_groups(whole, found.width).reshape(-1, found.group)
+    return int((runs.sum(axis=1) < found.group - found.kept).sum()), len(runs)
 
 
 def _whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

@@ -1,37 +1,54 @@
-"""The 2:4 pattern: of every four consecutive weights along the reduction dimension two stay (GPUSQ, section 2).
+"""Patterns of sparse weights: of every few consecutive weights along the reduction some stay (GPUSQ, section 2).
 
-Pure tensor mathematics, no model. A weight is always seen as (out, in): groups of four run along `in`.
+Pure tensor mathematics, no model. A weight is always seen as (out, in): groups run along `in`. `2:4` keeps two weights
+of four, `N:M` any N of M, and `2:4-pairs`, which sparse tensor cores read at INT4, two of four adjacent pairs.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-GROUP = 4
-KEPT = 2
+from vitslim.graph.sparse import Pattern
 
 OUT_MULTIPLE = 8
 IN_MULTIPLE = 16
 """Sparse kernels take a layer only when its sizes are multiples of these; other tools skip such layers silently."""
 
 
-def two_four_mask(weight: Tensor) -> Tensor:
-    """Where the two largest magnitudes of each group of four are: bool, same shape as `weight`.
+TWO_OF_FOUR = Pattern(2, 4)
 
-    weight: float (out, in) with `in` a multiple of 4. Of equal magnitudes the one with the lower index stays, so the
-    mask is a function of the weight alone. No other 2:4 mask keeps a larger sum of magnitudes. Raises ValueError for
-    another shape.
+
+def pattern_mask(score: Tensor, pattern: Pattern = TWO_OF_FOUR) -> Tensor:
+    """Where the weights with the largest scores of each group are: bool, same shape as `score`.
+
+    score: float (out, in), not negative, `in` a multiple of the pattern's span; a unit of several weights has the sum
+    of theirs. Of equal scores the one with the lower index stays, so the mask is a function of the scores alone. No
+    other mask of the pattern keeps a larger sum of scores. Raises ValueError for another shape.
     """
-    groups = _grouped(weight).abs()
-    order = torch.sort(groups, dim=-1, descending=True, stable=True).indices
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :KEPT], True)
-    return mask.view(weight.shape)
+    units = _grouped(score, pattern).sum(dim=-1)
+    order = torch.sort(units, dim=-1, descending=True, stable=True).indices
+    chosen = torch.zeros_like(units, dtype=torch.bool).scatter_(-1, order[..., : pattern.kept], True)
+    return chosen[..., None].expand(*units.shape, pattern.width).reshape(score.shape)
+
+
+def two_four_mask(weight: Tensor) -> Tensor:
+    """Where the two largest magnitudes of each group of four are: bool, same shape as `weight`, float (out, in)."""
+    return pattern_mask(weight.abs())
+
+
+def keeps_pattern(mask: Tensor, pattern: Pattern) -> bool:
+    """Whether a bool mask (out, in) keeps exactly so many units of each group along `in`, and no half ones."""
+    grouped = _grouped(mask, pattern)
+    whole = grouped.all(dim=-1)
+    return bool((whole == grouped.any(dim=-1)).all() and (whole.sum(dim=-1) == pattern.kept).all())
 
 
 def is_two_four(mask: Tensor) -> bool:
     """Whether a bool mask (out, in) keeps exactly two of each group of four along `in`."""
-    return bool((_grouped(mask).sum(dim=-1) == KEPT).all())
+    return keeps_pattern(mask, TWO_OF_FOUR)
 
 
 def magnitudes(weight: Tensor, mask: Tensor) -> tuple[float, float]:
@@ -40,17 +57,19 @@ def magnitudes(weight: Tensor, mask: Tensor) -> tuple[float, float]:
     return float((size * mask).sum()), float(size.sum())
 
 
-def obstacles(out_features: int, in_features: int) -> str:
-    """Why a layer of this size cannot be 2:4 sparse, every reason named; empty when it can."""
+def obstacles(out_features: int, in_features: int, pattern: Pattern = TWO_OF_FOUR) -> str:
+    """Why a layer of this size cannot have the pattern, every reason named; empty when it can."""
     reasons = []
+    step = math.lcm(IN_MULTIPLE, pattern.span)
     if out_features % OUT_MULTIPLE:
         reasons.append(f"{out_features} outputs are no multiple of {OUT_MULTIPLE}")
-    if in_features % IN_MULTIPLE:
-        reasons.append(f"{in_features} inputs are no multiple of {IN_MULTIPLE}")
+    if in_features % step:
+        reasons.append(f"{in_features} inputs are no multiple of {step}")
     return " and ".join(reasons)
 
 
-def _grouped(weight: Tensor) -> Tensor:
-    if weight.ndim != 2 or weight.shape[1] % GROUP:
-        raise ValueError(f"expected a weight (out, in) with in a multiple of {GROUP}, got {tuple(weight.shape)}")
-    return weight.reshape(weight.shape[0], weight.shape[1] // GROUP, GROUP)
+def _grouped(values: Tensor, pattern: Pattern) -> Tensor:
+    """(out, groups, units of a group, weights of a unit)."""
+    if values.ndim != 2 or values.shape[1] % pattern.span:
+        raise ValueError(f"expected a weight (out, in) with in a multiple of {pattern.span}, got {tuple(values.shape)}")
+    return values.reshape(len(values), -1, pattern.group, pattern.width)

@@ -1,25 +1,37 @@
-"""2:4 sparsity: a fixed mask on the weights of the matrix products (GPUSQ, section 2 of the specs)."""
+"""2:4 sparsity and its kin: a fixed mask on the weights of the matrix products (GPUSQ, section 2 of the specs)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, SketchLinear
 from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import TWO_FOUR
+from vitslim.graph.sparse import Pattern, parse_pattern
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.layerwise import solve_layers
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.mask_weights import leaks, unmasked_float, with_masks
+from vitslim.stages.prune.permute import Reordered, permute_channels
+from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
 from vitslim.stages.prune.sparsity import (
     IN_MULTIPLE,
     OUT_MULTIPLE,
-    is_two_four,
+    TWO_OF_FOUR,
+    keeps_pattern,
     magnitudes,
     obstacles,
-    two_four_mask,
+    pattern_mask,
 )
+
+IMAGES = 256
+"""Calibration images that a score looks at, at most: all are in memory at once."""
 
 
 class TwoFourStage:
@@ -27,58 +39,101 @@ class TwoFourStage:
 
     def __init__(self, config: TwoFour) -> None:
         self.config = config
+        self.pattern: Pattern = parse_pattern(config.pattern) or TWO_OF_FOUR
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """A float model without a mask, in which every named layer exists and divides."""
+        """A pattern that drops weights, and a float model without a mask, in which every named layer divides."""
+        if parse_pattern(self.config.pattern) is None:
+            return [Problem("pattern", f"{self.config.pattern} drops no weight", "N must be below M, as in 2:4")]
         if problems := unmasked_float(sketch, "two-four"):
             return problems
         problems = wrong_names(self.config.layers, sketch)
         if self.config.layers != "gemm":
             hint = f"outputs must be a multiple of {OUT_MULTIPLE} and inputs of {IN_MULTIPLE}: leave it out of `layers`"
             problems += [
-                Problem("layers", f"{layer.weight} cannot be 2:4 sparse: {reason}", hint)
+                Problem("layers", f"{layer.weight} cannot be {self.config.pattern} sparse: {reason}", hint)
                 for layer, reason in self._unfit(sketch)
             ]
         if not problems and not self._eligible(sketch):
             reasons = "; ".join(f"{layer.weight}: {reason}" for layer, reason in self._unfit(sketch)[:3])
-            problems.append(Problem("layers", f"no layer of this model can be 2:4 sparse ({reasons or 'it has none'})"))
+            message = f"no layer of this model can be {self.config.pattern} sparse ({reasons or 'it has none'})"
+            problems.append(Problem("layers", message))
         return problems
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Exact: which layers are masked depends on their sizes alone."""
-        return sketch.with_sparsity([layer.weight for layer in self._eligible(sketch)], TWO_FOUR)
+        return sketch.with_sparsity([layer.weight for layer in self._eligible(sketch)], self.config.pattern)
 
-    def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:  # noqa: ARG002 - needs no data
+    def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Choose the mask of every eligible layer, once, and set the other weights to zero."""
         before = sketch(graph)
         for problem in self.requires(before):
             raise StageError(problem.message, problem.hint)
-        weights = graph.parameters()
-        masks = {}
-        kept = total = 0.0
-        for layer in self._eligible(before):
-            matrix = weights[layer.weight].detach().flatten(start_dim=1)
-            mask = two_four_mask(matrix)
-            kept_here, total_here = magnitudes(matrix, mask)
-            kept, total = kept + kept_here, total + total_here
-            masks[layer.weight] = mask.view(weights[layer.weight].shape)
-        changes = tuple(LayerNote(layer=name, what=TWO_FOUR) for name in masks)
+        names = [layer.weight for layer in self._eligible(before)]
+        plain, reordered = graph, tuple[Reordered, ...]()
+        if self.config.permute is not None:
+            plain, reordered = permute_channels(graph, names, self.config.permute, context.progress)
+        masks, masked = self._masked(plain, names, context)
+        changes = tuple(LayerNote(layer=name, what=self.config.pattern) for name in masks)
+        changes += tuple(
+            LayerNote(layer=one.axis, what="channels reordered", reason=f"{one.efficacy:.0%} of the loss won back")
+            for one in reordered
+        )
         skipped = tuple(LayerNote(layer=n.weight, what="skipped", reason=reason) for n, reason in self._unfit(before))
-        metrics = {"kept_magnitude": kept / total if total else 1.0, "layers": float(len(changes))}
-        return StageResult(with_masks(graph, TWO_FOUR, masks), changes, skipped, metrics)
+        metrics = {"kept_magnitude": _kept(plain, masks), "layers": float(len(masks))}
+        if reordered:
+            here = {name: self._mask_by_size(graph, name) for name in names}
+            metrics["kept_magnitude_in_old_order"] = _kept(graph, here)
+        return StageResult(masked, changes, skipped, metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every mask is exactly two of four, and the weights are zero outside it."""
+        """Every mask keeps exactly the pattern, and the weights are zero outside it."""
         names = [layer.weight for layer in self._eligible(sketch(before))]
-        broken = [name for name in names if name in after.masks and not is_two_four(after.masks[name].flatten(1))]
-        return leaks(after, names) + [Problem(name, "its mask does not keep two of four") for name in broken]
+        masks = {name: after.masks[name].flatten(start_dim=1) for name in names if name in after.masks}
+        broken = [name for name, mask in masks.items() if not keeps_pattern(mask, self.pattern)]
+        return leaks(after, names) + [Problem(name, f"its mask is not {self.config.pattern}") for name in broken]
+
+    def _masked(
+        self, graph: ModelGraph, names: list[str], context: StageContext
+    ) -> tuple[Mapping[str, Tensor], ModelGraph]:
+        """Masks by weight, and the graph with them."""
+        if self.config.score == "magnitude":
+            masks = {name: self._mask_by_size(graph, name) for name in names}
+            return masks, with_masks(graph, self.config.pattern, masks)
+        chosen: dict[str, Tensor] = {}
+
+        def solve(name: str, weight: Tensor, gram: Tensor) -> Tensor:
+            if self.config.score == "wanda":
+                mask = pattern_mask(wanda_scores(weight, gram), self.pattern)
+                result = weight * mask
+            else:
+                mask = sparsegpt_mask(weight, gram, self.pattern)
+                result = refit(weight, mask, gram)
+            chosen[name] = mask.view(graph.parameters()[name].shape)
+            return result
+
+        calibration = context.data.calibration
+        images = torch.stack([calibration[i][0] for i in range(min(IMAGES, len(calibration)))])
+        solved = solve_layers(graph, names, images, solve, context.progress, f"two-four: {self.config.score}")
+        return chosen, with_masks(solved, self.config.pattern, chosen)
+
+    def _mask_by_size(self, graph: ModelGraph, name: str) -> Tensor:
+        weight = graph.parameters()[name].detach()
+        return pattern_mask(weight.abs().flatten(start_dim=1), self.pattern).view(weight.shape)
 
     def _eligible(self, sketch: ModelSketch) -> list[SketchLinear]:
         chosen = chosen_layers(self.config.layers, sketch)
-        return [layer for layer in chosen if not obstacles(layer.out_features, layer.in_features)]
+        return [layer for layer in chosen if not obstacles(layer.out_features, layer.in_features, self.pattern)]
 
     def _unfit(self, sketch: ModelSketch) -> list[tuple[SketchLinear, str]]:
         """Layers that were asked for and do not divide, each with its reasons."""
         chosen = chosen_layers(self.config.layers, sketch)
-        reasons = [(layer, obstacles(layer.out_features, layer.in_features)) for layer in chosen]
+        reasons = [(layer, obstacles(layer.out_features, layer.in_features, self.pattern)) for layer in chosen]
         return [(layer, reason) for layer, reason in reasons if reason]
+
+
+def _kept(graph: ModelGraph, masks: Mapping[str, Tensor]) -> float:
+    """Share of the magnitude of all masked layers that lies inside their masks."""
+    sums = [magnitudes(graph.parameters()[name], mask) for name, mask in masks.items()]
+    kept, total = (sum(part) for part in zip(*sums, strict=True))
+    return kept / total if total else 1.0

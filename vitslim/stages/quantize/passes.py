@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -88,6 +89,7 @@ class Calibration:
         """
         scales: dict[str, Tensor] = {}
         sites = {weight: self._site(graph.module, weight, observed, scales) for weight in weights}
+        _tell_apart(graph.module, scales)
         sites = self._with_float_inputs(graph.module, sites, scales)
         shifts = self._mean_shifts(graph.module, sites, scales) if self.config.bias_correction else {}
         originals = {weight: tensor_of(graph.module, weight).detach().clone() for weight in shifts}
@@ -160,6 +162,20 @@ def _correct_bias(module: GraphModule, site: FakeQuantSite, scale: Tensor, origi
     values = fake_quant(tensor_of(module, site.weight), scale, 0, axis, *limits, site.block)
     wrong = values.double() @ (mean + moved) - original.double() @ mean
     tensor_of(module, _biases(module)[site.weight]).sub_(wrong)
+
+
+def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
+    """Give layers that read one tensor scales that differ in the last digit.
+
+    Runtimes merge equal quantisers, and ONNX Runtime fuses no product whose input has other readers.
+    """
+    readers: dict[Node, list[str]] = {}
+    for weight, nodes in layer_nodes(module).items():
+        readers.setdefault(argument(nodes[0], 0), []).append(input_scale_name(weight))
+    for names in readers.values():
+        for before, name in pairwise([name for name in names if name in scales]):
+            if scales[name] <= scales[before]:
+                scales[name] = torch.nextafter(scales[before], torch.tensor(torch.inf))
 
 
 def reads_image(module: GraphModule, weight: str) -> bool:

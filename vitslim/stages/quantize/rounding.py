@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DAMPING = 0.01
-"""Added to the diagonal of the Hessian as a fraction of its mean (GPTQ, section 3.3)."""
+from vitslim.stages.layerwise import damped
+
+COLUMNS_AT_ONCE = 128
+"""Later columns see the errors of so many at a time (GPTQ, section 3.3, lazy batch updates)."""
 
 
 def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) -> Tensor:
@@ -22,12 +24,17 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) 
     stays = weight[:, order] != 0
     steps = _column_scales(scale.double(), weight.shape[1], block)[:, order]
     done = torch.empty_like(left)
-    for column in range(left.shape[1]):
-        step = steps[:, column]
-        codes = torch.round(left[:, column] / step).clamp(-top, top)
-        done[:, column] = torch.where(stays[:, column], codes * step, 0.0)
-        error = (left[:, column] - done[:, column]) / inverse[column, column]
-        left[:, column + 1 :] -= error[:, None] * inverse[column, column + 1 :]
+    for start in range(0, left.shape[1], COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, left.shape[1])
+        errors = torch.empty_like(left[:, start:stop])
+        for column in range(start, stop):
+            step = steps[:, column]
+            codes = torch.round(left[:, column] / step).clamp(-top, top)
+            done[:, column] = torch.where(stays[:, column], codes * step, 0.0)
+            error = (left[:, column] - done[:, column]) / inverse[column, column]
+            left[:, column + 1 : stop] -= error[:, None] * inverse[column, column + 1 : stop]
+            errors[:, column - start] = error
+        left[:, stop:] -= errors @ inverse[start:stop, stop:]
     result = torch.empty_like(done)
     result[:, order] = done
     return result.float()
@@ -35,10 +42,8 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) 
 
 def _inverse_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Upper Cholesky factor of the inverse of the damped Hessian, rows and columns in the order they are rounded."""
-    hessian = gram.double().clone()
-    diagonal = hessian.diagonal()
-    diagonal += DAMPING * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    order = torch.argsort(diagonal, descending=True, stable=True)
+    hessian = damped(gram)
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     hessian = hessian[order][:, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     return torch.linalg.cholesky(inverse, upper=True), order

@@ -1,0 +1,153 @@
+"""Orders of channels for 2:4, and masks and weights that keep outputs: mathematics and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sparse import parse_pattern
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Permute, TwoFour
+from vitslim.stages.contract import StageContext
+from vitslim.stages.layerwise import damped, solve_layers
+from vitslim.stages.prune.permutation import efficacy, find_permutation, kept_magnitude
+from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
+from vitslim.stages.prune.sparsity import TWO_OF_FOUR, keeps_pattern, pattern_mask
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.training.evaluate import sqnr_db
+
+
+def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 5))
+@settings(deadline=None, max_examples=25)
+def test_an_order_is_a_permutation_that_never_keeps_less(seed: int, runs: int, rows: int) -> None:
+    weight = drawn(rows, 4 * runs, seed)
+    order = find_permutation(weight)
+    assert sorted(order.tolist()) == list(range(4 * runs))
+    size = weight.abs().T.double()
+    assert kept_magnitude(size[order]).sum() >= kept_magnitude(size).sum() - 1e-5
+    assert -1e-9 <= efficacy(weight, order) <= 1 + 1e-9
+
+
+def test_no_swap_of_two_columns_is_left_that_gains() -> None:
+    weight = drawn(6, 16)
+    size = weight.abs().T[find_permutation(weight)].double()
+    best = kept_magnitude(size).sum()
+    for i, j in permutations(range(16), 2):
+        swapped = torch.arange(16)
+        swapped[i], swapped[j] = j, i
+        assert kept_magnitude(size[swapped]).sum() <= best + 1e-5
+
+
+def test_large_columns_are_spread_over_runs() -> None:
+    weight = torch.cat([10 + torch.rand(8, 4), torch.rand(8, 4)], dim=1)  # a run of large, a run of small columns
+    order = find_permutation(weight)
+    assert [int((order[run : run + 4] < 4).sum()) for run in (0, 4)] == [2, 2]
+    assert efficacy(weight, order) > 0.9
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "2:4-pairs"])
+def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
+    found = parse_pattern(pattern)
+    assert found is not None
+    weight = drawn(24, 32)
+    inputs = drawn(400, 32, 1) @ (torch.eye(32) + 0.4 * drawn(32, 32, 2))  # inputs that say something of each other
+    gram = (inputs.T @ inputs).double()
+    mask = sparsegpt_mask(weight, gram, found)
+    assert keeps_pattern(mask, found)
+    solved = refit(weight, mask, gram)
+    assert not solved[~mask].any()
+
+    def lost(candidate: torch.Tensor) -> float:
+        return float(((candidate - weight) @ inputs.T).square().sum())
+
+    by_size, wanda = pattern_mask(weight.abs(), found), pattern_mask(wanda_scores(weight, gram), found)
+    assert lost(solved) < lost(refit(weight, by_size, gram)) < lost(weight * by_size)
+    assert lost(refit(weight, wanda, gram)) < lost(weight * wanda)
+
+
+def test_refit_is_the_least_squares_solution() -> None:
+    weight, inputs = drawn(3, 8), drawn(50, 8, 1)
+    mask = pattern_mask(weight.abs())
+    gram = (inputs.T @ inputs).double()
+    solved = refit(weight, mask, gram)
+    hessian = damped(gram)
+    gradient = (solved.double() - weight.double()) @ hessian
+    assert gradient[mask].abs().max() < 1e-3 * gradient[~mask].abs().max()
+
+
+def test_whole_weights_within_any_mask_come_back(tiny_graph: ModelGraph) -> None:
+    images = drawn(8, 3 * 32 * 32).reshape(8, 3, 32, 32) if tiny_graph.source.image == (3, 32, 32) else None
+    images = torch.randn(8, *tiny_graph.source.image) if images is None else images
+    same = solve_layers(tiny_graph, list(sketch_names(tiny_graph)), images, lambda _n, w, _g: w, Silent(), "")
+    with torch.no_grad():
+        torch.testing.assert_close(same.module(images), tiny_graph.module(images), rtol=0, atol=1e-4)
+
+
+def sketch_names(graph: ModelGraph) -> list[str]:
+    return [layer.weight for layer in sketch(graph).linears if layer.role != "head"]
+
+
+def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
+    with torch.no_grad():
+        return graph.module(torch.stack([context.data.val[i][0] for i in range(40)]))
+
+
+def test_reordering_changes_no_output_and_keeps_more(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    context = digits_context(tiny_graph)
+    plain, ordered = (
+        TwoFourStage(TwoFour(method="two-four", permute=permute)).apply(tiny_graph, context)
+        for permute in (None, Permute(embed=True))
+    )
+    before = plain.metrics["kept_magnitude"]
+    assert ordered.metrics["kept_magnitude_in_old_order"] == pytest.approx(before)
+    assert ordered.metrics["kept_magnitude"] > before
+    moved = {note.layer for note in ordered.changes if note.what == "channels reordered"}
+    assert {"embed", "blocks.0.mlp", "blocks.1.mlp"} <= moved
+    slices = [edit for edit in ordered.graph.edits if hasattr(edit, "kept")]
+    assert len(slices) == 1 and slices[0].kept.keys() == moved
+
+
+@pytest.mark.parametrize("keys", [{"score": "wanda"}, {"score": "sparsegpt"}, {"pattern": "1:4"}, {"pattern": "4:8"}])
+def test_every_key_gives_an_exact_mask(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any]
+) -> None:
+    context = digits_context(tiny_graph)
+    stage = TwoFourStage(TwoFour(method="two-four", **keys))
+    assert stage.requires(sketch(tiny_graph)) == []
+    result = stage.apply(tiny_graph, context)
+    assert stage.ensures(tiny_graph, result.graph) == []
+    assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+    assert set(result.graph.masks) == set(sketch_names(tiny_graph))
+
+
+def test_sparsegpt_stays_closest_to_the_dense_model(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    context = digits_context(tiny_graph, calibration=100)
+    reference = logits(tiny_graph, context)
+    found = {
+        score: sqnr_db(reference, logits(TwoFourStage(TwoFour(method="two-four", score=score)).apply(
+            tiny_graph, context).graph, context))
+        for score in ("magnitude", "wanda", "sparsegpt")
+    }  # fmt: skip
+    assert found["sparsegpt"] > max(found["magnitude"], found["wanda"])
+
+
+def test_a_pattern_that_drops_nothing_is_refused(tiny_graph: ModelGraph) -> None:
+    (problem,) = TwoFourStage(TwoFour(method="two-four", pattern="4:4")).requires(sketch(tiny_graph))
+    assert "drops no weight" in problem.message
+    assert parse_pattern("2:4") == TWO_OF_FOUR
