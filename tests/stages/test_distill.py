@@ -16,7 +16,7 @@ from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Distill, Loss, TeacherModel, Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
-from vitslim.stages.distill.teacher import teacher_logits
+from vitslim.stages.distill.teacher import ask
 from vitslim.training import Batch, agreement, predict
 
 QUICK = Train(epochs=2, batch=32, lr=1e-3, images=96)
@@ -96,12 +96,12 @@ def test_stored_and_live_teacher_logits_are_the_same(
     where = context(digits, teacher, tmp_path)
     dataset = digits.train.balanced(70)
     kinds = [
-        teacher_logits(teacher, Distill(train=Train(augment=augment, batch=30)), dataset, where)
+        ask(teacher, (), Distill(train=Train(augment=augment, batch=30)), dataset, where)
         for augment in ("none", "light")
     ]
     loader = batches(dataset, 16, shuffle_seed=5)
     for positions, (images, labels) in zip(loader.positions, loader, strict=True):
-        stored, live = (logits(Batch(images, labels, torch.tensor(positions))) for logits in kinds)
+        stored, live = (says(Batch(images, labels, torch.tensor(positions))).logits for says in kinds)
         torch.testing.assert_close(stored, live, atol=1e-5, rtol=1e-5)
 
 

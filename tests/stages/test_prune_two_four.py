@@ -149,7 +149,7 @@ def test_broken_promises_are_found(sparsify: Sparsify, tiny_graph: ModelGraph) -
     del result.masks["blocks.1.mlp.fc1.weight"]
     problems = {problem.where: problem.message for problem in stage.ensures(tiny_graph, result)}
     assert problems == {
-        "blocks.0.mlp.fc1.weight": "its mask does not keep two of four",
+        "blocks.0.mlp.fc1.weight": "its mask is not 2:4",
         "blocks.0.mlp.fc2.weight": "has weights outside its mask",
         "blocks.1.mlp.fc1.weight": "has no mask",
     }

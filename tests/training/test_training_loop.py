@@ -93,7 +93,7 @@ def test_schedule_warms_up_then_falls_to_zero() -> None:
 
 
 def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
-    groups = make_optimiser(tiny_graph.module.parameters(), Train(wd=0.1)).param_groups
+    groups = make_optimiser(dict(tiny_graph.module.named_parameters()), Train(wd=0.1)).param_groups
     assert {group["weight_decay"]: min(p.ndim for p in group["params"]) > 1 for group in groups} == {
         0.1: True,
         0.0: False,

@@ -62,7 +62,7 @@ def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
     kind, values = split_entry(entry)
     classes = KINDS[kind]
     method = (values or {}).get("method")
-    config = next((c for c in classes if method_of(c) == method), classes[0])
+    config = next((c for c in classes if method_of(c) == method), default_of(classes) or classes[0])
     return config.model_validate({"method": method_of(config), **(values or {})}, strict=False)
 
 
@@ -85,6 +85,13 @@ def method_of(config: type[StageConfig]) -> str:
     return str(get_args(config.model_fields["method"].annotation)[0])
 
 
+def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | None:
+    """The method that a stage of this kind has when it names none: the only one, or the one that has itself as default."""
+    if len(classes) == 1:
+        return classes[0]
+    return next((config for config in classes if not config.model_fields["method"].is_required()), None)
+
+
 def _entries(definitions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     bare = [kind for kind, classes in KINDS.items() if _is_bare(classes, definitions)]
     yield {"type": "string", "enum": bare}
@@ -96,7 +103,8 @@ def _entries(definitions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_bare(classes: tuple[type[StageConfig], ...], definitions: Mapping[str, Any]) -> bool:
-    return len(classes) == 1 and not definitions[classes[0].__name__].get("required")
+    default = default_of(classes)
+    return default is not None and not definitions[default.__name__].get("required")
 
 
 def _check_entry(entry: object, where: str, definitions: Mapping[str, Schema]) -> list[Problem]:
@@ -123,7 +131,8 @@ def _check_values(values: object, kind: str, where: str, definitions: Mapping[st
         hint = f"write `- {kind}: {{method: {values if values in list(classes) else only}}}`"
         return [Problem(where, f"got {shown(values)}, expected a mapping", hint)]
     allowed = {"type": "string", "enum": list(classes)} if len(classes) > 1 else {"type": "string", "const": only}
-    method = values.get("method", only if len(classes) == 1 else None)
+    default = default_of(KINDS[kind])
+    method = values.get("method", method_of(default) if default else None)
     if "method" not in values and method is None:
         return [missing(join(where, "method"), allowed)]
     if not isinstance(method, str) or method not in classes:

@@ -14,6 +14,7 @@ from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
     KINDS,
+    QUANTISE,
     AnyStage,
     Budget,
     DepGraph,
@@ -22,6 +23,8 @@ from vitslim.recipe.stages import (
     Export,
     Layers,
     Ptq,
+    Qat,
+    Taught,
     TwoFour,
     Unstructured,
 )
@@ -95,7 +98,7 @@ def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     for position, config in enumerate(stages):
         before, where = stages[:position], _where(position, config)
         masked = next((c.method for c in before if isinstance(c, MASKS)), "")
-        quantized = any(isinstance(c, Ptq) for c in before)
+        quantized = any(isinstance(c, QUANTISE) for c in before)
         if isinstance(config, STRUCTURAL) and quantized:
             yield Problem(where, f"{_words(config)} after quantize (rule O1): scales and ranges would no longer fit",
                           "move it before quantize")  # fmt: skip
@@ -111,7 +114,7 @@ def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
         if isinstance(config, Distill) and quantized:
             yield Problem(where, "distill after quantize (rule O3): it trains in floating point, away from the scales "
                           "that calibration fixed", "move it before quantize")  # fmt: skip
-        if isinstance(config, Ptq) and quantized:
+        if isinstance(config, QUANTISE) and quantized:
             yield Problem(where, "a second quantize stage: the weights are integers already", "leave one of them")
         if isinstance(config, Etps) and any(isinstance(c, Layers) and c.unit == "branch" for c in before):
             yield Problem(where, "token-squeeze after layers with `unit: branch`: a block may have lost the attention "
@@ -150,7 +153,7 @@ def _names(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
 
 def _teachers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     for position, config in enumerate(stages):
-        if not isinstance(config, Distill):
+        if not isinstance(config, Taught):
             continue
         where = _where(position, config, "teacher")
         if not isinstance(config.teacher, str):
@@ -176,13 +179,30 @@ def _callable(stages: tuple[AnyStage, ...]) -> list[str]:
 
 def _losses(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     for position, config in enumerate(stages):
-        if (
-            isinstance(config, Distill)
-            and config.loss.hard == 0
-            and (config.loss.soft == 0 or config.teacher == "none")
-        ):
+        if not isinstance(config, Taught):
+            continue
+        loss, taught = config.loss, config.teacher != "none"
+        if loss.hard == 0 and (loss.soft == loss.feature == 0 or not taught):
             message = "nothing to learn from: no term of the loss has both a weight and a source"
-            yield Problem(_where(position, config, "loss"), message, "`hard` needs no teacher, `soft` needs one")
+            hint = "`hard` needs no teacher, `soft` and `feature` need one"
+            yield Problem(_where(position, config, "loss"), message, hint)
+        elif config.labels == "teacher" and not taught:
+            message = "the teacher's predictions as labels, and no teacher"
+            yield Problem(_where(position, config, "labels"), message, "name a teacher, such as dense")
+        if isinstance(config, Qat) and config.feature_weight is not None:
+            yield from _feature_weight(config.feature_weight.stage, loss.feature, stages[:position],
+                                       _where(position, config, "feature_weight"))  # fmt: skip
+
+
+def _feature_weight(
+    stage: str, weight: float, before: tuple[AnyStage, ...], where: str
+) -> Iterator[Problem]:  # fmt: skip
+    teaching = [c for c in before if isinstance(c, Taught) and c.loss.feature > 0]
+    if weight == 0:
+        yield Problem(where, "weights of a feature loss that is switched off", "set loss.feature above zero")
+    elif stage not in _callable(tuple(teaching)):
+        message = f"no stage '{stage}' with a feature loss comes before this one"
+        yield Problem(f"{where}.stage", message, closest(stage, _callable(tuple(teaching))))
 
 
 def _prunings(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
@@ -274,7 +294,7 @@ def _backends(recipe: Recipe) -> Iterator[Problem]:
 def _warnings(recipe: Recipe) -> Iterator[Problem]:
     for position, config in enumerate(recipe.stages):
         before = recipe.stages[:position]
-        if isinstance(config, Etps) and any(isinstance(c, Ptq) for c in before):
+        if isinstance(config, Etps) and any(isinstance(c, QUANTISE) for c in before):
             where = _where(position, config)
             message = f"{where}: token-squeeze after quantize (rule O6): ranges were calibrated on tokens that now go"
             yield Problem(where, message, "token-squeeze before quantize usually loses less accuracy")

@@ -72,6 +72,16 @@ class Loss(Config):
 
     hard: Annotated[float, Field(ge=0)] = 1.0
     soft: Annotated[float, Field(ge=0)] = 1.0
+    feature: Annotated[float, Field(ge=0)] = Field(0.0, description="distance of what critical blocks give out")
+
+
+class Features(Config):
+    """Which blocks the feature loss compares, and on which images (GPUSQ, section 4)."""
+
+    blocks: Literal["last_third"] | tuple[str, ...] = Field(
+        "last_third", json_schema_extra={ASSUMED: True}, description="names of blocks, such as blocks.11"
+    )
+    only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
 
 
 class Ratios(Config):
@@ -178,23 +188,40 @@ class TwoFour(StageConfig):
     permute: Permute | None = Field(None, description="choose an order of channels before the mask")
 
 
-class Distill(StageConfig):
+class Taught(StageConfig):
+    """Keys of stages that train with a teacher."""
+
+    teacher: Teacher = "dense"
+    loss: Loss = Loss()
+    labels: Literal["dataset", "teacher"] = Field(
+        "dataset", description="what the hard loss aims at; teacher: its predictions, so that images need no labels"
+    )
+    temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
+    features: Features = Features()
+    train: Train = Train()
+
+
+class Distill(Taught):
     """Training with a teacher; `teacher: none` is plain fine-tuning."""
 
     method: Literal["distill"] = "distill"
-    teacher: Teacher = "dense"
-    loss: Loss = Loss()
-    temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
-    train: Train = Train()
 
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 
+class FeatureWeight(Config):
+    """Weights of the blocks in the feature loss: n * softmax(sign * L / tau) of losses L that a stage ended with."""
+
+    stage: str = Field("distill", description="the stage whose feature losses are read")
+    sign: Literal[-1, 1] = Field(-1, json_schema_extra={ASSUMED: True})
+    tau: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
+
+
 class Ptq(StageConfig):
     """Post-training quantisation from calibration images."""
 
-    method: Literal["ptq"]
+    method: Literal["ptq"] = "ptq"
     bits: Bits = Field(8, description="of weights")
     input_bits: Bits = Field(8, description="of the inputs of layers")
     inputs: Literal["static", "symmetric", "dynamic", "float"] = Field(
@@ -219,6 +246,27 @@ class Ptq(StageConfig):
         0, description="so many inputs, those that harm the outputs most, stay in float"
     )
     skip: tuple[str, ...] = Field((), description="layers that stay in float")
+
+
+class Qat(Taught):
+    """Quantisation-aware training: the steps of all quantisers are learned with the weights (LSQ, GPUSQ section 5)."""
+
+    method: Literal["qat"]
+    bits: Bits = Field(8, description="of weights")
+    input_bits: Bits = Field(8, description="of the inputs of layers")
+    inputs: Literal["symmetric", "static"] = Field(
+        "symmetric", json_schema_extra={ASSUMED: True}, description="static: with a zero point where it helps"
+    )
+    calibrate: Literal["minmax", "mse", "entropy"] = Field(
+        "mse", json_schema_extra={ASSUMED: True}, description="how the range of inputs is chosen before training"
+    )
+    feature_weight: FeatureWeight | None = Field(None, description="left out: all blocks weigh the same")
+    skip: tuple[str, ...] = Field((), description="layers that stay in float")
+    teacher: Teacher = "previous"
+
+
+QUANTISE = (Ptq, Qat)
+"""Methods that make a model integer."""
 
 
 class Etps(StageConfig):
@@ -253,12 +301,12 @@ class Export(StageConfig):
     floor: Floor = Field(Floor(), description="for `profile: auto`")
 
 
-AnyStage = DepGraph | TwoFour | Unstructured | Layers | Distill | Ptq | Etps | Export
+AnyStage = DepGraph | TwoFour | Unstructured | Layers | Distill | Ptq | Qat | Etps | Export
 
 KINDS: dict[str, tuple[type[StageConfig], ...]] = {
     "prune": (DepGraph, TwoFour, Unstructured, Layers),
     "distill": (Distill,),
-    "quantize": (Ptq,),
+    "quantize": (Ptq, Qat),
     "token-squeeze": (Etps,),
     "export": (Export,),
 }

@@ -15,6 +15,7 @@ from vitslim.stages.prune.depgraph_stage import DepGraphStage
 from vitslim.stages.prune.layers_stage import LayersStage
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.prune.unstructured_stage import UnstructuredStage
+from vitslim.stages.quantize.qat_stage import QatStage
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
@@ -28,6 +29,7 @@ def make_stage(config: configs.AnyStage, latency: LatencyTable | None = None) ->
         configs.Layers: LayersStage,
         configs.Distill: DistillStage,
         configs.Ptq: PtqStage,
+        configs.Qat: QatStage,
         configs.Etps: EtpsStage,
         configs.Export: ExportStage,
     }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from vitslim.errors import StageError
+from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Train
 from vitslim.training.images import LabelledImages
+
+STEP_RATE = 10.0
+"""Relative change of a quantiser's step at one update, as a multiple of the learning rate."""
 
 
 class Batch(NamedTuple):
@@ -26,8 +30,8 @@ class Batch(NamedTuple):
     """int64 (b,): positions in the dataset, so that an objective can look up what it stored per image."""
 
 
-Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
-"""Loss (scalar) of the student's logits (b, classes) on a batch."""
+Objective = Callable[[Any, Batch], torch.Tensor]
+"""Loss (scalar) of what the student gives on a batch: logits (b, classes), and features where it is tapped."""
 
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
@@ -51,7 +55,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     """
     parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
-    optimiser = make_optimiser(parameters.values(), config)
+    optimiser = make_optimiser(parameters, config)
     steps = config.epochs * len(dataset.batches(config.batch))
     losses: list[float] = []
     student.train()
@@ -59,7 +63,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         torch.manual_seed(seed)
         for step, batch in enumerate(progress.track(_epochs(dataset, config, seed), label, total=steps)):
             for group in optimiser.param_groups:
-                group["lr"] = config.lr * lr_factor(step, steps, config.warmup)
+                group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
             loss = objective(student(batch.images), batch)
             _require_finite(loss, step, steps)
             _update(optimiser, loss, fixed, config.clip, after_backward)
@@ -82,13 +86,23 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], config: Train) -> torch.optim.AdamW:
-    """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay."""
+def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
+    """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay.
+
+    Steps of quantisers move in proportion to their size, by `rate`: AdamW moves every number by about the learning
+    rate, which is a good part of a step as small as 0.001.
+    """
     decaying: list[nn.Parameter] = []
     constant: list[nn.Parameter] = []
-    for parameter in parameters:
-        (decaying if parameter.ndim > 1 else constant).append(parameter)
-    groups = [{"params": decaying, "weight_decay": config.wd}, {"params": constant, "weight_decay": 0.0}]
+    steps: list[nn.Parameter] = []
+    for name, parameter in parameters.items():
+        kind = steps if name.startswith(QUANTISER_PREFIX) else decaying if parameter.ndim > 1 else constant
+        kind.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decaying, "weight_decay": config.wd, "rate": 1.0},
+        {"params": constant, "weight_decay": 0.0, "rate": 1.0},
+        *({"params": [one], "weight_decay": 0.0, "rate": STEP_RATE * float(one.detach().mean())} for one in steps),
+    ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from vitslim.data import Dataset
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Distill, Teacher
+from vitslim.recipe.stages import Taught, Teacher
 from vitslim.stages.contract import StageContext
-from vitslim.stages.distill.objective import TeacherLogits
+from vitslim.stages.distill.features import block_outputs
+from vitslim.stages.distill.objective import Teach
 from vitslim.training import Batch, predict
+from vitslim.training.taps import Tapped, with_taps
 
 NO_TEACHER = "none"
 
@@ -38,20 +41,24 @@ def find_teacher(teacher: Teacher, student: ModelSource, context: StageContext) 
     return graph
 
 
-def teacher_logits(teacher: ModelGraph, config: Distill, dataset: Dataset, context: StageContext) -> TeacherLogits:
-    """A function that gives the teacher's logits for a batch of `dataset`.
+def ask(teacher: ModelGraph, blocks: Sequence[str], config: Taught, dataset: Dataset, context: StageContext) -> Teach:
+    """A function that gives the teacher's logits for a batch of `dataset`, and the features of these blocks.
 
-    Without augmentation every epoch shows the same images, so the teacher sees each of them once, in advance.
+    Logits alone are computed once for each image, in advance, where every epoch shows the same images.
     """
-    module = teacher.module.eval()
-    if config.train.augment == "none":
-        stored, _ = predict(module, dataset, config.train.batch, context.progress, "distill: teacher")
-        return lambda batch: stored[batch.positions]
+    if not blocks and config.train.augment == "none":
+        module = teacher.module.eval()
+        stored, _ = predict(module, dataset, config.train.batch, context.progress, "teacher")
+        return lambda batch: Tapped(stored[batch.positions], ())
+    outputs = block_outputs(teacher)
+    missing = [block for block in blocks if block not in outputs]
+    if missing:
+        raise StageError(f"the teacher has no block '{missing[0]}'", "choose a teacher of the student's architecture")
+    tapped = with_taps(teacher.module, [outputs[block] for block in blocks]).eval()
 
-    def live(batch: Batch) -> torch.Tensor:
+    def live(batch: Batch) -> Tapped:
         with torch.no_grad():
-            logits: torch.Tensor = module(batch.images)
-        return logits
+            return Tapped(*tapped(batch.images))
 
     return live
 

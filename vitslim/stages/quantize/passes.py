@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite

@@ -1,0 +1,107 @@
+"""Training with a teacher, as the distill stage and quantisation-aware training share it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from vitslim.errors import Problem, StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.shapes import tensor_shapes
+from vitslim.recipe.stages import Taught, Teacher
+from vitslim.results import LayerNote
+from vitslim.stages.contract import StageContext
+from vitslim.stages.distill.features import block_outputs, critical_blocks
+from vitslim.stages.distill.objective import Distillation
+from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
+from vitslim.training import train
+from vitslim.training.taps import with_taps
+
+FEATURE_LOSS = "feature_loss."
+"""What the metric of a block's feature loss begins with: the mean of the last epoch."""
+
+
+def teach(
+    student: ModelGraph, config: Taught, context: StageContext, label: str, weights: torch.Tensor | None = None
+) -> tuple[LayerNote, dict[str, float]]:
+    """Train every parameter of `student` in place; masked weights stay zero, the structure stays as it is.
+
+    `weights` float (critical blocks,) of the feature losses. Gives a note and the metrics `loss_first`, `loss_last`,
+    `steps`, `images`, `seconds`, and `feature_loss.BLOCK` of the last epoch. Raises StageError for a teacher that does
+    not fit, and when the loss is no finite number.
+    """
+    started = time.perf_counter()
+    dataset = context.data.train.balanced(config.train.images, context.seed)
+    # A loss of weight zero needs no teacher, whatever the recipe names.
+    teacher = find_teacher(config.teacher, student.source, context) if needs_teacher(config) else None
+    blocks = critical_blocks(config.features, student) if teacher is not None and config.loss.feature > 0 else ()
+    if teacher is not None:
+        _require_equal_features(student, teacher, blocks)
+    says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
+    outputs = block_outputs(student) if blocks else {}
+    module = with_taps(student.module, [outputs[block] for block in blocks]) if blocks else student.module
+    objective = Distillation(config, says, weights)
+    metrics = train(
+        module, dataset, objective, config.train, context.seed, student.masks, context.progress, label=label
+    )
+    student.module.eval()
+    last = objective.feature_losses[-int(metrics["steps"]) // config.train.epochs :]
+    if last:
+        means = torch.stack(last).mean(dim=0).tolist()
+        metrics |= {FEATURE_LOSS + block: mean for block, mean in zip(blocks, means, strict=True)}
+    metrics["seconds"] = time.perf_counter() - started
+    epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
+    taught_by = _name(config.teacher) if teacher is not None else NO_TEACHER
+    what = f"trained {epochs} on {len(dataset)} images, teacher {taught_by}"
+    return LayerNote(layer="all parameters", what=what), metrics
+
+
+def needs_teacher(config: Taught) -> bool:
+    """Whether any term of the loss that counts asks the teacher."""
+    by_label = config.loss.hard > 0 and config.labels == "teacher"
+    return config.teacher != NO_TEACHER and (config.loss.soft > 0 or config.loss.feature > 0 or by_label)
+
+
+def unlearnable(config: Taught) -> list[Problem]:
+    """A loss that is identically zero."""
+    loss = config.loss
+    if loss.hard == loss.soft == loss.feature == 0:
+        return [Problem("loss", "all loss weights are zero", "set loss.hard or loss.soft above zero")]
+    if config.teacher == NO_TEACHER and loss.hard == 0:
+        message = "without a teacher only the hard loss remains, and its weight is zero"
+        return [Problem("loss.hard", message, "set loss.hard above zero, or name a teacher such as dense")]
+    return []
+
+
+def spoilt(before: ModelGraph, after: ModelGraph) -> list[Problem]:
+    """Weights that training left no finite numbers, or moved although a mask holds them at zero."""
+    problems = []
+    old = before.parameters()
+    for name, weight in after.parameters().items():
+        if name in old and old[name].shape != weight.shape:
+            problems.append(Problem(name, "training changed the shape of a parameter"))
+        if not torch.isfinite(weight).all():
+            problems.append(Problem(name, "training left weights that are no finite numbers", "lower train.lr"))
+        mask = after.masks.get(name)
+        if mask is not None and bool(weight.detach()[~mask].any()):
+            problems.append(Problem(name, "training moved weights that a mask holds at zero"))
+    return problems
+
+
+def _require_equal_features(student: ModelGraph, teacher: ModelGraph, blocks: tuple[str, ...]) -> None:
+    if not blocks:
+        return
+    ours, theirs = (tensor_shapes(one.module, one.source.image) for one in (student, teacher))
+    mine, others = block_outputs(student), block_outputs(teacher)
+    for block in blocks:
+        here, there = ours[mine[block]][1:], theirs[others[block]][1:] if block in others else None
+        if here != there:
+            raise StageError(
+                f"{block} gives features of {here}, that of the teacher of {there}",
+                "set loss.feature to 0, or name blocks whose width and tokens were not cut",
+            )
+
+
+def _name(teacher: Teacher) -> str:
+    return teacher if isinstance(teacher, str) else teacher.timm
