@@ -86,7 +86,7 @@ def method_of(config: type[StageConfig]) -> str:
 
 
 def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | None:
-    """The method that a stage of this kind has when it names none: the only one, or the one that has itself as default."""
+    """The method of a stage that names none: the only one of its kind, or the one that has itself as default."""
     if len(classes) == 1:
         return classes[0]
     return next((config for config in classes if not config.model_fields["method"].is_required()), None)

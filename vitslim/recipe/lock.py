@@ -12,7 +12,7 @@ from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.check import join
 from vitslim.recipe.grammar import LOCKED, write_stage
 from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import ASSUMED
+from vitslim.recipe.stages import ASSUMED, Features, Taught
 from vitslim.recipe.yaml12 import dump_yaml
 
 
@@ -54,6 +54,8 @@ def assumptions(recipe: Recipe) -> tuple[Assumed, ...]:
 def _assumed(config: BaseModel, where: str) -> Iterator[Assumed]:
     for key, field in type(config).model_fields.items():
         value, extra = getattr(config, key), field.json_schema_extra
+        if isinstance(value, Features) and isinstance(config, Taught) and config.loss.feature == 0:
+            continue  # of no effect
         if isinstance(value, BaseModel):
             yield from _assumed(value, join(where, key))
         elif isinstance(extra, dict) and ASSUMED in extra and key not in config.model_fields_set:
