@@ -33,7 +33,8 @@ from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages import Budget, DepGraph, Train
+from vitslim.recipe.stages import Budget, DepGraph
+from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.cutting import Cutter, rank_lists
 from vitslim.stages.prune.depgraph_stage import DepGraphStage

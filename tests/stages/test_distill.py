@@ -13,7 +13,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages import Distill, Loss, TeacherModel, Train
+from vitslim.recipe.stages import Distill
+from vitslim.recipe.teaching import Loss, TeacherModel, Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.distill.teacher import ask

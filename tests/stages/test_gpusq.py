@@ -19,7 +19,8 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages import Distill, Features, FeatureWeight, Loss, Permute, Qat, Train, TwoFour
+from vitslim.recipe.stages import Distill, Permute, Qat, TwoFour
+from vitslim.recipe.teaching import Features, FeatureWeight, Loss, Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.features import block_outputs, block_weights, critical_blocks, feature_losses
 from vitslim.stages.distill.objective import Distillation

@@ -18,7 +18,8 @@ from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Silent
-from vitslim.recipe.stages import DepGraph, Train, TwoFour
+from vitslim.recipe.stages import DepGraph, TwoFour
+from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
 from vitslim.stages.prune.two_four_stage import TwoFourStage

@@ -15,7 +15,8 @@ from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
-from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, Ratios, Train
+from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, Ratios
+from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
 from vitslim.stages.prune.members import find_members

@@ -14,7 +14,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.recipe.stages import Train, TwoFour
+from vitslim.recipe.stages import TwoFour
+from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.sparsity import is_two_four
 from vitslim.stages.prune.two_four_stage import TwoFourStage

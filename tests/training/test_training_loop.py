@@ -9,7 +9,7 @@ from vitslim.data import Dataset
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
-from vitslim.recipe.stages import Train
+from vitslim.recipe.teaching import Train
 from vitslim.training import Batch, hard_loss, predict, top1, train
 from vitslim.training.loop import lr_factor, make_optimiser
 

@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from vitslim.errors import Problem, closest
-from vitslim.recipe.stages import EXPECTED
+from vitslim.recipe.config import EXPECTED
 from vitslim.recipe.yaml12 import plain_value
 
 Schema = Mapping[str, Any]

@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from vitslim.errors import Problem, closest
 from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
+from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stages import KINDS, StageConfig
+from vitslim.recipe.stages import KINDS
 
 EXTENDS = "extends"
 LOCKED = "locked"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from vitslim.errors import Problem, closest
-from vitslim.recipe.backend_names import BACKENDS, backend_name, is_known
+from vitslim.recipe.backend_names import wrong_backends
 from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
@@ -24,12 +24,10 @@ from vitslim.recipe.stages import (
     Layers,
     Ptq,
     Qat,
-    Taught,
     TwoFour,
     Unstructured,
 )
-
-"""Backends that a recipe can name; `sim:FILE.yaml` is a simulated target with the settings of a file."""
+from vitslim.recipe.teaching import Taught
 
 TEACHERS = ("none", "previous", "dense")
 """Teachers that are no stage of the recipe."""
@@ -71,7 +69,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _prunings(recipe.stages),
         _quantisers(recipe.stages),
         _files(recipe),
-        _backends(recipe),
+        wrong_backends(recipe.report.backends, recipe.gates.speedup_min),
     )
     return list(errors), list(_warnings(recipe))
 
@@ -271,24 +269,6 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
     if VALIDATION_SET in data.also_evaluate:
         where = f"data.also_evaluate.{VALIDATION_SET}"
         yield Problem(where, f"'{VALIDATION_SET}' is the validation set of data.root", "choose another name")
-
-
-def _backends(recipe: Recipe) -> Iterator[Problem]:
-    named = [backend_name(backend) for backend in recipe.report.backends]
-    for position, (backend, name) in enumerate(zip(recipe.report.backends, named, strict=True)):
-        where = f"report.backends.{position}"
-        if isinstance(backend, dict) and not isinstance(backend.get("sim"), str):
-            yield Problem(where, "a mapping needs the key 'sim'", "for example {sim: systolic, array: [32, 32]}")
-        elif isinstance(backend, str) and not is_known(backend):
-            message = f"got '{backend}', expected a backend such as {BACKENDS[0]}"
-            yield Problem(where, message, closest(backend, BACKENDS))
-        if name in named[:position]:
-            yield Problem(where, f"'{name}' is listed twice", "leave one of them")
-    for backend in recipe.gates.speedup_min:
-        if backend not in named:
-            message = f"no result to judge: '{backend}' is not among report.backends"
-            hint = closest(backend, named) if named else f"add it: report.backends=[{backend}]"
-            yield Problem(f"gates.speedup_min.{backend}", message, hint)
 
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:

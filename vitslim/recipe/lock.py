@@ -10,9 +10,10 @@ from pydantic import BaseModel
 
 from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.check import join
+from vitslim.recipe.config import ASSUMED
 from vitslim.recipe.grammar import LOCKED, write_stage
 from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import ASSUMED, Features, Taught
+from vitslim.recipe.teaching import Features, Taught
 from vitslim.recipe.yaml12 import dump_yaml
 
 

@@ -4,84 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-EXPECTED = "x-expected"
-"""Schema key with the words for a value that a pattern describes."""
-
-ASSUMED = "x-assumed"
-"""Schema key of a default that no paper confirms; a report lists those that a run used (specs, section 6)."""
-
-TIMM_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
-TimmName = Annotated[
-    str,
-    Field(
-        pattern=TIMM_PATTERN, json_schema_extra={EXPECTED: "the name of a timm model, such as deit_tiny_patch16_224"}
-    ),
-]
-
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-KeepRatio = Annotated[float, Field(gt=0, le=1)]
-
-
-class Config(BaseModel):
-    """Base of all configs: frozen, unknown keys rejected, no silent coercion of strings to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class StageConfig(Config):
-    """Keys that every stage takes."""
-
-    name: str | None = Field(
-        None,
-        pattern=r"^[a-z][a-z0-9-]*$",
-        max_length=64,
-        description="name that later stages can refer to",
-        json_schema_extra={EXPECTED: "lower-case letters, digits and '-', beginning with a letter"},
-    )
-
-
-class TeacherModel(Config):
-    """A teacher that is another timm model."""
-
-    timm: TimmName
-    checkpoint: str | None = None
-
-
-Teacher = str | TeacherModel
-"""`none`, `previous`, `dense`, the name of an earlier stage, or another timm model."""
-
-
-class Train(Config):
-    """One training schedule; the optimiser is AdamW with a cosine schedule."""
-
-    epochs: PositiveInt = 3
-    batch: PositiveInt = 64
-    lr: PositiveFloat = Field(5e-5, json_schema_extra={ASSUMED: True})
-    wd: Annotated[float, Field(ge=0)] = Field(0.05, json_schema_extra={ASSUMED: True})
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of all steps")
-    clip: PositiveFloat = Field(1.0, description="maximal gradient norm")
-    images: PositiveInt | None = Field(None, description="use only so many training images; all when left out")
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["none", "light"] = "none"
-
-
-class Loss(Config):
-    """Weights of the distillation terms; zero switches a term off."""
-
-    hard: Annotated[float, Field(ge=0)] = 1.0
-    soft: Annotated[float, Field(ge=0)] = 1.0
-    feature: Annotated[float, Field(ge=0)] = Field(0.0, description="distance of what critical blocks give out")
-
-
-class Features(Config):
-    """Which blocks the feature loss compares, and on which images (GPUSQ, section 4)."""
-
-    blocks: Literal["last_third"] | tuple[str, ...] = Field(
-        "last_third", json_schema_extra={ASSUMED: True}, description="names of blocks, such as blocks.11"
-    )
-    only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
+from vitslim.recipe.config import ASSUMED, EXPECTED, Config, KeepRatio, Ratio, StageConfig
+from vitslim.recipe.teaching import FeatureWeight, Taught, Teacher, Train
 
 
 class Ratios(Config):
@@ -188,19 +114,6 @@ class TwoFour(StageConfig):
     permute: Permute | None = Field(None, description="choose an order of channels before the mask")
 
 
-class Taught(StageConfig):
-    """Keys of stages that train with a teacher."""
-
-    teacher: Teacher = "dense"
-    loss: Loss = Loss()
-    labels: Literal["dataset", "teacher"] = Field(
-        "dataset", description="what the hard loss aims at; teacher: its predictions, so that images need no labels"
-    )
-    temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
-    features: Features = Features()
-    train: Train = Train()
-
-
 class Distill(Taught):
     """Training with a teacher; `teacher: none` is plain fine-tuning."""
 
@@ -208,14 +121,6 @@ class Distill(Taught):
 
 
 Bits = Annotated[int, Field(ge=2, le=8)]
-
-
-class FeatureWeight(Config):
-    """Weights of the blocks in the feature loss: n * softmax(sign * L / tau) of losses L that a stage ended with."""
-
-    stage: str = Field("distill", description="the stage whose feature losses are read")
-    sign: Literal[-1, 1] = Field(-1, json_schema_extra={ASSUMED: True})
-    tau: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
 
 
 class Ptq(StageConfig):

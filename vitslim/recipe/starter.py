@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from vitslim.errors import UsageError
+from vitslim.recipe.config import TIMM_PATTERN
 from vitslim.recipe.schema import NAME_PATTERN
-from vitslim.recipe.stages import TIMM_PATTERN
 
 _TEXT = """\
 # What to do with {model}, from top to bottom. Check it: vitslim plan FILE; run it: vitslim run FILE

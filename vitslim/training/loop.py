@@ -12,7 +12,7 @@ from torch import nn
 from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
-from vitslim.recipe.stages import Train
+from vitslim.recipe.teaching import Train
 from vitslim.training.images import LabelledImages
 
 STEP_RATE = 10.0

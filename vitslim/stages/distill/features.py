@@ -12,7 +12,7 @@ from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.branches import find_branches
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.stages import Features
+from vitslim.recipe.teaching import Features
 
 
 def block_outputs(graph: ModelGraph) -> dict[str, Node]:

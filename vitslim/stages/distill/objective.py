@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vitslim.recipe.stages import Taught
+from vitslim.recipe.teaching import Taught
 from vitslim.stages.distill.features import feature_losses
 from vitslim.training import Batch, hard_loss, soft_loss
 from vitslim.training.taps import Tapped

@@ -11,7 +11,7 @@ from vitslim.data import Dataset
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Taught, Teacher
+from vitslim.recipe.teaching import Taught, Teacher
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs
 from vitslim.stages.distill.objective import Teach

@@ -9,7 +9,7 @@ import torch
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.shapes import tensor_shapes
-from vitslim.recipe.stages import Taught, Teacher
+from vitslim.recipe.teaching import Taught, Teacher
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs, critical_blocks
