@@ -1,0 +1,138 @@
+"""GPUSQ on the real DeiT-Tiny, without labels: each step of the method beside the one before it.
+
+Masks, distillation and quantisation see Imagenette's train folder alone; judged are 500 images of its val folder and
+one image each of 500 ImageNet classes. Every model is kept in runs/gpusq-bench as soon as it is there, so that a run
+which was interrupted goes on; delete the folder to begin anew. Half an hour on two idle cores. Needs the folder that
+VITSLIM_SHARED_DATA names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from paired_bootstrap import difference
+
+from vitslim.backends.environment import environment
+from vitslim.data import DataModule, load_data
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Distill, Permute, Ptq, Qat, TwoFour
+from vitslim.recipe.teaching import FeatureWeight, Loss, Train
+from vitslim.stages.contract import Stage, StageContext, StageResult
+from vitslim.stages.distill.stage import DistillStage
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.qat_stage import QatStage
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import predict, sqnr_db
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+RESULT = ROOT / "scripts" / "results" / "gpusq-deit-tiny.json"
+FOLDER = ROOT / "runs" / "gpusq-bench"
+
+MODEL = "deit_tiny_patch16_224"
+BATCH = 25
+VAL_IMAGES = 500
+SOFT, FEATURES = Loss(hard=0, soft=1), Loss(hard=0, soft=1, feature=0.5)
+TRAIN = Train(epochs=1, batch=32, lr=5e-5, images=1500)
+SHORT = Train(epochs=1, batch=32, lr=1e-5, images=480)
+
+
+def _two_four(**keys: Any) -> Stage:
+    return TwoFourStage(TwoFour(method="two-four", **keys))
+
+
+def _qat(weighted: bool = False, **keys: Any) -> Stage:
+    weight = FeatureWeight(stage="distilled, features") if weighted else None
+    return QatStage(Qat(method="qat", loss=FEATURES, labels="teacher", train=SHORT, feature_weight=weight, **keys))
+
+
+STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
+    "magnitude": ("dense", _two_four),
+    "+ permutation": ("dense", lambda: _two_four(permute=Permute())),
+    "+ SparseGPT": ("dense", lambda: _two_four(permute=Permute(), score="sparsegpt")),
+    "distilled, logits": ("+ SparseGPT", lambda: DistillStage(Distill(loss=SOFT, labels="teacher", train=TRAIN))),
+    "distilled, features": ("+ SparseGPT", lambda: DistillStage(Distill(loss=FEATURES, labels="teacher", train=TRAIN))),
+    "INT8, calibrated": ("distilled, features", lambda: PtqStage(Ptq())),
+    "INT8": ("distilled, features", _qat),
+    "W4A8": ("distilled, features", lambda: _qat(bits=4)),
+    "W4A8, weighted blocks": ("distilled, features", lambda: _qat(bits=4, weighted=True)),
+    "W4A4": ("distilled, features", lambda: _qat(bits=4, input_bits=4)),
+}
+"""Row to the row that it starts from, and the stage that makes it."""
+CONTRASTS = (
+    ("+ permutation", "magnitude"), ("+ SparseGPT", "+ permutation"), ("distilled, logits", "+ SparseGPT"),
+    ("distilled, features", "distilled, logits"), ("INT8", "distilled, features"), ("INT8", "INT8, calibrated"),
+    ("W4A8", "distilled, features"), ("W4A8, weighted blocks", "W4A8"),
+)  # fmt: skip
+"""Better first, as the method has it; INT8 and W4A8 are to lose little."""
+
+
+def run() -> dict[str, float]:
+    """Fill scripts/results/gpusq-deit-tiny.json; agreement with the dense model on images of 500 classes, by row."""
+    if not (SHARED / "imagenette").exists():
+        sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
+    dense = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
+    data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=256,
+                          also_evaluate={"samples": str(SHARED / "imagenet_samples")}), dense.source, 0)  # fmt: skip
+    results = {"dense": StageResult(dense)}
+    truth = _predictions(dense, data)
+    equal: dict[str, torch.Tensor] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for name, (source, make) in STEPS.items():
+        results[name] = _made(name, results, source, make, data)
+        found = _predictions(results[name].graph, data)
+        equal[name] = (found["samples"].argmax(dim=1) == truth["samples"].argmax(dim=1)).float()
+        rows[name] = _row(results[name], found, truth, data)
+        print(json.dumps({name: rows[name]}), flush=True)
+        contrasts = {f"{a} - {b}": difference(equal[a], equal[b]) for a, b in CONTRASTS if {a, b} <= equal.keys()}
+        result = {"environment": environment().model_dump(), "rows": rows, "contrasts": contrasts}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return {name: row["agreement_samples"] for name, row in rows.items()}
+
+
+def _made(
+    name: str, results: dict[str, StageResult], source: str, make: Callable[[], Stage], data: DataModule
+) -> StageResult:
+    """What a step makes of the model that it starts from, or what an earlier run has kept of it."""
+    folder = FOLDER / str(list(STEPS).index(name))
+    if (folder / "metrics.json").exists():
+        return StageResult(load_graph(folder), metrics=json.loads((folder / "metrics.json").read_text("utf-8")))
+    folder.mkdir(parents=True, exist_ok=True)
+    before = {**results, "previous": results[source]}
+    start = perf_counter()
+    result = make().apply(results[source].graph, StageContext(data, 0, Silent(), before.__getitem__, folder))
+    result.metrics["seconds"] = perf_counter() - start
+    save_graph(result.graph, folder)
+    (folder / "metrics.json").write_text(json.dumps(result.metrics), encoding="utf-8")
+    return result
+
+
+def _predictions(graph: ModelGraph, data: DataModule) -> dict[str, torch.Tensor]:
+    sets = {"samples": data.extra["samples"], "val": data.val.balanced(VAL_IMAGES)}
+    return {name: predict(graph.module, images, BATCH, Silent(), "")[0] for name, images in sets.items()}
+
+
+def _row(
+    result: StageResult, found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], data: DataModule
+) -> dict[str, float]:
+    labels = {"samples": data.extra["samples"].labels, "val": data.val.balanced(VAL_IMAGES).labels}
+    row = {"device_mb": sketch(result.graph).cost().weight_bytes / 1e6, "seconds": result.metrics["seconds"]}
+    row |= {key: result.metrics[key] for key in ("kept_magnitude",) if key in result.metrics}
+    for name, logits in found.items():
+        predicted = logits.argmax(dim=1)
+        row[f"agreement_{name}"] = float((predicted == truth[name].argmax(dim=1)).float().mean())
+        row[f"top1_{name}"] = float((predicted == torch.as_tensor(labels[name])).float().mean())
+        row[f"sqnr_db_{name}"] = sqnr_db(truth[name], logits)
+    return row
