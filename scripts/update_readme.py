@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 import axes  # noqa: E402
 
 RESULTS = ROOT / "scripts" / "results"
-DEPGRAPH, INT8 = RESULTS / "depgraph-deit-tiny.json", RESULTS / "int8-deit-tiny.json"
+DEPGRAPH, INT8, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "int8", "gpusq"))
 GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
@@ -90,6 +90,19 @@ def quantised() -> str:
     return "\n".join(lines)
 
 
+def sparse() -> str:
+    """DeiT-Tiny by GPUSQ, step by step."""
+    lines = [
+        "| | agreement on 500 classes | on val | top-1 | SQNR | bytes on a device | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in json.loads(GPUSQ.read_text(encoding="utf-8"))["rows"].items():
+        shares = " | ".join(f"{row[key]:.1%}" for key in ("agreement_samples", "agreement_val", "top1_samples"))
+        sizes = f"{row['sqnr_db_samples']:.1f} dB | {row['device_mb']:.2f} MB | {row['seconds']:.0f}"
+        lines.append(f"| {name} | {shares} | {sizes} |")
+    return "\n".join(lines)
+
+
 def _fidelity(row: dict[str, float]) -> str:
     """Empty for a file that is in the table already, on another runtime."""
     if "mb" not in row:
@@ -138,6 +151,7 @@ BLOCKS = {
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
     "int8": (INT8, quantised),
+    "gpusq": (GPUSQ, sparse),
     "gpu-model": (GPU_MODEL, gpu_errors),
     "systolic": (SYSTOLIC, scalesim),
     "published": (PUBLISHED, whole_models),
