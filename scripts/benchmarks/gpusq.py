@@ -128,7 +128,7 @@ def _row(
     result: StageResult, found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], data: DataModule
 ) -> dict[str, float]:
     labels = {"samples": data.extra["samples"].labels, "val": data.val.balanced(VAL_IMAGES).labels}
-    row = {"device_mb": sketch(result.graph).cost().weight_bytes / 1e6, "seconds": result.metrics["seconds"]}
+    row = {"device_mb": sketch(result.graph).cost().device_bytes / 1e6, "seconds": result.metrics["seconds"]}
     row |= {key: result.metrics[key] for key in ("kept_magnitude",) if key in result.metrics}
     for name, logits in found.items():
         predicted = logits.argmax(dim=1)

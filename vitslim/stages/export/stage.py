@@ -22,6 +22,8 @@ MODEL_FILE = "model.onnx"
 BATCH = 16
 JUDGED_IMAGES = 64
 """File and graph are compared on so many calibration images, at most."""
+PLACED_BY = 256
+"""Placements are: a floor of 98.5 % is none on 64 images."""
 
 
 class ExportStage:
@@ -51,7 +53,7 @@ class ExportStage:
         placement: tuple[LayerNote, ...] = ()
         target: Target = "ort-cpu"
         if self.config.profile == "auto":
-            graph, placement = self._placed(graph, images, context)
+            graph, placement = self._placed(graph, calibration.subset(range(min(PLACED_BY, len(calibration)))), context)
         else:
             target = self.config.profile
         context.progress.say("writing the ONNX file")
