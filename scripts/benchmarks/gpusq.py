@@ -61,9 +61,10 @@ def _qat(weighted: bool = False, **keys: Any) -> Stage:
 STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     "magnitude": ("dense", _two_four),
     "+ permutation": ("dense", lambda: _two_four(permute=Permute())),
-    "+ SparseGPT": ("dense", lambda: _two_four(permute=Permute(), score="sparsegpt")),
-    "distilled, logits": ("+ SparseGPT", lambda: DistillStage(Distill(loss=SOFT, labels="teacher", train=TRAIN))),
-    "distilled, features": ("+ SparseGPT", lambda: DistillStage(Distill(loss=FEATURES, labels="teacher", train=TRAIN))),
+    "+ permutation, SparseGPT": ("dense", lambda: _two_four(permute=Permute(), score="sparsegpt")),
+    "SparseGPT": ("dense", lambda: _two_four(score="sparsegpt")),
+    "distilled, features": ("SparseGPT", lambda: DistillStage(Distill(loss=FEATURES, labels="teacher", train=TRAIN))),
+    "distilled, logits": ("SparseGPT", lambda: DistillStage(Distill(loss=SOFT, labels="teacher", train=TRAIN))),
     "INT8, calibrated": ("distilled, features", lambda: PtqStage(Ptq())),
     "INT8": ("distilled, features", _qat),
     "W4A8": ("distilled, features", lambda: _qat(bits=4)),
@@ -72,7 +73,8 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
 }
 """Row to the row that it starts from, and the stage that makes it."""
 CONTRASTS = (
-    ("+ permutation", "magnitude"), ("+ SparseGPT", "+ permutation"), ("distilled, logits", "+ SparseGPT"),
+    ("+ permutation", "magnitude"), ("SparseGPT", "magnitude"), ("SparseGPT", "+ permutation, SparseGPT"),
+    ("distilled, logits", "SparseGPT"),
     ("distilled, features", "distilled, logits"), ("INT8", "distilled, features"), ("INT8", "INT8, calibrated"),
     ("W4A8", "distilled, features"), ("W4A8, weighted blocks", "W4A8"),
 )  # fmt: skip
