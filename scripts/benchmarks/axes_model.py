@@ -13,12 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
 
 import torch
-from timm_models import classifier_for
+from timm_models import Row, classifier_for, filled_row
 
-from vitslim.errors import VitslimError
 from vitslim.graph.axes import infer_axes
 from vitslim.graph.coverage import prunable_share
 from vitslim.graph.edit import slice_axes
@@ -31,8 +29,6 @@ from vitslim.stages.export.check import OnnxFile, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.cuts import choose_cuts
 
-Row = dict[str, Any]
-
 HALVE = DepGraph(method="depgraph", ratio=0.5, round_to=1)
 RUNS = 2
 IMAGES = 2
@@ -41,15 +37,7 @@ IMAGES = 2
 def measure(model: str) -> Row:
     """The row of one model, as far as it got."""
     torch.manual_seed(0)
-    row: Row = {"model": model, "stage": "trace"}
-    try:
-        _fill(row, model)
-        row |= {"stage": "done", "error": ""}
-    except VitslimError as error:
-        row["error"] = str(error)
-    except Exception as error:  # noqa: BLE001 - a row must say what went wrong, whatever it was
-        row["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    return row
+    return filled_row(model, _fill)
 
 
 def _fill(row: Row, model: str) -> None:

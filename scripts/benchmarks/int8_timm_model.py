@@ -12,14 +12,12 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
 
 import torch
-from timm_models import classifier_for
+from timm_models import Row, classifier_for, filled_row
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS
 from vitslim.data import DataModule, load_data
-from vitslim.errors import VitslimError
 from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
@@ -34,8 +32,6 @@ from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import agreement, sqnr_db
 
-Row = dict[str, Any]
-
 BITS = 8
 CALIBRATION = 16
 BATCHES = (1, 7)
@@ -45,16 +41,8 @@ BATCHES = (1, 7)
 def measure(model: str) -> Row:
     """The row of one model, as far as it got."""
     torch.manual_seed(0)
-    row: Row = {"model": model, "stage": "trace"}
     start = perf_counter()
-    try:
-        _fill(row, model)
-        row |= {"stage": "done", "error": ""}
-    except VitslimError as error:
-        row["error"] = str(error)
-    except Exception as error:  # noqa: BLE001 - a row must say what went wrong, whatever it was
-        row["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    return row | {"seconds": perf_counter() - start}
+    return filled_row(model, _fill) | {"seconds": perf_counter() - start}
 
 
 def _fill(row: Row, model: str) -> None:

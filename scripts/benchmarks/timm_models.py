@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from rich.progress import track
 from timm.models import get_pretrained_cfg_value
+
+from vitslim.errors import VitslimError
+
+Row = dict[str, Any]
 
 CLASSES = 1000
 VIT_FAMILY = Path(__file__).with_name("vit_family.txt")
@@ -45,3 +51,16 @@ def _parameters(name: str) -> int:
     except (RuntimeError, NotImplementedError, TypeError):
         return 2**62
     return sum(weight.numel() for weight in model.parameters())
+
+
+def filled_row(model: str, fill: Callable[[Row, str], None]) -> Row:
+    """The row of one model of a table, as far as `fill` got: `stage` says where, `error` why it went no further."""
+    row: Row = {"model": model, "stage": "trace"}
+    try:
+        fill(row, model)
+        row |= {"stage": "done", "error": ""}
+    except VitslimError as error:
+        row["error"] = str(error)
+    except Exception as error:  # noqa: BLE001 - a row must say what went wrong, whatever it was
+        row["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return row
