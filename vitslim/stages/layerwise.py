@@ -82,10 +82,10 @@ def _solve_one(
     new = rows[1] - means[1]
     gram, matrix = (new.T @ new).double(), weight.flatten(start_dim=1)
     result = solve(name, matrix, gram)
-    weight.copy_(result.view(weight.shape))
     if bias:
         shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
         tensor_of(module, bias).add_(shift)
+    weight.copy_(result.view(weight.shape))  # last: `matrix` is a view of it
 
 
 def _rows(layer: Node, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
