@@ -31,7 +31,7 @@ STEP = 64
 ACCUMULATOR_BYTES = 4
 FULL_TILE = 128 * 256
 THROTTLE_US = 150.0
-"""Length of a product at which half of `Constants.throttle` is felt. Chosen among seven by the error on the five folds."""
+"""Length of a product at which half of `Constants.throttle` is felt: of seven, that with the least error on folds."""
 CHUNK = 4096
 """Products that are computed at once, so that a large table does not need much memory."""
 
