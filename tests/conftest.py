@@ -15,7 +15,7 @@ from vitslim.graph.trace import trace_timm
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # small models train faster so, and much faster when the cores are shared
 
 
 @pytest.fixture(scope="session")

@@ -182,3 +182,14 @@ def test_the_file_knows_its_classes(tiny_graph: ModelGraph, context: StageContex
     properties = {p.key: p.value for p in onnx.load(context.workdir / "model.onnx").metadata_props}
     assert json.loads(properties["vitslim.class_names"]) == list(context.data.calibration.class_names)
     assert len(context.data.calibration.class_names) == 10
+
+
+def test_layers_that_read_one_tensor_are_all_fused(digits_context: Callable[..., StageContext], tmp_path: Path) -> None:
+    graph = trace_timm("convit_tiny", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2,
+                                       "local_up_to_layer": 1, "num_classes": 10})  # fmt: skip
+    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph)).graph
+    readers = [argument(nodes[0], 0) for nodes in layer_nodes(graph.module).values()]
+    assert max(Counter(readers).values()) > 1  # qk and v read what one norm gives
+    export_onnx(quantised, tmp_path / "model.onnx")
+    found = optimised(tmp_path / "model.onnx", tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["QGemm"] == len(readers) - 1  # the image stays in float

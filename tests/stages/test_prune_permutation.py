@@ -11,14 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitslim.errors import StageError
+from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument
 from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import parse_pattern
+from vitslim.graph.sparse import device_bytes, parse_pattern, skips_products
+from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.layerwise import damped, solve_layers
 from vitslim.stages.prune.permutation import efficacy, find_permutation, kept_magnitude
+from vitslim.stages.prune.permute import permute_channels
 from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
 from vitslim.stages.prune.sparsity import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four_stage import TwoFourStage
@@ -88,8 +93,7 @@ def test_refit_is_the_least_squares_solution() -> None:
 
 
 def test_whole_weights_within_any_mask_come_back(tiny_graph: ModelGraph) -> None:
-    images = drawn(8, 3 * 32 * 32).reshape(8, 3, 32, 32) if tiny_graph.source.image == (3, 32, 32) else None
-    images = torch.randn(8, *tiny_graph.source.image) if images is None else images
+    images = torch.randn(8, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
     same = solve_layers(tiny_graph, list(sketch_names(tiny_graph)), images, lambda _n, w, _g: w, Silent(), "")
     with torch.no_grad():
         torch.testing.assert_close(same.module(images), tiny_graph.module(images), rtol=0, atol=1e-4)
@@ -127,6 +131,9 @@ def test_reordering_changes_no_output_and_keeps_more(
     assert ordered.metrics["kept_magnitude"] > before
     moved = {note.layer for note in ordered.changes if note.what == "channels reordered"}
     assert {"embed", "blocks.0.mlp", "blocks.1.mlp"} <= moved
+    names = sketch_names(tiny_graph)
+    reordered, _ = permute_channels(tiny_graph, names, Permute(embed=True), Silent())
+    torch.testing.assert_close(logits(reordered, context), logits(tiny_graph, context), rtol=0, atol=1e-5)
     slices = [edit for edit in ordered.graph.edits if hasattr(edit, "kept")]
     assert len(slices) == 1 and slices[0].kept.keys() == moved
 
@@ -155,6 +162,25 @@ def test_sparsegpt_stays_closest_to_the_dense_model(
         for score in ("magnitude", "wanda", "sparsegpt")
     }  # fmt: skip
     assert found["sparsegpt"] > max(found["magnitude"], found["wanda"])
+
+
+def test_scores_of_inputs_refuse_convolutions_in_groups(digits_context: Callable[..., StageContext]) -> None:
+    graph = trace_timm("test_convnext", {"num_classes": 10})
+    stage = TwoFourStage(TwoFour(method="two-four", score="sparsegpt"))
+    convolutions = {w: argument(nodes[0], 6, "groups", 1) for w, nodes in layer_nodes(graph.module).items()}
+    grouped = [weight for weight, groups in convolutions.items() if groups > 1]
+    assert grouped
+    with pytest.raises(StageError, match="in groups"):
+        stage._refuse_groups(graph, grouped)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bits", "bytes_of_64"),
+    [("2:4", 16, 72), ("2:4", 8, 40), ("2:4-pairs", 4, 20), ("2:4-pairs", 8, 64), ("1:4", 8, 20), ("4:8", 8, 44)],
+)
+def test_bytes_on_a_device(pattern: str, bits: int, bytes_of_64: int) -> None:
+    assert device_bytes(pattern, 8, 8, bits) == bytes_of_64
+    assert skips_products(pattern, bits) == (pattern == "2:4" or (pattern, bits) == ("2:4-pairs", 4))
 
 
 def test_a_pattern_that_drops_nothing_is_refused(tiny_graph: ModelGraph) -> None:

@@ -99,3 +99,17 @@ def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
         0.0: False,
     }
     assert sum(len(group["params"]) for group in groups) == len(tiny_graph.parameters())
+
+
+def test_steps_of_quantisers_move_in_proportion_to_their_size() -> None:
+    moved = []
+    for step in (0.001, 0.1):
+        name = "vitslim.q.head.input_scale"
+        parameter = torch.nn.Parameter(torch.tensor(step))
+        optimiser = make_optimiser({name: parameter}, Train(lr=1e-3))
+        (group,) = optimiser.param_groups
+        group["lr"] *= group["rate"]
+        (3.0 * parameter).backward()
+        optimiser.step()
+        moved.append((step - parameter.item()) / step)
+    assert moved == pytest.approx([0.01, 0.01], rel=1e-3)

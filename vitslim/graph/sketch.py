@@ -229,7 +229,7 @@ class ModelSketch:
     def _bops(self, product: Product) -> int:
         bits = self.bits.get(product.weight, FLOAT_LAYER)
         bops = product.macs(self.axes) * bits.weight * bits.input
-        return bops // 2 if skips_products(self.sparsity.get(product.weight, "")) else bops
+        return bops // 2 if skips_products(self.sparsity.get(product.weight, ""), bits.weight) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)

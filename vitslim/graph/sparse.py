@@ -13,6 +13,8 @@ from math import ceil, floor, log2
 
 TWO_FOUR = "2:4"
 PAIRS = "2:4-pairs"
+PAIR_BITS = 4
+"""No device reads pairs of wider weights."""
 UNSTRUCTURED = "unstructured:"
 GROUPED = re.compile(r"([1-9]\d?):([1-9]\d?)")
 """`N:M`."""
@@ -71,6 +73,8 @@ def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
     A 2:4 weight of a width without a sparse format raises KeyError.
     """
     count = rows * columns
+    if pattern == PAIRS and bits > PAIR_BITS:
+        return count * bits / 8
     if pattern in {TWO_FOUR, PAIRS}:
         return count * TWO_FOUR_BITS[bits] / 8
     if found := parse_pattern(pattern):
@@ -79,6 +83,6 @@ def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
     return min(count * bits / 8, csr_bytes(rows, columns, count - zeros(count, sparsity), bits))
 
 
-def skips_products(pattern: str) -> bool:
-    """Whether hardware skips the multiplications by zero, which halves the BOPs: of 2:4 weights only."""
-    return pattern in {TWO_FOUR, PAIRS}
+def skips_products(pattern: str, bits: int) -> bool:
+    """Whether hardware skips the multiplications by zero, which halves the BOPs: of 2:4 weights only, at these bits."""
+    return pattern == TWO_FOUR or (pattern == PAIRS and bits <= PAIR_BITS)

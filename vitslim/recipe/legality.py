@@ -192,15 +192,13 @@ def _losses(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
                                        _where(position, config, "feature_weight"))  # fmt: skip
 
 
-def _feature_weight(
-    stage: str, weight: float, before: tuple[AnyStage, ...], where: str
-) -> Iterator[Problem]:  # fmt: skip
-    teaching = [c for c in before if isinstance(c, Taught) and c.loss.feature > 0]
+def _feature_weight(stage: str, weight: float, before: tuple[AnyStage, ...], where: str) -> Iterator[Problem]:
+    teaching = _callable(tuple(c for c in before if isinstance(c, Taught) and c.loss.feature > 0))
     if weight == 0:
         yield Problem(where, "weights of a feature loss that is switched off", "set loss.feature above zero")
-    elif stage not in _callable(tuple(teaching)):
+    elif stage not in teaching:
         message = f"no stage '{stage}' with a feature loss comes before this one"
-        yield Problem(f"{where}.stage", message, closest(stage, _callable(tuple(teaching))))
+        yield Problem(f"{where}.stage", message, closest(stage, teaching))
 
 
 def _prunings(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:

@@ -72,9 +72,7 @@ def _step(interpreter: Interpreter, node: Node) -> None:
         interpreter.env.pop(done, None)
 
 
-def _solve_one(
-    module: GraphModule, layer: Node, name: str, inputs: tuple[Tensor, Tensor], solve: Solve
-) -> None:  # fmt: skip
+def _solve_one(module: GraphModule, layer: Node, name: str, inputs: tuple[Tensor, Tensor], solve: Solve) -> None:
     weight = tensor_of(module, name)
     bias = parameter_of(argument(layer, 2))
     rows = [_rows(layer, x, tuple(weight.shape[2:])) for x in inputs]

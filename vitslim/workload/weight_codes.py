@@ -11,7 +11,16 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from vitslim.graph.sparse import PAIRS, TWO_FOUR, parse_pattern
 from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import OnnxGraph, attribute
-from vitslim.workload.weights import T, Weight, element_bits, find_weight, is_two_four, rearranged, zero_point
+from vitslim.workload.weights import (
+    T,
+    Weight,
+    element_bits,
+    find_weight,
+    is_two_four,
+    rearranged,
+    whole_groups,
+    zero_point,
+)
 
 PACKED = "MatMulNBits"
 """Stores weights of 2, 4 or 8 bits as (outputs, blocks, bytes of a block), the first weight in the lowest bits."""
@@ -89,7 +98,7 @@ def patterns(zeros: npt.NDArray[np.bool_]) -> tuple[str, ...]:
     if zeros.size == 0 or 2 * int(np.count_nonzero(zeros)) < zeros.size:
         return ()
     found = [TWO_FOUR] if is_two_four(zeros, 1) else []
-    if zeros.shape[1] % 8 == 0 and is_two_four(_whole_groups(zeros, 2), 1):
+    if zeros.shape[1] % 8 == 0 and is_two_four(whole_groups(zeros, 2), 1):
         found.append(PAIRS)
     return tuple(found)
 
@@ -100,13 +109,8 @@ def runs_too_dense(zeros: npt.NDArray[np.bool_], pattern: str) -> tuple[int, int
     if found is None:
         return 0, 0
     whole = zeros[:, : zeros.shape[1] // found.span * found.span]
-    runs = _whole_groups(whole, found.width).reshape(-1, found.group)
+    runs = whole_groups(whole, found.width).reshape(-1, found.group)
     return int((runs.sum(axis=1) < found.group - found.kept).sum()), len(runs)
-
-
-def _whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
-    """Whether all of so many neighbours along the last axis are zero."""
-    return np.asarray(zeros.reshape(len(zeros), -1, size).all(axis=2))
 
 
 def _as_matrix(graph: OnnxGraph, node: NodeProto, weight: Weight, array: npt.NDArray[T], left: bool) -> npt.NDArray[T]:

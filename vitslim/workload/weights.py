@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
+from vitslim.graph.sparse import PAIR_BITS, TWO_FOUR
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 T = TypeVar("T", bound=np.generic)
@@ -76,6 +77,8 @@ def activation_bits(graph: OnnxGraph, value: str) -> int:
 def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
     """`2:4` when every run of four weights along `axis`, the reduction dimension of the operand, holds two zeros.
 
+    Of weights of four bits also when of every four adjacent pairs two are zero, which is what tensor cores read there.
+
     None is a convolution, whose reduction runs over input channels and kernel, flattened in the order they are stored.
     """
     stored = stored_values(weight.tensor)
@@ -88,7 +91,12 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
         zeros = rearranged(graph, node, zeros)
     if axis is None:
         zeros, axis = zeros.reshape(len(zeros), -1), 1
-    return "2:4" if is_two_four(zeros, axis) else ""
+    if is_two_four(zeros, axis):
+        return TWO_FOUR
+    if weight_bits(graph, weight) > PAIR_BITS or zeros.shape[axis] % 2:
+        return ""
+    rows = np.moveaxis(zeros, axis, -1).reshape(-1, zeros.shape[axis])
+    return TWO_FOUR if is_two_four(whole_groups(rows, 2), 1) else ""
 
 
 def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
@@ -106,6 +114,11 @@ def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
     if moved.shape[-1] == 0 or moved.shape[-1] % 4:
         return False
     return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
+
+
+def whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    """Whether all of so many neighbours along the last axis of a matrix are zero."""
+    return np.asarray(zeros.reshape(len(zeros), -1, size).all(axis=2))
 
 
 def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.NDArray[T]:

@@ -37,9 +37,7 @@ def critical_blocks(config: Features, graph: ModelGraph) -> tuple[str, ...]:
     return config.blocks
 
 
-def feature_losses(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor
-) -> Tensor:  # fmt: skip
+def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor) -> Tensor:
     """Mean squared distance of each block's features, over the images that count: float (blocks,).
 
     Features are float (b, ...) of one shape a block; counted is bool (b,). Zero, with finite gradients, where no image

@@ -36,7 +36,7 @@ def teach(
     # A loss of weight zero needs no teacher, whatever the recipe names.
     teacher = find_teacher(config.teacher, student.source, context) if needs_teacher(config) else None
     blocks = critical_blocks(config.features, student) if teacher is not None and config.loss.feature > 0 else ()
-    if teacher is not None:
+    if teacher is not None and blocks:
         _require_equal_features(student, teacher, blocks)
     says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
     outputs = block_outputs(student) if blocks else {}
@@ -46,9 +46,9 @@ def teach(
         module, dataset, objective, config.train, context.seed, student.masks, context.progress, label=label
     )
     student.module.eval()
-    last = objective.feature_losses[-int(metrics["steps"]) // config.train.epochs :]
-    if last:
-        means = torch.stack(last).mean(dim=0).tolist()
+    if blocks:
+        steps_per_epoch = int(metrics["steps"]) // config.train.epochs
+        means = torch.stack(objective.feature_losses[-steps_per_epoch:]).mean(dim=0).tolist()
         metrics |= {FEATURE_LOSS + block: mean for block, mean in zip(blocks, means, strict=True)}
     metrics["seconds"] = time.perf_counter() - started
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
@@ -90,12 +90,13 @@ def spoilt(before: ModelGraph, after: ModelGraph) -> list[Problem]:
 
 
 def _require_equal_features(student: ModelGraph, teacher: ModelGraph, blocks: tuple[str, ...]) -> None:
-    if not blocks:
-        return
+    """Raise StageError where a block is missing in the teacher or gives features of another shape there."""
     ours, theirs = (tensor_shapes(one.module, one.source.image) for one in (student, teacher))
     mine, others = block_outputs(student), block_outputs(teacher)
     for block in blocks:
-        here, there = ours[mine[block]][1:], theirs[others[block]][1:] if block in others else None
+        if block not in others:
+            raise StageError(f"the teacher has no block '{block}'", "choose a teacher of the student's architecture")
+        here, there = ours[mine[block]][1:], theirs[others[block]][1:]
         if here != there:
             raise StageError(
                 f"{block} gives features of {here}, that of the teacher of {there}",

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import Problem, StageError
+from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import ModelSketch, SketchLinear
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.sparse import Pattern, parse_pattern
@@ -100,6 +102,7 @@ class TwoFourStage:
         if self.config.score == "magnitude":
             masks = {name: self._mask_by_size(graph, name) for name in names}
             return masks, with_masks(graph, self.config.pattern, masks)
+        self._refuse_groups(graph, names)
         chosen: dict[str, Tensor] = {}
 
         def solve(name: str, weight: Tensor, gram: Tensor) -> Tensor:
@@ -116,6 +119,13 @@ class TwoFourStage:
         images = torch.stack([calibration[i][0] for i in range(min(IMAGES, len(calibration)))])
         solved = solve_layers(graph, names, images, solve, context.progress, f"two-four: {self.config.score}")
         return chosen, with_masks(solved, self.config.pattern, chosen)
+
+    def _refuse_groups(self, graph: ModelGraph, names: list[str]) -> None:
+        """Raise StageError for a layer whose outputs do not all read the same inputs: it has no one gram matrix."""
+        inputs = {weight: argument(nodes[0], 6, "groups", 1) for weight, nodes in layer_nodes(graph.module).items()}
+        if grouped := [name for name in names if inputs[name] != 1]:
+            message = f"score {self.config.score} cannot judge {grouped[0]}, a convolution in groups"
+            raise StageError(message, "use `score: magnitude`, or name other layers in `layers`")
 
     def _mask_by_size(self, graph: ModelGraph, name: str) -> Tensor:
         weight = graph.parameters()[name].detach()
