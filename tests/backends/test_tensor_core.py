@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_more_bits_are_not_faster_above_the_floor(m: int, n: int, k: int, sparse
         for p, b in (("fp16", 2.0), ("int8", 1.0))
     )
     assert narrow <= wide or wide < 40
+
+
+def test_products_that_last_run_at_a_lower_clock() -> None:
+    sizes = np.array([[1, 1024, 1024, 1024], [1, 16384, 16384, 16384]], float)
+    warm = A100.constants("fp16", False)
+    cold = dataclasses.replace(warm, throttle=0.0)
+    slow, fast = (
+        gemm_time(sizes, A100.device(), A100.rate("fp16", False), c, Widths(2, 2, 2)).compute_us for c in (warm, cold)
+    )
+    share = slow / fast - 1
+    assert 0 < share[0] < warm.throttle / 2 < share[1] < warm.throttle
 
 
 def test_hopper_gains_nothing_from_int4() -> None:

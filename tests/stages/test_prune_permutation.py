@@ -82,6 +82,14 @@ def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
     assert lost(refit(weight, wanda, gram)) < lost(weight * wanda)
 
 
+def test_weights_of_strong_inputs_stay() -> None:
+    weight, strength = drawn(8, 16), torch.logspace(-2, 1, 16)[torch.randperm(16)]
+    gram = torch.diag(strength.square()).double()  # inputs that say nothing of each other: both scores agree
+    weak = damped(gram).diagonal().sqrt()
+    assert torch.equal(sparsegpt_mask(weight, gram, TWO_OF_FOUR), pattern_mask(weight.abs() * weak))
+    assert not torch.equal(sparsegpt_mask(weight, gram, TWO_OF_FOUR), pattern_mask(weight.abs()))
+
+
 def test_refit_is_the_least_squares_solution() -> None:
     weight, inputs = drawn(3, 8), drawn(50, 8, 1)
     mask = pattern_mask(weight.abs())
