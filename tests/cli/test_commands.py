@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -147,3 +149,21 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path: Path) -> None:
     assert "Traceback" not in rest
     assert not (tmp_path / "out").exists()
     assert [path.name[:8] for path in (tmp_path / "out.stages").iterdir()] == ["00-dense"]
+
+
+def test_a_killed_training_goes_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle of distillation; the same command finishes it, and leaves nothing of the attempt."""
+    stages = "stages=[{distill: {train: {epochs: 4, batch: 20, images: 100}}}, export]"
+    keys = [stages, "data.eval_images=20", "report.seconds=0.05", "gates={}"]
+    command = [sys.executable, "-m", "vitslim.cli.app", "run", "quickstart", "--out", str(tmp_path / "out")]
+    command += [word for key in keys for word in ("--set", key)]
+    stored = tmp_path / "out.stages"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(stored.glob(".01-distill-*.kept/training.safetensors")):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"distill: training goes on after step (5|10|15) of 20", again.stderr)
+    assert sorted(path.name.rpartition("-")[0] for path in stored.iterdir()) == ["00-dense", "01-distill", "02-export"]

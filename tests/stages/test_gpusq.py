@@ -82,11 +82,13 @@ def test_objective_ignores_images_of_different_predictions() -> None:
     logits, features = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), (torch.tensor([[2.0] * 3, [100.0] * 3]),)
     batch = Batch(torch.zeros(2, 1), torch.tensor([0, 0]), torch.arange(2))
     config = Distill(loss=Loss(hard=0, soft=0, feature=1))
-    assert Distillation(config, lambda _: taught)((logits, features), batch).item() == 4.0
+    losses = Distillation(config, lambda _: taught, ["blocks.1"])((logits, features), batch)
+    assert {name: value.item() for name, value in losses.items()} == {"loss": 4.0, "feature_loss.blocks.1": 4.0}
     everything = config.model_copy(update={"features": Features(only_agreeing=False)})
-    assert Distillation(everything, lambda _: taught)((logits, features), batch).item() == pytest.approx(5002.0)
-    weighted = Distillation(config, lambda _: taught, torch.tensor([0.5]))
-    assert weighted((logits, features), batch).item() == 2.0
+    losses = Distillation(everything, lambda _: taught, ["blocks.1"])((logits, features), batch)
+    assert losses["loss"].item() == pytest.approx(5002.0)
+    losses = Distillation(config, lambda _: taught, ["blocks.1"], torch.tensor([0.5]))((logits, features), batch)
+    assert (losses["loss"].item(), losses["feature_loss.blocks.1"].item()) == (2.0, 4.0)
 
 
 def test_labels_of_the_teacher_replace_those_of_the_dataset() -> None:
@@ -97,7 +99,7 @@ def test_labels_of_the_teacher_replace_those_of_the_dataset() -> None:
         Distillation(config, lambda _: taught)(logits, Batch(torch.zeros(1, 1), torch.tensor([label]), torch.arange(1)))
         for label in (0, 1)
     ]
-    assert losses[0].item() == losses[1].item() < 0.1
+    assert losses[0]["loss"].item() == losses[1]["loss"].item() < 0.1
 
 
 def test_block_weights_have_mean_one_and_follow_the_sign() -> None:

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from vitslim.data import Dataset
-from vitslim.errors import StageError
+from vitslim.errors import InputError, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.teaching import Train
-from vitslim.training import Batch, hard_loss, predict, top1, train
+from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
 from vitslim.training.loop import lr_factor, make_optimiser
 
 
-def labels_only(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return hard_loss(logits, batch.labels)
+def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"loss": hard_loss(logits, batch.labels), "mean_logit": logits.mean()}
 
 
 def trained(graph: ModelGraph, dataset: Dataset, seed: int = 0, **config: Any) -> dict[str, float]:
@@ -59,8 +61,8 @@ def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, some_digits: D
 def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
     steps = iter(range(100))
 
-    def broken(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return logits.sum() * (float("nan") if next(steps) == 2 else 1)
+    def broken(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": logits.sum() * (float("nan") if next(steps) == 2 else 1)}
 
     with pytest.raises(StageError, match="step 3 of 5: the loss is nan") as caught:
         train(tiny_graph.module, some_digits, broken, Train(epochs=1, batch=32), 0, {}, Silent())
@@ -71,7 +73,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, so
 def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
     seen: list[int] = []
 
-    def check(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def check(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         for image, label, position in zip(batch.images, batch.labels, batch.positions.tolist(), strict=True):
             assert torch.equal(image, some_digits[position][0])
             assert label == some_digits.labels[position]
@@ -81,6 +83,55 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
     train(tiny_graph.module, some_digits, check, Train(epochs=2, batch=48), 0, {}, Silent())
     assert sorted(seen[:160]) == sorted(seen[160:]) == list(range(160))
     assert seen[:160] != seen[160:]
+
+
+@pytest.mark.parametrize(("augment", "every_s", "done"), [("light", 60.0, 10), ("none", 0.0, 12)])
+def test_a_killed_training_ends_as_if_it_had_not_been(  # noqa: PLR0913
+    tiny_graph: ModelGraph,
+    some_digits: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    augment: str,
+    every_s: float,
+    done: int,
+) -> None:
+    """Kept at the end of an epoch of five steps, and within it once the last state is old."""
+    monkeypatch.setattr(checkpoint, "EVERY_S", every_s)
+    mask = torch.rand(tiny_graph.parameters()["head.weight"].shape) < 0.5
+    tiny_graph.masks["head.weight"] = mask
+    config = Train(epochs=4, batch=32, lr=1e-3, augment=augment)
+    seen: list[list[int]] = []
+
+    def dies(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+        return note(logits, batch)
+
+    def note(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch.positions.tolist())
+        return labels_only(logits, batch)
+
+    def fit(graph: ModelGraph, objective: Objective, keep: Path | None) -> dict[str, float]:
+        seen.clear()
+        return train(graph.module, some_digits, objective, config, 0, graph.masks, Silent(), keep=keep)
+
+    whole, killed, resumed = tiny_graph.copy(), tiny_graph.copy(), tiny_graph.copy()
+    metrics = fit(whole, note, None)
+    order = list(seen)
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, dies, tmp_path / "kept")
+    assert fit(resumed, note, tmp_path / "kept") == metrics
+    assert seen == order[done:]
+    assert all(map(torch.equal, whole.parameters().values(), resumed.parameters().values()))
+    assert (resumed.parameters()["head.weight"][~mask] == 0).all()
+
+
+def test_a_damaged_state_is_named(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
+    for content in (b"nonsense", save({"weight:head.bias": torch.zeros(10)})):
+        (tmp_path / "training.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match="training state .* is damaged") as caught:
+            train(tiny_graph.module, some_digits, labels_only, Train(), 0, {}, Silent(), keep=tmp_path)
+        assert "--fresh" in caught.value.hint
 
 
 def test_schedule_warms_up_then_falls_to_zero() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def after(self, count: int) -> Batches:
+        """Without the first `count` batches, which are not decoded; all of them when it is negative."""
+        return replace(self, positions=self.positions[max(count, 0) :])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for positions, pixels in zip(self.positions, self._decoded(), strict=True):

@@ -55,17 +55,17 @@ class StageRunner:
             self.progress.say(f"{name}: {config.method}")
             started = time.monotonic()
             with self.store.writing(name, key) as scratch:
-                result = self._apply(config, name, scratch)
+                result = self._apply(config, name, scratch, self.store.kept(name, key))
                 stored = self._keep(scratch, result, name, kind_of(config), config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
         self.finished.append(stored)
 
-    def _apply(self, config: AnyStage, name: str, scratch: Path) -> StageResult:
+    def _apply(self, config: AnyStage, name: str, scratch: Path, keep: Path) -> StageResult:
         table = stage_table(config, len(self.finished) - 1)
         stage, before = make_stage(config, table), self.finished[-1].graph
         measure = measure_on(self.recipe.report, self.progress)
-        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, measure)
+        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, measure, keep)
         torch.manual_seed(self.recipe.seed)
         try:
             result = stage.apply(before, context)

@@ -92,8 +92,14 @@ class StageStore:
             yield scratch
             shutil.rmtree(target, ignore_errors=True)
             scratch.rename(target)
+            shutil.rmtree(self.kept(name, key), ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def kept(self, name: str, key: str) -> Path:
+        """Folder of what an unfinished stage keeps for the next attempt; the stage creates it when it needs it."""
+        target = self._folder(name, key)
+        return target.with_name(f".{target.name}.kept")
 
     def stored(
         self, scratch: Path, graph: ModelGraph, predictions: dict[str, torch.Tensor], record: StageRecord

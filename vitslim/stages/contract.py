@@ -41,9 +41,11 @@ class StageContext:
     """Result of an earlier stage: `dense`, `previous`, `unquantised` (the last before weights became integers), or the
     stage's name. Never change its graph."""
     workdir: Path
-    """Where the stage may write files; `export` writes `model.onnx` here."""
+    """Where the stage may write files; `export` writes `model.onnx` here. Gone when the stage is interrupted."""
     measure: Measure | None = None
     """None where no backend of the recipe measures."""
+    keep: Path | None = None
+    """What a stage writes here outlives an interruption: the same stage finds it when it is run again."""
 
 
 class Stage(Protocol):

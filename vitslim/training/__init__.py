@@ -1,7 +1,18 @@
 """Training and evaluation of a model on the run's data."""
 
 from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
-from vitslim.training.loop import Batch, Objective, train
+from vitslim.training.loop import LOSS, Batch, Objective, train
 from vitslim.training.losses import hard_loss, soft_loss
 
-__all__ = ["Batch", "Objective", "agreement", "hard_loss", "predict", "soft_loss", "sqnr_db", "top1", "train"]
+__all__ = [
+    "LOSS",
+    "Batch",
+    "Objective",
+    "agreement",
+    "hard_loss",
+    "predict",
+    "soft_loss",
+    "sqnr_db",
+    "top1",
+    "train",
+]

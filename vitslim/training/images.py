@@ -18,6 +18,10 @@ class LabelledBatches(Protocol):
 
     def __len__(self) -> int: ...
 
+    def after(self, count: int) -> LabelledBatches:
+        """Without the first `count` batches; all of them when it is negative."""
+        ...
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 

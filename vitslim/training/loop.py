@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
+from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.images import LabelledImages
 
 STEP_RATE = 10.0
@@ -30,8 +32,10 @@ class Batch(NamedTuple):
     """int64 (b,): positions in the dataset, so that an objective can look up what it stored per image."""
 
 
-Objective = Callable[[Any, Batch], torch.Tensor]
-"""Loss (scalar) of what the student gives on a batch: logits (b, classes), and features where it is tapped."""
+LOSS = "loss"
+Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
+"""From what the student gives on a batch (logits (b, classes), and features where it is tapped) to scalars by name:
+`loss` is minimised, the others are only recorded."""
 
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
@@ -45,37 +49,50 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     *,
     label: str = "training",
     after_backward: Callable[[], None] | None = None,
+    keep: Path | None = None,
 ) -> dict[str, float]:
     """Train `student` in place on the whole of `dataset`; it is in evaluation mode afterwards.
 
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
     `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
-    Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps` and
-    `images` (images seen). Equal seeds give equal weights. Raises StageError when the loss is no finite number.
+    In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
+    and ends with the weights that it would have reached without a pause.
+    Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
+    and the mean of every other recorded scalar over the last epoch. Equal seeds give equal weights. Raises StageError
+    when the loss is no finite number, InputError for a kept state that is damaged.
     """
     parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
     optimiser = make_optimiser(parameters, config)
-    steps = config.epochs * len(dataset.batches(config.batch))
-    losses: list[float] = []
+    checkpoint = Checkpoint(keep, parameters, optimiser)
+    history = checkpoint.load()
+    per_epoch = len(dataset.batches(config.batch))
+    steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
+    if done:
+        progress.say(f"{label} goes on after step {done} of {steps}")
     student.train()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for step, batch in enumerate(progress.track(_epochs(dataset, config, seed), label, total=steps)):
+        batches = progress.track(_batches(dataset, config, seed, done), label, total=steps - done)
+        for step, batch in enumerate(batches, start=done):
+            # Every step draws numbers of its own, so that training can go on from any of them.
+            torch.manual_seed(seed + step)
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
-            loss = objective(student(batch.images), batch)
-            _require_finite(loss, step, steps)
-            _update(optimiser, loss, fixed, config.clip, after_backward)
-            losses.append(loss.item())
+            losses = objective(student(batch.images), batch)
+            _require_finite(losses[LOSS], step, steps)
+            _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
+            for name, value in losses.items():
+                history.setdefault(name, []).append(value.item())
+            if step + 1 < steps:
+                checkpoint.save(history, due=(step + 1) % per_epoch == 0)
     student.eval()
-    per_epoch = steps // config.epochs
-    return {
-        "loss_first": math.fsum(losses[:per_epoch]) / per_epoch,
-        "loss_last": math.fsum(losses[-per_epoch:]) / per_epoch,
-        "steps": float(steps),
-        "images": float(config.epochs * len(dataset)),
-    }
+    return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
+
+
+def _summary(history: History, per_epoch: int) -> dict[str, float]:
+    last = {name: math.fsum(values[-per_epoch:]) / per_epoch for name, values in history.items()}
+    first = math.fsum(history[LOSS][:per_epoch]) / per_epoch
+    return {"loss_first": first, "loss_last": last.pop(LOSS), **last}
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -106,12 +123,14 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
-def _epochs(dataset: LabelledImages, config: Train, seed: int) -> Iterator[Batch]:
-    """All batches of all epochs; each epoch has its own order and, with augmentation, its own variation."""
+def _batches(dataset: LabelledImages, config: Train, seed: int, done: int) -> Iterator[Batch]:
+    """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
+    variation."""
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
         part = dataset if config.augment == "none" else dataset.varied(epoch_seed)
-        loader = part.batches(config.batch, shuffle_seed=epoch_seed)
+        whole = part.batches(config.batch, shuffle_seed=epoch_seed)
+        loader = whole.after(done - epoch * len(whole))
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
             yield Batch(images, labels, torch.tensor(positions))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from vitslim.recipe.teaching import Taught
 from vitslim.stages.distill.features import feature_losses
-from vitslim.training import Batch, hard_loss, soft_loss
+from vitslim.training import LOSS, Batch, hard_loss, soft_loss
 from vitslim.training.taps import Tapped
+
+FEATURE_LOSS = "feature_loss."
+"""What the name of a block's feature loss begins with."""
 
 Teach = Callable[[Batch], Tapped]
 """What the teacher says of a batch; without features where none are compared."""
@@ -21,20 +24,25 @@ class Distillation:
     A term of weight zero is not computed; without a teacher only the hard term remains. GPUSQ, sections 4 and 5.
     """
 
-    def __init__(self, config: Taught, teacher: Teach | None, weights: torch.Tensor | None = None) -> None:
-        """`weights` float (blocks,) of the feature losses; None weighs all alike."""
-        self.config, self.teacher, self.weights = config, teacher, weights
-        self.feature_losses: list[torch.Tensor] = []
-        """Of every batch so far: float (blocks,) each, unweighted."""
+    def __init__(
+        self,
+        config: Taught,
+        teacher: Teach | None,
+        blocks: Sequence[str] = (),
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """`blocks` are those whose features are compared; `weights` float (blocks,), None weighs all alike."""
+        self.config, self.teacher, self.blocks, self.weights = config, teacher, blocks, weights
 
     def __call__(
         self, output: torch.Tensor | tuple[torch.Tensor, Sequence[torch.Tensor]], batch: Batch
-    ) -> torch.Tensor:
-        """The loss (scalar) of what the student gives: logits (b, classes), and features where they are compared."""
+    ) -> Mapping[str, torch.Tensor]:
+        """`loss` (scalar) of what the student gives (logits (b, classes), and features where they are compared), and
+        `feature_loss.BLOCK` of each block, unweighted."""
         loss = self.config.loss
         logits, features = (output, ()) if isinstance(output, torch.Tensor) else output
         taught = self.teacher(batch) if self.teacher is not None else None
-        total = logits.new_zeros(())
+        total, recorded = logits.new_zeros(()), {}
         if loss.hard > 0:
             by_teacher = taught is not None and self.config.labels == "teacher"
             labels = taught.logits.argmax(dim=1) if taught is not None and by_teacher else batch.labels
@@ -42,12 +50,12 @@ class Distillation:
         if taught is not None and loss.soft > 0:
             total = total + loss.soft * soft_loss(logits, taught.logits, self.config.temperature)
         if taught is not None and loss.feature > 0:
-            total = total + loss.feature * self._features(logits, features, taught)
-        return total
+            distances = self._distances(logits, features, taught)
+            total = total + loss.feature * (distances if self.weights is None else self.weights * distances).mean()
+            recorded = {FEATURE_LOSS + block: one for block, one in zip(self.blocks, distances, strict=True)}
+        return {LOSS: total, **recorded}
 
-    def _features(self, logits: torch.Tensor, features: Sequence[torch.Tensor], taught: Tapped) -> torch.Tensor:
+    def _distances(self, logits: torch.Tensor, features: Sequence[torch.Tensor], taught: Tapped) -> torch.Tensor:
         agree = logits.argmax(dim=1) == taught.logits.argmax(dim=1)
         counted = agree if self.config.features.only_agreeing else torch.ones_like(agree)
-        losses = feature_losses(features, taught.features, counted)
-        self.feature_losses.append(losses.detach())
-        return losses.mean() if self.weights is None else (self.weights * losses).mean()
+        return feature_losses(features, taught.features, counted)

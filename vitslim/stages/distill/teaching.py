@@ -18,9 +18,6 @@ from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
 from vitslim.training.taps import with_taps
 
-FEATURE_LOSS = "feature_loss."
-"""What the metric of a block's feature loss begins with: the mean of the last epoch."""
-
 
 def teach(
     student: ModelGraph, config: Taught, context: StageContext, label: str, weights: torch.Tensor | None = None
@@ -41,15 +38,18 @@ def teach(
     says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
     outputs = block_outputs(student) if blocks else {}
     module = with_taps(student.module, [outputs[block] for block in blocks]) if blocks else student.module
-    objective = Distillation(config, says, weights)
     metrics = train(
-        module, dataset, objective, config.train, context.seed, student.masks, context.progress, label=label
+        module,
+        dataset,
+        Distillation(config, says, blocks, weights),
+        config.train,
+        context.seed,
+        student.masks,
+        context.progress,
+        label=label,
+        keep=context.keep,
     )
     student.module.eval()
-    if blocks:
-        steps_per_epoch = int(metrics["steps"]) // config.train.epochs
-        means = torch.stack(objective.feature_losses[-steps_per_epoch:]).mean(dim=0).tolist()
-        metrics |= {FEATURE_LOSS + block: mean for block, mean in zip(blocks, means, strict=True)}
     metrics["seconds"] = time.perf_counter() - started
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
     taught_by = _name(config.teacher) if teacher is not None else NO_TEACHER

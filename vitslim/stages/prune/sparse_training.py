@@ -12,7 +12,7 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.importance import Reduction
 from vitslim.stages.prune.members import Member
 from vitslim.stages.prune.regularise import pusher
-from vitslim.training import Batch, hard_loss, train
+from vitslim.training import LOSS, Batch, hard_loss, train
 
 
 def train_sparse(
@@ -25,8 +25,8 @@ def train_sparse(
     student = graph.copy()
     dataset = context.data.train.balanced(config.train.images, context.seed)
 
-    def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return hard_loss(logits, batch.labels, config.train.smoothing)
+    def objective(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return {LOSS: hard_loss(logits, batch.labels, config.train.smoothing)}
 
     metrics = train(
         student.module,
@@ -38,5 +38,6 @@ def train_sparse(
         context.progress,
         label="prune: sparsity training",
         after_backward=pusher(members, student.parameters(), config.gamma, config.alpha, reduction),
+        keep=context.keep,
     )
     return student, {f"sparsity_{name}": value for name, value in metrics.items()}

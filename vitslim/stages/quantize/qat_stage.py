@@ -11,7 +11,8 @@ from vitslim.recipe.stages import Ptq, Qat
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.features import block_weights, critical_blocks
-from vitslim.stages.distill.teaching import FEATURE_LOSS, spoilt, teach, unlearnable
+from vitslim.stages.distill.objective import FEATURE_LOSS
+from vitslim.stages.distill.teaching import spoilt, teach, unlearnable
 from vitslim.stages.quantize.stage import PtqStage
 
 
