@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 from time import perf_counter
@@ -40,7 +40,7 @@ from vitslim.stages.prune.cutting import Cutter, rank_lists
 from vitslim.stages.prune.depgraph_stage import DepGraphStage
 from vitslim.stages.prune.scoring import Scorer
 from vitslim.stages.prune.targets import find_targets
-from vitslim.training import train
+from vitslim.training import LOSS, Objective, train
 from vitslim.training.evaluate import predict
 from vitslim.training.losses import soft_loss
 
@@ -163,7 +163,7 @@ def _size(net: nn.Module) -> int:
 
 
 def _distil(module: nn.Module, dataset: Dataset, teacher: Tensor) -> None:
-    objective: Callable[..., Tensor] = lambda logits, batch: soft_loss(logits, teacher[batch.positions])  # noqa: E731
+    objective: Objective = lambda logits, batch: {LOSS: soft_loss(logits, teacher[batch.positions])}  # noqa: E731
     train(module, dataset, objective, TRAIN, 0, {}, Silent())
 
 

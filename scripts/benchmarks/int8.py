@@ -129,7 +129,7 @@ def _prepared(dense: Path) -> Path:
 
 
 def _ort_static(dense: Path, path: Path, data: DataModule, keys: dict[str, Any]) -> None:
-    images = data.calibration.subset(range(64))  # it keeps every activation in memory
+    images = data.calibration.balanced(64)  # it keeps every activation in memory
     ort_quantization.quantize_static(str(_prepared(dense)), str(path), _Reader(images, "image"), **keys)
 
 

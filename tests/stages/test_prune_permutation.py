@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -22,11 +23,14 @@ from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.layerwise import damped, solve_layers
+from vitslim.stages.prune import two_four_stage
+from vitslim.stages.prune.alps import alps_mask, best_refit, output_error
 from vitslim.stages.prune.permutation import efficacy, find_permutation, kept_magnitude
 from vitslim.stages.prune.permute import permute_channels
 from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
 from vitslim.stages.prune.sparsity import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.sensitivity import Sensitivity, row_weights
 from vitslim.training.evaluate import sqnr_db
 
 
@@ -70,7 +74,8 @@ def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
     inputs = drawn(400, 32, 1) @ (torch.eye(32) + 0.4 * drawn(32, 32, 2))  # inputs that say something of each other
     gram = (inputs.T @ inputs).double()
     mask = sparsegpt_mask(weight, gram, found)
-    assert keeps_pattern(mask, found)
+    together = alps_mask(weight, gram, found)
+    assert keeps_pattern(mask, found) and keeps_pattern(together, found)
     solved = refit(weight, mask, gram)
     assert not solved[~mask].any()
 
@@ -80,6 +85,10 @@ def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
     by_size, wanda = pattern_mask(weight.abs(), found), pattern_mask(wanda_scores(weight, gram), found)
     assert lost(solved) < lost(refit(weight, by_size, gram)) < lost(weight * by_size)
     assert lost(refit(weight, wanda, gram)) < lost(weight * wanda)
+    assert lost(refit(weight, together, gram)) < 0.95 * lost(solved)
+    best_mask, best = best_refit(weight, gram, found)
+    assert torch.equal(best_mask, together)
+    assert output_error(weight, best, gram) == pytest.approx(lost(best) / float((weight @ inputs.T).square().sum()))
 
 
 def test_weights_of_strong_inputs_stay() -> None:
@@ -113,8 +122,48 @@ def test_mean_outputs_of_a_changed_layer_stay(tiny_graph: ModelGraph) -> None:
     halved = solve_layers(tiny_graph, [name], images, lambda _n, w, _g: 0.5 * w, Silent(), "")
     with torch.no_grad():
         before, after = tiny_graph.module(images), halved.module(images)
-    torch.testing.assert_close(after.mean(dim=0), before.mean(dim=0), rtol=0, atol=1e-5)
+    layer = layer_nodes(tiny_graph.module)[name][0]
+    ((_, _, norms),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
+    weights = row_weights(norms)
+    torch.testing.assert_close(weights @ after, weights @ before, rtol=0, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_only_what_moves_the_logits_counts(tiny_graph: ModelGraph) -> None:
+    """Patches say nothing any more in the last MLP; the class token does."""
+    layers = {name: nodes[0] for name, nodes in layer_nodes(tiny_graph.module).items()}
+    picked = ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight", "head.weight"]
+    images = torch.randn(3, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
+    found = list(Sensitivity(tiny_graph.module, [(name, layers[name]) for name in picked], 0)(images))
+    assert [name for name, _, _ in found] == picked
+    patches, last, head = (norms for _, _, norms in found)
+    assert torch.equal(found[0][1], images)
+    assert len(patches) == 3 * 16 and (patches > 0).all()
+    assert ((last.view(3, -1) > 0).nonzero() == torch.tensor([[0, 0], [1, 0], [2, 0]])).all()
+    assert len(head) == 3 and row_weights(head).mean().item() == pytest.approx(1)
+    assert row_weights(torch.zeros(4)).tolist() == [1.0] * 4
+
+
+def test_a_score_sees_images_of_all_classes(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration images come class by class; those that fit into memory must not all be of the first."""
+    context = digits_context(tiny_graph, calibration=200)
+    by_class = context.data.calibration.subset(sorted(range(200), key=context.data.calibration.labels.__getitem__))
+    context = replace(context, data=replace(context.data, calibration=by_class))
+    seen: list[torch.Tensor] = []
+
+    def solve(graph: ModelGraph, _names: list[str], images: torch.Tensor, *_: Any) -> ModelGraph:
+        seen.append(images)
+        return graph
+
+    monkeypatch.setattr(two_four_stage, "IMAGES", 20)
+    monkeypatch.setattr(two_four_stage, "solve_layers", solve)
+    monkeypatch.setattr(two_four_stage, "with_masks", lambda graph, *_: graph)
+    TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
+    wanted = by_class.balanced(20)
+    assert torch.equal(seen[0], torch.stack([wanted[i][0] for i in range(20)]))
+    assert len(set(wanted.labels)) == 10
 
 
 def sketch_names(graph: ModelGraph) -> list[str]:
@@ -146,7 +195,9 @@ def test_reordering_changes_no_output_and_keeps_more(
     assert len(slices) == 1 and slices[0].kept.keys() == moved
 
 
-@pytest.mark.parametrize("keys", [{"score": "wanda"}, {"score": "sparsegpt"}, {"pattern": "1:4"}, {"pattern": "4:8"}])
+@pytest.mark.parametrize(
+    "keys", [{"score": "wanda"}, {"score": "sparsegpt"}, {"score": "alps"}, {"pattern": "1:4"}, {"pattern": "4:8"}]
+)
 def test_every_key_gives_an_exact_mask(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any]
 ) -> None:
@@ -167,9 +218,9 @@ def test_sparsegpt_stays_closest_to_the_dense_model(
     found = {
         score: sqnr_db(reference, logits(TwoFourStage(TwoFour(method="two-four", score=score)).apply(
             tiny_graph, context).graph, context))
-        for score in ("magnitude", "wanda", "sparsegpt")
+        for score in ("magnitude", "wanda", "sparsegpt", "alps")
     }  # fmt: skip
-    assert found["sparsegpt"] > max(found["magnitude"], found["wanda"])
+    assert min(found["sparsegpt"], found["alps"]) > max(found["magnitude"], found["wanda"])
 
 
 def test_scores_of_inputs_refuse_convolutions_in_groups(digits_context: Callable[..., StageContext]) -> None:

@@ -86,7 +86,7 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
 
 
 @pytest.mark.parametrize(("augment", "every_s", "done"), [("light", 60.0, 10), ("none", 0.0, 12)])
-def test_a_killed_training_ends_as_if_it_had_not_been(  # noqa: PLR0913
+def test_a_killed_training_ends_as_if_it_had_not_been(
     tiny_graph: ModelGraph,
     some_digits: Dataset,
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(  # noqa: PLR0913
 def test_a_damaged_state_is_named(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
     for content in (b"nonsense", save({"weight:head.bias": torch.zeros(10)})):
         (tmp_path / "training.safetensors").write_bytes(content)
-        with pytest.raises(InputError, match="training state .* is damaged") as caught:
+        with pytest.raises(InputError, match=r"training state .* is damaged") as caught:
             train(tiny_graph.module, some_digits, labels_only, Train(), 0, {}, Silent(), keep=tmp_path)
         assert "--fresh" in caught.value.hint
 

@@ -45,8 +45,8 @@ class Loss(Config):
 class Features(Config):
     """Which blocks the feature loss compares, and on which images (GPUSQ, section 4)."""
 
-    blocks: Literal["last_third"] | tuple[str, ...] = Field(
-        "last_third", json_schema_extra={ASSUMED: True}, description="names of blocks, such as blocks.11"
+    blocks: Literal["last_third", "all"] | tuple[str, ...] = Field(
+        "last_third", json_schema_extra={ASSUMED: True}, description="or names of blocks, such as blocks.11"
     )
     only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
 

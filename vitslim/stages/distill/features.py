@@ -22,7 +22,7 @@ def block_outputs(graph: ModelGraph) -> dict[str, Node]:
 
 
 def critical_blocks(config: Features, graph: ModelGraph) -> tuple[str, ...]:
-    """The blocks that a recipe means: those it names, or the last third, at least one.
+    """The blocks that a recipe means: those it names, all, or the last third, at least one.
 
     Raises StageError for a model without blocks, and for a name that no block has.
     """
@@ -31,6 +31,8 @@ def critical_blocks(config: Features, graph: ModelGraph) -> tuple[str, ...]:
         raise StageError("the model has no residual blocks to compare", "set loss.feature to 0")
     if config.blocks == "last_third":
         return tuple(known[-max(1, len(known) // 3) :])
+    if config.blocks == "all":
+        return tuple(known)
     for name in config.blocks:
         if name not in known:
             raise StageError(f"the model has no block '{name}'", closest(name, known))

@@ -49,11 +49,11 @@ class ExportStage:
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Write the file, then compare it with the graph: the stored integers exactly, the logits on real images."""
         calibration = context.data.calibration
-        images = calibration.subset(range(min(JUDGED_IMAGES, len(calibration))))
+        images = calibration.balanced(JUDGED_IMAGES)
         placement: tuple[LayerNote, ...] = ()
         target: Target = "ort-cpu"
         if self.config.profile == "auto":
-            graph, placement = self._placed(graph, calibration.subset(range(min(PLACED_BY, len(calibration)))), context)
+            graph, placement = self._placed(graph, calibration.balanced(PLACED_BY), context)
         else:
             target = self.config.profile
         context.progress.say("writing the ONNX file")

@@ -18,6 +18,7 @@ from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.layerwise import solve_layers
+from vitslim.stages.prune.alps import best_refit
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.mask_weights import leaks, unmasked_float, with_masks
 from vitslim.stages.prune.permute import Reordered, permute_channels
@@ -34,6 +35,21 @@ from vitslim.stages.prune.sparsity import (
 
 IMAGES = 256
 """Calibration images that a score looks at, at most: all are in memory at once."""
+BATCH = 32
+
+
+def _wanda(weight: Tensor, gram: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    mask = pattern_mask(wanda_scores(weight, gram), pattern)
+    return mask, weight * mask
+
+
+def _sparsegpt(weight: Tensor, gram: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    mask = sparsegpt_mask(weight, gram, pattern)
+    return mask, refit(weight, mask, gram)
+
+
+SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": best_refit}
+"""Mask and weights within it, from the weight and the gram matrix of its inputs."""
 
 
 class TwoFourStage:
@@ -106,17 +122,12 @@ class TwoFourStage:
         chosen: dict[str, Tensor] = {}
 
         def solve(name: str, weight: Tensor, gram: Tensor) -> Tensor:
-            if self.config.score == "wanda":
-                mask = pattern_mask(wanda_scores(weight, gram), self.pattern)
-                result = weight * mask
-            else:
-                mask = sparsegpt_mask(weight, gram, self.pattern)
-                result = refit(weight, mask, gram)
+            mask, result = SOLVERS[self.config.score](weight, gram, self.pattern)
             chosen[name] = mask.view(graph.parameters()[name].shape)
             return result
 
-        calibration = context.data.calibration
-        images = torch.stack([calibration[i][0] for i in range(min(IMAGES, len(calibration)))])
+        calibration = context.data.calibration.balanced(IMAGES)
+        images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
         solved = solve_layers(graph, names, images, solve, context.progress, f"two-four: {self.config.score}")
         return chosen, with_masks(solved, self.config.pattern, chosen)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from vitslim.data import Dataset
 from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.nodes import argument
 from vitslim.stages.contract import StageContext
+from vitslim.training.taps import with_taps
 
 PROBES = 4
 """Random directions in the space of logits for each batch."""
@@ -24,9 +25,9 @@ NOISE_BATCH = 8
 def measure_noise(
     module: GraphModule, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
 ) -> dict[str, float]:
-    """`noise_shares` on the first calibration images."""
+    """`noise_shares` on a few calibration images of all classes."""
     images: Dataset = context.data.calibration
-    images = images.subset(range(min(NOISE_IMAGES, len(images))))
+    images = images.balanced(NOISE_IMAGES)
     batches = context.progress.track(images.batches(NOISE_BATCH), "looking for harmful inputs")
     return noise_shares(module, quantisers, (found for found, _ in batches), context.seed)
 
@@ -41,40 +42,19 @@ def noise_shares(
     an image before it is squared, so errors that cancel do not count.
     """
     generator = torch.Generator().manual_seed(seed)
-    taps = _Taps(module, quantisers)
+    layers = layer_nodes(module)
+    places = [(name, argument(node, 0)) for name in quantisers for node in layers[name]]
+    tapped = with_taps(module, [node for _, node in places])
     noise, signal = dict.fromkeys(quantisers, 0.0), 0.0
     for images in batches:
-        taps.seen.clear()
-        logits = taps.run(images)
+        logits, inputs = tapped(images.clone().requires_grad_())
         signal += float(logits.detach().square().sum())
         with torch.no_grad():
-            errors = [quantisers[name](x) - x for name, x in taps.seen]
+            errors = [quantisers[name](x) - x for (name, _), x in zip(places, inputs, strict=True)]
         for _ in range(PROBES):
             direction = torch.randn(logits.shape, generator=generator)
-            gradients = torch.autograd.grad((logits * direction).sum(), [x for _, x in taps.seen], retain_graph=True)
-            for (name, _), error, gradient in zip(taps.seen, errors, gradients, strict=True):
+            gradients = torch.autograd.grad((logits * direction).sum(), inputs, retain_graph=True)
+            for (name, _), error, gradient in zip(places, errors, gradients, strict=True):
                 moved = (gradient * error).reshape(len(images), -1).sum(dim=1)
                 noise[name] += float(moved.square().sum()) / PROBES
     return {name: found / signal if signal > 0 else 0.0 for name, found in noise.items()}
-
-
-class _Taps(Interpreter):
-    """Runs a graph and keeps the inputs of layers, connected to the outputs."""
-
-    def __init__(self, module: GraphModule, weights: Iterable[str]) -> None:
-        super().__init__(module)
-        layers = layer_nodes(module)
-        self._at = {node: weight for weight in weights for node in layers[weight]}
-        self.seen: list[tuple[str, Tensor]] = []
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Logits of images, with a graph back to them."""
-        return super().run(*(arg.requires_grad_() for arg in args), **kwargs)
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node, keeping the first operand of a layer. An image may be its input: it takes a gradient too."""
-        weight = self._at.get(n)
-        if weight is not None:
-            (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-            self.seen.append((weight, x))
-        return super().run_node(n)

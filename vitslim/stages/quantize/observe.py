@@ -49,15 +49,15 @@ class ChannelRanges:
 
 
 class Gram:
-    """The sum of x x^T over all inputs of a linear layer: float64 (in, in)."""
+    """The weighted sum of x x^T over all inputs of a linear layer: float64 (in, in)."""
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
 
-    def observe(self, values: Tensor) -> None:
-        """Add a float tensor (..., in)."""
+    def observe(self, values: Tensor, weights: Tensor) -> None:
+        """Add a float tensor (..., in), whose rows count by `weights`, float (rows,)."""
         rows = values.flatten(end_dim=-2)
-        here = (rows.T @ rows).double()
+        here = (rows.T @ (rows * weights[:, None])).double()
         self.total = here if self.total is None else self.total + here
 
 

@@ -20,7 +20,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equalise import equalise, find_equalisable
-from vitslim.stages.quantize.noise import measure_noise
+from vitslim.stages.quantize.noise import NOISE_BATCH, measure_noise
 from vitslim.stages.quantize.observe import (
     ChannelRanges,
     Gram,
@@ -31,6 +31,7 @@ from vitslim.stages.quantize.observe import (
     linear_layers,
 )
 from vitslim.stages.quantize.rounding import gptq
+from vitslim.stages.sensitivity import Sensitivity
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
@@ -70,15 +71,22 @@ class Calibration:
         """Values of every input, and their products where rounding needs them."""
         calibrated = self.config.inputs in ("static", "symmetric")
         histograms = {weight: Histogram() for weight in weights if calibrated}
-        rounded = set(linear_layers(graph.module)) & set(weights) if self.config.rounding == "gptq" else set()
-        grams = {weight: Gram() for weight in rounded}
-        statistics: dict[str, list[Statistic]] = {weight: [] for weight in weights}
-        for found in (histograms, grams):
-            for weight, statistic in found.items():
-                statistics[weight].append(statistic)
-        if histograms or grams:
-            self._pass(graph.module, statistics, "calibrating")
+        if histograms:
+            self._pass(graph.module, {weight: [found] for weight, found in histograms.items()}, "calibrating")
+        rounded = [name for name in linear_layers(graph.module) if name in weights and self.config.rounding == "gptq"]
+        grams = self._grams(graph.module, rounded) if rounded else {}
         return Observed(histograms, grams)
+
+    def _grams(self, module: GraphModule, weights: Collection[str]) -> dict[str, Gram]:
+        """Of the inputs of these layers, each row counting by how much it moves the logits."""
+        layers = [(name, node) for name, nodes in layer_nodes(module).items() if name in weights for node in nodes]
+        sensitivity = Sensitivity(module, layers, self.context.seed)
+        grams = {weight: Gram() for weight in weights}
+        batches = self.context.data.calibration.batches(NOISE_BATCH)
+        for images, _ in self.context.progress.track(batches, "looking for what matters", total=len(batches)):
+            for weight, x, norms in sensitivity(images):
+                grams[weight].observe(x, norms)
+        return grams
 
     def decide(
         self, graph: ModelGraph, weights: Collection[str], observed: Observed

@@ -67,7 +67,7 @@ class PtqStage:
         prepared, sites, scales = calibration.decide(prepared, weights, found)
         quantised = insert_fake_quant(prepared, sites, scales)
         images = context.data.calibration
-        judged = images.subset(range(min(JUDGED_IMAGES, len(images))))
+        judged = images.balanced(JUDGED_IMAGES)
         before, _ = predict(graph.module, judged, BATCH, context.progress, "comparing: float model")
         after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing: quantised model")
         return StageResult(

@@ -1,0 +1,50 @@
+"""How much each output of a layer moves the logits, position by position.
+
+What a layer computes for the class token of the last block decides everything, for the patches beside it nothing.
+Methods that keep the outputs of a layer, as GPTQ, SparseGPT and ALPS do, keep those first that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from vitslim.graph.nodes import argument
+from vitslim.training.taps import with_taps
+
+
+class Sensitivity:
+    """Runs a float graph on images, forwards and backwards, and tells of each layer what it reads and what matters."""
+
+    def __init__(self, module: GraphModule, layers: Sequence[tuple[str, Node]], seed: int) -> None:
+        """`layers`: pairs of a weight and a node that multiplies with it."""
+        self._names, nodes = zip(*layers, strict=True)
+        self._tapped = with_taps(module, [*nodes, *(argument(node, 0) for node in nodes)])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """For each layer its weight, its input, and float (positions,): the norm of the gradient of a random
+        combination of the logits at each of the layer's outputs, image by image, in the order of its rows.
+        """
+        with torch.enable_grad():
+            logits, tapped = self._tapped(images.detach().clone().requires_grad_())
+            direction = torch.randn(logits.shape, generator=self._generator)
+            outputs, inputs = tapped[: len(self._names)], tapped[len(self._names) :]
+            gradients = torch.autograd.grad((logits * direction).sum(), outputs, materialize_grads=True)
+        for name, x, gradient in zip(self._names, inputs, gradients, strict=True):
+            yield name, x.detach(), _norms(gradient)
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """Over the channels of each position: float (positions,). Convolutions have them in dimension 1."""
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=1 if gradient.dim() == 4 else -1)
+    return norms.flatten()
+
+
+def row_weights(norms: Tensor) -> Tensor:
+    """Weights of mean 1, float (positions,); equal ones for a layer that moves nothing."""
+    mean = norms.mean()
+    return norms / mean if mean > 0 else torch.ones_like(norms)
