@@ -24,7 +24,7 @@ from vitslim.workload.weight_codes import (
     read_codes,
     runs_too_dense,
 )
-from vitslim.workload.weights import Weight, find_weight, weight_bits
+from vitslim.workload.weights import DEQUANTISING, Weight, find_weight, weight_bits
 from vitslim.workload.whole import tensor_bytes
 
 
@@ -83,7 +83,7 @@ def _layer(
     found = attribute(node, "bits", 4) if node.op_type == PACKED else weight_bits(graph, weight)
     noted = annotation.weight_bits if annotation else None
     bits = noted if noted is not None and noted < found and codes.integer and _within(codes, weight, noted) else found
-    behind = any(step.op_type in {"DequantizeLinear", "QuantizeLinear"} for step in weight.chain)
+    behind = any(step.op_type in DEQUANTISING for step in weight.chain)
     return Layer(
         name=layer_of(node, weight.tensor.name), node=node.name, type=node.op_type, weight=weight.tensor.name,
         outputs=codes.matrix.shape[0], reduction=codes.matrix.shape[1],
@@ -102,7 +102,7 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
     """`tensor`, `channel` or `block 32`, by the constant scales of a weight; empty where the file has none for it."""
     if node.op_type == PACKED:
         return f"block {attribute(node, 'block_size', 0)}"
-    steps = [step for step in weight.chain if step.op_type in {"DequantizeLinear", "QuantizeLinear"}]
+    steps = [step for step in weight.chain if step.op_type in DEQUANTISING]
     if steps and attribute(steps[-1], "block_size", 0):
         return f"block {attribute(steps[-1], 'block_size', 0)}"
     name = optional_input(*((steps[-1], 1) if steps else (node, OPERANDS[node.op_type].scale)))

@@ -13,11 +13,14 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
 from vitslim.graph.sparse import PAIR_BITS, TWO_FOUR
+from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 T = TypeVar("T", bound=np.generic)
 
 CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
+DEQUANTISING = {"DequantizeLinear", "QuantizeLinear", "Mul"}
+"""In the chain of a weight: nodes whose second input holds scales."""
 ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
 
 
@@ -43,15 +46,23 @@ def element_bits(element: int) -> int:
 
 
 def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
-    """The initialiser behind a value, through Q/DQ, casts and transposes; None for an activation."""
+    """The initialiser behind a value, through Q/DQ, casts, their scales and transposes; None for an activation."""
     chain: list[NodeProto] = []
     while value not in graph.initializers:
         node = graph.producers.get(value)
-        if node is None or value not in graph.constant or node.op_type not in CONSTANT_CHAIN:
+        if node is None or value not in graph.constant or not (node.op_type in CONSTANT_CHAIN or scales(graph, node)):
             return None
         chain.append(node)
         value = node.input[0]
     return Weight(graph.initializers[value], tuple(reversed(chain)))
+
+
+def scales(graph: OnnxGraph, node: NodeProto) -> bool:
+    """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes."""
+    cast = graph.producers.get(node.input[0]) if node.op_type == "Mul" else None
+    if cast is None or cast.op_type != "Cast" or cast.input[0] not in graph.initializers:
+        return False
+    return element_bits(graph.initializers[cast.input[0]].data_type) <= INTEGER_BITS_MAX
 
 
 def weight_bits(graph: OnnxGraph, weight: Weight) -> int:

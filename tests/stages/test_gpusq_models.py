@@ -1,0 +1,48 @@
+"""What a device reads of whole models: 2:4 in the stored integers of every layer, and their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitslim.data import load_data
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.stage import PtqStage
+
+MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "swin_tiny_patch4_window7_224"]
+FLOAT_BYTES = 4
+
+
+@pytest.mark.parametrize(("bits", "pattern", "smaller"), [(8, "2:4", 6.4), (4, "2:4-pairs", 12.8)])
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
+def test_every_layer_but_the_classifier_is_sparse_in_the_integers(
+    model: str, bits: int, pattern: str, smaller: float, tmp_path: Path
+) -> None:
+    graph = trace_timm(model, {})
+    data = load_data(Data(kind="digits", calibration=2), graph.source, 0)
+    context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), tmp_path)
+    sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(graph, context)
+    assert not sparse.skipped
+    keys = {"rounding": "nearest", "bias_correction": False, "equalise": 0}
+    small = PtqStage(Ptq(bits=bits, input_bits=bits, **keys)).apply(sparse.graph, context).graph
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path, "ort-cpu")
+    found = inspect(path)
+    assert not found.broken
+    dense = [layer for layer in found.facts.layers if layer.pattern != pattern]
+    assert [layer.name.partition(".")[0] for layer in dense] == ["head"]
+    masked = [layer for layer in found.facts.layers if layer not in dense]
+    assert {"patch_embed.proj"} < {layer.name for layer in masked}
+    read = sum(layer.true_bytes for layer in masked)
+    assert FLOAT_BYTES * sum(layer.weights for layer in masked) / read == pytest.approx(smaller, rel=1e-12)
+    cost = sketch(small).cost()
+    assert read < cost.device_bytes < cost.weight_bytes
