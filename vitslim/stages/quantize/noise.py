@@ -56,5 +56,5 @@ def noise_shares(
             gradients = torch.autograd.grad((logits * direction).sum(), inputs, retain_graph=True)
             for (name, _), error, gradient in zip(places, errors, gradients, strict=True):
                 moved = (gradient * error).reshape(len(images), -1).sum(dim=1)
-                noise[name] += float(moved.square().sum()) / PROBES
+                noise[name] += float(moved.detach().square().sum()) / PROBES
     return {name: found / signal if signal > 0 else 0.0 for name, found in noise.items()}

@@ -30,13 +30,16 @@ from vitslim.stages.quantize.observe import (
     input_quantiser,
     linear_layers,
 )
-from vitslim.stages.quantize.rounding import gptq
+from vitslim.stages.quantize.rounding import gptq, refine
 from vitslim.stages.sensitivity import Sensitivity
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
 BATCH = 32
 """Images in one calibration step; it bounds memory and changes no result."""
+
+REFINED_BITS = 4
+"""Codes of more bits are near enough to what they round, and in pairs they have a limit of their own."""
 
 TELLING_ROWS = 2048
 """Inputs after which the range of a channel is known. Channels of one class token an image, brought to the range that
@@ -103,7 +106,7 @@ class Calibration:
         originals = {weight: tensor_of(graph.module, weight).detach().clone() for weight in shifts}
         with torch.no_grad():
             for weight, gram in observed.grams.items():
-                self._round(graph.module, sites[weight], scales[weight_scale_name(weight)], gram)
+                self._round(graph.module, sites[weight], scales, gram)
             for weight, shift in shifts.items():
                 scale = scales[weight_scale_name(weight)]
                 _correct_bias(graph.module, sites[weight], scale, originals[weight], shift)
@@ -139,12 +142,17 @@ class Calibration:
             scales.pop(input_scale_name(weight), None)
         return sites | {w: replace(sites[w], input_bits=FLOAT_BITS, zero_point=None, dynamic=False) for w in worst}
 
-    def _round(self, module: GraphModule, site: FakeQuantSite, scale: Tensor, gram: Gram) -> None:
-        tensor = tensor_of(module, site.weight)
-        if gram.total is not None:
-            top = integer_range(site.weight_bits, narrow=True)[1]
-            values = gptq(tensor, scale, gram.total, top, site.block)
-            tensor.copy_(values if site.block else limit_pairs((values / scale[:, None]).round()) * scale[:, None])
+    def _round(self, module: GraphModule, site: FakeQuantSite, scales: dict[str, Tensor], gram: Gram) -> None:
+        if gram.total is None:
+            return
+        tensor, name = tensor_of(module, site.weight), weight_scale_name(site.weight)
+        top, scale = integer_range(site.weight_bits, narrow=True)[1], scales[name]
+        values = gptq(tensor, scale, gram.total, top, site.block)
+        if site.weight_bits <= REFINED_BITS:
+            values, scales[name] = refine(tensor, values, scale, gram.total, top, site.block)
+        tensor.copy_(
+            values if site.block else limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
+        )
 
     def _mean_shifts(
         self, module: GraphModule, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor]
