@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from vitslim.data import load_data
+from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
+from vitslim.progress import Progress, Silent
+from vitslim.recipe.schema import Data
+from vitslim.stages.contract import StageContext, StageResult
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
@@ -42,3 +48,18 @@ def shared_data() -> Path:
     if not (folder / "deit_tiny" / "model.safetensors").is_file():
         pytest.skip("real weights and images are not here (set VITSLIM_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture
+def digits_context(tmp_path: Path) -> Callable[..., StageContext]:
+    """Makes the context of a stage that sees digits and no earlier stage."""
+
+    def make(graph: ModelGraph, calibration: int = 40, seed: int = 0, progress: Progress | None = None) -> StageContext:
+        data = load_data(Data(kind="digits", calibration=calibration), graph.source, seed=0)
+        return StageContext(data, seed, progress or Silent(), _unknown, tmp_path)
+
+    return make
+
+
+def _unknown(name: str) -> StageResult:
+    raise StageError(f"no stage {name}")

@@ -18,13 +18,14 @@ BENCHMARKS = {
     "axes": "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable",
     "depgraph": "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning",
     "gpu-model": "errors of the tensor-core model on unseen products, five folds, beside the plain roofline",
-    "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, half an hour",
+    "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, an hour",
     "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
     "int8-timm": "every timm architecture through INT8: runs with any batch, what is fused, how close; resumable",
     "published": "whole models on sim:a100 beside published speed-ups: 2:4, token schedules, pruned shapes",
     "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracies, and what became smaller and faster",
     "startup": "time of `vitslim --help` and `plan quickstart --no-trace`, best of five, and whether they load torch",
     "systolic": "the six matrix products of DeiT-Tiny by SCALE-Sim and by the closed form: cycles and time",
+    "torch-cuda": "DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16",
 }
 """Module of this folder, whose `run()` gives the figures, to what it measures. Loaded one at a time: some need packages
 that the others do without."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def device_name() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
+def _gpu() -> str:
+    """Name of the GPU that PyTorch uses, where it is loaded and finds one; loading it takes a second."""
+    torch = sys.modules.get("torch")
+    return f" with {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -39,4 +46,4 @@ def environment() -> Environment:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Environment(device=device_name(), cores=cores(), versions=versions)
+    return Environment(device=device_name() + _gpu(), cores=cores(), versions=versions)

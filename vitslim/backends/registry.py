@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.backends.gemm_list import Gemm
-from vitslim.backends.measured import onnxruntime, openvino
-from vitslim.backends.measured.cuda_gemms import NAME as CUDA
+from vitslim.backends.measured import onnxruntime, openvino, torch_cuda
 from vitslim.backends.measured.cuda_gemms import measure_cuda_gemms, require_cuda
 from vitslim.backends.measured.gemms import measure_gemms
 from vitslim.backends.measured.products import measure_products
@@ -40,6 +39,8 @@ class Runtime:
     hint: str
     """How to install it."""
     measure: Callable[..., dict[str, tuple[Measurement, ...]]]
+    measure_gemms: Callable[[Sequence[Gemm], int, Progress], list[float]] = measure_gemms
+    require_device: Callable[[], None] = lambda: None
 
 
 RUNTIMES = {
@@ -47,20 +48,29 @@ RUNTIMES = {
         "onnxruntime", "ONNX Runtime", onnxruntime.UNAVAILABLE_HINT, onnxruntime.measure_latency
     ),
     openvino.BACKEND: Runtime("openvino", "OpenVINO", openvino.UNAVAILABLE_HINT, openvino.measure_latency),
+    torch_cuda.BACKEND: Runtime(
+        "torch", "PyTorch", torch_cuda.UNAVAILABLE_HINT, torch_cuda.measure_latency, measure_cuda_gemms, require_cuda
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A backend that runs ONNX files and takes the time."""
+    """A backend that runs ONNX files, or the graphs beside them, and takes the time."""
 
     name: str
+
+    @property
+    def runs_onnx(self) -> bool:
+        """Whether it runs the ONNX file itself, not the graph beside it."""
+        return self.name != torch_cuda.BACKEND
 
     def require(self) -> None:
         """Raise BackendUnavailableError when the backend cannot run here."""
         runtime = RUNTIMES[self.name]
         if find_spec(runtime.package) is None:
             raise BackendUnavailableError(f"{runtime.title} is not installed", runtime.hint)
+        runtime.require_device()
 
     def measure(
         self, files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int],
@@ -82,7 +92,7 @@ class Measured:
 
     def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:
         """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
-        return measure_gemms(gemms, threads, progress)
+        return RUNTIMES[self.name].measure_gemms(gemms, threads, progress)
 
 
 @dataclass(frozen=True)
@@ -107,21 +117,6 @@ class Simulated:
         return product_times(shapes, read_workload(dense, batch), self.spec)
 
 
-@dataclass(frozen=True)
-class MeasuredGemms:
-    """A backend that times single matrix products and no files."""
-
-    name: str
-
-    def require(self) -> None:
-        """Raise BackendUnavailableError when the backend cannot run here."""
-        require_cuda()
-
-    def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:  # noqa: ARG002
-        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
-        return measure_cuda_gemms(gemms, progress)
-
-
 Backend = Measured | Simulated
 
 
@@ -140,11 +135,6 @@ def parse_backend(value: str | Mapping[str, Any]) -> Backend:
     if value not in RUNTIMES:
         raise UsageError(f"there is no backend '{value}'", closest(value, BACKENDS))
     return Measured(value)
-
-
-def parse_gemm_backend(value: str) -> Backend | MeasuredGemms:
-    """What `parse_backend` gives, and `torch:cuda`, which times lists of products alone."""
-    return MeasuredGemms(value) if value == CUDA else parse_backend(value)
 
 
 def _from_mapping(value: Mapping[str, Any]) -> Simulated:

@@ -23,13 +23,13 @@ SHOWN = 40
 def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out: Path | None, output: str) -> None:
     """Predict or time the products of a CSV file, print them with the errors of the predictions, write the times."""
     from vitslim.backends.gemm_list import read_gemms, write_gemms
-    from vitslim.backends.registry import parse_gemm_backend
+    from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import ConsoleProgress, wide_stdout
     from vitslim.pipeline.gemms import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:
         raise UsageError("--gemms needs one --backend, and one --threads at most", "such as --backend sim:a100")
-    backend = parse_gemm_backend(backends[0])
+    backend = parse_backend(backends[0])
     gemms = read_gemms(path)
     progress = ConsoleProgress()
     result = times_of(gemms, backend, threads[0] if threads else 1, progress)

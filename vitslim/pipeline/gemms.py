@@ -8,7 +8,7 @@ from typing import Literal
 from vitslim.backends.environment import environment
 from vitslim.backends.gemm_errors import by_class, noise, speedups
 from vitslim.backends.gemm_list import Gemm
-from vitslim.backends.registry import Backend, MeasuredGemms, Simulated
+from vitslim.backends.registry import Backend, Simulated
 from vitslim.backends.simulated.gemms import gemm_us, labels, roofline_us
 from vitslim.backends.simulated.gpu_spec import GpuSpec
 from vitslim.progress import Progress, Silent
@@ -69,7 +69,7 @@ class GemmResult(Value):
 
 
 def bench_gemms(
-    gemms: Sequence[Gemm], backend: Backend | MeasuredGemms, threads: int = 1, progress: Progress | None = None
+    gemms: Sequence[Gemm], backend: Backend, threads: int = 1, progress: Progress | None = None
 ) -> GemmResult:
     """Predicted times on a simulated backend with their errors where there are measured ones; a measured backend
     fills the measured times in.

@@ -41,8 +41,9 @@ def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: 
 
 
 def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
-    """What measures ONNX files on the first measured backend of a recipe; None where every backend is simulated."""
-    backend = next((found for found in map(parse_backend, config.backends) if isinstance(found, Measured)), None)
+    """What measures ONNX files on the first backend of a recipe that runs them; None where none does."""
+    backends = [found for found in map(parse_backend, config.backends) if isinstance(found, Measured)]
+    backend = next((found for found in backends if found.runs_onnx), None)
     if backend is None:
         return None
 

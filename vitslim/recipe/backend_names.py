@@ -7,7 +7,9 @@ from typing import Any
 
 from vitslim.errors import Problem, closest
 
-BACKENDS = ("onnxruntime:cpu", "openvino:cpu", "sim:systolic", "sim:a100", "sim:orin", "sim:h100", "sim:h200")
+BACKENDS = (
+    "onnxruntime:cpu", "openvino:cpu", "torch:cuda", "sim:systolic", "sim:a100", "sim:orin", "sim:h100", "sim:h200",
+)  # fmt: skip
 SPEC_SUFFIXES = (".yaml", ".yml")
 """A simulated target that ends so is a settings file."""
 SIM = "sim:"

@@ -16,7 +16,7 @@ from vitslim.recipe.config import StageConfig
 from vitslim.results import LayerNote, Measurement
 
 Measure = Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
-"""Latency of ONNX files, interleaved, on the first measured backend of the recipe at its first batch size."""
+"""Latency of ONNX files, interleaved, on the first backend of the recipe that runs them, at its first batch size."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class StageContext:
     workdir: Path
     """Where the stage may write files; `export` writes `model.onnx` here. Gone when the stage is interrupted."""
     measure: Measure | None = None
-    """None where no backend of the recipe measures."""
+    """None where no backend of the recipe runs ONNX files."""
     keep: Path | None = None
     """What a stage writes here outlives an interruption: the same stage finds it when it is run again."""
 

@@ -35,7 +35,7 @@ def cuda_device() -> str:
     return str(torch.cuda.get_device_name())
 
 
-def measure_cuda_gemms(gemms: Sequence[Gemm], progress: Progress) -> list[float]:
+def measure_cuda_gemms(gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:  # noqa: ARG001
     """Microseconds of each product: the median over 5 rounds of 50 launches each.
 
     Raises UsageError for products that PyTorch has no kernel for, BackendUnavailableError without a GPU.

@@ -1,0 +1,89 @@
+"""Whole models on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16, into scripts/results/torch-cuda.json.
+
+DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, all variants of a model interleaved in CUDA graphs;
+and the matrix products of DeiT-B alone. Ten minutes on one GPU. Needs a GPU, and no images.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from vitslim.backends.environment import environment
+from vitslim.backends.gemm_list import Gemm
+from vitslim.backends.measured.cuda_gemms import cuda_device
+from vitslim.backends.registry import Measured
+from vitslim.data import load_data
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.persist import save_graph
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.stage import PtqStage
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "torch-cuda.json"
+MODELS = ("deit_small_patch16_224", "deit_base_patch16_224", "vit_large_patch16_224")
+BATCHES = (1, 64, 256)
+SECONDS = 2.0
+WIDTH, TOKENS = 768, 197
+"""Of DeiT-B."""
+
+
+def run() -> dict[str, float]:
+    """Speed-ups over dense FP16, by model, variant and batch size."""
+    backend = Measured("torch:cuda")
+    backend.require()
+    rows: dict[str, dict[str, Any]] = {}
+    for model in MODELS:
+        with TemporaryDirectory() as folder:
+            files = {name: _saved(graph, Path(folder) / name) for name, graph in _variants(model).items()}
+            found = backend.measure(files, "FP16", BATCHES, (1,), SECONDS, Silent())
+        for name, measurements in found.items():
+            rows[f"{model} {name}"] = {
+                f"{key}_b{m.batch}": value
+                for m in measurements
+                for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup))
+            }
+    result = {"environment": environment().model_dump(), "gpu": cuda_device(), "rows": rows, "gemms": _gemms(backend)}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
+            if key.startswith("speedup") and value is not None}  # fmt: skip
+
+
+def _variants(model: str) -> dict[str, ModelGraph]:
+    dense = trace_timm(model, {})
+    data = load_data(Data(kind="digits", calibration=4), dense.source, 0)
+    context = StageContext(data, 0, Silent(), lambda _: StageResult(dense), Path())
+    sparse = TwoFourStage(TwoFour(method="two-four")).apply(dense, context).graph
+    small = PtqStage(Ptq(inputs="symmetric", rounding="nearest", bias_correction=False))
+    return {
+        "FP16": dense,
+        "FP16 2:4": sparse,
+        "INT8": small.apply(dense, context).graph,
+        "INT8 2:4": small.apply(sparse, context).graph,
+    }
+
+
+def _saved(graph: ModelGraph, folder: Path) -> Path:
+    folder.mkdir()
+    save_graph(graph, folder)
+    return folder / "model.onnx"
+
+
+def _gemms(backend: Measured) -> list[dict[str, Any]]:
+    """Microseconds of the linear layers of DeiT-B."""
+    products = [
+        Gemm(m=batch * TOKENS, n=n * WIDTH, k=k * WIDTH, dtype=dtype, sparse=sparse, count=1)
+        for batch in BATCHES
+        for n, k in ((3, 1), (1, 1), (4, 1), (1, 4))
+        for dtype in ("FP16", "INT8")
+        for sparse in (False, True)
+    ]
+    times = backend.gemm_us(products, 1, Silent())
+    return [{"m": g.m, "n": g.n, "k": g.k, "dtype": g.dtype, "sparse": g.sparse, "us": us}
+            for g, us in zip(products, times, strict=True)]  # fmt: skip

@@ -1,0 +1,110 @@
+"""The graph as a GPU runs it, up to the calls that need one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.backends.measured import cuda_layers
+from vitslim.backends.measured.cuda_layers import ROWS_MIN, deploy
+from vitslim.backends.registry import parse_backend
+from vitslim.errors import BackendUnavailableError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.stages.contract import StageContext
+from vitslim.stages.prune.two_four_stage import TwoFourStage
+from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
+    return torch.randn(count, *graph.source.image, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "int8"),
+        ({"inputs": "symmetric"}, "int8"),
+        ({"bits": 4, "input_bits": 4}, "int8"),
+        ({"inputs": "float"}, "float"),
+        ({"bits": 4, "block": 32, "inputs": "float"}, "float"),
+    ],
+    ids=str,
+)
+def test_integer_layers_compute_what_the_quantised_graph_does(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any], kind: str
+) -> None:
+    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantised, "cpu")
+    assert kernels.pop("patch_embed.proj.weight") == "float"
+    assert set(kernels.values()) == {kind}
+    assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
+    images = pictures(quantised)
+    with torch.no_grad():
+        assert sqnr_db(quantised.module(images), module(images)) > 60
+
+
+def test_a_dense_graph_stays_as_it_is(tiny_graph: ModelGraph) -> None:
+    module, kernels = deploy(tiny_graph, "cpu")
+    assert set(kernels.values()) == {"float"}
+    images = pictures(tiny_graph)
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), tiny_graph.module(images))
+    assert all(weight.requires_grad for weight in tiny_graph.module.parameters())
+
+
+def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    product = torch._int_mm
+
+    def noted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.append((*left.shape, right.shape[1]))
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "_int_mm", noted)
+    codes = torch.arange(-60, 60, dtype=torch.int8).reshape(10, 12)
+    layer = cuda_layers.Int8Linear(codes, torch.full((10,), 0.5), torch.tensor(0.25), 3, (0, 255), torch.ones(10))
+    x = torch.linspace(-1, 60, 2 * 12).reshape(2, 12)
+    expected = ((x / 0.25).round() + 3).clamp(0, 255).sub(3) * 0.25 @ (codes.float() * 0.5).T + 1
+    torch.testing.assert_close(layer(x), expected)
+    assert seen == [(ROWS_MIN, 16, 16)]
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_two_four_layers_are_packed_where_tiles_fit(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """Up to the call that needs the device: which layers, and that their weights are 2:4 when they get there."""
+    packed: list[torch.Tensor] = []
+    monkeypatch.setattr(cuda_layers, "_move", lambda *_: None)
+    monkeypatch.setattr(torch, "_cslt_compress", packed.append)
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: packed.append(weight) or weight)
+    context = digits_context(tiny_graph)
+    graph = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
+    if bits == 8:
+        graph = PtqStage(Ptq(method="ptq")).apply(graph, context).graph
+    _, kernels = deploy(graph, "cuda")
+    sparse = {name for name, kernel in kernels.items() if kernel.endswith(" 2:4")}
+    rows, columns = cuda_layers.SPARSE_TILES[torch.int8 if bits == 8 else torch.float16]
+    shapes = {name: weight.shape for name, weight in graph.parameters().items() if name in graph.masks}
+    fits = {n for n, shape in shapes.items() if len(shape) == 2 and not shape[0] % rows and not shape[1] % columns}
+    assert sparse == fits and sparse
+    assert len(packed) == len(sparse)
+    assert all(bool(((weight.reshape(-1, 4) != 0).sum(dim=1) <= 2).all()) for weight in packed)
+
+
+@no_gpu
+def test_without_a_gpu_the_backend_says_so(tmp_path: Path) -> None:
+    backend = parse_backend("torch:cuda")
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        backend.require()
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        backend.measure({"a": tmp_path / "model.onnx"}, "a", (1,), (1,), 0.1, Silent())  # type: ignore[union-attr]

@@ -1,0 +1,178 @@
+"""A saved graph as a GPU runs it: FP16, linear layers in INT8 where they are quantised, 2:4 where weights are.
+
+cuBLAS multiplies dense weights, cuSPARSELt 2:4 ones. A layer that has no such kernel runs in FP16, with the values that
+the quantiser of its weight leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional
+
+from vitslim.graph.edits import Mask
+from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
+from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.graph.sparse import TWO_FOUR
+
+aten = torch.ops.aten
+ROWS_MIN = 32
+"""Fewer rows are filled up: `torch._int_mm` takes no less than 17."""
+MULTIPLE = 8
+"""Inputs and outputs are filled up to a multiple of this, which `torch._int_mm` asks for."""
+SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
+"""Outputs and inputs of a 2:4 weight must be multiples of these (torch/sparse/semi_structured.py)."""
+UNSIGNED_SHIFT = 128
+"""What unsigned codes lose to become signed ones."""
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in integers: quantise, multiply, scale, add the bias, in which zero points are folded."""
+
+    codes: Tensor
+    step: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, codes: Tensor, scale: Tensor, step: Tensor, zero_point: int, limits: tuple[int, int], bias: Tensor | None
+    ) -> None:
+        """codes: int8 (out, in), of step sizes `scale`, float (out,). step (), zero_point and limits: of the input."""
+        super().__init__()
+        shift = UNSIGNED_SHIFT if limits[0] >= 0 else 0
+        self.limits, self.zero_point = (limits[0] - shift, limits[1] - shift), zero_point - shift
+        self.outputs, self.filling = len(codes), (-codes.shape[1] % MULTIPLE, -len(codes) % MULTIPLE)
+        codes = functional.pad(codes, (0, self.filling[0], 0, self.filling[1]))
+        product = functional.pad(scale.float() * step.float(), (0, self.filling[1]))
+        sums = codes.sum(dim=1, dtype=torch.float32)
+        plain = functional.pad(bias.float(), (0, self.filling[1])) if bias is not None else torch.zeros_like(sums)
+        for name, tensor in (("codes", codes), ("step", step.float()), ("scale", product),
+                             ("bias", plain - self.zero_point * sums * product)):  # fmt: skip
+            self.register_buffer(name, tensor)
+        self.multiply: Callable[[Tensor], Tensor] = self._dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in the type of x."""
+        rows = x.flatten(end_dim=-2)
+        codes = (rows.float() / self.step).round_().add_(self.zero_point).clamp_(*self.limits).to(torch.int8)
+        filled = functional.pad(codes, (0, self.filling[0], 0, max(0, ROWS_MIN - len(codes))))
+        result: Tensor = self.multiply(filled)[: len(codes)] + self.bias
+        return result[:, : self.outputs].to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def pack(self) -> None:
+        """Multiply by the 2:4 weight in the form of cuSPARSELt from now on. Needs a GPU, and the layer on it."""
+        packed = torch._cslt_compress(self.codes)
+        self.multiply = lambda codes: torch._cslt_sparse_mm(
+            packed, codes.t(), alpha=self.scale, out_dtype=torch.float16
+        ).t()
+
+    def _dense(self, codes: Tensor) -> Tensor:
+        return torch._int_mm(codes, self.codes.t()) * self.scale
+
+
+def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]:
+    """A copy of a graph on a device, in FP16 on a GPU, and the kernel of every layer by the name of its weight.
+
+    Kernels are `int8`, `int8 2:4`, `float` and `float 2:4`. A CPU, for tests, has floats of 32 bits and no 2:4.
+    """
+    module, kernels = graph.copy().module, dict[str, str]()
+    on_gpu = device.startswith("cuda")
+    sparse = {n for e in graph.edits if isinstance(e, Mask) and e.pattern == TWO_FOUR for n in e.parameters}
+    packing: list[Callable[[], None]] = []
+    for name, nodes in layer_nodes(module).items():
+        for node in nodes:
+            layer = _int8(module, node, name)
+            kind = torch.float16 if layer is None else torch.int8
+            two_four = on_gpu and name in sparse and _fits(node, tensor_of(module, name), kind)
+            kernels[name] = ("float" if layer is None else "int8") + (" 2:4" if two_four else "")
+            if layer is None:
+                _in_float(module, node, name)
+            else:
+                _put(module, node, layer)
+            if two_four:
+                packing.append(layer.pack if layer is not None else partial(_pack, module, name))
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    _move(module, device, torch.float16 if on_gpu else torch.float32)
+    for pack in packing:
+        pack()
+    return module.eval(), kernels
+
+
+def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
+    """A layer whose input and weight both have quantisers with scales of their own; None for any other."""
+    x, quantised = _operands(node)[:2]
+    if not (is_op(node, aten.linear.default) and is_op(x, FAKE_QUANT) and is_op(quantised, FAKE_QUANT)):
+        return None
+    weight, tensors = tensor_of(module, name).detach(), tensors_of(module)
+    _, scale, _, axis, low, high, block = _operands(quantised)
+    _, step, zero_point, _, least, most, _ = _operands(x)
+    if block:
+        return None
+    scale, step = (tensors[one.target].detach() for one in (scale, step))
+    codes = integer_codes(weight, scale, axis, low, high).to(torch.int8)
+    bias = argument(node, 2)
+    return Int8Linear(
+        codes, scale, step, zero_point, (least, most), tensors[bias.target].detach() if bias is not None else None
+    )
+
+
+def _put(module: GraphModule, node: Node, layer: Int8Linear) -> None:
+    """The integer layer in place of a node, on what the quantiser of its input reads."""
+    name = f"vitslim_int8_{node.name}"
+    module.add_submodule(name, layer)
+    with module.graph.inserting_before(node):
+        new = module.graph.call_module(name, (_operands(_operands(node)[0])[0],))
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+
+
+def _in_float(module: GraphModule, node: Node, name: str) -> None:
+    """Give a layer the values that its weight's quantiser leaves, and its input as it is."""
+    x, weight, *rest = _operands(node)
+    if is_op(weight, FAKE_QUANT):
+        source, scale, *limits = _operands(weight)
+        with torch.no_grad():
+            tensor = tensor_of(module, name)
+            tensor.copy_(FAKE_QUANT(tensor, tensor_of(module, scale.target), *limits))
+        weight = source
+    node.args = (x.args[0] if is_op(x, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
+
+
+def _operands(node: Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _fits(node: Node, weight: Tensor, kind: torch.dtype) -> bool:
+    rows, columns = SPARSE_TILES[kind]
+    return is_op(node, aten.linear.default) and weight.shape[0] % rows == 0 and weight.shape[1] % columns == 0
+
+
+def _pack(module: GraphModule, name: str) -> None:
+    """A 2:4 float weight in the form of cuSPARSELt, which `linear` multiplies by. Needs a GPU."""
+    owner, _, leaf = name.rpartition(".")
+    packed = torch.sparse.to_sparse_semi_structured(tensor_of(module, name).detach())
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(packed, requires_grad=False))
+
+
+def _move(module: GraphModule, device: str, kind: torch.dtype) -> None:
+    """Every tensor to the device, and floats to the type, but for those of integer layers; devices in the graph too."""
+    for owner in module.modules():
+        floats = None if isinstance(owner, Int8Linear) else kind
+        for leaf, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+            if tensor is not None:
+                wanted = floats if tensor.is_floating_point() and floats else tensor.dtype
+                moved = tensor.detach().to(device, wanted)
+                setattr(owner, leaf, nn.Parameter(moved, requires_grad=False) if leaf in owner._parameters else moved)
+    for node in module.graph.nodes:
+        if isinstance(node.kwargs.get("device"), torch.device):
+            node.kwargs = {**node.kwargs, "device": torch.device(device)}
+    module.recompile()
