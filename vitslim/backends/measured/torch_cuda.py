@@ -37,7 +37,7 @@ class CudaModel:
         if not (folder / GRAPH_FILE).is_file():
             raise InputError(
                 f"{BACKEND} runs the graph beside '{path}', and '{GRAPH_FILE}' is missing there",
-                "give the folder of a run, or measure the file on onnxruntime:cpu",
+                "give the model.onnx in the folder of a run, or measure the file on onnxruntime:cpu",
             )
         graph = load_graph(folder)
         self._image = graph.source.image
