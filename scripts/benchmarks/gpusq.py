@@ -47,7 +47,7 @@ BATCH = 25
 VAL_IMAGES = 500
 SOFT, CRITICAL, ALL = Loss(hard=0, soft=1), Loss(hard=0, soft=1, feature=0.5), Loss(hard=0, soft=1, feature=5)
 ALL_BLOCKS = Features(blocks="all", only_agreeing=False)
-"""The paper compares critical blocks on agreeing images; a few minutes of training get further with all of both."""
+"""The paper compares critical blocks on agreeing images alone."""
 TRAIN = Train(epochs=2, batch=32, lr=5e-5, images=1500, augment="light")
 LONG = Train(epochs=3, batch=32, lr=5e-4, augment="light")
 SHORT = Train(epochs=1, batch=32, lr=5e-5, images=960, augment="light")

@@ -191,8 +191,8 @@ def test_taylor_uses_all_images_when_there_are_few(prune: Prune) -> None:
 def trained_with_dead_units(graph: ModelGraph, data: StageContext) -> ModelGraph:
     """A trained model in which every other hidden unit of block 0 never fires, behind large outgoing weights."""
 
-    def objective(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, batch.labels)
+    def objective(logits: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": torch.nn.functional.cross_entropy(logits, batch.labels)}
 
     student = graph.copy()
     train(student.module, data.data.calibration, objective, Train(epochs=4, lr=1e-3), 0, {}, Silent())

@@ -153,14 +153,14 @@ def test_a_score_sees_images_of_all_classes(
     context = replace(context, data=replace(context.data, calibration=by_class))
     seen: list[torch.Tensor] = []
 
-    def solve(graph: ModelGraph, _names: list[str], images: torch.Tensor, *_: Any) -> ModelGraph:
+    def solve(_graph: ModelGraph, _names: list[str], images: torch.Tensor, *_: Any) -> ModelGraph:
         seen.append(images)
-        return graph
+        raise StageError("seen enough")
 
     monkeypatch.setattr(two_four_stage, "IMAGES", 20)
     monkeypatch.setattr(two_four_stage, "solve_layers", solve)
-    monkeypatch.setattr(two_four_stage, "with_masks", lambda graph, *_: graph)
-    TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
+    with pytest.raises(StageError, match="seen enough"):
+        TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
     wanted = by_class.balanced(20)
     assert torch.equal(seen[0], torch.stack([wanted[i][0] for i in range(20)]))
     assert len(set(wanted.labels)) == 10

@@ -83,8 +83,8 @@ def test_masks_stay_exact_over_ten_optimiser_steps(sparsify: Sparsify, context: 
     graph = sparsify().graph
     before = {name: weight.detach().clone() for name, weight in graph.parameters().items()}
 
-    def objective(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(logits, batch.labels)
+    def objective(logits: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": torch.nn.functional.cross_entropy(logits, batch.labels)}
 
     config = Train(epochs=1, batch=8, lr=1e-2)
     metrics = train(graph.module, context.data.calibration, objective, config, 0, graph.masks, Silent())

@@ -125,8 +125,8 @@ def test_masks_hold_under_training_and_in_a_saved_graph(prune: Prune, context: S
     graph = prune(sparsity=0.6).graph
     before = {name: weight.detach().clone() for name, weight in graph.parameters().items()}
 
-    def objective(logits: Tensor, batch: Any) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits, batch.labels)
+    def objective(logits: Tensor, batch: Any) -> dict[str, Tensor]:
+        return {"loss": torch.nn.functional.cross_entropy(logits, batch.labels)}
 
     config = Train(epochs=1, batch=8, lr=1e-2)
     train(graph.module, context.data.calibration, objective, config, 0, graph.masks, Silent())

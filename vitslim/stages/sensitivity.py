@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.nodes import argument
+from vitslim.graph.nodes import argument, is_op
 from vitslim.training.taps import with_taps
 
 
@@ -22,6 +22,7 @@ class Sensitivity:
     def __init__(self, module: GraphModule, layers: Sequence[tuple[str, Node]], seed: int) -> None:
         """`layers`: pairs of a weight and a node that multiplies with it."""
         self._names, nodes = zip(*layers, strict=True)
+        self._channels = [-1 if is_op(node, torch.ops.aten.linear.default) else 1 for node in nodes]
         self._tapped = with_taps(module, [*nodes, *(argument(node, 0) for node in nodes)])
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -34,14 +35,9 @@ class Sensitivity:
             direction = torch.randn(logits.shape, generator=self._generator)
             outputs, inputs = tapped[: len(self._names)], tapped[len(self._names) :]
             gradients = torch.autograd.grad((logits * direction).sum(), outputs, materialize_grads=True)
-        for name, x, gradient in zip(self._names, inputs, gradients, strict=True):
-            yield name, x.detach(), _norms(gradient)
-
-
-def _norms(gradient: Tensor) -> Tensor:
-    """Over the channels of each position: float (positions,). Convolutions have them in dimension 1."""
-    norms: Tensor = torch.linalg.vector_norm(gradient, dim=1 if gradient.dim() == 4 else -1)
-    return norms.flatten()
+        for name, x, gradient, channels in zip(self._names, inputs, gradients, self._channels, strict=True):
+            norms = torch.linalg.vector_norm(gradient, dim=channels)
+            yield name, x.detach(), norms.flatten()
 
 
 def row_weights(norms: Tensor) -> Tensor:
