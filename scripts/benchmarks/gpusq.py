@@ -51,7 +51,8 @@ ALL_BLOCKS = Features(blocks="all", only_agreeing=False)
 TRAIN = Train(epochs=2, batch=32, lr=5e-5, images=1500, augment="light")
 LONG = Train(epochs=3, batch=32, lr=5e-4, augment="light")
 SHORT = Train(epochs=1, batch=32, lr=5e-5, images=960, augment="light")
-"""Learning rates were compared on five classes of the train folder, after training on the other five."""
+"""On five classes of the train folder, after training on the other five, 5e-5 was ahead of 2e-4 for critical blocks (49
+and 46 % of 250 images); 5e-4 for all blocks was tried there in a longer training alone."""
 
 
 def _two_four(**keys: Any) -> Stage:

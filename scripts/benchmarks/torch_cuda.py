@@ -13,7 +13,6 @@ from typing import Any
 
 from vitslim.backends.environment import environment
 from vitslim.backends.gemm_list import Gemm
-from vitslim.backends.measured.cuda_gemms import cuda_device
 from vitslim.backends.registry import Measured
 from vitslim.data import load_data
 from vitslim.graph.model_graph import ModelGraph
@@ -49,7 +48,7 @@ def run() -> dict[str, float]:
                 for m in measurements
                 for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup))
             }
-    result = {"environment": environment().model_dump(), "gpu": cuda_device(), "rows": rows, "gemms": _gemms(backend)}
+    result = {"environment": environment().model_dump(), "rows": rows, "gemms": _gemms(backend)}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup") and value is not None}  # fmt: skip

@@ -223,7 +223,7 @@ def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
     result = PtqStage(Ptq(method="ptq", inputs="symmetric")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
     seen = ChannelRanges()
-    Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": [seen]})(images)
+    Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen})(images)
     peak = max(bound.abs().max().item() for bound in seen.found)
     scale = result.graph.parameters()["vitslim.q.blocks.1.mlp.fc2.input_scale"].item()
     assert scale * 127 == pytest.approx(peak, rel=1e-5)

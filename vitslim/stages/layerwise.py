@@ -21,13 +21,11 @@ from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.progress import Progress
-from vitslim.stages.sensitivity import Sensitivity, row_weights
+from vitslim.stages.sensitivity import BATCH, Sensitivity, row_weights
 
 aten = torch.ops.aten
 DAMPING = 0.01
 """Added to the diagonal of a gram matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
-BATCH = 16
-"""Images of one backward pass, which needs the memory of all layers at once."""
 CONVOLUTION = {"stride": (3, 1), "padding": (4, 0), "dilation": (5, 1)}
 """Position and default of the arguments of a convolution."""
 

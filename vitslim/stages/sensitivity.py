@@ -15,6 +15,9 @@ from torch.fx import GraphModule, Node
 from vitslim.graph.nodes import argument, is_op
 from vitslim.training.taps import with_taps
 
+BATCH = 8
+"""Images of one backward pass, which needs the memory of all layers at once."""
+
 
 class Sensitivity:
     """Runs a float graph on images, forwards and backwards, and tells of each layer what it reads and what matters."""

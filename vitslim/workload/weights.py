@@ -50,14 +50,18 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
     chain: list[NodeProto] = []
     while value not in graph.initializers:
         node = graph.producers.get(value)
-        if node is None or value not in graph.constant or not (node.op_type in CONSTANT_CHAIN or scales(graph, node)):
+        if (
+            node is None
+            or value not in graph.constant
+            or not (node.op_type in CONSTANT_CHAIN or _multiplies_by_scales(graph, node))
+        ):
             return None
         chain.append(node)
         value = node.input[0]
     return Weight(graph.initializers[value], tuple(reversed(chain)))
 
 
-def scales(graph: OnnxGraph, node: NodeProto) -> bool:
+def _multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
     """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes."""
     cast = graph.producers.get(node.input[0]) if node.op_type == "Mul" else None
     if cast is None or cast.op_type != "Cast" or cast.input[0] not in graph.initializers:

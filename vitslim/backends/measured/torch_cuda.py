@@ -33,13 +33,12 @@ class CudaModel:
         from vitslim.backends.measured.cuda_layers import deploy
         from vitslim.graph.persist import GRAPH_FILE, load_graph
 
-        folder = path if path.is_dir() else path.parent
-        if not (folder / GRAPH_FILE).is_file():
+        if not path.with_name(GRAPH_FILE).is_file():
             raise InputError(
                 f"{BACKEND} runs the graph beside '{path}', and '{GRAPH_FILE}' is missing there",
                 "give the model.onnx in the folder of a run, or measure the file on onnxruntime:cpu",
             )
-        graph = load_graph(folder)
+        graph = load_graph(path.parent)
         self._image = graph.source.image
         self._module, self.kernels = deploy(graph, "cuda")
         self._captured: dict[int, _Captured] = {}

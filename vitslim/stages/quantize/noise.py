@@ -8,27 +8,25 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vitslim.data import Dataset
 from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.nodes import argument
 from vitslim.stages.contract import StageContext
+from vitslim.stages.sensitivity import BATCH
 from vitslim.training.taps import with_taps
 
 PROBES = 4
 """Random directions in the space of logits for each batch."""
 
 NOISE_IMAGES = 32
-NOISE_BATCH = 8
-"""Images that the search for harmful inputs looks at; a backward pass needs the memory of all layers at once."""
+"""Images that the search for harmful inputs looks at."""
 
 
 def measure_noise(
     module: GraphModule, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
 ) -> dict[str, float]:
     """`noise_shares` on a few calibration images of all classes."""
-    images: Dataset = context.data.calibration
-    images = images.balanced(NOISE_IMAGES)
-    batches = context.progress.track(images.batches(NOISE_BATCH), "looking for harmful inputs")
+    images = context.data.calibration.balanced(NOISE_IMAGES)
+    batches = context.progress.track(images.batches(BATCH), "looking for harmful inputs")
     return noise_shares(module, quantisers, (found for found, _ in batches), context.seed)
 
 

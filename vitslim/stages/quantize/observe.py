@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -89,11 +89,11 @@ class MeanShift:
 class Observer(Interpreter):
     """Runs a float graph as it is and shows the inputs of layers to statistics. Call it with images."""
 
-    def __init__(self, module: GraphModule, statistics: Mapping[str, Collection[Statistic]]) -> None:
+    def __init__(self, module: GraphModule, statistics: Mapping[str, Statistic]) -> None:
         """`statistics` by the name of the layer's weight."""
         super().__init__(module)
         layers = layer_nodes(module)
-        self._at: dict[Node, tuple[str, Collection[Statistic]]] = {
+        self._at: dict[Node, tuple[str, Statistic]] = {
             node: (weight, found) for weight, found in statistics.items() for node in layers[weight]
         }
 
@@ -106,13 +106,12 @@ class Observer(Interpreter):
         """Run one node, showing its first operand when it is one of the layers."""
         if n in self._at:
             (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-            weight, statistics = self._at[n]
+            weight, statistic = self._at[n]
             if not torch.isfinite(x).all():
                 raise StageError(
                     f"the input of '{weight}' is not finite on a calibration image", "check the images and the weights"
                 )
-            for statistic in statistics:
-                statistic.observe(x)
+            statistic.observe(x)
         return super().run_node(n)
 
 

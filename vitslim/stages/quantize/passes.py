@@ -20,7 +20,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equalise import equalise, find_equalisable
-from vitslim.stages.quantize.noise import NOISE_BATCH, measure_noise
+from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
     ChannelRanges,
     Gram,
@@ -31,6 +31,7 @@ from vitslim.stages.quantize.observe import (
     linear_layers,
 )
 from vitslim.stages.quantize.rounding import gptq, refine
+from vitslim.stages.sensitivity import BATCH as BACKWARD_BATCH
 from vitslim.stages.sensitivity import Sensitivity
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
@@ -66,7 +67,7 @@ class Calibration:
         ranges = {name: ChannelRanges() for place in places for name in place.readers[:1] if name in weights}
         if not ranges:
             return graph.copy()
-        self._pass(graph.module, {name: [found] for name, found in ranges.items()}, "ranges of channels")
+        self._pass(graph.module, ranges, "ranges of channels")
         known = {name: found.found for name, found in ranges.items() if found.count >= TELLING_ROWS}
         return equalise(graph, known, self.config.equalise)
 
@@ -75,7 +76,7 @@ class Calibration:
         calibrated = self.config.inputs in ("static", "symmetric")
         histograms = {weight: Histogram() for weight in weights if calibrated}
         if histograms:
-            self._pass(graph.module, {weight: [found] for weight, found in histograms.items()}, "calibrating")
+            self._pass(graph.module, histograms, "calibrating")
         rounded = [name for name in linear_layers(graph.module) if name in weights and self.config.rounding == "gptq"]
         grams = self._grams(graph.module, rounded) if rounded else {}
         return Observed(histograms, grams)
@@ -85,7 +86,7 @@ class Calibration:
         layers = [(name, node) for name, nodes in layer_nodes(module).items() if name in weights for node in nodes]
         sensitivity = Sensitivity(module, layers, self.context.seed)
         grams = {weight: Gram() for weight in weights}
-        batches = self.context.data.calibration.batches(NOISE_BATCH)
+        batches = self.context.data.calibration.batches(BACKWARD_BATCH)
         for images, _ in self.context.progress.track(batches, "looking for what matters", total=len(batches)):
             for weight, x, norms in sensitivity(images):
                 grams[weight].observe(x, norms)
@@ -164,10 +165,10 @@ class Calibration:
             for weight in linear_layers(module)
             if weight in sites and weight in biases
         }
-        self._pass(module, {weight: [found] for weight, found in shifts.items()}, "mean inputs")
+        self._pass(module, shifts, "mean inputs")
         return shifts
 
-    def _pass(self, module: GraphModule, statistics: Mapping[str, Collection[Statistic]], label: str) -> None:
+    def _pass(self, module: GraphModule, statistics: Mapping[str, Statistic], label: str) -> None:
         predict(Observer(module, statistics), self.context.data.calibration, BATCH, self.context.progress, label)
 
 
