@@ -50,11 +50,9 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
     chain: list[NodeProto] = []
     while value not in graph.initializers:
         node = graph.producers.get(value)
-        if (
-            node is None
-            or value not in graph.constant
-            or not (node.op_type in CONSTANT_CHAIN or _multiplies_by_scales(graph, node))
-        ):
+        if node is None or value not in graph.constant:
+            return None
+        if node.op_type not in CONSTANT_CHAIN and not _multiplies_by_scales(graph, node):
             return None
         chain.append(node)
         value = node.input[0]
