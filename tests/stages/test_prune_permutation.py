@@ -116,15 +116,23 @@ def test_whole_weights_within_any_mask_come_back(tiny_graph: ModelGraph) -> None
         torch.testing.assert_close(same.module(images), tiny_graph.module(images), rtol=0, atol=1e-4)
 
 
-def test_mean_outputs_of_a_changed_layer_stay(tiny_graph: ModelGraph) -> None:
-    images = torch.randn(16, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
+def test_rows_count_by_weight_and_mean_outputs_of_a_changed_layer_stay(tiny_graph: ModelGraph) -> None:
+    images = torch.randn(8, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))  # one backward pass
     name = "head.weight"
-    halved = solve_layers(tiny_graph, [name], images, lambda _n, w, _g: 0.5 * w, Silent(), "")
+    grams: list[torch.Tensor] = []
+
+    def halve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+        grams.append(gram)
+        return 0.5 * weight
+
+    halved = solve_layers(tiny_graph, [name], images, halve, Silent(), "")
     with torch.no_grad():
         before, after = tiny_graph.module(images), halved.module(images)
     layer = layer_nodes(tiny_graph.module)[name][0]
-    ((_, _, norms),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
+    ((_, x, norms),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
     weights = row_weights(norms)
+    centred = x - weights @ x / len(x)
+    torch.testing.assert_close(grams[0].float(), centred.T @ torch.diag(weights) @ centred, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(weights @ after, weights @ before, rtol=0, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
 

@@ -29,7 +29,7 @@ from vitslim.stages.quantize.calibrate import (
     pair_safe_scale,
     weight_scale,
 )
-from vitslim.stages.quantize.observe import ChannelRanges, Observer
+from vitslim.stages.quantize.observe import ChannelRanges, Gram, Observer
 from vitslim.stages.quantize.rounding import gptq, refine
 from vitslim.stages.quantize.stage import PtqStage
 
@@ -190,6 +190,16 @@ def test_refined_codes_and_scales_are_nearer_than_those_of_gptq(block: int) -> N
     torch.testing.assert_close(fake_quant(found, scales, 0, int(block > 0), -7, 7, block), found)
     again, same = refine(weight, found, scales, x.T @ x, 7, block)
     assert (x @ (again - weight).T).square().sum() <= 1.001 * after.sum() and (same / scales - 1).abs().max() < 0.2
+
+
+def test_inputs_that_matter_more_weigh_more() -> None:
+    x, weights = torch.arange(12.0).reshape(2, 2, 3), torch.tensor([0.0, 1.0, 2.0, 0.5])
+    gram = Gram()
+    for half in (0, 1):
+        gram.observe(x[half : half + 1], weights[2 * half : 2 * half + 2])
+    rows = x.reshape(4, 3)
+    assert gram.total is not None
+    torch.testing.assert_close(gram.total.float(), torch.einsum("r,ri,rj->ij", weights, rows, rows))
 
 
 def test_gptq_of_independent_inputs_is_rounding() -> None:
