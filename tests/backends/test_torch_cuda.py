@@ -78,6 +78,15 @@ def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pyt
     assert seen == [(ROWS_MIN, 16, 16)]
 
 
+def test_pairs_have_no_sparse_kernel(
+    tiny_graph: ModelGraph, monkeypatch: pytest.MonkeyPatch, digits_context: Callable[..., StageContext]
+) -> None:
+    monkeypatch.setattr(cuda_layers, "_move", lambda *_: None)
+    stage = TwoFourStage(TwoFour(method="two-four", pattern="2:4-pairs"))
+    _, kernels = deploy(stage.apply(tiny_graph, digits_context(tiny_graph)).graph, "cuda")
+    assert set(kernels.values()) == {"float"}
+
+
 @pytest.mark.parametrize("bits", [16, 8])
 def test_two_four_layers_are_packed_where_tiles_fit(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, bits: int

@@ -192,6 +192,16 @@ def test_refined_codes_and_scales_are_nearer_than_those_of_gptq(block: int) -> N
     assert (x @ (again - weight).T).square().sum() <= 1.001 * after.sum() and (same / scales - 1).abs().max() < 0.2
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_of_four_bits_are_refined(tiny_graph: ModelGraph, context: StageContext, bits: int) -> None:
+    found = [
+        PtqStage(Ptq(method="ptq", bits=bits, rounding=rounding)).apply(tiny_graph, context).graph.parameters()
+        for rounding in ("nearest", "gptq")
+    ]
+    name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
+    assert torch.equal(found[0][name], found[1][name]) == (bits == 8)
+
+
 def test_inputs_that_matter_more_weigh_more() -> None:
     x, weights = torch.arange(12.0).reshape(2, 2, 3), torch.tensor([0.0, 1.0, 2.0, 0.5])
     gram = Gram()
