@@ -1,12 +1,15 @@
 """Whole models on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16, into scripts/results/torch-cuda.json.
 
 DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, all variants of a model interleaved in CUDA graphs;
-and the matrix products of DeiT-B alone. Ten minutes on one GPU. Needs a GPU, and no images.
+and the matrix products of DeiT-B alone. Minutes on one GPU. Needs a GPU, and no images.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +24,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.results import Measurement
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.stage import PtqStage
@@ -37,21 +41,30 @@ def run() -> dict[str, float]:
     """Speed-ups over dense FP16, by model, variant and batch size."""
     backend = Measured("torch:cuda")
     backend.require()
+    result = {"environment": environment().model_dump(), "gemms": _gemms(backend)}
     rows: dict[str, dict[str, Any]] = {}
-    for model in MODELS:
-        with TemporaryDirectory() as folder:
-            files = {name: _saved(graph, Path(folder) / name) for name, graph in _variants(model).items()}
-            found = backend.measure(files, "FP16", BATCHES, (1,), SECONDS, Silent())
-        for name, measurements in found.items():
-            rows[f"{model} {name}"] = {
-                f"{key}_b{m.batch}": value
-                for m in measurements
-                for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup))
-            }
-    result = {"environment": environment().model_dump(), "rows": rows, "gemms": _gemms(backend)}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    # Processes of their own prepare the next models while one is measured: that takes longer than measuring.
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        prepared = [pool.submit(_prepare, model, Path(folder) / model) for model in MODELS]
+        for model, ready in zip(MODELS, prepared, strict=True):
+            found = backend.measure(ready.result(), "FP16", BATCHES, (1,), SECONDS, Silent())
+            rows |= {f"{model} {name}": _row(measurements) for name, measurements in found.items()}
+            RESULT.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+            print(f"{model}: measured", flush=True)
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup") and value is not None}  # fmt: skip
+
+
+def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    return {
+        f"{key}_b{m.batch}": value
+        for m in measurements
+        for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup))
+    }
+
+
+def _prepare(model: str, folder: Path) -> dict[str, Path]:
+    return {name: _saved(graph, folder / name) for name, graph in _variants(model).items()}
 
 
 def _variants(model: str) -> dict[str, ModelGraph]:
@@ -69,7 +82,7 @@ def _variants(model: str) -> dict[str, ModelGraph]:
 
 
 def _saved(graph: ModelGraph, folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_graph(graph, folder)
     return folder / "model.onnx"
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from vitslim.data import Dataset, batches
+from vitslim.data.source import Variation
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,11 @@ class Numbers:
 
     workers: int = 0
 
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> np.ndarray:
+    def pixels(self, index: int, variation: Variation | None) -> np.ndarray:
         return np.full((1, 1, 1), index, dtype=np.float32)
 
-    def normalise(self, pixels: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(pixels))
+    def normalise(self, pixels: list[np.ndarray], device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(np.stack(pixels)).to(device)
 
 
 def numbers(labels: list[int], workers: int = 0) -> Dataset:

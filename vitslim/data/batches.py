@@ -22,9 +22,11 @@ class Batches:
     """The image at a position."""
     labels: tuple[int, ...]
     """Of the whole dataset."""
-    normalise: Callable[[Sequence[Pixels]], torch.Tensor]
+    normalise: Callable[[Sequence[Pixels], torch.device], torch.Tensor]
     workers: int
     """Threads that decode; 0 decodes in the calling thread."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are values
+    """Where the batches are given."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -33,9 +35,14 @@ class Batches:
         """Without the first `count` batches, which are not decoded; all of them when it is negative."""
         return replace(self, positions=self.positions[max(count, 0) :])
 
+    def on(self, device: torch.device) -> Batches:
+        """The same batches, given on a device: pixels travel as they were decoded and are normalised there."""
+        return replace(self, device=device)
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for positions, pixels in zip(self.positions, self._decoded(), strict=True):
-            yield self.normalise(pixels), torch.tensor([self.labels[position] for position in positions])
+            labels = torch.tensor([self.labels[position] for position in positions])
+            yield self.normalise(pixels, self.device), labels.to(self.device)
 
     def _decoded(self) -> Iterator[Sequence[Pixels]]:
         if self.workers == 0:

@@ -31,7 +31,12 @@ class Train(Config):
     clip: PositiveFloat = Field(1.0, description="maximal gradient norm")
     images: PositiveInt | None = Field(None, description="use only so many training images; all when left out")
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["none", "light"] = "none"
+    augment: Literal["none", "light", "strong"] = Field(
+        "none", description="light: crops of 70 % of the area or more; strong: of 10 % or more, and other colours"
+    )
+    mix: bool = Field(False, description="show mixtures of two images; only a teacher can tell what they are")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of products; weights are float32 always")
 
 
 class Loss(Config):

@@ -15,6 +15,9 @@ from vitslim.errors import InputError
 from vitslim.files import write_whole
 
 STATE_FILE = "training.safetensors"
+STEP = "step"
+MOMENTS = (STEP, "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a weight."""
 EVERY_S = 60.0
 """Between two states within an epoch."""
 
@@ -45,9 +48,9 @@ class Checkpoint:
             with torch.no_grad():
                 for name, weight in self.parameters.items():
                     weight.copy_(kept["weight"][name])
-                    self.optimiser.state[weight] = {
-                        key: kept[key][name] for key in ("step", "exp_avg", "exp_avg_sq") if name in kept.get(key, {})
-                    }
+                    state = {key: kept[key][name] for key in MOMENTS if name in kept.get(key, {})}
+                    # The optimiser wants its count of steps on the CPU, and moments where the weight is.
+                    self.optimiser.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in state.items()}
             return {name: values.tolist() for name, values in kept["history"].items()}
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the kept training state '{self.path}' is damaged", "run again with --fresh") from error

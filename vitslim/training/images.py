@@ -22,6 +22,10 @@ class LabelledBatches(Protocol):
         """Without the first `count` batches; all of them when it is negative."""
         ...
 
+    def on(self, device: torch.device) -> LabelledBatches:
+        """The same batches, given on a device."""
+        ...
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
@@ -34,6 +38,6 @@ class LabelledImages(Protocol):
         """Batches of `batch` images, in order, or shuffled by a seed."""
         ...
 
-    def varied(self, seed: int) -> LabelledImages:
-        """The same images under a small random variation."""
+    def varied(self, seed: int, strong: bool = False) -> LabelledImages:
+        """The same images under a random variation, small or strong."""
         ...

@@ -15,6 +15,7 @@ from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
+from vitslim.training.device import arithmetic, find_device, placed
 from vitslim.training.images import LabelledImages
 
 STEP_RATE = 10.0
@@ -51,42 +52,61 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
 ) -> dict[str, float]:
-    """Train `student` in place on the whole of `dataset`; it is in evaluation mode afterwards.
+    """Train `student` in place on the whole of `dataset`; it is on the CPU and in evaluation mode afterwards.
 
+    It trains on the device that `config` names, and the objective gets its output and batches there.
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
     `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
     In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
     and ends with the weights that it would have reached without a pause.
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     and the mean of every other recorded scalar over the last epoch. Equal seeds give equal weights. Raises StageError
-    when the loss is no finite number, InputError for a kept state that is damaged.
+    when the loss is no finite number, InputError for a kept state that is damaged, BackendUnavailableError without the
+    device.
     """
-    parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
-    fixed = {parameters[name]: mask for name, mask in masks.items() if name in parameters}
-    optimiser = make_optimiser(parameters, config)
-    checkpoint = Checkpoint(keep, parameters, optimiser)
-    history = checkpoint.load()
-    per_epoch = len(dataset.batches(config.batch))
-    steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
-    if done:
-        progress.say(f"{label} goes on after step {done} of {steps}")
-    student.train()
-    with torch.random.fork_rng(devices=[]):
-        batches = progress.track(_batches(dataset, config, seed, done), label, total=steps - done)
+    device = find_device(config)
+    with placed(student, device):
+        parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+        fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
+        optimiser = make_optimiser(parameters, config)
+        checkpoint = Checkpoint(keep, parameters, optimiser)
+        history = checkpoint.load()
+        per_epoch = len(dataset.batches(config.batch))
+        steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
+        if done:
+            progress.say(f"{label} goes on after step {done} of {steps}")
+        student.train()
+        batches = progress.track(_batches(dataset, config, seed, done, device), label, total=steps - done)
         for step, batch in enumerate(batches, start=done):
             # Every step draws numbers of its own, so that training can go on from any of them.
             torch.manual_seed(seed + step)
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
-            losses = objective(student(batch.images), batch)
+            losses = _losses(student, objective, batch, config)
             _require_finite(losses[LOSS], step, steps)
             _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
             for name, value in losses.items():
                 history.setdefault(name, []).append(value.item())
             if step + 1 < steps:
                 checkpoint.save(history, due=(step + 1) % per_epoch == 0)
-    student.eval()
+        student.eval()
     return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
+
+
+def _losses(student: nn.Module, objective: Objective, batch: Batch, config: Train) -> Mapping[str, torch.Tensor]:
+    seen = batch._replace(images=mixed(batch.images)) if config.mix else batch
+    with arithmetic(config, batch.images.device):
+        return objective(student(seen.images), seen)
+
+
+def mixed(images: torch.Tensor) -> torch.Tensor:
+    """Each image with the one before it, in shares drawn evenly from 0 to 1 (mixup, Zhang et al. 2018, section 2).
+
+    float (b, C, H, W) before and after. In distillation more such mixtures keep helping, where the teacher sees the
+    same (Beyer et al., "A good teacher is patient and consistent", 2022).
+    """
+    share = torch.rand(len(images), 1, 1, 1).to(images)
+    return share * images + (1 - share) * images.roll(1, 0)
 
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:
@@ -123,16 +143,16 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
-def _batches(dataset: LabelledImages, config: Train, seed: int, done: int) -> Iterator[Batch]:
+def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
     """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
     variation."""
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
-        part = dataset if config.augment == "none" else dataset.varied(epoch_seed)
+        part = dataset if config.augment == "none" else dataset.varied(epoch_seed, strong=config.augment == "strong")
         whole = part.batches(config.batch, shuffle_seed=epoch_seed)
-        loader = whole.after(done - epoch * len(whole))
+        loader = whole.after(done - epoch * len(whole)).on(device)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
-            yield Batch(images, labels, torch.tensor(positions))
+            yield Batch(images, labels, torch.tensor(positions, device=device))
 
 
 def _require_finite(loss: torch.Tensor, step: int, steps: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
+from vitslim.graph.device import name_device
 from vitslim.graph.edits import Mask
 from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
@@ -172,7 +173,4 @@ def _move(module: GraphModule, device: str, kind: torch.dtype) -> None:
                 wanted = floats if tensor.is_floating_point() and floats else tensor.dtype
                 moved = tensor.detach().to(device, wanted)
                 setattr(owner, leaf, nn.Parameter(moved, requires_grad=False) if leaf in owner._parameters else moved)
-    for node in module.graph.nodes:
-        if isinstance(node.kwargs.get("device"), torch.device):
-            node.kwargs = {**node.kwargs, "device": torch.device(device)}
-    module.recompile()
+    name_device(module, torch.device(device))

@@ -45,8 +45,9 @@ def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted
     Features are float (b, ...) of one shape a block; counted is bool (b,). Zero, with finite gradients, where no image
     counts.
     """
-    share = counted.to(student[0].dtype) / counted.sum().clamp(min=1)
-    distances = [(a - b).square().flatten(start_dim=1).mean(dim=1) for a, b in zip(student, teacher, strict=True)]
+    share = counted.float() / counted.sum().clamp(min=1)
+    pairs = zip(student, teacher, strict=True)
+    distances = [(a.float() - b.float()).square().flatten(start_dim=1).mean(dim=1) for a, b in pairs]
     return torch.stack(distances) @ share
 
 

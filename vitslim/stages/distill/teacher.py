@@ -9,6 +9,7 @@ import torch
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
+from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.teaching import Taught, Teacher
@@ -16,6 +17,7 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs
 from vitslim.stages.distill.objective import Teach
 from vitslim.training import Batch, predict
+from vitslim.training.device import find_device
 from vitslim.training.taps import Tapped, with_taps
 
 NO_TEACHER = "none"
@@ -46,12 +48,15 @@ def ask(teacher: ModelGraph, blocks: Sequence[str], config: Taught, dataset: Dat
 
     Logits alone are computed once for each image, in advance, where every epoch shows the same images.
     """
-    if not blocks and config.train.augment == "none":
+    device = find_device(config.train)
+    if not (blocks or config.train.mix) and config.train.augment == "none":
         module = teacher.module.eval()
-        stored, _ = predict(module, dataset, config.train.batch, context.progress, "teacher")
+        stored = predict(module, dataset, config.train.batch, context.progress, "teacher")[0].to(device)
         return lambda batch: Tapped(stored[batch.positions], ())
-    outputs = block_outputs(teacher)
-    tapped = with_taps(teacher.module, [outputs[block] for block in blocks]).eval()
+    here = teacher if device.type == "cpu" else teacher.copy()
+    outputs = block_outputs(here)
+    tapped = with_taps(here.module, [outputs[block] for block in blocks]).eval()
+    move(tapped, device)
 
     def live(batch: Batch) -> Tapped:
         with torch.no_grad():

@@ -16,6 +16,7 @@ from vitslim.stages.distill.features import block_outputs, critical_blocks
 from vitslim.stages.distill.objective import Distillation
 from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
+from vitslim.training.device import device_name, find_device
 from vitslim.training.taps import with_taps
 
 
@@ -28,7 +29,7 @@ def teach(
     `steps`, `images`, `seconds`, and `feature_loss.BLOCK` of the last epoch. Raises StageError for a teacher that does
     not fit, and when the loss is no finite number.
     """
-    started = time.perf_counter()
+    started, device = time.perf_counter(), find_device(config.train)
     dataset = context.data.train.balanced(config.train.images, context.seed)
     # A loss of weight zero needs no teacher, whatever the recipe names.
     teacher = find_teacher(config.teacher, student.source, context) if needs_teacher(config) else None
@@ -41,7 +42,7 @@ def teach(
     metrics = train(
         module,
         dataset,
-        Distillation(config, says, blocks, weights),
+        Distillation(config, says, blocks, None if weights is None else weights.to(device)),
         config.train,
         context.seed,
         student.masks,
@@ -53,7 +54,7 @@ def teach(
     metrics["seconds"] = time.perf_counter() - started
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
     taught_by = _name(config.teacher) if teacher is not None else NO_TEACHER
-    what = f"trained {epochs} on {len(dataset)} images, teacher {taught_by}"
+    what = f"trained {epochs} on {len(dataset)} images on {device_name(device)}, teacher {taught_by}"
     return LayerNote(layer="all parameters", what=what), metrics
 
 
@@ -64,8 +65,11 @@ def needs_teacher(config: Taught) -> bool:
 
 
 def unlearnable(config: Taught) -> list[Problem]:
-    """A loss that is identically zero."""
+    """A loss that is identically zero, or labels for mixtures of images, which have none."""
     loss = config.loss
+    if config.train.mix and (config.teacher == NO_TEACHER or (loss.hard > 0 and config.labels == "dataset")):
+        message = "mixtures of two images have no label, and loss.hard asks for one"
+        return [Problem("train.mix", message, "set labels to teacher, or loss.hard to 0 beside a teacher")]
     if loss.hard == loss.soft == loss.feature == 0:
         return [Problem("loss", "all loss weights are zero", "set loss.hard or loss.soft above zero")]
     if config.teacher == NO_TEACHER and loss.hard == 0:

@@ -44,6 +44,8 @@ class DepGraphStage:
             return [Problem("", "structural pruning cannot follow quantisation", "put prune before quantize")]
         if sketch.sparsity:
             return [Problem("", "structural pruning would break the 2:4 pattern", "put depgraph before two-four")]
+        if self.config.sparsity is not None and self.config.sparsity.train.mix:
+            return [Problem("sparsity.train.mix", "this training goes by labels, and mixtures of images have none")]
         cuts = choose_cuts(sketch, self.config, self.latency)
         if cuts.problems:
             return list(cuts.problems)

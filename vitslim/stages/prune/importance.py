@@ -58,7 +58,7 @@ def member_scores(sums: Tensor, index: Tensor, size: int) -> Tensor:
     """
     present = index >= 0
     where = index[present]
-    total = torch.zeros(size, dtype=torch.float64).index_add_(0, where, sums[present])
+    total = torch.zeros(size, dtype=torch.float64, device=sums.device).index_add_(0, where, sums[present])
     return total / torch.bincount(where, minlength=size).clamp(min=1)
 
 

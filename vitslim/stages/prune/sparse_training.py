@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,7 @@ from vitslim.stages.prune.importance import Reduction
 from vitslim.stages.prune.members import Member
 from vitslim.stages.prune.regularise import pusher
 from vitslim.training import LOSS, Batch, hard_loss, train
+from vitslim.training.device import find_device
 
 
 def train_sparse(
@@ -24,6 +26,8 @@ def train_sparse(
     """
     student = graph.copy()
     dataset = context.data.train.balanced(config.train.images, context.seed)
+    device = find_device(config.train)
+    here = [replace(member, index=member.index.to(device)) for member in members]
 
     def objective(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         return {LOSS: hard_loss(logits, batch.labels, config.train.smoothing)}
@@ -37,7 +41,7 @@ def train_sparse(
         student.masks,
         context.progress,
         label="prune: sparsity training",
-        after_backward=pusher(members, student.parameters(), config.gamma, config.alpha, reduction),
+        after_backward=pusher(here, student.parameters(), config.gamma, config.alpha, reduction),
         keep=context.keep,
     )
     return student, {f"sparsity_{name}": value for name, value in metrics.items()}

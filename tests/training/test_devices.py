@@ -1,0 +1,113 @@
+"""Where training runs; what needs a GPU is skipped without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from vitslim.data import Dataset
+from vitslim.errors import BackendUnavailableError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.progress import Silent
+from vitslim.recipe.teaching import Train
+from vitslim.training import Batch, hard_loss, train
+from vitslim.training.device import find_device
+from vitslim.training.loop import mixed
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"loss": hard_loss(logits, batch.labels), "device": torch.tensor(float(logits.is_cuda))}
+
+
+def trained(graph: ModelGraph, dataset: Dataset, keep: Path | None = None, **config: Any) -> dict[str, float]:
+    return train(graph.module, dataset, labels_only, Train(**config), 0, graph.masks, Silent(), keep=keep)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    assert find_device(Train()).type == "cpu"
+    with pytest.raises(BackendUnavailableError, match="no CUDA device") as caught:
+        trained(tiny_graph, some_digits, device="cuda")
+    assert caught.value.exit_code == 4
+    assert "auto" in caught.value.hint
+
+
+def test_bfloat16_trains_nearly_as_float32_does(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    losses = {
+        precision: trained(tiny_graph.copy(), some_digits, epochs=3, batch=32, lr=1e-3, precision=precision)
+        for precision in ("float32", "bfloat16")
+    }
+    assert losses["bfloat16"]["loss_first"] != losses["float32"]["loss_first"]
+    assert losses["bfloat16"]["loss_last"] == pytest.approx(losses["float32"]["loss_last"], rel=0.05)
+    trained(tiny_graph, some_digits, epochs=1, precision="bfloat16")
+    assert {weight.dtype for weight in tiny_graph.parameters().values()} == {torch.float32}
+
+
+def test_mixtures_lie_between_an_image_and_its_neighbour() -> None:
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    result = mixed(images)
+    assert result.shape == images.shape
+    assert (result == result[:, :1, :1, :1]).all()
+    lower, upper = torch.minimum(images, images.roll(1, 0)), torch.maximum(images, images.roll(1, 0))
+    assert ((result >= lower) & (result <= upper)).all()
+    assert len({round(float(x - low), 3) for x, low in zip(result[:, 0, 0, 0], lower[:, 0, 0, 0], strict=True)}) == 4
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_mixtures_are_what_the_model_and_the_objective_see(
+    tiny_graph: ModelGraph, some_digits: Dataset, mix: bool
+) -> None:
+    fits = []
+
+    def look(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        original = torch.stack([some_digits[position][0] for position in batch.positions.tolist()])
+        fits.append(torch.allclose(batch.images.cpu(), original))
+        with torch.no_grad():
+            torch.testing.assert_close(logits, tiny_graph.module(batch.images))
+        return labels_only(logits, batch)
+
+    train(tiny_graph.module, some_digits, look, Train(epochs=1, batch=40, mix=mix), 0, {}, Silent())
+    assert fits == [not mix] * 4
+
+
+@gpu
+def test_a_gpu_trains_as_the_cpu_does(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
+    name = "blocks.0.mlp.fc1.weight"
+    weight = tiny_graph.parameters()[name]
+    tiny_graph.masks[name] = mask = torch.rand(weight.shape) < 0.5
+    with torch.no_grad():
+        weight.mul_(mask)
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    graphs = {device: tiny_graph.copy() for device in devices}
+    found = {d: trained(g, some_digits, epochs=3, batch=32, lr=1e-3, device=d) for d, g in graphs.items()}
+    assert [found[device].pop("device") for device in devices] == [0, 1]
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
+    after = graphs["cuda"].parameters()[name]
+    assert after.device.type == "cpu"
+    assert (after[~mask] == 0).all()
+    torch.testing.assert_close(after, graphs["cpu"].parameters()[name], rtol=0.05, atol=1e-3)
+
+
+@gpu
+def test_training_goes_on_on_a_gpu(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
+    whole, killed, resumed = tiny_graph.copy(), tiny_graph.copy(), tiny_graph.copy()
+    config = Train(epochs=3, batch=32, lr=1e-3, device="cuda")
+    metrics = train(whole.module, some_digits, labels_only, config, 0, {}, Silent())
+    left = iter(range(12))
+
+    def dies(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        if next(left) == 11:
+            raise KeyboardInterrupt
+        return labels_only(logits, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(killed.module, some_digits, dies, config, 0, {}, Silent(), keep=tmp_path)
+    assert all(weight.device.type == "cpu" for weight in killed.parameters().values())
+    again = train(resumed.module, some_digits, labels_only, config, 0, {}, Silent(), keep=tmp_path)
+    assert again == pytest.approx(metrics, rel=1e-4)

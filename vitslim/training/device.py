@@ -1,0 +1,49 @@
+"""Where training runs, and with which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from vitslim.errors import BackendUnavailableError
+from vitslim.graph.device import move
+from vitslim.recipe.teaching import Train
+
+
+def find_device(config: Train) -> torch.device:
+    """The device that a recipe means; `auto` is the GPU where there is one.
+
+    Raises BackendUnavailableError for `cuda` without a GPU.
+    """
+    here = torch.cuda.is_available()
+    if config.device == "cuda" and not here:
+        raise BackendUnavailableError(
+            "train.device is cuda, and PyTorch finds no CUDA device here", "set train.device to auto, or to cpu"
+        )
+    return torch.device("cuda" if here and config.device != "cpu" else "cpu")
+
+
+@contextmanager
+def placed(student: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it a model is on a device; afterwards on the CPU, and random numbers go on as if none had been drawn."""
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        move(student, device)
+        try:
+            yield
+        finally:
+            move(student, torch.device("cpu"))
+
+
+def device_name(device: torch.device) -> str:
+    """For people: `cpu`, or the name of the GPU."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
+
+
+def arithmetic(config: Train, device: torch.device) -> AbstractContextManager[object]:
+    """Within it matrix products have the precision that a recipe asks for; weights are float32 always."""
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
