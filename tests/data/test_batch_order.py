@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from vitslim.data import Dataset, batches
-from vitslim.data.source import Variation
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Numbers:
 
     workers: int = 0
 
-    def pixels(self, index: int, variation: Variation | None) -> np.ndarray:
+    def pixels(self, index: int, variation: tuple[int, ...] | None) -> np.ndarray:
         return np.full((1, 1, 1), index, dtype=np.float32)
 
     def normalise(self, pixels: list[np.ndarray], device: torch.device) -> torch.Tensor:

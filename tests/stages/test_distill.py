@@ -18,6 +18,7 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.distill.teacher import ask
 from vitslim.training import Batch, agreement, predict
+from vitslim.training.device import device_name, find_device
 
 QUICK = Train(epochs=2, batch=32, lr=1e-3, images=96)
 
@@ -87,7 +88,7 @@ def test_stored_and_live_teacher_logits_are_the_same(
     where = context(digits, teacher, tmp_path)
     dataset = digits.train.balanced(70)
     kinds = [
-        ask(teacher, (), Distill(train=Train(augment=augment, batch=30)), dataset, where)
+        ask(teacher, (), Distill(train=Train(augment=augment, batch=30, device="cpu")), dataset, where)
         for augment in ("none", "light")
     ]
     loader = batches(dataset, 16, shuffle_seed=5)
@@ -109,7 +110,8 @@ def test_fine_tuning_needs_no_teacher_and_keeps_masks(
     trained = result.graph.parameters()[name].detach()
     assert (trained[:, ~mask] == 0).all()
     assert not torch.equal(trained, tiny_graph.parameters()[name])
-    assert result.changes[0].what == "trained 2 epochs on 96 images, teacher none"
+    here = device_name(find_device(Train()))
+    assert result.changes[0].what == f"trained 2 epochs on 96 images on {here}, teacher none"
 
 
 def test_broken_promises_are_found(tiny_graph: ModelGraph) -> None:

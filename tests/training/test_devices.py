@@ -13,9 +13,9 @@ from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.teaching import Train
-from vitslim.training import Batch, hard_loss, train
+from vitslim.training import Batch, hard_loss, train, variation
 from vitslim.training.device import find_device
-from vitslim.training.loop import mixed
+from vitslim.training.variation import mixed, strongly_varied
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 Device = Literal["auto", "cpu", "cuda"]
@@ -111,3 +111,31 @@ def test_training_goes_on_on_a_gpu(tiny_graph: ModelGraph, some_digits: Dataset,
     assert all(weight.device.type == "cpu" for weight in killed.parameters().values())
     again = train(resumed.module, some_digits, labels_only, config, 0, {}, Silent(), keep=tmp_path)
     assert again == pytest.approx(metrics, rel=1e-4)
+
+
+def test_strong_variations_are_crops_of_the_image_in_other_colours() -> None:
+    """On an image that is a ramp from -1 to 1 along each side, a crop shows a part of both ramps."""
+    ramp = torch.linspace(-1, 1, 32)
+    across, down = ramp.expand(32, 32), ramp[:, None].expand(32, 32)
+    images = torch.stack([across, down, torch.zeros(32, 32)]).expand(200, -1, -1, -1).contiguous()
+    torch.manual_seed(0)
+    plain = crops_of(images)
+    assert plain.abs().max() <= 1
+    width, height = (plain[:, c].amax((1, 2)) - plain[:, c].amin((1, 2)) for c in (0, 1))
+    area = width * height / 4
+    assert 0.08 < area.min() < 0.15
+    assert area.max() > 0.9
+    flipped = plain[:, 0, 0, 0] > plain[:, 0, 0, -1]
+    assert 70 < flipped.sum() < 130
+    assert not (plain[:, 1, 0, 0] > plain[:, 1, -1, 0]).any()
+    torch.manual_seed(0)
+    varied = strongly_varied(images)
+    assert varied.shape == images.shape
+    assert not torch.allclose(varied, plain, atol=0.05)
+    spread = varied.flatten(1).std(dim=1) / plain.flatten(1).std(dim=1)
+    assert 0.3 < spread.min() < 0.8
+    assert 1.2 < spread.max() < 2
+
+
+def crops_of(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.grid_sample(images, variation._crops(images), align_corners=False, padding_mode="border")

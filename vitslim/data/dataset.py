@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vitslim.data.batches import Batches, split_positions
-from vitslim.data.source import Pixels, Source, Variation
+from vitslim.data.source import Pixels, Source
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Dataset:
     """In words, by class index of the model."""
     source_digest: str = field(repr=False)
     """sha256 of the whole source, in hexadecimal."""
-    variation: Variation | None = None
-    """Of training images, to whose seed the position in the source is added; None gives the evaluation transform."""
+    variation: int | None = None
+    """Seed of the random variation of training images; None gives the evaluation transform."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -49,18 +49,16 @@ class Dataset:
     def pixels(self, position: int) -> Pixels:
         """The decoded image at a position, before normalisation."""
         index = self.indices[position]
-        if self.variation is None:
-            return self.source.pixels(index, None)
-        return self.source.pixels(index, self.variation._replace(seed=(*self.variation.seed, index)))
+        return self.source.pixels(index, None if self.variation is None else (self.variation, index))
 
     def batches(self, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
         """Batches of `batch` images, in order, or shuffled by a seed; the last may be smaller, unless it is dropped."""
         positions = split_positions(len(self), batch, shuffle_seed, drop_last)
         return Batches(positions, self.pixels, self.labels, self.source.normalise, self.source.workers)
 
-    def varied(self, seed: int, strong: bool = False) -> Dataset:
-        """The same images under a random variation, small or strong; equal seeds give equal images."""
-        return replace(self, variation=Variation((seed,), strong))
+    def varied(self, seed: int) -> Dataset:
+        """The same images under a small random variation; equal seeds give equal images."""
+        return replace(self, variation=seed)
 
     def subset(self, positions: Sequence[int], split: str | None = None) -> Dataset:
         """Only these positions, in this order."""

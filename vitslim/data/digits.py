@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from vitslim.data.dataset import Dataset
-from vitslim.data.source import Pixels, Variation
+from vitslim.data.source import Pixels
 
 MEAN, STD = 0.305, 0.376
 """Mean and standard deviation of all pixels in [0, 1], before resizing."""
@@ -27,8 +27,6 @@ MAX_ROTATION_DEG = 12.0
 MAX_SHIFT = 0.12
 """As a fraction of the image side: one of the eight source pixels."""
 MAX_SCALING = 0.1
-STRONG_REACH = 2
-"""A strong variation goes so many times as far."""
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -43,11 +41,8 @@ class DigitImages:
     width: int
     workers: int = 0
 
-    def pixels(self, index: int, variation: Variation | None) -> Pixels:
-        """One digit, resized bilinearly, float32 (C, H, W) in [0, 1].
-
-        It is varied by a shift, a rotation and a scaling, twice as far when the variation is strong.
-        """
+    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
+        """One digit, resized bilinearly, float32 (C, H, W) in [0, 1]; varied by a shift, a rotation and a scaling."""
         original = torch.from_numpy(self.originals[index])[None, None]
         image = functional.interpolate(original, (self.height, self.width), mode="bilinear", align_corners=False)
         if variation is not None:
@@ -61,12 +56,12 @@ class DigitImages:
         return (torch.from_numpy(np.stack(pixels)).to(device) - MEAN) / STD
 
 
-def _affine(variation: Variation) -> torch.Tensor:
+def _affine(variation: tuple[int, ...]) -> torch.Tensor:
     """A random affine map (1, 2, 3) from output to input coordinates in [-1, 1]."""
-    generator, reach = np.random.default_rng(variation.seed), STRONG_REACH if variation.strong else 1
-    angle = np.deg2rad(reach * generator.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG))
-    scale = 1 + reach * generator.uniform(-MAX_SCALING, MAX_SCALING)
-    shift = 2 * reach * generator.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+    generator = np.random.default_rng(variation)
+    angle = np.deg2rad(generator.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG))
+    scale = 1 + generator.uniform(-MAX_SCALING, MAX_SCALING)
+    shift = 2 * generator.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     return torch.tensor([[[cos, -sin, shift[0]], [sin, cos, shift[1]]]], dtype=torch.float32)
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
 """One decoded image (C, H, W) at the model's size, before normalisation; uint8 for files, float32 for digits."""
-
-
-class Variation(NamedTuple):
-    """How a training image is varied."""
-
-    seed: tuple[int, ...]
-    """Equal seeds give equal images."""
-    strong: bool = False
 
 
 class Source(Protocol):
@@ -28,8 +20,8 @@ class Source(Protocol):
         """Threads that decoding is worth; 0 decodes in the calling thread."""
         ...
 
-    def pixels(self, index: int, variation: Variation | None) -> Pixels:
-        """Image `index`: exactly the evaluation transform, or a random variation."""
+    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
+        """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
         ...
 
     def normalise(self, pixels: Sequence[Pixels], device: torch.device) -> torch.Tensor:

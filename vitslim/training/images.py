@@ -38,6 +38,6 @@ class LabelledImages(Protocol):
         """Batches of `batch` images, in order, or shuffled by a seed."""
         ...
 
-    def varied(self, seed: int, strong: bool = False) -> LabelledImages:
-        """The same images under a random variation, small or strong."""
+    def varied(self, seed: int) -> LabelledImages:
+        """The same images under a small random variation."""
         ...

@@ -17,6 +17,7 @@ from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import arithmetic, find_device, placed
 from vitslim.training.images import LabelledImages
+from vitslim.training.variation import mixed, strongly_varied
 
 STEP_RATE = 10.0
 """Relative change of a quantiser's step at one update, as a multiple of the learning rate."""
@@ -94,19 +95,10 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
 
 
 def _losses(student: nn.Module, objective: Objective, batch: Batch, config: Train) -> Mapping[str, torch.Tensor]:
-    seen = batch._replace(images=mixed(batch.images)) if config.mix else batch
-    with arithmetic(config, batch.images.device):
+    images = strongly_varied(batch.images) if config.augment == "strong" else batch.images
+    seen = batch._replace(images=mixed(images) if config.mix else images)
+    with arithmetic(config, images.device):
         return objective(student(seen.images), seen)
-
-
-def mixed(images: torch.Tensor) -> torch.Tensor:
-    """Each image with the one before it, in shares drawn evenly from 0 to 1 (mixup, Zhang et al. 2018, section 2).
-
-    float (b, C, H, W) before and after. In distillation more such mixtures keep helping, where the teacher sees the
-    same (Beyer et al., "A good teacher is patient and consistent", 2022).
-    """
-    share = torch.rand(len(images), 1, 1, 1).to(images)
-    return share * images + (1 - share) * images.roll(1, 0)
 
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:
@@ -148,7 +140,7 @@ def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, devic
     variation."""
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
-        part = dataset if config.augment == "none" else dataset.varied(epoch_seed, strong=config.augment == "strong")
+        part = dataset.varied(epoch_seed) if config.augment == "light" else dataset
         whole = part.batches(config.batch, shuffle_seed=epoch_seed)
         loader = whole.after(done - epoch * len(whole)).on(device)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
