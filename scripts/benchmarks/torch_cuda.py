@@ -14,7 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitslim.backends.environment import environment
+import torch
+
+from vitslim.backends.environment import cores, environment
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.registry import Measured
 from vitslim.data import load_data
@@ -64,6 +66,7 @@ def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def _prepare(model: str, folder: Path) -> dict[str, Path]:
+    torch.set_num_threads(max(1, cores() // len(MODELS)))
     return {name: _saved(graph, folder / name) for name, graph in _variants(model).items()}
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch.fx import Interpreter, Node
 
-from vitslim.backends.measured.quantisers import Quantiser, find_quantisers
+from vitslim.backends.measured.quantisers import Floats, Quantiser, find_quantisers
 from vitslim.data import load_data
 from vitslim.graph.insert_fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
@@ -30,6 +29,8 @@ from vitslim.workload.facts import FileFacts
 IMAGES = 4
 RELATIVE_TOLERANCE = 1e-5
 """Far below one step of 8 bits, far above the rounding of a product in float32."""
+TOLERANCE = 1e-6
+"""The same as a fraction of the largest number, for what a file takes from an input before rounding."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,13 @@ class _Comparison(Interpreter):
             quantiser = self._quantisers.get(layer_of(weight))
             if quantiser is None or (operand == "weight" and self.differing[weight + ":weight"]):
                 continue
-            found = quantiser.weight() if operand == "weight" else quantiser.input(self._given(n).numpy())
+            given = self._given(n).numpy()
+            found = (
+                quantiser.weight() if operand == "weight" else _input(quantiser, given, unsigned=bool(n.args[4] == 0))
+            )
             if found is not None:
-                self.differing[f"{weight}:{operand}"].append(_differing(result.numpy(), found))
+                near = given if operand == "input" else result.numpy()
+                self.differing[f"{weight}:{operand}"].append(_differing(result.numpy(), found, near))
         return result
 
     def _given(self, quantiser: Node) -> torch.Tensor:
@@ -108,11 +113,22 @@ def _is_quantiser(node: Node) -> bool:
     return node.op == "call_function" and str(node.target).startswith("vitslim.fake_quant")
 
 
-def _differing(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+def _input(quantiser: Quantiser, given: Floats, *, unsigned: bool) -> Floats | None:
+    """What a file makes of an input. Where it has signed codes for unsigned ones, it takes a constant away before and
+    makes up for it in the bias."""
+    moved = quantiser.moved if unsigned and quantiser.signed else np.float32(0)
+    found = quantiser.input(given - moved)
+    return None if found is None else found + moved
+
+
+def _differing(expected: Floats, found: Floats, given: Floats) -> float:
+    """The fraction of numbers that differ, where it matters how far they are from what was given: halfway between two
+    codes both are right."""
     if expected.size != found.size:
         return 1.0
-    far = np.abs(expected.reshape(-1) - found.reshape(-1)) > RELATIVE_TOLERANCE * np.abs(expected.reshape(-1))
-    return float(np.mean(far))
+    ours, theirs = (np.abs(one.reshape(-1) - given.reshape(-1)) for one in (expected, found))
+    size = np.abs(expected.reshape(-1))
+    return float(np.mean(np.abs(ours - theirs) > RELATIVE_TOLERANCE * size + TOLERANCE * size.max()))
 
 
 def _share(fractions: list[float]) -> float | None:

@@ -166,6 +166,9 @@ class Qat(Taught):
     calibrate: Literal["minmax", "mse", "entropy"] = Field(
         "mse", json_schema_extra={ASSUMED: True}, description="how the range of inputs is chosen before training"
     )
+    rounding: Literal["nearest", "gptq"] = Field(
+        "gptq", json_schema_extra={ASSUMED: True}, description="where the codes of weights start"
+    )
     feature_weight: FeatureWeight | None = Field(None, description="left out: all blocks weigh the same")
     skip: tuple[str, ...] = Field((), description="layers that stay in float")
     teacher: Teacher = "previous"

@@ -16,7 +16,7 @@ from vitslim.progress import Progress
 
 NAME = "torch:cuda"
 WARMUP, LAUNCHES, ROUNDS = 25, 50, 5
-SPARSE_ROWS = 16
+SPARSE_ROWS = 32
 """cuSPARSELt multiplies a whole multiple of so many rows; others are filled up."""
 
 

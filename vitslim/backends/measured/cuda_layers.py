@@ -24,8 +24,8 @@ from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
-ROWS_MIN, ROWS_MULTIPLE = 32, 16
-"""Other numbers of rows are filled up: `torch._int_mm` takes no less than 17, `torch._cslt_sparse_mm` whole 16s."""
+ROWS_MIN, ROWS_MULTIPLE = 32, 32
+"""Other numbers of rows are filled up: `torch._int_mm` takes no less than 17, `torch._cslt_sparse_mm` whole 32s."""
 MULTIPLE = 8
 """Inputs and outputs are filled up to a multiple of this, which `torch._int_mm` asks for."""
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}

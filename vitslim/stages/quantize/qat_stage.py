@@ -28,7 +28,7 @@ class QatStage:
                 input_bits=config.input_bits,
                 inputs=config.inputs,
                 calibrate=config.calibrate,
-                rounding="nearest",
+                rounding=config.rounding,
                 bias_correction=False,
                 skip=config.skip,
             )
