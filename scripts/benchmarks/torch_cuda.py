@@ -1,7 +1,7 @@
 """Whole models on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16, into scripts/results/torch-cuda.json.
 
-DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, all variants of a model interleaved in CUDA graphs;
-and the matrix products of DeiT-B alone. Minutes on one GPU. Needs a GPU, and no images.
+DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, each variant beside FP16 in CUDA graphs; and
+the matrix products of DeiT-B alone. Minutes on one GPU. Needs a GPU, and no images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vitslim.backends.environment import cores, environment
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.registry import Measured
 from vitslim.data import load_data
+from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import save_graph
 from vitslim.graph.trace import trace_timm
@@ -49,12 +50,24 @@ def run() -> dict[str, float]:
     with TemporaryDirectory() as folder, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         prepared = [pool.submit(_prepare, model, Path(folder) / model) for model in MODELS]
         for model, ready in zip(MODELS, prepared, strict=True):
-            found = backend.measure(ready.result(), "FP16", BATCHES, (1,), SECONDS, Silent())
-            rows |= {f"{model} {name}": _row(measurements) for name, measurements in found.items()}
+            rows |= _measured(backend, model, ready.result())
             RESULT.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
             print(f"{model}: measured", flush=True)
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup") and value is not None}  # fmt: skip
+
+
+def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """A row for each variant, with what refused to run in place of figures."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, path in files.items():
+        try:
+            pair = {"FP16": files["FP16"], name: path}
+            found = backend.measure(pair, "FP16", BATCHES, (1,), SECONDS, Silent())
+            rows[f"{model} {name}"] = _row(found[name])
+        except BackendUnavailableError as error:
+            rows[f"{model} {name}"] = {"error": error.message}
+    return rows
 
 
 def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
@@ -99,6 +112,11 @@ def _gemms(backend: Measured) -> list[dict[str, Any]]:
         for dtype in ("FP16", "INT8")
         for sparse in (False, True)
     ]
-    times = backend.gemm_us(products, 1, Silent())
-    return [{"m": g.m, "n": g.n, "k": g.k, "dtype": g.dtype, "sparse": g.sparse, "us": us}
-            for g, us in zip(products, times, strict=True)]  # fmt: skip
+    return [{"m": g.m, "n": g.n, "k": g.k, "dtype": g.dtype, "sparse": g.sparse, **_gemm(backend, g)} for g in products]
+
+
+def _gemm(backend: Measured, product: Gemm) -> dict[str, Any]:
+    try:
+        return {"us": backend.gemm_us([product], 1, Silent())[0]}
+    except RuntimeError as error:
+        return {"error": str(error).partition("\n")[0]}

@@ -173,6 +173,32 @@ def test_codes_are_those_of_the_graph(
     assert "input codes are those of the graph" in " ".join(outcome.out.split())
 
 
+def test_codes_of_moved_inputs_are_those_of_the_graph(tiny_session_graph: ModelGraph, tmp_path: Path) -> None:
+    """Unsigned codes become signed ones of an input less a constant; here they also saturate, at both ends."""
+    name = "blocks.1.mlp.fc2.weight"
+    weight = tiny_session_graph.parameters()[name].detach()
+    scales = {
+        "vitslim.q.blocks.1.mlp.fc2.weight_scale": weight.abs().amax(dim=1) / 127,
+        "vitslim.q.blocks.1.mlp.fc2.input_scale": weight.new_tensor(0.0005),
+    }
+    quantised = insert_fake_quant(tiny_session_graph, [FakeQuantSite(name, 8, 8, zero_point=90)], scales)
+    export_onnx(quantised, tmp_path / "model.onnx")
+    save_graph(quantised, tmp_path)
+    (codes,) = inspect(tmp_path, layers=True).codes
+    assert (codes.inputs, codes.weights) == (0.0, 0.0)
+    changed(tmp_path, tmp_path / "model.onnx", move_further)
+    (codes,) = inspect(tmp_path, layers=True).codes
+    assert codes.inputs is not None
+    assert codes.inputs > 0.1
+
+
+def move_further(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Sub")
+    tensor = initialiser(model, node.input[1])
+    assert numpy_helper.to_array(tensor) == pytest.approx(0.0005 * (128 - 90))
+    tensor.CopyFrom(numpy_helper.from_array(np.float32(0.0005 * 40), tensor.name))
+
+
 def shift_the_input_scale(model: onnx.ModelProto) -> None:
     tensor = initialiser(model, "vitslim.q.blocks.1.mlp.fc1.input_scale")
     tensor.CopyFrom(numpy_helper.from_array(np.float32(0.05), tensor.name))

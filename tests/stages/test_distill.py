@@ -128,6 +128,8 @@ def test_broken_promises_are_found(tiny_graph: ModelGraph) -> None:
     [
         ({"loss": Loss(hard=0, soft=0)}, "loss"),
         ({"teacher": "none", "loss": Loss(hard=0, soft=1)}, "loss.hard"),
+        ({"train": Train(mix=True)}, "train.mix"),
+        ({"teacher": "none", "train": Train(mix=True)}, "train.mix"),
     ],
 )
 def test_losses_without_effect_are_refused_before_the_run(keys: dict[str, Any], where: str) -> None:
@@ -136,7 +138,19 @@ def test_losses_without_effect_are_refused_before_the_run(keys: dict[str, Any], 
     assert problem.where == where
     assert problem.hint
     assert DistillStage(Distill()).requires(numbers) == []
+    assert DistillStage(Distill(labels="teacher", train=Train(mix=True))).requires(numbers) == []
     assert DistillStage(Distill()).estimate(numbers) is numbers
+
+
+def test_mixtures_and_strong_variations_are_shown_to_the_teacher_too(
+    tiny_graph: ModelGraph, teacher: ModelGraph, digits: DataModule, tmp_path: Path
+) -> None:
+    """A student that is its teacher has nothing to learn, whatever both see."""
+    train = Train(epochs=1, batch=32, lr=1e-9, images=64, augment="strong", mix=True)
+    for loss in (Loss(hard=0, soft=1), Loss(hard=0, soft=1, feature=1)):
+        stage = DistillStage(Distill(loss=loss, labels="teacher", train=train))
+        metrics = stage.apply(teacher, context(digits, teacher, tmp_path)).metrics
+        assert metrics["loss_first"] == pytest.approx(0, abs=1e-5)
 
 
 def test_teacher_of_other_classes_is_refused(tiny_graph: ModelGraph, digits: DataModule, tmp_path: Path) -> None:

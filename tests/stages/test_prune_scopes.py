@@ -223,3 +223,9 @@ def test_sparsity_training_comes_before_the_cut(tiny_graph: ModelGraph, prune: P
     assert result.metrics["sparsity_images"] == 160
     assert kept(result) != kept(prune(ratio=0.5))
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_graph.parameters().items())
+
+
+def test_sparsity_training_goes_by_labels_that_mixtures_do_not_have(tiny_graph: ModelGraph) -> None:
+    config = DepGraph(method="depgraph", sparsity=GroupSparsity(train=Train(mix=True)))
+    (problem,) = DepGraphStage(config).requires(sketch(tiny_graph))
+    assert problem.where == "sparsity.train.mix"

@@ -80,7 +80,7 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
         seen.extend(batch.positions.tolist())
         return labels_only(logits, batch)
 
-    train(tiny_graph.module, some_digits, check, Train(epochs=2, batch=48), 0, {}, Silent())
+    train(tiny_graph.module, some_digits, check, Train(epochs=2, batch=48, device="cpu"), 0, {}, Silent())
     assert sorted(seen[:160]) == sorted(seen[160:]) == list(range(160))
     assert seen[:160] != seen[160:]
 

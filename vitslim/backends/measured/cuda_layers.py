@@ -72,7 +72,7 @@ class Int8Linear(nn.Module):
         """Multiply by the 2:4 weight in the form of cuSPARSELt from now on. Needs a GPU, and the layer on it."""
         packed = torch._cslt_compress(self.codes)
         self.multiply = lambda codes: torch._cslt_sparse_mm(
-            packed, codes.t(), alpha=self.scale, out_dtype=torch.float16
+            packed, codes.contiguous().t(), alpha=self.scale, out_dtype=torch.float16
         ).t()
 
     def _dense(self, codes: Tensor) -> Tensor:

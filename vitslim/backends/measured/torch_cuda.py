@@ -12,7 +12,7 @@ from typing import Any
 
 from vitslim.backends.measured.cuda_gemms import NAME, require_cuda
 from vitslim.backends.measured.interleaved import Floats, measure_interleaved
-from vitslim.errors import InputError
+from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.progress import Progress
 from vitslim.results import Measurement
 
@@ -47,8 +47,17 @@ class CudaModel:
         """Logits float32 (n, classes) of images float32 (n, C, H, W). Images that were just given are not copied."""
         batch = len(images)
         if batch not in self._captured:
-            self._captured[batch] = _Captured(self._module, images)
+            self._captured[batch] = self._capture(images)
         return self._captured[batch].run(images)
+
+    def _capture(self, images: Floats) -> _Captured:
+        """Raises BackendUnavailableError where a library of the GPU has no kernel for a layer at this batch size."""
+        try:
+            return _Captured(self._module, images)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            message = f"{BACKEND} cannot run this graph in batches of {len(images)}: {reason}"
+            raise BackendUnavailableError(message, "measure other batches, or export without 2:4") from error
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of an input of `batch` images."""
