@@ -114,10 +114,10 @@ def run() -> dict[str, float]:
     equal: dict[str, torch.Tensor] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, (source, make) in STEPS.items():
-        if not (torch.cuda.is_available() or kept_at(name).exists()) and _needs_gpu(make()):
+        if not (torch.cuda.is_available() or _kept_at(name).exists()) and _needs_gpu(make()):
             print(f"{name}: left out, needs a GPU", flush=True)
             continue
-        results[name] = made(name, results, source, make, data)
+        results[name] = _made(name, results, source, make, data)
         found = _predictions(results[name].graph, data)
         equal[name] = (found["samples"].argmax(dim=1) == truth["samples"].argmax(dim=1)).float()
         rows[name] = _row(results[name], found, truth, data)
@@ -132,16 +132,16 @@ def _needs_gpu(stage: Stage) -> bool:
     return isinstance(stage, DistillStage | QatStage) and stage.config.train.device == "cuda"
 
 
-def kept_at(name: str) -> Path:
+def _kept_at(name: str) -> Path:
     """What is written last of a kept model."""
     return FOLDER / str(list(STEPS).index(name)) / "metrics.json"
 
 
-def made(
+def _made(
     name: str, results: dict[str, StageResult], source: str, make: Callable[[], Stage], data: DataModule
 ) -> StageResult:
     """What a step makes of the model that it starts from, or what an earlier run has kept of it."""
-    metrics_file, folder = kept_at(name), kept_at(name).parent
+    metrics_file, folder = _kept_at(name), _kept_at(name).parent
     if metrics_file.exists():
         return StageResult(load_graph(folder), metrics=json.loads(metrics_file.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)

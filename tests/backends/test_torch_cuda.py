@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vitslim.backends.measured import cuda_layers
-from vitslim.backends.measured.cuda_layers import ROWS_MIN, deploy
+from vitslim.backends.measured.cuda_layers import deploy
 from vitslim.backends.registry import parse_backend
 from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
@@ -72,10 +72,11 @@ def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pyt
     monkeypatch.setattr(torch, "_int_mm", noted)
     codes = torch.arange(-60, 60, dtype=torch.int8).reshape(10, 12)
     layer = cuda_layers.Int8Linear(codes, torch.full((10,), 0.5), torch.tensor(0.25), 3, (0, 255), torch.ones(10))
-    x = torch.linspace(-1, 60, 2 * 12).reshape(2, 12)
-    expected = ((x / 0.25).round() + 3).clamp(0, 255).sub(3) * 0.25 @ (codes.float() * 0.5).T + 1
-    torch.testing.assert_close(layer(x), expected)
-    assert seen == [(ROWS_MIN, 16, 16)]
+    for rows in (2, 33):
+        x = torch.linspace(-1, 60, rows * 12).reshape(rows, 12)
+        expected = ((x / 0.25).round() + 3).clamp(0, 255).sub(3) * 0.25 @ (codes.float() * 0.5).T + 1
+        torch.testing.assert_close(layer(x), expected)
+    assert seen == [(32, 16, 16), (64, 16, 16)]
 
 
 def test_pairs_have_no_sparse_kernel(

@@ -151,6 +151,14 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     assert OnnxFile(path)(torch.randn(3, *tiny_graph.source.image)).shape == (3, 10)
 
 
+def test_training_starts_from_the_rounding_that_a_recipe_names(tiny_graph: ModelGraph, context: StageContext) -> None:
+    found = {}
+    for rounding in ("gptq", "nearest"):
+        placing = QatStage(Qat(method="qat", bits=4, rounding=rounding)).placing
+        found[rounding] = placing.apply(tiny_graph, context).metrics["calibration_sqnr_db"]
+    assert found["gptq"] > found["nearest"] + 1
+
+
 def test_a_missing_feature_loss_is_named(tiny_graph: ModelGraph, context: StageContext) -> None:
     there = replace(context, result=_results({"previous": StageResult(tiny_graph), "distill": StageResult(tiny_graph)}))
     stage = QatStage(Qat(method="qat", loss=FEATURES, feature_weight=FeatureWeight(), train=QUICK))

@@ -116,7 +116,7 @@ def _is_quantiser(node: Node) -> bool:
 def _input(quantiser: Quantiser, given: Floats, *, unsigned: bool) -> Floats | None:
     """What a file makes of an input. Where it has signed codes for unsigned ones, it takes a constant away before and
     makes up for it in the bias."""
-    moved = quantiser.moved if unsigned and quantiser.signed else np.float32(0)
+    moved = quantiser.moved if unsigned else np.float32(0)
     found = quantiser.input(given - moved)
     return None if found is None else found + moved
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 MIN_AREA = 0.1
 MAX_ASPECT = 4 / 3
-CONTRAST = 0.4
+MAX_CHANGE = 0.4
 """The most that contrast and saturation change, as a fraction, and brightness, in standard deviations of a channel."""
 
 
@@ -48,8 +48,8 @@ def _crops(images: Tensor) -> Tensor:
 def _recoloured(images: Tensor) -> Tensor:
     """Another saturation, contrast and brightness for each image."""
     count = len(images)
-    saturation, contrast = (_uniform(count, 1 - CONTRAST, 1 + CONTRAST).view(-1, 1, 1, 1).to(images) for _ in range(2))
-    brightness = _uniform(count, -CONTRAST, CONTRAST).view(-1, 1, 1, 1).to(images)
+    changes = _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1).to(images)
+    saturation, contrast, brightness = 1 + changes[0], 1 + changes[1], changes[2]
     grey = images.mean(dim=1, keepdim=True)
     saturated = grey + saturation * (images - grey)
     middle = saturated.mean(dim=(1, 2, 3), keepdim=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
+from vitslim.backends.measured.cuda_gemms import ROWS_MULTIPLE
 from vitslim.graph.device import name_device
 from vitslim.graph.edits import Mask
 from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
@@ -24,8 +25,6 @@ from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
-ROWS_MIN, ROWS_MULTIPLE = 32, 32
-"""Other numbers of rows are filled up: `torch._int_mm` takes no less than 17, `torch._cslt_sparse_mm` whole 32s."""
 MULTIPLE = 8
 """Inputs and outputs are filled up to a multiple of this, which `torch._int_mm` asks for."""
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
@@ -63,8 +62,7 @@ class Int8Linear(nn.Module):
         """(..., in) to (..., out), in the type of x."""
         rows = x.flatten(end_dim=-2)
         codes = (rows.float() / self.step).round_().add_(self.zero_point).clamp_(*self.limits).to(torch.int8)
-        rows_missing = max(ROWS_MIN - len(codes), -len(codes) % ROWS_MULTIPLE)
-        filled = functional.pad(codes, (0, self.filling[0], 0, rows_missing))
+        filled = functional.pad(codes, (0, self.filling[0], 0, -len(codes) % ROWS_MULTIPLE))
         result: Tensor = self.multiply(filled)[: len(codes)] + self.bias
         return result[:, : self.outputs].to(x.dtype).reshape(*x.shape[:-1], -1)
 

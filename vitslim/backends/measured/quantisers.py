@@ -43,14 +43,16 @@ class Quantiser:
 
     @property
     def moved(self) -> np.float32:
-        """The constant that the file takes from the input before it quantises it, 0 where there is none."""
+        """The constant that is taken from the input before it is quantised to signed codes; 0 for none."""
+        if not self._signed:
+            return np.float32(0)
         before = self._graph.producers.get(self._input_model[1]) if self._input_model is not None else None
         constant = self._graph.initializers.get(before.input[1]) if before and before.op_type == "Sub" else None
         array = np.zeros(()) if constant is None else onnx.numpy_helper.to_array(constant)
         return np.float32(array.item() if array.size == 1 else 0)
 
     @property
-    def signed(self) -> bool:
+    def _signed(self) -> bool:
         """Whether the codes of the input are signed."""
         target = self._graph.producers.get(self._node.input[OPERANDS[self._node.op_type].data])
         zero = self._graph.initializers.get(target.input[2]) if target and len(target.input) > 2 else None
