@@ -1,17 +1,17 @@
 """Whole models on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16, into scripts/results/torch-cuda.json.
 
-DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, each variant beside FP16 in CUDA graphs; and
-the matrix products of DeiT-B alone. Minutes on one GPU. Needs a GPU, and no images.
+DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, all variants beside FP16 in CUDA graphs; and the
+matrix products of DeiT-B alone. Minutes on one GPU; the models are made first, on the CPU, and kept in runs/torch-cuda.
+Needs a GPU, and no images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from vitslim.backends.registry import Measured
 from vitslim.data import load_data
 from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import save_graph
+from vitslim.graph.persist import WEIGHTS_FILE, save_graph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
@@ -32,7 +32,10 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.stage import PtqStage
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "torch-cuda.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "scripts" / "results" / "torch-cuda.json"
+FOLDER = ROOT / "runs" / "torch-cuda"
+VARIANTS = ("FP16", "FP16 2:4", "INT8", "INT8 2:4")
 MODELS = ("deit_small_patch16_224", "deit_base_patch16_224", "vit_large_patch16_224")
 BATCHES = (1, 64, 256)
 SECONDS = 2.0
@@ -44,30 +47,28 @@ def run() -> dict[str, float]:
     """Speed-ups over dense FP16, by model, variant and batch size."""
     backend = Measured("torch:cuda")
     backend.require()
-    result = {"environment": environment().model_dump(), "gemms": _gemms(backend)}
     rows: dict[str, dict[str, Any]] = {}
-    # Processes of their own prepare the next models while one is measured: that takes longer than measuring.
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        prepared = [pool.submit(_prepare, model, Path(folder) / model) for model in MODELS]
-        for model, ready in zip(MODELS, prepared, strict=True):
-            rows |= _measured(backend, model, ready.result())
-            RESULT.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-            print(f"{model}: measured", flush=True)
+    result = {"environment": environment().model_dump(), "gemms": _gemms(backend), "rows": rows}
+    for model, files in _prepared():
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        rows |= _measured(backend, model, files)
+        print(f"{model}: measured", flush=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup") and value is not None}  # fmt: skip
 
 
 def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """A row for each variant, with what refused to run in place of figures."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, path in files.items():
-        try:
-            pair = {"FP16": files["FP16"], name: path}
-            found = backend.measure(pair, "FP16", BATCHES, (1,), SECONDS, Silent())
-            rows[f"{model} {name}"] = _row(found[name])
-        except BackendUnavailableError as error:
-            rows[f"{model} {name}"] = {"error": error.message}
-    return rows
+    """A row for each variant, of one interleaved run; where one refuses to run, each beside FP16 alone, and what
+    refused with its reason in place of figures."""
+    try:
+        found = backend.measure(files, "FP16", BATCHES, (1,), SECONDS, Silent())
+    except BackendUnavailableError as error:
+        if len(files) <= 2:
+            return {f"{model} {list(files)[-1]}": {"error": error.message}}
+        pairs = ({"FP16": files["FP16"], name: path} for name, path in files.items())
+        return {name: row for pair in pairs for name, row in _measured(backend, model, pair).items()}
+    return {f"{model} {name}": _row(measurements) for name, measurements in found.items()}
 
 
 def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
@@ -78,29 +79,32 @@ def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
     }
 
 
-def _prepare(model: str, folder: Path) -> dict[str, Path]:
-    torch.set_num_threads(max(1, cores() // len(MODELS)))
-    return {name: _saved(graph, folder / name) for name, graph in _variants(model).items()}
+def _prepared() -> Iterator[tuple[str, dict[str, Path]]]:
+    """Each model with the files of its variants, kept for the next run. All models are made before the first is given:
+    that takes longer than measuring, and would disturb it."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        ready = list(pool.map(_prepare, MODELS))
+    return zip(MODELS, ready, strict=True)
 
 
-def _variants(model: str) -> dict[str, ModelGraph]:
+def _prepare(model: str) -> dict[str, Path]:
+    files = {name: FOLDER / model / name / "model.onnx" for name in VARIANTS}
+    if not all(file.with_name(WEIGHTS_FILE).exists() for file in files.values()):
+        torch.set_num_threads(max(1, cores() // len(MODELS)))
+        for graph, file in zip(_variants(model), files.values(), strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_graph(graph, file.parent)
+    return files
+
+
+def _variants(model: str) -> tuple[ModelGraph, ...]:
+    """In the order of VARIANTS."""
     dense = trace_timm(model, {})
     data = load_data(Data(kind="digits", calibration=4), dense.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(dense), Path())
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(dense, context).graph
     small = PtqStage(Ptq(inputs="symmetric", rounding="nearest", bias_correction=False))
-    return {
-        "FP16": dense,
-        "FP16 2:4": sparse,
-        "INT8": small.apply(dense, context).graph,
-        "INT8 2:4": small.apply(sparse, context).graph,
-    }
-
-
-def _saved(graph: ModelGraph, folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    save_graph(graph, folder)
-    return folder / "model.onnx"
+    return dense, sparse, small.apply(dense, context).graph, small.apply(sparse, context).graph
 
 
 def _gemms(backend: Measured) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.backends.measured import cuda_layers
+from vitslim.backends.measured import cuda_layers, cuda_linears
 from vitslim.backends.measured.cuda_layers import deploy
 from vitslim.backends.registry import parse_backend
 from vitslim.errors import BackendUnavailableError
@@ -71,12 +71,26 @@ def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pyt
 
     monkeypatch.setattr(torch, "_int_mm", noted)
     codes = torch.arange(-60, 60, dtype=torch.int8).reshape(10, 12)
-    layer = cuda_layers.Int8Linear(codes, torch.full((10,), 0.5), torch.tensor(0.25), 3, (0, 255), torch.ones(10))
+    layer = cuda_linears.Int8Linear(codes, torch.full((10,), 0.5), torch.tensor(0.25), 3, (0, 255), torch.ones(10))
     for rows in (2, 33):
         x = torch.linspace(-1, 60, rows * 12).reshape(rows, 12)
         expected = ((x / 0.25).round() + 3).clamp(0, 255).sub(3) * 0.25 @ (codes.float() * 0.5).T + 1
         torch.testing.assert_close(layer(x), expected)
     assert seen == [(32, 16, 16), (64, 16, 16)]
+
+
+def test_fused_kernels_compute_what_their_functions_do() -> None:
+    """As a GPU has them; a processor compiles them as well."""
+    x, step, zero = torch.linspace(-1, 60, 2 * 12).reshape(2, 12), torch.tensor(0.25), torch.tensor(3.0)
+    codes = cuda_linears._quantised(x, step, zero, (-128, 127), (4, 30))
+    assert codes.shape == (32, 16) and codes.dtype == torch.int8
+    assert torch.equal(cuda_linears._fused(cuda_linears._quantised)(x, step, zero, (-128, 127), (4, 30)), codes)
+    product, bias = codes.int(), torch.linspace(-3, 3, 16)
+    for scale in (None, torch.linspace(0.1, 0.2, 16)):
+        expected = cuda_linears._finished(product, scale, bias, torch.float16)
+        torch.testing.assert_close(
+            cuda_linears._fused(cuda_linears._finished)(product, scale, bias, torch.float16), expected
+        )
 
 
 def test_pairs_have_no_sparse_kernel(
@@ -96,7 +110,6 @@ def test_two_four_layers_are_packed_where_tiles_fit(
     packed: list[torch.Tensor] = []
     monkeypatch.setattr(cuda_layers, "_move", lambda *_: None)
     monkeypatch.setattr(torch, "_cslt_compress", packed.append)
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: packed.append(weight) or weight)
     context = digits_context(tiny_graph)
     graph = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
     if bits == 8:

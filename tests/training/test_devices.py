@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch import nn
 
 from vitslim.data import Dataset
 from vitslim.errors import BackendUnavailableError
@@ -139,3 +140,32 @@ def test_strong_variations_are_crops_of_the_image_in_other_colours() -> None:
 
 def crops_of(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.grid_sample(images, variation._crops(images), align_corners=False, padding_mode="border")
+
+
+def test_compiled_training_ends_with_the_same_losses(some_digits: Dataset) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.LayerNorm(image), nn.Linear(image, 10))
+
+    image = some_digits[0][0].numel()
+    plain, compiled = (
+        train(make(), some_digits, labels_only, Train(epochs=2, batch=48, device="cpu", compile=on), 0, {}, Silent())
+        for on in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_tensor_cores_multiply_float32_only_where_a_recipe_says_so(some_digits: Dataset) -> None:
+    """The precision is that of the recipe while gradients are computed too, and as before afterwards."""
+    seen: list[str] = []
+
+    def look(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        logits.register_hook(lambda _: seen.append(torch.get_float32_matmul_precision()))
+        return labels_only(logits, batch)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(some_digits[0][0].numel(), 10))
+    before = torch.get_float32_matmul_precision()
+    for precision in ("float32", "tfloat32"):
+        train(model, some_digits, look, Train(epochs=1, batch=160, device="cpu", precision=precision), 0, {}, Silent())
+    assert seen == ["highest", "high"]
+    assert torch.get_float32_matmul_precision() == before

@@ -70,6 +70,18 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, so
     assert caught.value.exit_code == 3
 
 
+def test_a_loss_that_is_no_number_stops_within_ten_steps(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    steps: list[float] = []
+
+    def broken(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        steps.append(float("nan") if len(steps) == 2 else 1.0)
+        return {"loss": logits.sum() * steps[-1]}
+
+    with pytest.raises(StageError, match="step 3 of 20: the loss is nan"):
+        train(tiny_graph.module, some_digits, broken, Train(epochs=4, batch=32), 0, {}, Silent())
+    assert len(steps) == 10
+
+
 def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
     seen: list[int] = []
 
@@ -97,6 +109,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
 ) -> None:
     """Kept at the end of an epoch of five steps, and within it once the last state is old."""
     monkeypatch.setattr(checkpoint, "EVERY_S", every_s)
+    monkeypatch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
     mask = torch.rand(tiny_graph.parameters()["head.weight"].shape) < 0.5
     tiny_graph.masks["head.weight"] = mask
     config = Train(epochs=4, batch=32, lr=1e-3, augment=augment)

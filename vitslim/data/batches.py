@@ -22,7 +22,7 @@ class Batches:
     """The image at a position."""
     labels: tuple[int, ...]
     """Of the whole dataset."""
-    normalise: Callable[[Sequence[Pixels], torch.device], torch.Tensor]
+    normalise: Callable[[Pixels], torch.Tensor]
     workers: int
     """Threads that decode; 0 decodes in the calling thread."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are values
@@ -40,9 +40,13 @@ class Batches:
         return replace(self, device=device)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for positions, pixels in zip(self.positions, self._decoded(), strict=True):
+        for positions, pixels in zip(self.positions, self.decoded(), strict=True):
             labels = torch.tensor([self.labels[position] for position in positions])
-            yield self.normalise(pixels, self.device), labels.to(self.device)
+            yield self.normalise(pixels), labels.to(self.device, non_blocking=True)
+
+    def decoded(self) -> Iterator[Pixels]:
+        """Each batch as it was decoded: (b, C, H, W) on the device."""
+        return (torch.stack(list(pixels)).to(self.device, non_blocking=True) for pixels in self._decoded())
 
     def _decoded(self) -> Iterator[Sequence[Pixels]]:
         if self.workers == 0:

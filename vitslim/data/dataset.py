@@ -11,7 +11,11 @@ import numpy as np
 import torch
 
 from vitslim.data.batches import Batches, split_positions
-from vitslim.data.source import Pixels, Source
+from vitslim.data.held import HeldImages
+from vitslim.data.source import KEPT_BYTES_MAX, Pixels, Source
+
+HELD_BATCH = 64
+"""Images that travel to a device at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Dataset:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        return self.source.normalise([self.pixels(position)], torch.device("cpu"))[0], self.labels[position]
+        return self.source.normalise(self.pixels(position)[None])[0], self.labels[position]
 
     @cached_property
     def digest(self) -> str:
@@ -59,6 +63,14 @@ class Dataset:
     def varied(self, seed: int) -> Dataset:
         """The same images under a small random variation; equal seeds give equal images."""
         return replace(self, variation=seed)
+
+    def held(self, device: torch.device) -> Dataset:
+        """The same images, decoded now and held on a device; this set itself where they need too much memory."""
+        if not len(self) or len(self) * self.pixels(0).nbytes > KEPT_BYTES_MAX:
+            return self
+        pixels = torch.cat(list(self.batches(HELD_BATCH).on(device).decoded()))
+        place = {index: position for position, index in enumerate(self.indices)}
+        return replace(self, source=HeldImages(self.source, pixels, place))
 
     def subset(self, positions: Sequence[int], split: str | None = None) -> Dataset:
         """Only these positions, in this order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +47,11 @@ class DigitImages:
         if variation is not None:
             grid = functional.affine_grid(_affine(variation), list(image.shape), align_corners=False)
             image = functional.grid_sample(image, grid, align_corners=False)
-        pixels: Pixels = image[0].expand(self.channels, -1, -1).numpy()
-        return pixels
+        return image[0].expand(self.channels, -1, -1)
 
-    def normalise(self, pixels: Sequence[Pixels], device: torch.device) -> torch.Tensor:
-        """Stack to (n, C, H, W) and normalise by the fixed mean and standard deviation of the digits."""
-        return (torch.from_numpy(np.stack(pixels)).to(device) - MEAN) / STD
+    def normalise(self, pixels: Pixels) -> torch.Tensor:
+        """By the fixed mean and standard deviation of the digits."""
+        return (pixels - MEAN) / STD
 
 
 def _affine(variation: tuple[int, ...]) -> torch.Tensor:

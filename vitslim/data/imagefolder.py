@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,11 @@ from timm.data.transforms_factory import create_transform
 from vitslim.data.classes import ClassMap, labels_of, map_classes
 from vitslim.data.dataset import Dataset
 from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
-from vitslim.data.source import Pixels
+from vitslim.data.source import KEPT_BYTES_MAX, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 
-KEPT_BYTES_MAX = 1_000_000_000
-"""Decoded pixels that one folder keeps in memory: 6,600 images of 224 px. Every stage evaluates the same images."""
+WORKERS_MAX = 16
 MODES = {1: "L", 3: "RGB"}
 MIN_CROP_AREA = 0.7
 MAX_CROP_ASPECT = 4 / 3
@@ -36,7 +36,7 @@ class FileImages:
     transform: Callable[[Image.Image], torch.Tensor] = field(repr=False)
     """timm's evaluation transform up to the normalisation: uint8 (C, H, W)."""
     kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
-    workers: int = 2
+    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
 
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
         """One image, uint8 (C, H, W); varied by a crop of at least 70 % of its area, and by a flip."""
@@ -47,16 +47,17 @@ class FileImages:
         if variation is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
             return _varied(image, (width, height), resample, np.random.default_rng(variation))
-        pixels: Pixels = self.transform(image).numpy()
+        pixels = self.transform(image)
         if len(self.kept) < KEPT_BYTES_MAX // pixels.nbytes:
             self.kept[index] = pixels
         return pixels
 
-    def normalise(self, pixels: Sequence[Pixels], device: torch.device) -> torch.Tensor:
-        """Stack to float32 (n, C, H, W) and normalise: operation by operation what timm's transform does."""
-        images = torch.from_numpy(np.stack(pixels)).to(device).to(torch.float32).div_(255)
+    def normalise(self, pixels: Pixels) -> torch.Tensor:
+        """To float32 and normalised: operation by operation what timm's transform does."""
+        images = pixels.to(torch.float32).div_(255)
         mean, std = (
-            torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std)
+            torch.tensor(v).view(-1, 1, 1).to(pixels.device, non_blocking=True)
+            for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         return images.sub_(mean).div_(std)
 
@@ -111,5 +112,5 @@ def _varied(
     varied = image.resize(size, resample, box=(left, top, left + width, top + height))
     if generator.random() < 0.5:
         varied = varied.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = np.asarray(varied)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    pixels = torch.from_numpy(np.array(varied))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

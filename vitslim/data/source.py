@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from numpy.typing import NDArray
 
-Pixels = NDArray[Any]
-"""One decoded image (C, H, W) at the model's size, before normalisation; uint8 for files, float32 for digits."""
+Pixels = torch.Tensor
+"""Decoded images (C, H, W) or (n, C, H, W) at the model's size, before normalisation; uint8 for files, float32 for
+digits."""
+
+KEPT_BYTES_MAX = 1_000_000_000
+"""Decoded pixels of one set that are kept in memory: 6,600 images of 224 px. Every stage evaluates the same images."""
 
 
 class Source(Protocol):
@@ -24,6 +26,6 @@ class Source(Protocol):
         """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
         ...
 
-    def normalise(self, pixels: Sequence[Pixels], device: torch.device) -> torch.Tensor:
-        """Stack decoded images to float32 (n, C, H, W) on a device and normalise them."""
+    def normalise(self, pixels: Pixels) -> torch.Tensor:
+        """Decoded images (n, C, H, W) on any device to float32, normalised."""
         ...

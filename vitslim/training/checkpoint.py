@@ -20,6 +20,8 @@ MOMENTS = (STEP, "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a weight."""
 EVERY_S = 60.0
 """Between two states within an epoch."""
+WRITING_SHARE = 0.05
+"""Of the time, at most, that goes into writing: where an epoch takes a second, not every one is kept."""
 
 History = dict[str, list[float]]
 """Recorded scalars by name, one value a step."""
@@ -34,7 +36,7 @@ class Checkpoint:
         """None as the folder keeps nothing and finds nothing."""
         self.path = folder / STATE_FILE if folder is not None else None
         self.parameters, self.optimiser = parameters, optimiser
-        self.saved_at = time.monotonic()
+        self.saved_at, self.writing_s = time.monotonic(), 0.0
 
     def load(self) -> History:
         """Bring weights and optimiser to the kept state, and give its history; empty where nothing was kept.
@@ -55,10 +57,11 @@ class Checkpoint:
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the kept training state '{self.path}' is damaged", "run again with --fresh") from error
 
-    def save(self, history: Mapping[str, Sequence[float]], *, due: bool) -> None:
-        """Write the state if it is due, or if the last one is `EVERY_S` old. Raises InputError where it cannot."""
-        if self.path is None or not (due or time.monotonic() - self.saved_at > EVERY_S):
+    def save(self, history: Mapping[str, Sequence[float]]) -> None:
+        """Write the state, where there is a folder. Raises InputError where it cannot be written."""
+        if self.path is None:
             return
+        began = time.monotonic()
         state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
         for name, weight in self.parameters.items():
             state[f"weight:{name}"] = weight.detach().contiguous()
@@ -67,6 +70,12 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()
+        self.writing_s = self.saved_at - began
+
+    def wants(self, *, due: bool) -> bool:
+        """Whether it is time to write a state: one is due and costs little, or the last one is `EVERY_S` old."""
+        age_s = time.monotonic() - self.saved_at
+        return self.path is not None and ((due and age_s * WRITING_SHARE >= self.writing_s) or age_s > EVERY_S)
 
 
 def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

@@ -43,7 +43,16 @@ def device_name(device: torch.device) -> str:
 
 
 def arithmetic(config: Train, device: torch.device) -> AbstractContextManager[object]:
-    """Within it matrix products have the precision that a recipe asks for; weights are float32 always."""
-    if config.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    """Within it models compute with the precision that a recipe asks for; weights are float32 always."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def products(config: Train) -> Iterator[None]:
+    """Within it, gradients included, a GPU multiplies float32 as a recipe asks for: exactly, or by its tensor cores."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.precision == "tfloat32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -38,6 +38,10 @@ class LabelledImages(Protocol):
         """Batches of `batch` images, in order, or shuffled by a seed."""
         ...
 
+    def held(self, device: torch.device) -> LabelledImages:
+        """The same images, decoded and held on a device where they fit."""
+        ...
+
     def varied(self, seed: int) -> LabelledImages:
         """The same images under a small random variation."""
         ...

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
-from vitslim.training.device import arithmetic, find_device, placed
+from vitslim.training.device import arithmetic, find_device, placed, products
 from vitslim.training.images import LabelledImages
+from vitslim.training.record import LOSS, Record
 from vitslim.training.variation import mixed, strongly_varied
 
 STEP_RATE = 10.0
@@ -34,7 +34,6 @@ class Batch(NamedTuple):
     """int64 (b,): positions in the dataset, so that an objective can look up what it stored per image."""
 
 
-LOSS = "loss"
 Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
 """From what the student gives on a batch (logits (b, classes), and features where it is tapped) to scalars by name:
 `loss` is minimised, the others are only recorded."""
@@ -66,7 +65,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     device.
     """
     device = find_device(config)
-    with placed(student, device):
+    with placed(student, device), products(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
         optimiser = make_optimiser(parameters, config)
@@ -76,6 +75,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
         if done:
             progress.say(f"{label} goes on after step {done} of {steps}")
+        record, learn = Record(history, steps), _learner(student, objective, config)
         student.train()
         batches = progress.track(_batches(dataset, config, seed, done, device), label, total=steps - done)
         for step, batch in enumerate(batches, start=done):
@@ -83,22 +83,29 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             torch.manual_seed(seed + step)
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
-            losses = _losses(student, objective, batch, config)
-            _require_finite(losses[LOSS], step, steps)
+            with arithmetic(config, device):
+                losses = learn(_varied(batch, config))
             _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
-            for name, value in losses.items():
-                history.setdefault(name, []).append(value.item())
-            if step + 1 < steps:
-                checkpoint.save(history, due=(step + 1) % per_epoch == 0)
+            record.add(losses)
+            if step + 1 < steps and checkpoint.wants(due=(step + 1) % per_epoch == 0):
+                checkpoint.save(record.read())
         student.eval()
+        history = record.read()
+    torch.compiler.reset()  # or what was compiled would count against later stages, and keep their memory
     return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
 
 
-def _losses(student: nn.Module, objective: Objective, batch: Batch, config: Train) -> Mapping[str, torch.Tensor]:
+def _learner(student: nn.Module, objective: Objective, config: Train) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
+    def learn(batch: Batch) -> Mapping[str, torch.Tensor]:
+        return objective(student(batch.images), batch)
+
+    # Shapes are constants: a smaller last batch is compiled once more, and the others are not slower for it.
+    return torch.compile(learn, dynamic=False) if config.compile else learn
+
+
+def _varied(batch: Batch, config: Train) -> Batch:
     images = strongly_varied(batch.images) if config.augment == "strong" else batch.images
-    seen = batch._replace(images=mixed(images) if config.mix else images)
-    with arithmetic(config, images.device):
-        return objective(student(seen.images), seen)
+    return batch._replace(images=mixed(images) if config.mix else images)
 
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:
@@ -138,21 +145,14 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
 def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
     """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
     variation."""
+    dataset = dataset.held(device) if device.type != "cpu" and config.augment != "light" else dataset
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
         part = dataset.varied(epoch_seed) if config.augment == "light" else dataset
         whole = part.batches(config.batch, shuffle_seed=epoch_seed)
         loader = whole.after(done - epoch * len(whole)).on(device)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
-            yield Batch(images, labels, torch.tensor(positions, device=device))
-
-
-def _require_finite(loss: torch.Tensor, step: int, steps: int) -> None:
-    if not torch.isfinite(loss):
-        raise StageError(
-            f"training stopped at step {step + 1} of {steps}: the loss is {loss.item()}",
-            hint="lower train.lr, or raise train.warmup",
-        )
+            yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True))
 
 
 def _update(

@@ -21,7 +21,7 @@ def mixed(images: Tensor) -> Tensor:
     float (b, C, H, W) before and after. In distillation more such mixtures keep helping, where the teacher sees the
     same (Beyer et al., "A good teacher is patient and consistent", 2022).
     """
-    share = _uniform(len(images), 0, 1).view(-1, 1, 1, 1).to(images)
+    share = _beside(images, _uniform(len(images), 0, 1).view(-1, 1, 1, 1))
     return share * images + (1 - share) * images.roll(1, 0)
 
 
@@ -42,18 +42,23 @@ def _crops(images: Tensor) -> Tensor:
     flip = torch.randint(0, 2, (count,)) * 2 - 1
     zero = torch.zeros(count)
     rows = torch.stack([flip * width, zero, left, zero, height, top], dim=1).view(count, 2, 3)
-    return functional.affine_grid(rows.to(images), list(images.shape), align_corners=False)
+    return functional.affine_grid(_beside(images, rows), list(images.shape), align_corners=False)
 
 
 def _recoloured(images: Tensor) -> Tensor:
     """Another saturation, contrast and brightness for each image."""
     count = len(images)
-    changes = _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1).to(images)
+    changes = _beside(images, _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1))
     saturation, contrast, brightness = 1 + changes[0], 1 + changes[1], changes[2]
     grey = images.mean(dim=1, keepdim=True)
     saturated = grey + saturation * (images - grey)
     middle = saturated.mean(dim=(1, 2, 3), keepdim=True)
     return middle + contrast * (saturated - middle) + brightness
+
+
+def _beside(images: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers from the CPU on the device of the images, which goes on computing meanwhile."""
+    return numbers.to(images.device, images.dtype, non_blocking=True)
 
 
 def _uniform(count: int, low: float, high: float) -> Tensor:

@@ -6,16 +6,13 @@ the quantiser of its weight leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn import functional
 
-from vitslim.backends.measured.cuda_gemms import ROWS_MULTIPLE
+from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
 from vitslim.graph.edits import Mask
 from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
@@ -25,56 +22,8 @@ from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
-MULTIPLE = 8
-"""Inputs and outputs are filled up to a multiple of this, which `torch._int_mm` asks for."""
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
 """Outputs and inputs of a 2:4 weight must be multiples of these (torch/sparse/semi_structured.py)."""
-UNSIGNED_SHIFT = 128
-"""What unsigned codes lose to become signed ones."""
-
-
-class Int8Linear(nn.Module):
-    """A linear layer in integers: quantise, multiply, scale, add the bias, in which zero points are folded."""
-
-    codes: Tensor
-    step: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(
-        self, codes: Tensor, scale: Tensor, step: Tensor, zero_point: int, limits: tuple[int, int], bias: Tensor | None
-    ) -> None:
-        """codes: int8 (out, in), of step sizes `scale`, float (out,). step (), zero_point and limits: of the input."""
-        super().__init__()
-        shift = UNSIGNED_SHIFT if limits[0] >= 0 else 0
-        self.limits, self.zero_point = (limits[0] - shift, limits[1] - shift), zero_point - shift
-        self.outputs, self.filling = len(codes), (-codes.shape[1] % MULTIPLE, -len(codes) % MULTIPLE)
-        codes = functional.pad(codes, (0, self.filling[0], 0, self.filling[1]))
-        product = functional.pad(scale.float() * step.float(), (0, self.filling[1]))
-        sums = codes.sum(dim=1, dtype=torch.float32)
-        plain = functional.pad(bias.float(), (0, self.filling[1])) if bias is not None else torch.zeros_like(sums)
-        for name, tensor in (("codes", codes), ("step", step.float()), ("scale", product),
-                             ("bias", plain - self.zero_point * sums * product)):  # fmt: skip
-            self.register_buffer(name, tensor)
-        self.multiply: Callable[[Tensor], Tensor] = self._dense
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the type of x."""
-        rows = x.flatten(end_dim=-2)
-        codes = (rows.float() / self.step).round_().add_(self.zero_point).clamp_(*self.limits).to(torch.int8)
-        filled = functional.pad(codes, (0, self.filling[0], 0, -len(codes) % ROWS_MULTIPLE))
-        result: Tensor = self.multiply(filled)[: len(codes)] + self.bias
-        return result[:, : self.outputs].to(x.dtype).reshape(*x.shape[:-1], -1)
-
-    def pack(self) -> None:
-        """Multiply by the 2:4 weight in the form of cuSPARSELt from now on. Needs a GPU, and the layer on it."""
-        packed = torch._cslt_compress(self.codes)
-        self.multiply = lambda codes: torch._cslt_sparse_mm(
-            packed, codes.contiguous().t(), alpha=self.scale, out_dtype=torch.float16
-        ).t()
-
-    def _dense(self, codes: Tensor) -> Tensor:
-        return torch._int_mm(codes, self.codes.t()) * self.scale
 
 
 def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]:
@@ -85,19 +34,20 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
     module, kernels = graph.copy().module, dict[str, str]()
     on_gpu = device.startswith("cuda")
     sparse = {n for e in graph.edits if isinstance(e, Mask) and e.pattern == TWO_FOUR for n in e.parameters}
-    packing: list[Callable[[], None]] = []
+    packing = []
     for name, nodes in layer_nodes(module).items():
         for node in nodes:
-            layer = _int8(module, node, name)
+            layer: Int8Linear | TwoFourLinear | None = _int8(module, node, name)
             kind = torch.float16 if layer is None else torch.int8
             two_four = on_gpu and name in sparse and _fits(node, tensor_of(module, name), kind)
             kernels[name] = ("float" if layer is None else "int8") + (" 2:4" if two_four else "")
             if layer is None:
                 _in_float(module, node, name)
-            else:
+                layer = _two_four(module, node, name) if two_four else None
+            if layer is not None:
                 _put(module, node, layer)
-            if two_four:
-                packing.append(layer.pack if layer is not None else partial(_pack, module, name))
+            if two_four and layer is not None:
+                packing.append(layer.pack)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -125,12 +75,19 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
     )
 
 
-def _put(module: GraphModule, node: Node, layer: Int8Linear) -> None:
-    """The integer layer in place of a node, on what the quantiser of its input reads."""
-    name = f"vitslim_int8_{node.name}"
+def _two_four(module: GraphModule, node: Node, name: str) -> TwoFourLinear:
+    bias = argument(node, 2)
+    weight = tensor_of(module, name).detach()
+    return TwoFourLinear(weight, tensors_of(module)[bias.target].detach() if bias is not None else None)
+
+
+def _put(module: GraphModule, node: Node, layer: nn.Module) -> None:
+    """The layer in place of a node; one in integers reads what the quantiser of its input reads."""
+    name = f"vitslim_{node.name}"
     module.add_submodule(name, layer)
+    x = _operands(node)[0]
     with module.graph.inserting_before(node):
-        new = module.graph.call_module(name, (_operands(_operands(node)[0])[0],))
+        new = module.graph.call_module(name, (_operands(x)[0] if isinstance(layer, Int8Linear) else x,))
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
 
@@ -154,13 +111,6 @@ def _operands(node: Node) -> tuple[Any, ...]:
 def _fits(node: Node, weight: Tensor, kind: torch.dtype) -> bool:
     rows, columns = SPARSE_TILES[kind]
     return is_op(node, aten.linear.default) and weight.shape[0] % rows == 0 and weight.shape[1] % columns == 0
-
-
-def _pack(module: GraphModule, name: str) -> None:
-    """A 2:4 float weight in the form of cuSPARSELt, which `linear` multiplies by. Needs a GPU."""
-    owner, _, leaf = name.rpartition(".")
-    packed = torch.sparse.to_sparse_semi_structured(tensor_of(module, name).detach())
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(packed, requires_grad=False))
 
 
 def _move(module: GraphModule, device: str, kind: torch.dtype) -> None:
