@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitslim.data import Dataset
-from vitslim.errors import BackendUnavailableError
+from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.teaching import Train
@@ -153,6 +153,15 @@ def test_compiled_training_ends_with_the_same_losses(some_digits: Dataset) -> No
         for on in (False, True)
     )
     assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_without_a_compiler_a_recipe_is_told_so(some_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(some_digits[0][0].numel(), 10))
+    with pytest.raises(StageError, match=r"cannot be compiled here: .*compiler") as caught:
+        train(model, some_digits, labels_only, Train(batch=50, device="cpu", compile=True), 0, {}, Silent())
+    assert "train.compile" in caught.value.hint
 
 
 def test_tensor_cores_multiply_float32_only_where_a_recipe_says_so(some_digits: Dataset) -> None:

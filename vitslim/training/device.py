@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
-from vitslim.errors import BackendUnavailableError
+from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
 from vitslim.recipe.teaching import Train
 
@@ -35,6 +36,22 @@ def placed(student: nn.Module, device: torch.device) -> Iterator[None]:
             yield
         finally:
             move(student, torch.device("cpu"))
+
+
+@contextmanager
+def compilation(config: Train) -> Iterator[None]:
+    """Within it what a recipe wants compiled may be; afterwards it is forgotten, or later stages would find no room.
+
+    Raises StageError where PyTorch cannot compile, such as without a compiler.
+    """
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]
+        raise StageError(f"this training cannot be compiled here: {reason}", "set train.compile to false") from error
+    finally:
+        if config.compile:
+            torch.compiler.reset()
 
 
 def device_name(device: torch.device) -> str:

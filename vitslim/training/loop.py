@@ -14,7 +14,7 @@ from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
-from vitslim.training.device import arithmetic, find_device, placed, products
+from vitslim.training.device import arithmetic, compilation, find_device, placed, products
 from vitslim.training.images import LabelledImages
 from vitslim.training.record import LOSS, Record
 from vitslim.training.variation import mixed, strongly_varied
@@ -62,10 +62,10 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     and the mean of every other recorded scalar over the last epoch. Equal seeds give equal weights. Raises StageError
     when the loss is no finite number, InputError for a kept state that is damaged, BackendUnavailableError without the
-    device.
+    device, StageError where PyTorch cannot compile.
     """
     device = find_device(config)
-    with placed(student, device), products(config):
+    with placed(student, device), products(config), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
         optimiser = make_optimiser(parameters, config)
@@ -91,7 +91,6 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
                 checkpoint.save(record.read())
         student.eval()
         history = record.read()
-    torch.compiler.reset()  # or what was compiled would count against later stages, and keep their memory
     return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
 
 
