@@ -20,7 +20,7 @@ from vitslim.graph.insert_fake_quant import (
     weight_scale_name,
 )
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.ops.fake_quant import fake_quant, integer_range
+from vitslim.graph.ops.fake_quant import fake_quant, integer_range, weight_range
 
 VALUES = arrays.arrays("float32", (3, 5), elements=st.floats(-100, 100, width=32))
 SCALES = st.floats(2**-10, 4, width=32)
@@ -84,7 +84,8 @@ def test_operator_keeps_the_rules_of_torch() -> None:
 def test_weights_take_the_narrow_range_inputs_the_full_one() -> None:
     assert integer_range(8, narrow=True) == (-127, 127)
     assert integer_range(8, narrow=False) == (-128, 127)
-    assert integer_range(4, narrow=True) == (-7, 7)
+    assert weight_range(4, block=0) == (-7, 7)
+    assert weight_range(4, block=32) == (-8, 7)
 
 
 def test_insertion_adds_scales_as_parameters_and_one_edit(tiny_graph: ModelGraph) -> None:

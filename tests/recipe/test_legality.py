@@ -243,6 +243,8 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
         ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
         ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),
+        ({"method": "qat", "block": 32, "bits": 4}, "portable", "block", "no runtime multiplies"),
+        ({"method": "qat", "inputs": "float", "input_bits": 4}, "portable", "input_bits", "has no use for"),
     ],
 )
 def test_keys_of_quantisation_that_contradict_each_other(
@@ -255,7 +257,12 @@ def test_keys_of_quantisation_that_contradict_each_other(
 
 @pytest.mark.parametrize(
     ("keys", "profile"),
-    [({"inputs": "float", "bits": 4, "block": 32}, "portable"), ({"inputs": "dynamic"}, "ort-cpu"), ({}, "auto")],
+    [
+        ({"inputs": "float", "bits": 4, "block": 32}, "portable"),
+        ({"inputs": "dynamic"}, "ort-cpu"),
+        ({}, "auto"),
+        ({"method": "qat", "inputs": "float", "bits": 4, "block": 32}, "portable"),
+    ],
 )
 def test_keys_of_quantisation_that_fit(keys: dict[str, Any], profile: str) -> None:
     assert _check({"quantize": {"method": "ptq", **keys}}, {"export": {"profile": profile}})[0] == {}

@@ -151,6 +151,23 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     assert OnnxFile(path)(torch.randn(3, *tiny_graph.source.image)).shape == (3, 10)
 
 
+def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph, context: StageContext) -> None:
+    there = replace(context, result=_results({"previous": StageResult(tiny_graph)}))
+    config = Qat(method="qat", bits=4, block=32, inputs="float", skip=("head",), loss=FEATURES, train=QUICK)
+    stage = QatStage(config)
+    result = stage.apply(tiny_graph, there)
+    assert stage.ensures(tiny_graph, result.graph) == []
+    assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+    name = "vitslim.q.blocks.0.attn.qkv.weight_scale"
+    before, after = stage.placing.apply(tiny_graph, there).graph.parameters()[name], result.graph.parameters()[name]
+    assert after.shape == (192, 2)
+    assert (after != before).float().mean() > 0.9
+    assert result.metrics["loss_last"] < result.metrics["loss_first"]
+    path = context.workdir / "model.onnx"
+    export_onnx(result.graph, path)
+    check_stored_weights(path, result.graph)
+
+
 def test_training_starts_from_the_rounding_that_a_recipe_names(tiny_graph: ModelGraph, context: StageContext) -> None:
     found = {}
     for rounding in ("gptq", "nearest"):

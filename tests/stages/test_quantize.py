@@ -48,26 +48,26 @@ def test_minmax_scale_reaches_the_peak() -> None:
 
 def test_mse_scale_of_exact_codes_is_their_step() -> None:
     codes = torch.arange(128.0)[None]
-    assert mse_scale(codes * 0.25, 127).item() == 0.25
+    assert mse_scale(codes * 0.25, (-127, 127)).item() == 0.25
 
 
 def test_mse_scale_clips_when_one_outlier_costs_less_than_everyone_else() -> None:
     values = torch.cat([torch.full((4000,), 1.0), torch.full((4000,), 0.5), torch.tensor([2.0])])[None]
-    scale = mse_scale(values, 3)
+    scale = mse_scale(values, (-3, 3))
     assert scale.item() < 2.0 / 3
     assert squared_error(values, scale[0], 3) < squared_error(values, torch.tensor(2.0 / 3), 3)
 
 
 def test_mse_scale_keeps_an_outlier_that_matters() -> None:
     values = torch.cat([torch.linspace(0, 1, 1000), torch.tensor([20.0])])[None]
-    assert mse_scale(values, 127).item() == pytest.approx(20 / 127, rel=0.1)
+    assert mse_scale(values, (-127, 127)).item() == pytest.approx(20 / 127, rel=0.1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(arrays.arrays("float32", (2, 40), elements=st.floats(0, 50, width=32)), st.sampled_from([7, 127]))
 def test_mse_scale_is_never_worse_than_minmax(magnitudes: object, top: int) -> None:
     values = torch.as_tensor(magnitudes)
-    best, widest = mse_scale(values, top), minmax_scale(values.amax(1), top)
+    best, widest = mse_scale(values, (-top, top)), minmax_scale(values.amax(1), top)
     assert (best > 0).all() and best.isfinite().all()
     for row in range(2):
         assert squared_error(values[row], best[row], top) <= squared_error(values[row], widest[row], top) * (1 + 1e-5)
@@ -83,7 +83,7 @@ def test_histogram_in_batches_finds_the_range_of_all_values_at_once() -> None:
     assert histogram.counts.sum() == len(values)
     peak = values.abs().max().item()
     assert histogram.find_range(8, "minmax", symmetric=True) == Range(pytest.approx(peak / 127), None)
-    exact = mse_scale(values.abs()[None], 7)[0]
+    exact = mse_scale(values.abs()[None], (-7, 7))[0]
     found = torch.tensor(histogram.find_range(4, "mse", symmetric=True).scale)
     assert squared_error(values, found, 7) <= 1.02 * squared_error(values, exact, 7)
 
@@ -133,22 +133,24 @@ def test_a_divergence_is_zero_where_every_value_has_its_code() -> None:
 
 def test_weight_scales_are_per_output_channel_or_block() -> None:
     weight = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -8.0), torch.zeros(3, 4, 4)])
-    scale = weight_scale(weight, 127)
+    scale = weight_scale(weight, (-127, 127))
     assert scale.shape == (3,)
     restored = fake_quant(weight, scale, 0, 0, -127, 127, 0)
     torch.testing.assert_close(restored, weight, rtol=0.01, atol=0)
-    blocks = weight_scale(torch.tensor([[1.0, 7.0, 0.1, 0.7]]), 7, block=2)
+    blocks = weight_scale(torch.tensor([[1.0, 7.0, 0.1, 0.7]]), (-8, 7), block=2)
     torch.testing.assert_close(blocks, torch.tensor([[1.0, 0.1]]))
+    exact = weight_scale(torch.tensor([[-8.0, 7.0, -4.0, 3.5]]), (-8, 7), block=2)
+    torch.testing.assert_close(exact, torch.tensor([[1.0, 0.5]]), rtol=0.02, atol=0)
 
 
 def test_pairs_of_products_fit_16_bits() -> None:
     weight = torch.randn(8, 31, generator=torch.Generator().manual_seed(0))
-    scale = pair_safe_scale(weight, weight_scale(weight, 127))
+    scale = pair_safe_scale(weight, weight_scale(weight, (-127, 127)))
     codes = (weight / scale[:, None]).round()
     pairs = torch.nn.functional.pad(codes, (0, 1)).reshape(8, -1, 2)
     assert (255 * pairs.clamp(min=0).sum(2) <= 32767).all()
     assert (255 * pairs.clamp(max=0).sum(2) >= -32768).all()
-    assert (scale >= weight_scale(weight, 127)).all()
+    assert (scale >= weight_scale(weight, (-127, 127))).all()
     alone = torch.tensor([[127.0, 0.0, -127.0, 100.0]])
     torch.testing.assert_close(pair_safe_scale(alone, torch.tensor([1.0])), torch.tensor([1.0]))
 

@@ -16,9 +16,9 @@ def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> 
     x = torch.randn(400, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
     weight = torch.randn(10, 24, generator=generator)
     weight[:, ::3] = 0
-    scale = weight_scale(weight, 7)
+    scale = weight_scale(weight, (-7, 7))
     nearest = fake_quant(weight, scale, 0, 0, -7, 7, 0)
-    found = gptq(weight, scale, x.T @ x, 7)
+    found = gptq(weight, scale, x.T @ x, (-7, 7))
     error, plain = ((x @ (w - weight).T).square().sum().item() for w in (found, nearest))
     assert error < 0.7 * plain
     assert (found[:, ::3] == 0).all()
@@ -31,16 +31,16 @@ def test_refined_codes_and_scales_are_nearer_than_those_of_gptq(block: int) -> N
     x = torch.randn(400, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
     weight = torch.randn(10, 24, generator=generator)
     weight[:, ::3], weight[4] = 0, 0
-    scale = weight_scale(weight, 7, block)
-    values = gptq(weight, scale, x.T @ x, 7, block)
-    found, scales = refine(weight, values, scale, x.T @ x, 7, block)
+    scale = weight_scale(weight, (-7, 7), block)
+    values = gptq(weight, scale, x.T @ x, (-7, 7), block)
+    found, scales = refine(weight, values, scale, x.T @ x, (-7, 7), block)
     before, after = ((x @ (w - weight).T).square().sum(dim=0) for w in (values, found))
     assert after.sum() < 0.95 * before.sum()
     assert (after <= 1.01 * before).all()
     assert (found[:, ::3] == 0).all() and (found[4] == 0).all()
     assert scales.shape == scale.shape and (scales > 0).all() and not torch.equal(scales, scale)
     torch.testing.assert_close(fake_quant(found, scales, 0, int(block > 0), -7, 7, block), found)
-    again, same = refine(weight, found, scales, x.T @ x, 7, block)
+    again, same = refine(weight, found, scales, x.T @ x, (-7, 7), block)
     assert (x @ (again - weight).T).square().sum() <= 1.001 * after.sum() and (same / scales - 1).abs().max() < 0.2
 
 
@@ -56,5 +56,5 @@ def test_inputs_that_matter_more_weigh_more() -> None:
 
 def test_gptq_of_independent_inputs_is_rounding() -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    scale = weight_scale(weight, 7)
-    torch.testing.assert_close(gptq(weight, scale, torch.eye(8), 7), fake_quant(weight, scale, 0, 0, -7, 7, 0))
+    scale = weight_scale(weight, (-7, 7))
+    torch.testing.assert_close(gptq(weight, scale, torch.eye(8), (-7, 7)), fake_quant(weight, scale, 0, 0, -7, 7, 0))

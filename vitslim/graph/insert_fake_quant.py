@@ -15,7 +15,7 @@ from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import input_range, integer_range
+from vitslim.graph.ops.fake_quant import input_range, weight_range
 from vitslim.units import FLOAT_BITS
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
@@ -136,9 +136,9 @@ def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
-        weight_range = integer_range(site.weight_bits, narrow=True)
+        limits = weight_range(site.weight_bits, site.block)
         axis = _REDUCTION_AXIS if site.block else _OUTPUT_AXIS
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *weight_range, site.block))
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, site.block))
     for node in nodes:
         with graph.inserting_before(node):
             node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])

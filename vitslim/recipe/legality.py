@@ -22,7 +22,6 @@ from vitslim.recipe.stages import (
     Etps,
     Export,
     Layers,
-    Ptq,
     Qat,
     TwoFour,
     Unstructured,
@@ -36,7 +35,7 @@ UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalizatio
 """Importance to the keys of depgraph that it does not look at."""
 
 UNUSED_BESIDE_INPUTS = {"float": ("input_bits", "calibrate", "float_inputs"), "dynamic": ("input_bits", "calibrate")}
-"""Form of quantised inputs to the keys of ptq that it does not look at."""
+"""Form of quantised inputs to the keys of quantisation that it does not look at."""
 
 STRUCTURAL = (DepGraph, Layers)
 """Stages after which there are fewer weights."""
@@ -236,13 +235,14 @@ def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     """Keys of quantisation that have no meaning beside `inputs`, and inputs that a portable file cannot hold."""
     portable = any(isinstance(config, Export) and config.profile == "portable" for config in stages)
     for position, config in enumerate(stages):
-        if not isinstance(config, Ptq):
+        if not isinstance(config, QUANTISE):
             continue
         if config.block and config.inputs != "float":
             message = f"weights in blocks beside {config.inputs} inputs: no runtime multiplies them as integers"
             yield Problem(_where(position, config, "block"), message, "add `inputs: float`, or leave block out")
+        fields = type(config).model_fields
         for key in UNUSED_BESIDE_INPUTS.get(config.inputs, ()):
-            if getattr(config, key) != Ptq.model_fields[key].default:
+            if key in fields and getattr(config, key) != fields[key].default:
                 message = f"`inputs: {config.inputs}` has no use for {key}"
                 yield Problem(_where(position, config, key), message, "leave it out")
         if config.inputs == "dynamic" and portable:

@@ -124,19 +124,25 @@ class Distill(Taught):
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 
-class Ptq(StageConfig):
+class Quantised(StageConfig):
+    """Keys that all ways of quantising share."""
+
+    bits: Bits = Field(8, description="of weights")
+    input_bits: Bits = Field(8, description="of the inputs of layers")
+    block: Literal[0, 16, 32, 64, 128] = Field(
+        0, description="weights of an output channel that share a scale; 0: all of them. Needs `inputs: float`"
+    )
+    skip: tuple[str, ...] = Field((), description="layers that stay in float")
+
+
+class Ptq(Quantised):
     """Post-training quantisation from calibration images."""
 
     method: Literal["ptq"] = "ptq"
-    bits: Bits = Field(8, description="of weights")
-    input_bits: Bits = Field(8, description="of the inputs of layers")
     inputs: Literal["static", "symmetric", "dynamic", "float"] = Field(
         "static",
         description="static: calibrated, with a zero point where it helps; symmetric: without; dynamic: from each "
         "batch; float: only weights are quantised",
-    )
-    block: Literal[0, 16, 32, 64, 128] = Field(
-        0, description="weights of an output channel that share a scale; 0: all of them. Needs `inputs: float`"
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field("minmax", description="how the range of inputs is chosen")
     equalise: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -151,17 +157,16 @@ class Ptq(StageConfig):
     float_inputs: Annotated[int, Field(ge=0)] = Field(
         0, description="so many inputs, those that harm the outputs most, stay in float"
     )
-    skip: tuple[str, ...] = Field((), description="layers that stay in float")
 
 
-class Qat(Taught):
+class Qat(Quantised, Taught):
     """Quantisation-aware training: the steps of all quantisers are learned with the weights (LSQ, GPUSQ section 5)."""
 
     method: Literal["qat"]
-    bits: Bits = Field(8, description="of weights")
-    input_bits: Bits = Field(8, description="of the inputs of layers")
-    inputs: Literal["symmetric", "static"] = Field(
-        "symmetric", json_schema_extra={ASSUMED: True}, description="static: with a zero point where it helps"
+    inputs: Literal["symmetric", "static", "float"] = Field(
+        "symmetric",
+        json_schema_extra={ASSUMED: True},
+        description="static: with a zero point where it helps; float: only weights are quantised",
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field(
         "mse", json_schema_extra={ASSUMED: True}, description="how the range of inputs is chosen before training"
@@ -170,7 +175,6 @@ class Qat(Taught):
         "gptq", json_schema_extra={ASSUMED: True}, description="where the codes of weights start"
     )
     feature_weight: FeatureWeight | None = Field(None, description="left out: all blocks weigh the same")
-    skip: tuple[str, ...] = Field((), description="layers that stay in float")
     teacher: Teacher = "previous"
 
 

@@ -22,10 +22,16 @@ DYNAMIC_TOP = 255
 def integer_range(bits: int, narrow: bool) -> tuple[int, int]:
     """Smallest and largest code of a signed type: (-127, 127) for 8 narrow bits, (-128, 127) for 8 full ones.
 
-    Weights use the narrow range, symmetric about zero; inputs use the full one, which is what QuantizeLinear clips to.
+    Inputs use the full range, which is what QuantizeLinear clips to.
     """
     top: int = 2 ** (bits - 1) - 1
     return (-top if narrow else -top - 1), top
+
+
+def weight_range(bits: int, block: int) -> tuple[int, int]:
+    """Smallest and largest code of a weight: symmetric about zero, as integer products want it, and the full range for
+    weights in blocks, which are multiplied as floats."""
+    return integer_range(bits, narrow=not block)
 
 
 def input_range(bits: int, zero_point: int | None) -> tuple[int, int]:

@@ -48,30 +48,30 @@ def minmax_scale(peak: Tensor, top: int) -> Tensor:
     return torch.where(peak > 0, (peak / top).clamp(min=MIN_SCALE), torch.ones_like(peak))
 
 
-def mse_scale(magnitudes: Tensor, top: int, candidates: int = CANDIDATES) -> Tensor:
-    """For each row the scale with the least squared error of `clamp(round(v / s), -top, top) * s`.
+def mse_scale(values: Tensor, limits: tuple[int, int], candidates: int = CANDIDATES) -> Tensor:
+    """For each row the scale with the least squared error of `clamp(round(v / s), *limits) * s`.
 
-    magnitudes: float (rows, n), not negative. Returns (rows,). The grid has `candidates` scales, evenly spaced from
-    SMALLEST_CANDIDATE of the min-max scale up to it; of equal errors the larger scale wins. Scales that would cut off
-    values are judged by the whole error, so outliers that matter keep the range wide.
+    values: float (rows, n). limits: smallest and largest code. Returns (rows,). The grid has `candidates` scales,
+    evenly spaced from SMALLEST_CANDIDATE of the min-max scale up to it; of equal errors the larger scale wins. Scales
+    that would cut off values are judged by the whole error, so outliers that matter keep the range wide.
     """
-    widest = minmax_scale(magnitudes.amax(dim=1), top)
+    widest = minmax_scale(values.abs().amax(dim=1), limits[1])
     best_scale, best_error = widest, torch.full_like(widest, torch.inf)
     for fraction in torch.linspace(1.0, SMALLEST_CANDIDATE, candidates).tolist():
         scale = (widest * fraction).clamp(min=MIN_SCALE)
-        codes = torch.round(magnitudes / scale[:, None]).clamp(max=top)
-        error = (codes * scale[:, None] - magnitudes).square().sum(dim=1)
+        codes = torch.round(values / scale[:, None]).clamp(*limits)
+        error = (codes * scale[:, None] - values).square().sum(dim=1)
         better = error < best_error
         best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
     return best_scale
 
 
-def weight_scale(weight: Tensor, top: int, block: int = 0) -> Tensor:
+def weight_scale(weight: Tensor, limits: tuple[int, int], block: int = 0) -> Tensor:
     """The scales of a weight (out, ...) with the least squared error: (out,), or (out, in / block) with a block."""
-    magnitudes = weight.detach().abs().flatten(start_dim=1)
+    values = weight.detach().flatten(start_dim=1)
     if not block:
-        return mse_scale(magnitudes, top)
-    return mse_scale(magnitudes.reshape(-1, block), top).reshape(len(magnitudes), -1)
+        return mse_scale(values, limits)
+    return mse_scale(values.reshape(-1, block), limits).reshape(len(values), -1)
 
 
 def pair_safe_scale(weight: Tensor, scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import input_scale_name, layer_nodes, weight_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.ops.fake_quant import fake_quant, integer_range
+from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
@@ -119,7 +119,7 @@ class Calibration:
         tensor, bits = tensor_of(module, weight), self.config.bits
         fits = self.config.block and tensor.dim() == 2 and tensor.shape[1] % self.config.block == 0
         block = self.config.block if fits else 0
-        scale = weight_scale(tensor, integer_range(bits, narrow=True)[1], block)
+        scale = weight_scale(tensor, weight_range(bits, block), block)
         scales[weight_scale_name(weight)] = scale if block else pair_safe_scale(tensor, scale)
         site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block)
         if self.config.inputs == "float" or reads_image(module, weight):
@@ -147,10 +147,10 @@ class Calibration:
         if gram.total is None:
             return
         tensor, name = tensor_of(module, site.weight), weight_scale_name(site.weight)
-        top, scale = integer_range(site.weight_bits, narrow=True)[1], scales[name]
-        values = gptq(tensor, scale, gram.total, top, site.block)
+        limits, scale = weight_range(site.weight_bits, site.block), scales[name]
+        values = gptq(tensor, scale, gram.total, limits, site.block)
         if site.weight_bits <= REFINED_BITS:
-            values, scales[name] = refine(tensor, values, scale, gram.total, top, site.block)
+            values, scales[name] = refine(tensor, values, scale, gram.total, limits, site.block)
         tensor.copy_(
             values if site.block else limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
         )
@@ -175,7 +175,7 @@ class Calibration:
 def _correct_bias(module: GraphModule, site: FakeQuantSite, scale: Tensor, original: Tensor, shift: MeanShift) -> None:
     """Take off a bias what quantisation adds to the mean output of its layer, inputs being the float ones."""
     mean, moved = shift.means
-    axis, limits = 1 if site.block else 0, integer_range(site.weight_bits, narrow=True)
+    axis, limits = 1 if site.block else 0, weight_range(site.weight_bits, site.block)
     values = fake_quant(tensor_of(module, site.weight), scale, 0, axis, *limits, site.block)
     wrong = values.double() @ (mean + moved) - original.double() @ mean
     tensor_of(module, _biases(module)[site.weight]).sub_(wrong)

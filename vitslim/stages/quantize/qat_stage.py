@@ -27,6 +27,7 @@ class QatStage:
                 bits=config.bits,
                 input_bits=config.input_bits,
                 inputs=config.inputs,
+                block=config.block,
                 calibrate=config.calibrate,
                 rounding=config.rounding,
                 bias_correction=False,

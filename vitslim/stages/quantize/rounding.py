@@ -16,12 +16,12 @@ SWEEPS = 4
 """Most of what coordinate descent gains it has gained by then."""
 
 
-def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], block: int = 0) -> Tensor:
     """Values `codes * scale` of a weight, each column rounded after the errors of those before it were spread on it.
 
     weight: float (out, in). scale: (out,), or (out, in / block). gram: (in, in), the sum of x x^T over calibration
-    inputs, which is the Hessian of every output's squared error. Codes lie in [-top, top]. Columns go in the order of
-    falling diagonal, the most used first. Zeros of the weight stay zeros. Returns float32 (out, in).
+    inputs, which is the Hessian of every output's squared error. Codes lie within the limits. Columns go in the order
+    of falling diagonal, the most used first. Zeros of the weight stay zeros. Returns float32 (out, in).
     Source: GPTQ, sections 3.1 to 3.3.
     """
     inverse, order = _inverse_factor(gram)
@@ -34,7 +34,7 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) 
         errors = torch.empty_like(left[:, start:stop])
         for column in range(start, stop):
             step = steps[:, column]
-            codes = torch.round(left[:, column] / step).clamp(-top, top)
+            codes = torch.round(left[:, column] / step).clamp(*limits)
             done[:, column] = torch.where(stays[:, column], codes * step, 0.0)
             error = (left[:, column] - done[:, column]) / inverse[column, column]
             left[:, column + 1 : stop] -= error[:, None] * inverse[column, column + 1 : stop]
@@ -46,13 +46,13 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0) 
 
 
 def refine(
-    weight: Tensor, values: Tensor, scale: Tensor, gram: Tensor, top: int, block: int = 0
+    weight: Tensor, values: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], block: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Values and scales nearer to the weight's outputs: each code and each scale in turn takes the value that is best
     beside all others.
 
     weight, values: float (out, in), the latter `codes * scale`, as `gptq` gives them. scale: (out,), or
-    (out, in / block). gram: (in, in). Codes stay in [-top, top], zeros of the weight zeros; the error never grows.
+    (out, in / block). gram: (in, in). Codes stay within the limits, zeros of the weight zeros; the error never grows.
     Source: QuantEase, section 3.2; the scales are ours.
     """
     hessian, width = damped(gram), weight.shape[1]
@@ -66,7 +66,7 @@ def refine(
             for start in range(run.start, run.stop, COLUMNS_AT_ONCE):
                 columns = slice(start, min(start + COLUMNS_AT_ONCE, run.stop))
                 moved = _descend(
-                    codes[:, columns], residual[:, columns], own, stays[:, columns], hessian[columns, columns], top
+                    codes[:, columns], residual[:, columns], own, stays[:, columns], hessian[columns, columns], limits
                 )
                 residual -= (moved * own[:, None]) @ hessian[columns]
                 codes[:, columns] += moved
@@ -77,12 +77,14 @@ def refine(
     return (codes * _column_scales(found, width, block)).float(), found.float()
 
 
-def _descend(codes: Tensor, residual: Tensor, scale: Tensor, stays: Tensor, hessian: Tensor, top: int) -> Tensor:
+def _descend(
+    codes: Tensor, residual: Tensor, scale: Tensor, stays: Tensor, hessian: Tensor, limits: tuple[int, int]
+) -> Tensor:
     """By how much each code of a few columns moves, one column after the other: float64 (out, columns)."""
     found, residual = codes.clone(), residual.clone()
     for column in range(codes.shape[1]):
         wanted = found[:, column] + residual[:, column] / (scale * hessian[column, column])
-        new = torch.where(stays[:, column], wanted.round().clamp(-top, top), 0.0)
+        new = torch.where(stays[:, column], wanted.round().clamp(*limits), 0.0)
         residual -= ((new - found[:, column]) * scale)[:, None] * hessian[column]
         found[:, column] = new
     return found - codes
