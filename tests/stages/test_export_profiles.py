@@ -26,11 +26,14 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Export, Floor, Ptq
 from vitslim.results import Measurement
-from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.contract import Measure, StageContext, StageResult
+from vitslim.stages.export import placement
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.placement import choose_placement
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import predict
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
         found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
         return {name: rows[0] for name, rows in found.items()}
 
-    there = replace(context, measure=measure, result=lambda name: StageResult(tiny_graph))
+    there = replace(context, measure=Measure(1, measure), result=lambda name: StageResult(tiny_graph))
     stage = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=20.0, agreement=0.5)))
     result = stage.apply(quantised, there)
     assert measured == ["static", "dynamic"]  # both hold so low a floor with every input in codes
@@ -151,6 +154,27 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
     assert not list(there.workdir.glob("candidate*"))
     impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))
     assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantised, there).changes)
+
+
+def test_auto_judges_in_batches_as_they_are_measured(
+    tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamic ranges are those of a batch: a larger one has wider ranges, and its outputs are further off."""
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    sizes: list[int] = []
+
+    def noted(model: Any, images: Any, batch: int, *rest: Any) -> Any:
+        sizes.append(batch)
+        return predict(model, images, batch, *rest)
+
+    def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
+        found = measure_latency(files, next(iter(files)), (3,), (1,), 0.05, Silent())
+        return {name: rows[0] for name, rows in found.items()}
+
+    monkeypatch.setattr(placement, "predict", noted)
+    there = replace(context, measure=Measure(3, measure), result=lambda name: StageResult(tiny_graph))
+    choose_placement(quantised, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
+    assert len(sizes) == 5 and set(sizes) == {3}
 
 
 def test_auto_needs_quantisers_and_something_that_measures(tiny_graph: ModelGraph, context: StageContext) -> None:

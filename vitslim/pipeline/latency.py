@@ -53,4 +53,4 @@ def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
         )
         return {name: found[0] for name, found in results.items()}
 
-    return measure
+    return Measure(config.batches[0], measure)

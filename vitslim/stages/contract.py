@@ -15,8 +15,14 @@ from vitslim.progress import Progress
 from vitslim.recipe.config import StageConfig
 from vitslim.results import LayerNote, Measurement
 
-Measure = Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
-"""Latency of ONNX files, interleaved, on the first backend of the recipe that runs them, at its first batch size."""
+
+@dataclass(frozen=True)
+class Measure:
+    """Latency on the first backend of the recipe that runs ONNX files, at its first batch size."""
+
+    batch: int
+    files: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
+    """Latency of files by their names, interleaved."""
 
 
 @dataclass

@@ -23,8 +23,7 @@ from vitslim.graph.insert_fake_quant import (
 )
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import Floor
-from vitslim.results import Measurement
-from vitslim.stages.contract import StageContext
+from vitslim.stages.contract import Measure, StageContext
 from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
@@ -33,7 +32,6 @@ from vitslim.stages.quantize.observe import input_quantiser, linear_layers
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
-BATCH = 16
 IN_FLOAT = (0, 1, 2, 4, 8)
 """Numbers of most harmful inputs that are left in float."""
 
@@ -60,25 +58,26 @@ def choose_placement(
 ) -> tuple[Placement, tuple[Placement, ...]]:
     """The fastest candidate that holds the floor, and all that were measured; where none holds it, the closest.
 
-    Fidelity is first that of the graph: each form of inputs leaves as few of them in float as hold the floor. Those
-    candidates are written, measured side by side, and judged again by what their files compute on this processor.
+    Fidelity is first that of the graph, in batches as they are measured, which share their dynamic ranges: each form of
+    inputs leaves as few of them in float as hold the floor. Those candidates are written, measured side by side, and
+    judged again by what their files compute on this processor.
     Raises StageError without a measured backend.
     """
     if context.measure is None:
         raise StageError("profile auto needs a backend that measures", "add onnxruntime:cpu to report.backends")
-    progress = context.progress
-    reference, _ = predict(context.result("unquantised").graph.module, images, BATCH, progress, "auto: float model")
+    progress, batch = context.progress, context.measure.batch
+    reference, _ = predict(context.result("unquantised").graph.module, images, batch, progress, "auto: float model")
     held: list[Placement] = []
     others: list[Placement] = []
     for ladder in _ladders(graph, context):
         for name, candidate in ladder:
-            logits, _ = predict(candidate.module, images, BATCH, progress, f"auto: {name}")
+            logits, _ = predict(candidate.module, images, batch, progress, f"auto: {name}")
             found = _placement(name, candidate, reference, logits)
             (held if found.holds(floor) else others).append(found)
             if found.holds(floor):
                 break
     closest = sorted(others, key=lambda placement: -placement.sqnr_db)[:1]
-    measured = _measured(held or closest, reference, images, context)
+    measured = _measured(held or closest, reference, images, context.measure, context)
     best = [placement for placement in measured if placement.holds(floor)]
     if best:
         return min(best, key=lambda placement: placement.latency_ms or 0.0), measured
@@ -94,12 +93,11 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     linear = set(linear_layers(plain.module))
     base = {w: site if w in linear else _float(site) for w, site in quantiser_sites(graph).items()}
     scales = dict(graph.parameters())
-    worst = _most_harmful(plain, base, scales, context)
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
         forms["dynamic"] = {w: _dynamic(site) for w, site in base.items()}
     for form, sites in forms.items():
-        yield _ladder(form, sites, worst, plain, scales)
+        yield _ladder(form, sites, _most_harmful(plain, sites, scales, context), plain, scales)
 
 
 def _ladder(
@@ -133,7 +131,7 @@ def _placement(name: str, graph: ModelGraph, reference: Tensor, logits: Tensor) 
 
 
 def _measured(
-    placements: Sequence[Placement], reference: Tensor, images: Dataset, context: StageContext
+    placements: Sequence[Placement], reference: Tensor, images: Dataset, measure: Measure, context: StageContext
 ) -> tuple[Placement, ...]:
     files: dict[str, Path] = {}
     judged: dict[str, Placement] = {}
@@ -142,10 +140,10 @@ def _measured(
         context.progress.say(f"auto: writing '{placement.name}'")
         export_onnx(placement.graph, path, "ort-cpu")
         label = f"auto: file '{placement.name}'"
-        logits, _ = predict(OnnxFile(path, exact=False), images, BATCH, context.progress, label)
+        logits, _ = predict(OnnxFile(path, exact=False), images, measure.batch, context.progress, label)
         judged[placement.name] = _placement(placement.name, placement.graph, reference, logits)
         files[placement.name] = path
-    times: Mapping[str, Measurement] = context.measure(files) if context.measure else {}
+    times = measure.files(files)
     for path in files.values():
         path.unlink()
     return tuple(replace(found, latency_ms=times[name].median_ms) for name, found in judged.items())
