@@ -57,7 +57,6 @@ and 46 % of 250 images); 5e-4 for all blocks was tried there in a longer trainin
 
 
 MANY = Train(epochs=110, batch=256, lr=5e-4, augment="strong", mix=True, device="cuda", precision="bfloat16")
-STRONG = Train(epochs=2, batch=50, lr=1e-4, augment="strong", mix=True, device="cpu")
 SOME = Train(epochs=8, batch=128, lr=1e-4, augment="strong", mix=True, device="cuda")
 
 
@@ -88,8 +87,8 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     "W4A8": (DISTILLED, lambda: _qat(SHORT, bits=4, rounding="nearest")),
     LONGEST: ("ALPS", lambda: _distill(loss=ALL, features=ALL_BLOCKS, train=MANY)),
     "then INT8": (LONGEST, lambda: _qat(SOME, rounding="nearest")),
-    "then W4A8": (LONGEST, lambda: _qat(STRONG, bits=4)),
-    "then W4A8, weighted blocks": (LONGEST, lambda: _qat(STRONG, LONGEST, bits=4)),
+    "then W4A8": (LONGEST, lambda: _qat(SHORT, bits=4)),
+    "then W4A8, weighted blocks": (LONGEST, lambda: _qat(SHORT, LONGEST, bits=4)),
     "then W4A4": (LONGEST, lambda: _qat(SOME, bits=4, input_bits=4, rounding="nearest")),
 }
 """Row to the row that it starts from, and the stage that makes it."""

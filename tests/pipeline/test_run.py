@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import vitslim
-from vitslim.errors import InputError
+from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.graph.persist import load_graph
 from vitslim.pipeline.artifact import Artifact
 from vitslim.progress import Silent
@@ -143,6 +143,17 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     assert kept == ["00-dense", "01-prune"]
     report = vitslim.run(short, tmp_path / "out").report
     assert [stage.cached for stage in report.stages] == [True, True, False, False]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("stage", [
+    {"distill": {"train": {"device": "cuda"}}},
+    {"prune": {"method": "depgraph", "sparsity": {"train": {"device": "cuda"}}}},
+])  # fmt: skip
+def test_a_missing_gpu_is_found_before_the_first_stage(stage: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        vitslim.run(recipe(stages=[stage, "export"]), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 ORDERS = {

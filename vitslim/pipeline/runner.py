@@ -23,14 +23,17 @@ from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress, Silent
 from vitslim.recipe import assumptions, check_order, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages import training_of
 from vitslim.results import Environment, Report, StageRecord
+from vitslim.training.device import find_device
 
 
 def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
     """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
 
     Gates that fail are in the report; the caller decides what follows from them.
-    Raises RecipeError, InputError, StageError or UsageError; nothing half-written stays behind.
+    Raises RecipeError, InputError, StageError, UsageError, or BackendUnavailableError, which comes before the first
+    stage; nothing half-written stays behind.
     """
     progress = progress or Silent()
     errors, warnings = check_order(recipe)
@@ -39,6 +42,8 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
         raise RecipeError(errors, recipe.name)
     for backend in recipe.report.backends:
         parse_backend(backend).require()
+    for schedule in filter(None, map(training_of, recipe.stages)):
+        find_device(schedule)
     check_replaceable(out)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     store.prepare(fresh)

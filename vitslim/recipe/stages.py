@@ -216,6 +216,14 @@ class Export(StageConfig):
 
 AnyStage = DepGraph | TwoFour | Unstructured | Layers | Distill | Ptq | Qat | Etps | Export
 
+
+def training_of(config: StageConfig) -> Train | None:
+    """The schedule by which a stage trains; None for one that does not."""
+    if isinstance(config, Taught):
+        return config.train
+    return config.sparsity.train if isinstance(config, DepGraph) and config.sparsity else None
+
+
 KINDS: dict[str, tuple[type[StageConfig], ...]] = {
     "prune": (DepGraph, TwoFour, Unstructured, Layers),
     "distill": (Distill,),
