@@ -81,7 +81,7 @@ def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[
     writers: dict[str, Callable[[Path], None]] = {
         "ORT quantize_static, defaults": lambda path: _ort_static(dense, path, data, {}),
         "ORT quantize_static, tuned": lambda path: _ort_static(dense, path, data, _tuned()),
-        "ORT quantize_dynamic": lambda path: _ort_dynamic(dense, path),
+        "ORT quantize_dynamic": lambda path: ort_dynamic(dense, path),
         "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto", floor=FLOOR), {}),
         "vitslim W4A8": lambda path: _ours(
@@ -146,7 +146,7 @@ def _tuned() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ort_dynamic(dense: Path, path: Path) -> None:
+def ort_dynamic(dense: Path, path: Path) -> None:
     ort_quantization.quantize_dynamic(
         str(_prepared(dense)), str(path), per_channel=True, op_types_to_quantize=PRODUCTS,
         weight_type=ort_quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},

@@ -135,14 +135,18 @@ def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:
     assert 7 in zero_points(tmp_path / "model.onnx")
 
 
+def measured_once(files: Mapping[str, Path]) -> dict[str, Measurement]:
+    found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
+    return {name: rows[0] for name, rows in found.items()}
+
+
 def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: StageContext) -> None:
     quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
     measured: list[str] = []
 
     def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
         measured.extend(files)
-        found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
-        return {name: rows[0] for name, rows in found.items()}
+        return measured_once(files)
 
     there = replace(context, measure=Measure(1, measure), result=lambda name: StageResult(tiny_graph))
     stage = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=20.0, agreement=0.5)))
@@ -151,9 +155,25 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
     chosen = [note for note in result.changes if note.reason == "chosen"]
     assert len(chosen) == 1 and "dB" in chosen[0].what
     assert (there.workdir / "model.onnx").is_file()
-    assert not list(there.workdir.glob("candidate*"))
+    assert [path.name for path in there.workdir.iterdir()] == ["model.onnx"]
     impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))
     assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantised, there).changes)
+
+
+def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(
+    tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+
+    def spoilt(path: Path, exact: bool) -> Any:
+        file = OnnxFile(path, exact=exact)
+        return file if "2 in float" in path.name else lambda images: -file(images)
+
+    monkeypatch.setattr(placement, "OnnxFile", spoilt)
+    there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
+    best, found = choose_placement(quantised, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
+    assert {one.name for one in found} == {"static, 2 in float", "dynamic, 2 in float"}
+    assert best.latency_ms == min(one.latency_ms or 0 for one in found)
 
 
 def test_auto_judges_in_batches_as_they_are_measured(
@@ -167,12 +187,8 @@ def test_auto_judges_in_batches_as_they_are_measured(
         sizes.append(batch)
         return predict(model, images, batch, *rest)
 
-    def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
-        found = measure_latency(files, next(iter(files)), (3,), (1,), 0.05, Silent())
-        return {name: rows[0] for name, rows in found.items()}
-
     monkeypatch.setattr(placement, "predict", noted)
-    there = replace(context, measure=Measure(3, measure), result=lambda name: StageResult(tiny_graph))
+    there = replace(context, measure=Measure(3, measured_once), result=lambda name: StageResult(tiny_graph))
     choose_placement(quantised, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
     assert len(sizes) == 5 and set(sizes) == {3}
 

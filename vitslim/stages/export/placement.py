@@ -6,9 +6,11 @@ become: calibrated codes, codes of each batch's own range, or float.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from vitslim.graph.insert_fake_quant import (
     remove_fake_quant,
 )
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
 from vitslim.stages.export.annotate import quantiser_sites
@@ -42,9 +45,11 @@ class Placement:
 
     name: str
     graph: ModelGraph
-    sqnr_db: float
+    sqnr_db: float = -math.inf
     """Against the model before quantisation, on calibration images."""
-    agreement: float
+    agreement: float = 0.0
+    path: Path | None = None
+    """Its file, where one was written; gone when all is chosen."""
     latency_ms: float | None = None
     """None until it was measured."""
 
@@ -58,9 +63,9 @@ def choose_placement(
 ) -> tuple[Placement, tuple[Placement, ...]]:
     """The fastest candidate that holds the floor, and all that were measured; where none holds it, the closest.
 
-    Fidelity is first that of the graph, in batches as they are measured, which share their dynamic ranges: each form of
-    inputs leaves as few of them in float as hold the floor. Those candidates are written, measured side by side, and
-    judged again by what their files compute on this processor.
+    Fidelity is first that of the graph, in batches as they are measured, which share their dynamic ranges, then that of
+    the file on this processor: each form of inputs leaves as few of them in float as hold the floor in both. Those
+    files are measured side by side.
     Raises StageError without a measured backend.
     """
     if context.measure is None:
@@ -69,19 +74,19 @@ def choose_placement(
     reference, _ = predict(context.result("unquantised").graph.module, images, batch, progress, "auto: float model")
     held: list[Placement] = []
     others: list[Placement] = []
-    for ladder in _ladders(graph, context):
-        for name, candidate in ladder:
-            logits, _ = predict(candidate.module, images, batch, progress, f"auto: {name}")
-            found = _placement(name, candidate, reference, logits)
-            (held if found.holds(floor) else others).append(found)
-            if found.holds(floor):
-                break
-    closest = sorted(others, key=lambda placement: -placement.sqnr_db)[:1]
-    measured = _measured(held or closest, reference, images, context.measure, context)
-    best = [placement for placement in measured if placement.holds(floor)]
-    if best:
-        return min(best, key=lambda placement: placement.latency_ms or 0.0), measured
-    return max(measured, key=lambda placement: placement.sqnr_db), measured
+    with TemporaryDirectory(dir=context.workdir) as folder:
+        judge = _Judge(reference, images, batch, progress, Path(folder))
+        for ladder in _ladders(graph, context):
+            for name, candidate in ladder:
+                found = judge.graph(name, candidate)
+                if found.holds(floor):
+                    found = judge.file(found)
+                (held if found.holds(floor) else others).append(found)
+                if found.holds(floor):
+                    break
+        closest = sorted(others, key=lambda placement: -placement.sqnr_db)[:1]
+        measured = _measured(held or [one if one.path else judge.file(one) for one in closest], context.measure)
+    return min(measured, key=lambda placement: placement.latency_ms or 0.0), measured
 
 
 def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tuple[str, ModelGraph]]]:
@@ -126,24 +131,29 @@ def _dynamic(site: FakeQuantSite) -> FakeQuantSite:
     return replace(site, input_bits=8, zero_point=None, dynamic=True) if has_input_scale(site) else site
 
 
-def _placement(name: str, graph: ModelGraph, reference: Tensor, logits: Tensor) -> Placement:
-    return Placement(name, graph, sqnr_db(reference, logits), agreement(reference, logits))
+class _Judge:
+    """How close candidates stay to the float model, whose logits are `reference`."""
 
+    def __init__(self, reference: Tensor, images: Dataset, batch: int, progress: Progress, folder: Path) -> None:
+        self.reference, self.images, self.batch = reference, images, batch
+        self.progress, self.folder = progress, folder
 
-def _measured(
-    placements: Sequence[Placement], reference: Tensor, images: Dataset, measure: Measure, context: StageContext
-) -> tuple[Placement, ...]:
-    files: dict[str, Path] = {}
-    judged: dict[str, Placement] = {}
-    for number, placement in enumerate(placements):
-        path = context.workdir / f"candidate-{number}.onnx"
-        context.progress.say(f"auto: writing '{placement.name}'")
+    def graph(self, name: str, graph: ModelGraph) -> Placement:
+        """By what the graph computes."""
+        return self._judged(Placement(name, graph), graph.module, name)
+
+    def file(self, placement: Placement) -> Placement:
+        """By what its file computes here."""
+        path = self.folder / f"{placement.name}.onnx"
         export_onnx(placement.graph, path, "ort-cpu")
-        label = f"auto: file '{placement.name}'"
-        logits, _ = predict(OnnxFile(path, exact=False), images, measure.batch, context.progress, label)
-        judged[placement.name] = _placement(placement.name, placement.graph, reference, logits)
-        files[placement.name] = path
-    times = measure.files(files)
-    for path in files.values():
-        path.unlink()
-    return tuple(replace(found, latency_ms=times[name].median_ms) for name, found in judged.items())
+        return self._judged(replace(placement, path=path), OnnxFile(path, exact=False), f"file '{placement.name}'")
+
+    def _judged(self, placement: Placement, model: Callable[[Tensor], Tensor], label: str) -> Placement:
+        logits, _ = predict(model, self.images, self.batch, self.progress, f"auto: {label}")
+        return replace(placement, sqnr_db=sqnr_db(self.reference, logits), agreement=agreement(self.reference, logits))
+
+
+def _measured(placements: Sequence[Placement], measure: Measure) -> tuple[Placement, ...]:
+    """The candidates with their latencies, side by side."""
+    times = measure.files({one.name: one.path for one in placements if one.path is not None})
+    return tuple(replace(one, latency_ms=times[one.name].median_ms) for one in placements)

@@ -1,0 +1,88 @@
+"""Speed of INT8 on larger models, one thread: vitslim's forms beside quantize_dynamic, every file of a model in one
+interleaved run; and DeiT-S with fewer tokens and half the MLP on top.
+
+Weights are random and calibration is short: figures are of speed alone. Twenty minutes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from int8 import ROOT, ort_dynamic
+
+from vitslim.backends.environment import environment
+from vitslim.backends.registry import Measured
+from vitslim.data import load_data
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.schema import Data
+from vitslim.recipe.stages import AnyStage, DepGraph, Etps, Ptq, Ratios
+from vitslim.results import Measurement
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.lower import Target
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.registry import make_stage
+
+RESULT = ROOT / "scripts" / "results" / "int8-speed.json"
+BACKEND = "onnxruntime:cpu"
+BATCHES, SECONDS = (1, 8), 3.0
+QUICK = {"rounding": "nearest", "bias_correction": False}
+SMALLER = (
+    DepGraph(method="depgraph", ratio=0, ratios=Ratios(hidden=0.5)),
+    Etps(method="etps", blocks=(3, 6, 9), keep=0.7),
+)
+MODELS = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224", "vit_base_patch16_224")
+
+
+def run() -> dict[str, float]:
+    """Fill scripts/results/int8-speed.json; speed-ups over FP32 by model, variant and batch size."""
+    rows: dict[str, dict[str, float]] = {}
+    for model in MODELS:
+        with TemporaryDirectory() as folder:
+            files = dict(_files(model, Path(folder)))
+            found = Measured(BACKEND).measure(files, "FP32", BATCHES, (1,), SECONDS, Silent())
+            rows |= {f"{model} {name}": _row(found[name]) | {"mb": files[name].stat().st_size / 1e6} for name in found}
+        result = {"environment": environment().model_dump(), "rows": rows}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"{model}: measured", flush=True)
+    return {f"{name} {key}": row[key] for name, row in rows.items() for key in row if key.startswith("speedup")}
+
+
+def _files(model: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    dense = folder / "fp32.onnx"
+    export_onnx(trace_timm(model, {}), dense)
+    yield "FP32", dense
+    yield "ORT quantize_dynamic", folder / "dynamic.onnx"
+    ort_dynamic(dense, folder / "dynamic.onnx")
+    for name, stages, target in _variants(model):
+        path = folder / f"{name}.onnx"
+        _write(model, stages, path, target)
+        yield name, path
+
+
+def _variants(model: str) -> Iterator[tuple[str, tuple[AnyStage, ...], Target]]:
+    yield "vitslim portable", (Ptq(**QUICK),), "portable"
+    yield "vitslim static", (Ptq(**QUICK),), "ort-cpu"
+    yield "vitslim dynamic", (Ptq(**QUICK, inputs="dynamic"),), "ort-cpu"
+    if model == MODELS[0]:
+        yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), "ort-cpu"
+
+
+def _write(model: str, stages: tuple[AnyStage, ...], path: Path, target: Target) -> None:
+    graph = trace_timm(model, {})
+    data = load_data(Data(kind="digits", calibration=8), graph.source, 0)
+    context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), path.parent)
+    for config in stages:
+        graph = make_stage(config).apply(graph, context).graph
+    export_onnx(graph, path, target)
+
+
+def _row(measurements: tuple[Measurement, ...]) -> Mapping[str, float]:
+    return {
+        f"{key}_b{m.batch}": value
+        for m in measurements
+        for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup or 1.0))
+    }
