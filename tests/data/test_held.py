@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vitslim.data import Dataset, batches, dataset
+from vitslim.progress import Silent
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def test_held_images_are_the_same_and_decoded_once() -> None:
     source = Noted()
     part = some(source)
     expected = seen(part)
-    held = part.held(CPU)
+    held = part.held(CPU, Silent())
     source.decoded.clear()
     assert seen(held) == seen(held) == expected
     assert held[1][0].item() == 4
@@ -47,14 +48,14 @@ def test_held_images_are_the_same_and_decoded_once() -> None:
 
 def test_variations_of_held_images_are_drawn_by_the_source() -> None:
     part = some(Noted())
-    assert seen(part.held(CPU).varied(0)) == seen(part.varied(0)) != seen(part)
+    assert seen(part.held(CPU, Silent()).varied(0)) == seen(part.varied(0)) != seen(part)
 
 
 def test_a_set_that_does_not_fit_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Noted()
     monkeypatch.setattr(dataset, "KEPT_BYTES_MAX", 4 * 4 - 1)
-    assert some(source).held(CPU).source is source
+    assert some(source).held(CPU, Silent()).source is source
     monkeypatch.setattr(dataset, "KEPT_BYTES_MAX", 4 * 4)
-    assert some(source).held(CPU).source is not source
+    assert some(source).held(CPU, Silent()).source is not source
     empty = some(source).subset([])
-    assert empty.held(CPU) is empty
+    assert empty.held(CPU, Silent()) is empty

@@ -13,6 +13,7 @@ import torch
 from vitslim.data.batches import Batches, split_positions
 from vitslim.data.held import HeldImages
 from vitslim.data.source import KEPT_BYTES_MAX, Pixels, Source
+from vitslim.progress import Progress
 
 HELD_BATCH = 64
 """Images that travel to a device at a time."""
@@ -64,11 +65,12 @@ class Dataset:
         """The same images under a small random variation; equal seeds give equal images."""
         return replace(self, variation=seed)
 
-    def held(self, device: torch.device) -> Dataset:
+    def held(self, device: torch.device, progress: Progress) -> Dataset:
         """The same images, decoded now and held on a device; this set itself where they need too much memory."""
         if not len(self) or len(self) * self.pixels(0).nbytes > KEPT_BYTES_MAX:
             return self
-        pixels = torch.cat(list(self.batches(HELD_BATCH).on(device).decoded()))
+        batches = self.batches(HELD_BATCH).on(device)
+        pixels = torch.cat(list(progress.track(batches.decoded(), "decoding images", total=len(batches))))
         place = {index: position for position, index in enumerate(self.indices)}
         return replace(self, source=HeldImages(self.source, pixels, place))
 

@@ -21,6 +21,7 @@ from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 
 WORKERS_MAX = 16
+"""Threads that decode, one a core at most."""
 MODES = {1: "L", 3: "RGB"}
 MIN_CROP_AREA = 0.7
 MAX_CROP_ASPECT = 4 / 3

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from vitslim.progress import Progress
+
 
 class LabelledBatches(Protocol):
     """Iterates as (images float32 (b, C, H, W), labels int64 (b,))."""
@@ -38,7 +40,7 @@ class LabelledImages(Protocol):
         """Batches of `batch` images, in order, or shuffled by a seed."""
         ...
 
-    def held(self, device: torch.device) -> LabelledImages:
+    def held(self, device: torch.device, progress: Progress) -> LabelledImages:
         """The same images, decoded and held on a device where they fit."""
         ...
 

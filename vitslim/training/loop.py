@@ -77,6 +77,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             progress.say(f"{label} goes on after step {done} of {steps}")
         record, learn = Record(history, steps), _learner(student, objective, config)
         student.train()
+        if device.type != "cpu" and config.augment != "light":
+            dataset = dataset.held(device, progress)
         batches = progress.track(_batches(dataset, config, seed, done, device), label, total=steps - done)
         for step, batch in enumerate(batches, start=done):
             # Every step draws numbers of its own, so that training can go on from any of them.
@@ -144,7 +146,6 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
 def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
     """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
     variation."""
-    dataset = dataset.held(device) if device.type != "cpu" and config.augment != "light" else dataset
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
         part = dataset.varied(epoch_seed) if config.augment == "light" else dataset
