@@ -39,7 +39,7 @@ class Train(Config):
     precision: Literal["float32", "tfloat32", "bfloat16"] = Field(
         "float32", description="of products; weights are float32 always. tfloat32: on a GPU, and float32 elsewhere"
     )
-    compile: bool = Field(False, description="torch.compile: a minute first, then about twice the speed on a GPU")
+    compile: bool = Field(False, description="torch.compile: a minute first, then faster on a GPU")
 
 
 class Loss(Config):
