@@ -87,9 +87,6 @@ def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[
         "vitslim W4A8": lambda path: _ours(
             graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "skip": ("patch_embed.proj",)}
         ),
-        "vitslim INT4 weights": lambda path: _ours(
-            graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float"}
-        ),
         "vitslim INT4 weights, ends in float": lambda path: _ours(
             graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "skip": ENDS}
         ),

@@ -197,7 +197,9 @@ class Floor(Config):
     """How close a quantised file must stay to the model before quantisation, on calibration images."""
 
     sqnr_db: float = Field(23.0, description="signal to quantisation noise of the logits, in decibels")
-    agreement: Annotated[float, Field(ge=0, le=1)] = Field(0.985, description="fraction of equal predictions")
+    agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.985, description="fraction of equal predictions, refused where the images show less and not by chance"
+    )
 
 
 class Export(StageConfig):
