@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from latency_row import latency_row
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -175,7 +176,4 @@ def _time(rows: dict[str, Row], files: Mapping[str, Path]) -> None:
     for backend, chosen, suffix in (("onnxruntime:cpu", dict(files), ""), ("openvino:cpu", both, " in OpenVINO")):
         found = Measured(backend).measure(chosen, "FP32", (1, 8), (1,), SECONDS, Silent())
         for name, measurements in found.items():
-            row = rows.setdefault(name + suffix, {})
-            for m in measurements:
-                row |= {f"ms_b{m.batch}": m.median_ms, f"spread_ms_b{m.batch}": m.spread_ms, f"n_b{m.batch}": m.n,
-                        f"speedup_b{m.batch}": m.speedup or 1.0}  # fmt: skip
+            rows.setdefault(name + suffix, {}).update(latency_row(measurements))

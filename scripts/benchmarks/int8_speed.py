@@ -7,11 +7,12 @@ Weights are random and calibration is short: figures are of speed alone. Twenty 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from int8 import ROOT, ort_dynamic
+from latency_row import latency_row
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import Measured
@@ -20,7 +21,6 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import AnyStage, DepGraph, Etps, Ptq, Ratios
-from vitslim.results import Measurement
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
@@ -44,7 +44,8 @@ def run() -> dict[str, float]:
         with TemporaryDirectory() as folder:
             files = dict(_files(model, Path(folder)))
             found = Measured(BACKEND).measure(files, "FP32", BATCHES, (1,), SECONDS, Silent())
-            rows |= {f"{model} {name}": _row(found[name]) | {"mb": files[name].stat().st_size / 1e6} for name in found}
+            for name, path in files.items():
+                rows[f"{model} {name}"] = latency_row(found[name]) | {"mb": path.stat().st_size / 1e6}
         result = {"environment": environment().model_dump(), "rows": rows}
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{model}: measured", flush=True)
@@ -78,11 +79,3 @@ def _write(model: str, stages: tuple[AnyStage, ...], path: Path, target: Target)
     for config in stages:
         graph = make_stage(config).apply(graph, context).graph
     export_onnx(graph, path, target)
-
-
-def _row(measurements: tuple[Measurement, ...]) -> Mapping[str, float]:
-    return {
-        f"{key}_b{m.batch}": value
-        for m in measurements
-        for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup or 1.0))
-    }

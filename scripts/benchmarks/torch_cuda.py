@@ -8,13 +8,14 @@ Needs a GPU, and no images.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from latency_row import latency_row
 
 from vitslim.backends.environment import cores, environment
 from vitslim.backends.gemm_list import Gemm
@@ -27,7 +28,6 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
-from vitslim.results import Measurement
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.stage import PtqStage
@@ -55,7 +55,7 @@ def run() -> dict[str, float]:
         print(f"{model}: measured", flush=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
-            if key.startswith("speedup") and value is not None}  # fmt: skip
+            if key.startswith("speedup")}  # fmt: skip
 
 
 def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -68,15 +68,7 @@ def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str
             return {f"{model} {list(files)[-1]}": {"error": error.message}}
         pairs = ({"FP16": files["FP16"], name: path} for name, path in files.items())
         return {name: row for pair in pairs for name, row in _measured(backend, model, pair).items()}
-    return {f"{model} {name}": _row(measurements) for name, measurements in found.items()}
-
-
-def _row(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    return {
-        f"{key}_b{m.batch}": value
-        for m in measurements
-        for key, value in (("ms", m.median_ms), ("spread_ms", m.spread_ms), ("n", m.n), ("speedup", m.speedup))
-    }
+    return {f"{model} {name}": latency_row(measurements) for name, measurements in found.items()}
 
 
 def _prepared() -> Iterator[tuple[str, dict[str, Path]]]:

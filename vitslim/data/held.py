@@ -11,7 +11,7 @@ from vitslim.data.source import Pixels, Source
 
 @dataclass(frozen=True)
 class HeldImages:
-    """Some images of a source, decoded; they have no random variations."""
+    """Some images of a source, decoded; variations are still the source's."""
 
     source: Source
     held: Pixels = field(repr=False)
@@ -21,7 +21,7 @@ class HeldImages:
     workers: int = 0
 
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
-        """As it was decoded, on the device where it is held; the source itself varies an image."""
+        """As it was decoded, on the device where it is held; varied, as the source gives it."""
         return self.held[self.place[index]] if variation is None else self.source.pixels(index, variation)
 
     def normalise(self, pixels: Pixels) -> torch.Tensor:

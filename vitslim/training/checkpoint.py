@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -57,12 +57,15 @@ class Checkpoint:
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the kept training state '{self.path}' is damaged", "run again with --fresh") from error
 
-    def save(self, history: Mapping[str, Sequence[float]]) -> None:
-        """Write the state, where there is a folder. Raises InputError where it cannot be written."""
-        if self.path is None:
-            return
+    def save(self, history: Callable[[], History], *, due: bool) -> None:
+        """Write the state if it is due and costs little, or if the last one is `EVERY_S` old; only then is the history
+        asked for. Raises InputError where it cannot be written."""
         began = time.monotonic()
-        state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
+        age_s = began - self.saved_at
+        wanted = age_s > EVERY_S or (due and age_s * WRITING_SHARE >= self.writing_s)
+        if self.path is None or not wanted:
+            return
+        state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history().items()}
         for name, weight in self.parameters.items():
             state[f"weight:{name}"] = weight.detach().contiguous()
             for key, value in self.optimiser.state.get(weight, {}).items():
@@ -71,11 +74,6 @@ class Checkpoint:
         write_whole(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()
         self.writing_s = self.saved_at - began
-
-    def wants(self, *, due: bool) -> bool:
-        """Whether it is time to write a state: one is due and costs little, or the last one is `EVERY_S` old."""
-        age_s = time.monotonic() - self.saved_at
-        return self.path is not None and ((due and age_s * WRITING_SHARE >= self.writing_s) or age_s > EVERY_S)
 
 
 def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

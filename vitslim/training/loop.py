@@ -61,8 +61,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     and ends with the weights that it would have reached without a pause.
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     and the mean of every other recorded scalar over the last epoch. Equal seeds give equal weights. Raises StageError
-    when the loss is no finite number, InputError for a kept state that is damaged, BackendUnavailableError without the
-    device, StageError where PyTorch cannot compile.
+    when the loss is no finite number and where PyTorch cannot compile, InputError for a kept state that is damaged,
+    BackendUnavailableError without the device.
     """
     device = find_device(config)
     with placed(student, device), products(config), compilation(config):
@@ -89,8 +89,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
                 losses = learn(_varied(batch, config))
             _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
             record.add(losses)
-            if step + 1 < steps and checkpoint.wants(due=(step + 1) % per_epoch == 0):
-                checkpoint.save(record.read())
+            if step + 1 < steps:
+                checkpoint.save(record.read, due=(step + 1) % per_epoch == 0)
         student.eval()
         history = record.read()
     return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}

@@ -6,6 +6,7 @@ the quantiser of its weight leaves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
     module, kernels = graph.copy().module, dict[str, str]()
     on_gpu = device.startswith("cuda")
     sparse = {n for e in graph.edits if isinstance(e, Mask) and e.pattern == TWO_FOUR for n in e.parameters}
-    packing = []
+    packing: list[Callable[[], None]] = []
     for name, nodes in layer_nodes(module).items():
         for node in nodes:
             layer: Int8Linear | TwoFourLinear | None = _int8(module, node, name)
@@ -46,8 +47,7 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
                 layer = _two_four(module, node, name) if two_four else None
             if layer is not None:
                 _put(module, node, layer)
-            if two_four and layer is not None:
-                packing.append(layer.pack)
+                packing += [layer.pack] if two_four else []
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()

@@ -47,24 +47,23 @@ class Int8Linear(nn.Module):
         for name, tensor in (("codes", codes), ("step", step.float()), ("zero_point", torch.tensor(moved)),
                              ("scale", product), ("bias", plain - moved * sums * product)):  # fmt: skip
             self.register_buffer(name, tensor)
-        self.multiply: Callable[[Tensor], Tensor] | None = None
+        self.product: SparseProduct | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of x."""
         rows = x.flatten(end_dim=-2)
         filling = (self.filling[0], -len(rows) % ROWS_MULTIPLE)
         codes = _kernel(_quantised, x.device)(rows, self.step, self.zero_point, self.limits, filling)
-        finish = _kernel(_finished, x.device)
-        if self.multiply is not None:
-            result = finish(self.multiply(codes)[: len(rows)], None, self.bias, x.dtype)
+        if self.product is not None:
+            product, scale = self.product(codes, alpha=self.scale, out_dtype=torch.float16), None
         else:
-            result = finish(torch._int_mm(codes, self.codes.t())[: len(rows)], self.scale, self.bias, x.dtype)
+            product, scale = torch._int_mm(codes, self.codes.t()), self.scale
+        result = _kernel(_finished, x.device)(product[: len(rows)], scale, self.bias, x.dtype)
         return result[:, : self.outputs].reshape(*x.shape[:-1], -1)
 
     def pack(self) -> None:
         """Multiply by the 2:4 weight in the form of cuSPARSELt from now on. Needs a GPU, and the layer on it."""
-        product = SparseProduct(self.codes)
-        self.multiply = lambda codes: product(codes, alpha=self.scale, out_dtype=torch.float16)
+        self.product = SparseProduct(self.codes)
 
 
 class TwoFourLinear(nn.Module):
@@ -78,19 +77,19 @@ class TwoFourLinear(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.multiply: SparseProduct | None = None
+        self.product: SparseProduct | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of x."""
-        if self.multiply is None:
+        if self.product is None:
             return functional.linear(x, self.weight, self.bias)
         rows = x.flatten(end_dim=-2)
         filled = functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_MULTIPLE))
-        return self.multiply(filled, bias=self.bias)[: len(rows)].reshape(*x.shape[:-1], -1)
+        return self.product(filled, bias=self.bias)[: len(rows)].reshape(*x.shape[:-1], -1)
 
     def pack(self) -> None:
         """Multiply by cuSPARSELt from now on. Needs a GPU, and the layer on it."""
-        self.multiply = SparseProduct(self.weight)
+        self.product = SparseProduct(self.weight)
 
 
 class SparseProduct:

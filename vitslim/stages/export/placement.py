@@ -51,13 +51,12 @@ class Placement:
     sqnr_db: float = -math.inf
     """Against the model before quantisation, on calibration images."""
     agreement: float = 0.0
+    images: int = 0
+    """That it was judged on."""
     path: Path | None = None
     """Its file, where one was written; gone when all is chosen."""
     latency_ms: float | None = None
     """None until it was measured."""
-
-    images: int = 0
-    """That it was judged on."""
 
     def holds(self, floor: Floor) -> bool:
         """Whether it is as close to the float model as it must be; predictions count where their number tells."""
@@ -161,6 +160,7 @@ class _Judge:
     def file(self, placement: Placement) -> Placement:
         """By what its file computes here."""
         path = self.folder / f"{placement.name}.onnx"
+        self.progress.say(f"auto: writing '{placement.name}'")
         export_onnx(placement.graph, path, "ort-cpu")
         return self._judged(replace(placement, path=path), OnnxFile(path, exact=False), f"file '{placement.name}'")
 
