@@ -46,7 +46,6 @@ BATCH = 1
 """Images are judged one by one: dynamic quantisers take one range for all images of a batch."""
 FLOOR = Floor(sqnr_db=24.5)
 """On calibration images. Other images are about 1 dB further from the float model."""
-ENDS = ("patch_embed.proj", "head")
 VAL_IMAGES = 500
 SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
@@ -85,11 +84,11 @@ def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[
         "ORT quantize_dynamic": lambda path: ort_dynamic(dense, path),
         "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto", floor=FLOOR), {}),
-        "vitslim W4A8": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "skip": ("patch_embed.proj",)}
+        "vitslim W4A8, ends in INT8": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "end_bits": 8}
         ),
-        "vitslim INT4 weights, ends in float": lambda path: _ours(
-            graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "skip": ENDS}
+        "vitslim INT4 weights, ends in INT8": lambda path: _ours(
+            graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
         ),
     }  # fmt: skip
     for number, (name, write) in enumerate(writers.items()):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def fill_table(table: Path, columns: Sequence[str], script: str) -> None:
     done = {row["model"] for row in read_rows(table)} if table.exists() else set()
     if not done:
         table.write_text(",".join(columns) + "\n", encoding="utf-8")
-    todo = [model for model in models if model not in done]
+    # Small ones first: a run that is interrupted has most of the rows.
+    todo = sorted((model for model in models if model not in done), key=_parameters)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = as_completed([pool.submit(_row, script, model) for model in todo])
         for row in track((future.result() for future in found), "models", total=len(todo)):
@@ -51,6 +53,18 @@ def _models() -> dict[str, str]:
     """Model to module: the smallest of each module and the vision-transformer family."""
     by_module = {name: module for module, name in smallest_models(MODELS).items()}
     return by_module | {name: by_module.get(name, "") for name in vit_family()}
+
+
+def _parameters(model: str) -> int:
+    """As the table of axes has them, which is filled first; a model that it does not have comes last."""
+    return _axes_parameters().get(model, sys.maxsize)
+
+
+@cache
+def _axes_parameters() -> dict[str, int]:
+    table = table_of("axes")
+    rows = read_rows(table) if table.exists() else []
+    return {row["model"]: int(row["params_before"]) for row in rows if row["params_before"]}
 
 
 def _row(script: str, model: str) -> dict[str, Any]:

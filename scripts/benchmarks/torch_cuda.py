@@ -48,11 +48,12 @@ def run() -> dict[str, float]:
     backend = Measured("torch:cuda")
     backend.require()
     rows: dict[str, dict[str, Any]] = {}
-    result = {"environment": environment().model_dump(), "gemms": _gemms(backend), "rows": rows}
+    result = {"environment": environment().model_dump(), "rows": rows}
     for model, files in _prepared():
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         rows |= _measured(backend, model, files)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{model}: measured", flush=True)
+    result["gemms"] = _gemms(backend)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup")}  # fmt: skip

@@ -23,17 +23,19 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Export, Floor, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Measure, StageContext, StageResult
 from vitslim.stages.export import placement
+from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement, shown_below
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.stage import PtqStage
-from vitslim.training.evaluate import predict
+from vitslim.training.evaluate import predict, sqnr_db
 
 
 @pytest.fixture
@@ -64,6 +66,11 @@ def zero_points(path: Path) -> set[int]:
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     return {int(value) for node in nodes for value in values[node.input[2]].flatten()}
+
+
+def annotations(path: Path) -> list[LayerAnnotation]:
+    noted = {one.key: one.value for one in onnx.load(path).metadata_props}["vitslim.layers"]
+    return [LayerAnnotation(**layer) for layer in json.loads(noted)]
 
 
 def types(path: Path) -> Counter[int]:
@@ -122,7 +129,25 @@ def test_float_inputs_have_float_products_and_integer_files(write: Any, tmp_path
 
 def test_dynamic_inputs_are_fused(write: Any, tmp_path: Path) -> None:
     _, path = write("ort-cpu", inputs="dynamic")
-    assert optimised(path, tmp_path)["DynamicQuantizeMatMul"] == 8
+    found = optimised(path, tmp_path)
+    assert found["DynamicQuantizeMatMul"] == 9
+    assert found["Add"] == 4  # positions and residual additions: biases are added inside
+    assert inspect(path).broken == ()
+    assert {(a.weight_bits, a.granularity) for a in annotations(path)} == {(8, "channel")}
+
+
+def test_products_before_a_relu_are_fused(digits_context: Callable[..., StageContext], tmp_path: Path) -> None:
+    graph = trace_timm("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                "num_heads": 2, "num_classes": 10, "act_layer": "relu"})  # fmt: skip
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    quantised = PtqStage(Ptq(inputs="symmetric")).apply(graph, digits_context(graph)).graph
+    with torch.no_grad():
+        expected = quantised.module(images)
+    for target in ("portable", "ort-cpu"):
+        path = tmp_path / f"{target}.onnx"
+        export_onnx(quantised, path, target)
+        assert inspect(path).broken == ()
+        assert sqnr_db(expected, OnnxFile(path, exact=True)(images)) > 30
 
 
 def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:

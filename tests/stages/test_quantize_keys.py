@@ -17,9 +17,12 @@ from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
+from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
 from vitslim.units import FLOAT_BITS
 
 
@@ -57,6 +60,7 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
         {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": 0.0}, {"equalise": 0.5}, {"rounding": "nearest"},
         {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
+        {"end_bits": 4},
     ],
 )  # fmt: skip
 def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
@@ -88,9 +92,34 @@ def test_a_saved_graph_comes_back_equal(
 
 
 def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:
-    for keys in ({"bits": 4, "inputs": "float", "block": 16}, {"bits": 3}, {"inputs": "dynamic"}):
+    for keys in ({"bits": 4, "inputs": "float", "block": 16}, {"bits": 3}, {"inputs": "dynamic"},
+                 {"bits": 4, "inputs": "float", "block": 16, "end_bits": 8}):  # fmt: skip
         stage = PtqStage(Ptq(method="ptq", **keys))  # type: ignore[arg-type]
         assert sketch(stage.apply(tiny_graph, context).graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+
+
+def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
+    keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float"}
+    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantise(tiny_graph, context, **keys))}
+    ends = {site.weight: (site.weight_bits, site.block)
+            for site in sites(quantise(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
+    assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
+
+
+def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:
+    graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                        "num_heads": 2, "num_classes": 10})  # fmt: skip
+    context, constant = digits_context(graph), "blocks.0.attn.rel_pos.mlp.fc1.weight"
+    stage = PtqStage(Ptq())
+    result = stage.apply(graph, context)
+    assert constant not in quantised_layers(result.graph.module)
+    assert {note.layer: note.reason for note in result.skipped}[constant] == "the same for every image"
+    assert stage.estimate(sketch(graph)).cost() == sketch(result.graph).cost()
+    with torch.no_grad():
+        images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+        expected = result.graph.module(images)
+    export_onnx(result.graph, context.workdir / "model.onnx")
+    assert sqnr_db(expected, OnnxFile(context.workdir / "model.onnx", exact=False)(images)) > 20
 
 
 def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: StageContext) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitslim.errors import StageError
+from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
 from vitslim.stages.quantize.calibrate import weight_scale
 from vitslim.stages.quantize.observe import Gram
 from vitslim.stages.quantize.rounding import gptq, refine
+from vitslim.stages.sensitivity import Sensitivity
 
 
 def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> None:
@@ -58,3 +63,22 @@ def test_gptq_of_independent_inputs_is_rounding() -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     scale = weight_scale(weight, (-7, 7))
     torch.testing.assert_close(gptq(weight, scale, torch.eye(8), (-7, 7)), fake_quant(weight, scale, 0, 0, -7, 7, 0))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e25])
+def test_grams_of_very_small_and_large_inputs_do_not_overflow(factor: float) -> None:
+    rows, weights = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.rand(50).double()
+    plain, scaled = Gram(), Gram()
+    for part in (slice(0, 20), slice(20, 50)):
+        plain.observe(rows[part], weights[part])
+        scaled.observe(factor * rows[part], weights[part])
+    assert plain.total is not None and scaled.total is not None
+    assert torch.allclose(scaled.total / factor**2, plain.total, rtol=1e-5)
+
+
+def test_gradients_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:
+    layers = [(name, node) for name, nodes in layer_nodes(tiny_graph.module).items() for node in nodes]
+    with torch.no_grad():
+        tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight").mul_(float("inf"))
+    with pytest.raises(StageError, match="gradient at"):
+        list(Sensitivity(tiny_graph.module, layers, 0)(torch.zeros(1, *tiny_graph.source.image)))

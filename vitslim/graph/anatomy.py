@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from vitslim.graph.attention import Attention, find_attentions, parameter_of
 from vitslim.graph.model_graph import ModelGraph
@@ -99,6 +99,12 @@ def descendants(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
                 yield user
                 if not is_op(user, *stop):
                     queue.append(user)
+
+
+def moving_nodes(module: GraphModule) -> frozenset[Node]:
+    """Nodes whose value depends on the image; the others are the same for every image."""
+    images = module.graph.find_nodes(op="placeholder")
+    return frozenset(node for image in images for node in (image, *descendants(image)))
 
 
 def ancestors(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:

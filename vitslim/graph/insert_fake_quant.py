@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import LAYER_OPS
+from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
@@ -49,6 +49,12 @@ def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
         if weight:
             found[weight] = (*found.get(weight, ()), node)
     return found
+
+
+def constant_layers(module: GraphModule) -> frozenset[str]:
+    """Names of the weights of layers that are the same for every image: a runtime computes them once."""
+    moving = moving_nodes(module)
+    return frozenset(weight for weight, nodes in layer_nodes(module).items() if not moving.intersection(nodes))
 
 
 def quantised_layers(module: GraphModule) -> frozenset[str]:

@@ -37,6 +37,8 @@ class Product:
     """Names of the residual branches around it."""
     convolution: bool = False
     reads_image: bool = False
+    constant: bool = False
+    """Whether it is the same for every image, as what computes a bias from relative positions is."""
 
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
@@ -80,6 +82,7 @@ class SketchLinear:
     block: str
     convolution: bool
     reads_image: bool
+    constant: bool
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class ModelSketch:
                 p.block,
                 p.convolution,
                 p.reads_image,
+                p.constant,
             )
             for p in self.products
             if p.weight

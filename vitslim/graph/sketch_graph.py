@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch.fx import Node
 
-from vitslim.graph.anatomy import Anatomy, Block, find_anatomy
+from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_nodes
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
@@ -140,12 +140,12 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         SQUEEZE_TOKENS: _squeeze,
         **dict.fromkeys(MATMUL, _matmul),
     }
-    block = ""
+    block, moving = "", moving_nodes(graph.module)
     for node in graph.module.graph.nodes:
         if node in layers:
             layer = layers[node]
             block = layer.block
-            found: tuple[Product, ...] = (_layer(node, sizes, layer.block, layer.role),)
+            found: tuple[Product, ...] = (_layer(node, sizes, layer, node not in moving),)
         elif node.target in readers:
             block = attention_blocks.get(node, block)
             found = readers[node.target](node, sizes, block)
@@ -155,15 +155,16 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         yield from (replace(product, branches=around) for product in found)
 
 
-def _layer(node: Node, sizes: _Sizes, block: str, role: str) -> Product:
+def _layer(node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Product:
     """Linear: rows are all tokens. Convolution: rows are output positions, the reduction is channels times kernel."""
     weight = parameter_of(argument(node, 1))
     out, *reduce = sizes.table.parameter_terms(weight)
     result = sizes.table.terms(node)
     is_linear = node.target is aten.linear.default
     rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
-    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, block, role,
-                   convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder")  # fmt: skip
+    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, layer.block, layer.role,
+                   convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder",
+                   constant=constant)  # fmt: skip
 
 
 def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:

@@ -129,6 +129,10 @@ class Quantised(StageConfig):
 
     bits: Bits = Field(8, description="of weights")
     input_bits: Bits = Field(8, description="of the inputs of layers")
+    end_bits: Bits | None = Field(
+        None,
+        description="of the weights of the patch embedding and the head, without blocks; left out: as all others",
+    )
     block: Literal[0, 16, 32, 64, 128] = Field(
         0, description="weights of an output channel that share a scale; 0: all of them. Needs `inputs: float`"
     )

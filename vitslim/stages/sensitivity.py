@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from vitslim.errors import StageError
 from vitslim.graph.nodes import argument, is_op
 from vitslim.training.taps import with_taps
 
@@ -30,8 +31,10 @@ class Sensitivity:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """For each layer its weight, its input, and float (positions,): the norm of the gradient of a random
+        """For each layer its weight, its input, and float64 (positions,): the norm of the gradient of a random
         combination of the logits at each of the layer's outputs, image by image, in the order of its rows.
+
+        Raises StageError where a gradient is no finite number.
         """
         with torch.enable_grad():
             logits, tapped = self._tapped(images.detach().clone().requires_grad_())
@@ -39,11 +42,14 @@ class Sensitivity:
             outputs, inputs = tapped[: len(self._names)], tapped[len(self._names) :]
             gradients = torch.autograd.grad((logits * direction).sum(), outputs, materialize_grads=True)
         for name, x, gradient, channels in zip(self._names, inputs, gradients, self._channels, strict=True):
-            norms = torch.linalg.vector_norm(gradient, dim=channels)
+            # Without norms gradients can be so large that their squares overflow.
+            norms = torch.linalg.vector_norm(gradient, dim=channels, dtype=torch.float64)
+            if not bool(norms.isfinite().all()):
+                raise StageError(f"the gradient at '{name}' is no finite number", "set rounding to nearest")
             yield name, x.detach(), norms.flatten()
 
 
 def row_weights(norms: Tensor) -> Tensor:
-    """Weights of mean 1, float (positions,); equal ones for a layer that moves nothing."""
+    """Weights of mean 1, float32 (positions,), from norms float64 (positions,); equal where nothing moves."""
     mean = norms.mean()
-    return norms / mean if mean > 0 else torch.ones_like(norms)
+    return (norms / mean if mean > 0 else torch.ones_like(norms)).float()

@@ -85,7 +85,8 @@ class TwoFourLinear(nn.Module):
             return functional.linear(x, self.weight, self.bias)
         rows = x.flatten(end_dim=-2)
         filled = functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_MULTIPLE))
-        return self.product(filled, bias=self.bias)[: len(rows)].reshape(*x.shape[:-1], -1)
+        result = self.product(filled, bias=self.bias)[: len(rows)]
+        return result.contiguous().reshape(*x.shape[:-1], -1)
 
     def pack(self) -> None:
         """Multiply by cuSPARSELt from now on. Needs a GPU, and the layer on it."""
@@ -93,17 +94,18 @@ class TwoFourLinear(nn.Module):
 
 
 class SparseProduct:
-    """Products of a 2:4 weight (out, in) with rows (n, in), by the algorithm that was the fastest when a number of
-    rows first came. Needs a GPU."""
+    """Products of a 2:4 weight (out, in) with rows (n, in). Needs a GPU."""
 
     def __init__(self, weight: Tensor) -> None:
         self._packed = torch._cslt_compress(weight)
 
     def __call__(self, rows: Tensor, **keys: Any) -> Tensor:
-        """(n, out); keys as `torch._cslt_sparse_mm` takes them."""
-        operands = (self._packed, rows.contiguous().t())
-        # Written row by row of the input: what comes after reads it so.
-        return torch._cslt_sparse_mm(*operands, transpose_result=True, **keys)
+        """(n, out), column by column in memory; keys as `torch._cslt_sparse_mm` takes them.
+
+        `transpose_result` would write it row by row, and compile a kernel for that at every call: 0.16 s on an H200,
+        minutes for a model.
+        """
+        return torch._cslt_sparse_mm(self._packed, rows.contiguous().t(), **keys).t()
 
 
 def _quantised(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitslim.backends.measured.cuda_gemms import NAME, require_cuda
+from vitslim.backends.measured.cuda_gemms import NAME, capture, require_cuda
 from vitslim.backends.measured.interleaved import Floats, measure_interleaved
 from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.progress import Progress
@@ -71,16 +71,8 @@ class _Captured:
         import torch
 
         self._images, self._input = images, torch.from_numpy(images).to("cuda", torch.float16)
-        self._graph = torch.cuda.CUDAGraph()
         with torch.no_grad():
-            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARMUP):
-                    module(self._input)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(self._graph):
-                self._output = module(self._input)
+            self._graph, self._output = capture(lambda: module(self._input), WARMUP)
 
     def run(self, images: Floats) -> Floats:
         import torch

@@ -18,7 +18,8 @@ from vitslim.graph.sparse import TWO_FOUR
 from vitslim.units import FLOAT_BITS
 from vitslim.workload.file import METADATA_PREFIX
 
-PRODUCTS = ("MatMul", "Gemm", "Conv")
+INTEGER_PRODUCT = "MatMulInteger"
+PRODUCTS = ("MatMul", "Gemm", "Conv", INTEGER_PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class StoredWeight:
 
 
 def stored_weight(node: ir.Node) -> StoredWeight | None:
-    """The weight of a MatMul, Gemm or Conv; None for a product of two activations and for other nodes.
+    """The weight of a product; None for a product of two activations and for other nodes.
 
-    Between the stored numbers and the product may stand DequantizeLinear, or Cast and Mul with the scales.
+    Between the stored numbers and the product may stand DequantizeLinear, or Cast and Mul with the scales; those of
+    MatMulInteger stand behind it.
     """
     operand = node.inputs[1] if node.op_type in PRODUCTS else None
-    scales = None
+    scales = _scales_behind(node) if node.op_type == INTEGER_PRODUCT else None
     while operand is not None and (producer := operand.producer()) is not None:
         if producer.op_type not in {"DequantizeLinear", "Cast", "Mul"}:
             return None
@@ -71,6 +73,15 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
     return StoredWeight(
         operand.name, values if by_output else values.swapaxes(-1, -2), scales, _bits(operand.const_value.dtype)
     )
+
+
+def _scales_behind(product: ir.Node) -> NDArray[np.float32] | None:
+    """Those of the weight, which `integer_products` multiplies with that of the input, behind the Cast of the sums."""
+    cast = product.outputs[0].consumers()[0]
+    step = cast.outputs[0].consumers()[0].inputs[1]
+    both = step.producer() if step is not None else None
+    scale = both.inputs[1] if both is not None else None
+    return None if scale is None or scale.const_value is None else scale.const_value.numpy()
 
 
 def _bits(kind: ir.DataType) -> int:

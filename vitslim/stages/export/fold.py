@@ -17,6 +17,7 @@ Array = NDArray[Any]
 
 def fold_transposes(model: ir.Model) -> None:
     """Store constants the way that Transpose nodes want them; behind DequantizeLinear the axis moves along."""
+    _merge_transposes(model)
     for node in list(model.graph):
         if node.op_type != "Transpose":
             continue
@@ -27,6 +28,16 @@ def fold_transposes(model: ir.Model) -> None:
             _replace(model, source, _transposed(_needed(source), order), node, [node])
         elif producer is not None and producer.op_type == "DequantizeLinear" and _only_user(producer) is node:
             _transpose_before_dequantise(model, producer, node, order)
+
+
+def _merge_transposes(model: ir.Model) -> None:
+    """One Transpose for all products that share a weight, which could not be folded for each of them."""
+    first: dict[tuple[ir.Value | None, tuple[int, ...]], ir.Value] = {}
+    for node in [one for one in model.graph if one.op_type == "Transpose"]:
+        key = (node.inputs[0], tuple(node.attributes["perm"].as_ints()))
+        if key in first:
+            _redirect(model, node.outputs[0], first[key], [node])
+        first.setdefault(key, node.outputs[0])
 
 
 def fold_gemm_biases(model: ir.Model) -> None:

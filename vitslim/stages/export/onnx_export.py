@@ -23,6 +23,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.decompose import decompose_attention
 from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_weights
+from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.half import in_half_precision
 from vitslim.stages.export.lower import Target, lower_quantisers
 from vitslim.stages.export.translate import translations
@@ -58,10 +59,14 @@ def export_onnx(
     copy = graph.copy()
     stored = lower_quantisers(copy, target)
     model = _exported(copy)
+    split_gemms(model)
     fold_transposes(model)
     fold_gemm_biases(model)
     onnxscript.optimizer.optimize(model)
     store_weights(model, stored)
+    relus_as_maxima(model)
+    if target == "ort-cpu":
+        integer_products(model)
     model.graph.sort()  # constants that were folded last may stand behind what reads them
     if target == "fp16":
         model = in_half_precision(model)

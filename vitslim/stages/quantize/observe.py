@@ -55,9 +55,14 @@ class Gram:
         self.total: Tensor | None = None
 
     def observe(self, values: Tensor, weights: Tensor) -> None:
-        """Add a float tensor (..., in), whose rows count by `weights`, float (rows,)."""
+        """Add a float tensor (..., in), whose rows count by `weights`, float64 (rows,)."""
         rows = values.flatten(end_dim=-2)
-        here = (rows.T @ (rows * weights[:, None])).double()
+        # Brought to a peak of one first: squares of what a network without norms gives would overflow.
+        peak = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
+        most = weights.amax().clamp(min=torch.finfo(weights.dtype).tiny)
+        unit = rows / peak
+        product = unit.T @ (unit * (weights / most).to(unit)[:, None])
+        here = product.double() * peak.double().square() * most
         self.total = here if self.total is None else self.total + here
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import input_scale_name, layer_nodes, weight_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
-from vitslim.recipe.stages import Ptq
+from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equalise import equalise, find_equalisable
@@ -38,6 +39,9 @@ from vitslim.units import FLOAT_BITS
 
 BATCH = 32
 """Images in one calibration step; it bounds memory and changes no result."""
+
+END_ROLES = ("patch_embed", "head")
+"""Roles of the layers at both ends of a model."""
 
 REFINED_BITS = 4
 """Codes of more bits are near enough to what they round, and in pairs they have a limit of their own."""
@@ -100,7 +104,8 @@ class Calibration:
         `graph` is changed in place.
         """
         scales: dict[str, Tensor] = {}
-        sites = {weight: self._site(graph.module, weight, observed, scales) for weight in weights}
+        ends = end_layers(graph)
+        sites = {w: self._site(graph.module, w, w in ends, observed, scales) for w in weights}
         _tell_apart(graph.module, scales)
         sites = self._with_float_inputs(graph.module, sites, scales)
         shifts = self._mean_shifts(graph.module, sites, scales) if self.config.bias_correction else {}
@@ -114,11 +119,10 @@ class Calibration:
         return graph, tuple(sites.values()), scales
 
     def _site(
-        self, module: GraphModule, weight: str, observed: Observed, scales: dict[str, Tensor]
-    ) -> FakeQuantSite:  # fmt: skip
-        tensor, bits = tensor_of(module, weight), self.config.bits
-        fits = self.config.block and tensor.dim() == 2 and tensor.shape[1] % self.config.block == 0
-        block = self.config.block if fits else 0
+        self, module: GraphModule, weight: str, end: bool, observed: Observed, scales: dict[str, Tensor]
+    ) -> FakeQuantSite:
+        tensor = tensor_of(module, weight)
+        bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
         scale = weight_scale(tensor, weight_range(bits, block), block)
         scales[weight_scale_name(weight)] = scale if block else pair_safe_scale(tensor, scale)
         site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block)
@@ -170,6 +174,21 @@ class Calibration:
 
     def _pass(self, module: GraphModule, statistics: Mapping[str, Statistic], label: str) -> None:
         predict(Observer(module, statistics), self.context.data.calibration, BATCH, self.context.progress, label)
+
+
+def weight_form(config: Quantised, end: bool, linear: bool, reduction: int) -> tuple[int, int]:
+    """Bits of the weights of a layer, and how many of them share a scale; 0: those of an output channel.
+
+    `end` says whether it is at an end of the model. Blocks need a linear layer, and a reduction that they divide.
+    """
+    if end and config.end_bits is not None:
+        return config.end_bits, 0
+    return config.bits, config.block if config.block and linear and reduction % config.block == 0 else 0
+
+
+def end_layers(graph: ModelGraph) -> frozenset[str]:
+    """Weights of the layers that `end_bits` is about."""
+    return frozenset(layer.weight for layer in find_anatomy(graph).linears if layer.role in END_ROLES)
 
 
 def _correct_bias(module: GraphModule, site: FakeQuantSite, scale: Tensor, original: Tensor, shift: MeanShift) -> None:

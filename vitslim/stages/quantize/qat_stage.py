@@ -27,6 +27,7 @@ class QatStage:
                 bits=config.bits,
                 input_bits=config.input_bits,
                 inputs=config.inputs,
+                end_bits=config.end_bits,
                 block=config.block,
                 calibrate=config.calibrate,
                 rounding=config.rounding,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
     QUANTISER_PREFIX,
+    constant_layers,
     insert_fake_quant,
     layer_nodes,
     layer_of,
@@ -16,7 +19,7 @@ from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.passes import BATCH, Calibration, reads_image
+from vitslim.stages.quantize.passes import BATCH, END_ROLES, Calibration, end_layers, reads_image, weight_form
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -40,7 +43,10 @@ class PtqStage:
         ]
         if sketch.bits:
             problems.append(Problem("method", "the model is quantised already", "keep one quantize stage"))
-        chosen = self._chosen(tuple(known.values()))
+        if self.config.end_bits is not None and not any(linear.role in END_ROLES for linear in sketch.linears):
+            message = "the model has neither a patch embedding nor a head that is a layer"
+            problems.append(Problem("end_bits", message, "leave it out"))
+        chosen = self._chosen_of(sketch)
         if not problems and not chosen:
             problems.append(Problem("skip", "every layer is skipped: nothing is left to quantise", "shorten the list"))
         if self.config.float_inputs > len(chosen):
@@ -53,14 +59,14 @@ class PtqStage:
 
         A guess where calibration decides which inputs stay in float.
         """
-        chosen = set(self._chosen(tuple(linear.weight for linear in sketch.linears)))
+        chosen = set(self._chosen_of(sketch))
         for linear in (linear for linear in sketch.linears if linear.weight in chosen):
             sketch = sketch.with_bits({linear.weight}, self._bits(linear))
         return sketch.as_guess() if self.config.float_inputs else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Everything is decided on the calibration images, through the float graph."""
-        weights = self._chosen(tuple(layer_nodes(graph.module)))
+        weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
         prepared = calibration.equalise(graph, weights)
         found = calibration.observe(prepared, weights)
@@ -72,7 +78,7 @@ class PtqStage:
         after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=tuple(LayerNote(layer=s.weight, what=describe(s), reason=self._reason(s, graph)) for s in sites),
+            changes=self._changes(graph, sites),
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
@@ -84,23 +90,38 @@ class PtqStage:
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Every chosen layer is quantised, with positive finite scales."""
         done = quantised_layers(after.module)
-        missing = [w for w in self._chosen(tuple(layer_nodes(before.module))) if w not in done]
+        missing = [weight for weight in self._chosen(before) if weight not in done]
         problems = [Problem(weight, "is not quantised after the stage") for weight in missing]
         scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTISER_PREFIX)}
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
     def _bits(self, linear: SketchLinear) -> LayerBits:
-        block = self.config.block
-        fits = block > 0 and not linear.convolution and linear.in_features % block == 0
+        bits, block = weight_form(self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features)
         in_float = self.config.inputs == "float" or linear.reads_image
-        return LayerBits(self.config.bits, FLOAT_BITS if in_float else self.config.input_bits, block if fits else 0)
+        return LayerBits(bits, FLOAT_BITS if in_float else self.config.input_bits, block)
 
-    def _chosen(self, weights: tuple[str, ...]) -> tuple[str, ...]:
+    def _chosen_of(self, sketch: ModelSketch) -> tuple[str, ...]:
+        return self._unskipped(linear.weight for linear in sketch.linears if not linear.constant)
+
+    def _chosen(self, graph: ModelGraph) -> tuple[str, ...]:
+        constant = constant_layers(graph.module)
+        return self._unskipped(weight for weight in layer_nodes(graph.module) if weight not in constant)
+
+    def _unskipped(self, weights: Iterable[str]) -> tuple[str, ...]:
         skip = {layer_of(name) for name in self.config.skip}
         return tuple(weight for weight in weights if layer_of(weight) not in skip)
 
-    def _reason(self, site: FakeQuantSite, graph: ModelGraph) -> str:
+    def _changes(self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...]) -> tuple[LayerNote, ...]:
+        ends = end_layers(graph) if self.config.end_bits is not None else frozenset()
+        return tuple(
+            LayerNote(layer=site.weight, what=describe(site), reason=self._reason(site, graph, site.weight in ends))
+            for site in sites
+        )
+
+    def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
+        if end:
+            return "at an end of the model"
         if self.config.block and not site.block:
             return f"its reduction has no blocks of {self.config.block}"
         if self.config.inputs != "float" and reads_image(graph.module, site.weight):
@@ -111,8 +132,16 @@ class PtqStage:
 
     def _skipped(self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...]) -> tuple[LayerNote, ...]:
         chosen = {site.weight for site in sites}
-        others = [weight for weight in layer_nodes(graph.module) if weight not in chosen]
-        return tuple(LayerNote(layer=weight, what="stays in float", reason="listed in skip") for weight in others)
+        constant = constant_layers(graph.module)
+        return tuple(
+            LayerNote(
+                layer=weight,
+                what="stays in float",
+                reason="the same for every image" if weight in constant else "listed in skip",
+            )
+            for weight in layer_nodes(graph.module)
+            if weight not in chosen
+        )
 
 
 def describe(site: FakeQuantSite) -> str:
