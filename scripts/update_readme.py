@@ -21,6 +21,7 @@ README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import axes  # noqa: E402
+import int8_timm  # noqa: E402
 
 RESULTS = ROOT / "scripts" / "results"
 DEPGRAPH, INT8, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "int8", "gpusq"))
@@ -90,6 +91,22 @@ def quantised() -> str:
     return "\n".join(lines)
 
 
+def architectures() -> str:
+    """INT8 of timm's architectures, and what went wrong where it did."""
+    s, failed = int8_timm.summary(), int8_timm.failures()
+    rows = {
+        "models: the smallest of each timm module, and 78 of the vision-transformer family": f"{s['models']:.0f}",
+        "INT8 file runs in ONNX Runtime, in batches of 1 and of 7": f"{s['models_done']:.0f}",
+        "of the vision-transformer family": f"{s['vit_family_done']:.0f} of {s['vit_family']:.0f}",
+        "every linear layer whose input has codes is computed in integers": f"{s['every_linear_fused']:.0f}",
+        "float weights over the INT8 file, median": f"{s['size_ratio_median']:.2f}",
+        "agreement with the float model on 8 images, median": f"{s['agreement_median']:.1%}",
+        "SQNR, median; least": f"{s['sqnr_db_median']:.1f} dB; {s['sqnr_db_min']:.1f} dB",
+        **{f"not done: {model}": reason for model, reason in failed.items()},
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
 def sparse() -> str:
     """DeiT-Tiny by GPUSQ, step by step."""
     lines = [
@@ -151,6 +168,7 @@ BLOCKS = {
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
     "int8": (INT8, quantised),
+    "int8-timm": (int8_timm.TABLE, architectures),
     "gpusq": (GPUSQ, sparse),
     "gpu-model": (GPU_MODEL, gpu_errors),
     "systolic": (SYSTOLIC, scalesim),

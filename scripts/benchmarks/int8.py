@@ -1,7 +1,8 @@
 """INT8 of the real DeiT-Tiny by vitslim and by the tools beside it: speed in one interleaved run, size, fidelity.
 
 Calibration is by the same images for all, from Imagenette's train folder; judged are its val folder and one image each
-of 500 ImageNet classes. Needs `openvino` and the folder that VITSLIM_SHARED_DATA names.
+of 500 ImageNet classes. Files are kept in runs/int8-bench, so that a run which was interrupted goes on; delete the
+folder to begin anew. Twenty minutes. Needs `openvino`, the folder that VITSLIM_SHARED_DATA names, `nncf` for its row.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from latency_row import latency_row
 from onnxruntime import quantization as ort_quantization
@@ -22,6 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from vitslim.backends.environment import environment
 from vitslim.backends.measured.onnxruntime import OnnxModel
+from vitslim.backends.measured.openvino import OpenVinoModel
 from vitslim.backends.registry import Measured
 from vitslim.data import DataModule, Dataset, load_data
 from vitslim.graph.model_graph import ModelGraph
@@ -46,6 +49,10 @@ BATCH = 1
 """Images are judged one by one: dynamic quantisers take one range for all images of a batch."""
 FLOOR = Floor(sqnr_db=24.5)
 """On calibration images. Other images are about 1 dB further from the float model."""
+FOLDER = ROOT / "runs" / "int8-bench"
+IN_OPENVINO = " in OpenVINO"
+NNCF = f"NNCF{IN_OPENVINO}"
+"""ONNX Runtime does not take its file."""
 VAL_IMAGES = 500
 SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
@@ -61,27 +68,29 @@ def run() -> dict[str, float]:
     described = Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=CALIBRATION,
                      also_evaluate={"samples": str(SHARED / "imagenet_samples")})  # fmt: skip
     data = load_data(described, graph.source, 0)
-    with TemporaryDirectory() as folder:
-        files = dict(_files(graph, data, Path(folder)))
-        rows = {name: _judge(path, data) for name, path in files.items()}
-        reference = rows["FP32"].pop("logits")
-        for row in rows.values():
-            _compare(row, reference)
-        _time(rows, files)
-        RESULT.write_text(json.dumps({"environment": environment().model_dump(), "rows": rows}, indent=1) + "\n")
+    files = dict(_files(graph, data))
+    rows = {name: _judge(path, data, OpenVinoModel if name == NNCF else OnnxModel) for name, path in files.items()}
+    reference = rows["FP32"].pop("logits")
+    for row in rows.values():
+        _compare(row, reference)
+    _time(rows, files)
+    RESULT.write_text(json.dumps({"environment": environment().model_dump(), "rows": rows}, indent=1) + "\n")
     return {f"{name} {key}": row[key] for name, row in rows.items() for key in ("speedup_b1", "sqnr_db", "agreement")
             if key in row}  # fmt: skip
 
 
-def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Variant to its file; each is written when its turn comes."""
-    dense = folder / "fp32.onnx"
-    export_onnx(graph, dense)
+def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
+    """Variant to its file; each is written when its turn comes, unless an earlier run has kept it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    dense = FOLDER / "fp32.onnx"
+    if not dense.exists():
+        export_onnx(graph, dense)
     yield "FP32", dense
     writers: dict[str, Callable[[Path], None]] = {
         "ORT quantize_static, defaults": lambda path: _ort_static(dense, path, data, {}),
         "ORT quantize_static, tuned": lambda path: _ort_static(dense, path, data, _tuned()),
         "ORT quantize_dynamic": lambda path: ort_dynamic(dense, path),
+        NNCF: lambda path: _nncf(dense, path, data),
         "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto", floor=FLOOR), {}),
         "vitslim W4A8, ends in INT8": lambda path: _ours(
@@ -91,17 +100,22 @@ def _files(graph: ModelGraph, data: DataModule, folder: Path) -> Iterator[tuple[
             graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
         ),
     }  # fmt: skip
-    for number, (name, write) in enumerate(writers.items()):
-        path = folder / f"{number}.onnx"
-        print(f"writing {name}", file=sys.stderr, flush=True)
-        write(path)
+    if find_spec("nncf") is None:
+        print(f"{NNCF}: left out, pip install nncf", file=sys.stderr, flush=True)
+        del writers[NNCF]
+    for name, write in writers.items():
+        path = FOLDER / f"{name}.onnx"
+        if not path.exists():
+            print(f"writing {name}", file=sys.stderr, flush=True)
+            write(path.with_suffix(".part.onnx"))
+            path.with_suffix(".part.onnx").rename(path)
         yield name, path
 
 
 def _ours(graph: ModelGraph, data: DataModule, path: Path, export: Export, keys: Mapping[str, Any]) -> None:
     config = ReportConfig(backends=("onnxruntime:cpu",), batches=(1,), threads=(1,), seconds=1.0)
     scratch = path.with_suffix("")
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), scratch, measure_on(config, Silent()))
     quantised = PtqStage(Ptq(method="ptq", **keys)).apply(graph, context)
     result = ExportStage(export).apply(quantised.graph, context)
@@ -150,8 +164,16 @@ def ort_dynamic(dense: Path, path: Path) -> None:
     )  # fmt: skip
 
 
-def _judge(path: Path, data: DataModule) -> Row:
-    model = OnnxModel(path)
+def _nncf(dense: Path, path: Path, data: DataModule) -> None:
+    import nncf
+
+    images = nncf.Dataset([{"image": images.numpy()} for images, _ in data.calibration.batches(1)])
+    kind = nncf.ModelType.TRANSFORMER
+    onnx.save(nncf.quantize(onnx.load(dense), images, model_type=kind, subset_size=CALIBRATION), path)
+
+
+def _judge(path: Path, data: DataModule, runtime: type[OnnxModel] | type[OpenVinoModel]) -> Row:
+    model = runtime(path)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(model(images.numpy()))
@@ -171,8 +193,9 @@ def _compare(row: Row, reference: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 def _time(rows: dict[str, Row], files: Mapping[str, Path]) -> None:
     """One thread; every file of a backend in one interleaved run. OpenVINO gets the files that are meant for it."""
-    both = {name: path for name, path in files.items() if name in {"FP32", "vitslim portable"}}
-    for backend, chosen, suffix in (("onnxruntime:cpu", dict(files), ""), ("openvino:cpu", both, " in OpenVINO")):
+    here = {name: path for name, path in files.items() if name != NNCF}
+    there = {name: path for name, path in files.items() if name in {"FP32", NNCF, "vitslim portable"}}
+    for backend, chosen, suffix in (("onnxruntime:cpu", here, ""), ("openvino:cpu", there, IN_OPENVINO)):
         found = Measured(backend).measure(chosen, "FP32", (1, 8), (1,), SECONDS, Silent())
         for name, measurements in found.items():
-            rows.setdefault(name + suffix, {}).update(latency_row(measurements))
+            rows.setdefault(name.removesuffix(suffix) + suffix, {}).update(latency_row(measurements))

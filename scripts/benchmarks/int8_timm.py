@@ -39,3 +39,8 @@ def summary() -> dict[str, float]:
         "sqnr_db_median": median(float(row["sqnr_db"]) for row in done),
         "sqnr_db_min": min(float(row["sqnr_db"]) for row in done),
     }
+
+
+def failures() -> dict[str, str]:
+    """Models without a file that runs, with the reason."""
+    return {row["model"]: row["error"].partition("\n")[0] for row in read_rows(TABLE) if row["stage"] != "done"}
