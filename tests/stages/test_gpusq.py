@@ -153,11 +153,13 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
 
 def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph, context: StageContext) -> None:
     there = replace(context, result=_results({"previous": StageResult(tiny_graph)}))
-    config = Qat(method="qat", bits=4, block=32, inputs="float", skip=("head",), loss=FEATURES, train=QUICK)
+    keys: dict[str, Any] = {"bits": 4, "end_bits": 6, "block": 32, "inputs": "float", "skip": ("head",)}
+    config = Qat(method="qat", **keys, loss=FEATURES, train=QUICK)
     stage = QatStage(config)
     result = stage.apply(tiny_graph, there)
     assert stage.ensures(tiny_graph, result.graph) == []
     assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+    assert sketch(result.graph).bits["patch_embed.proj.weight"].weight == 6
     name = "vitslim.q.blocks.0.attn.qkv.weight_scale"
     before, after = stage.placing.apply(tiny_graph, there).graph.parameters()[name], result.graph.parameters()[name]
     assert after.shape == (192, 2)

@@ -45,7 +45,8 @@ class Sensitivity:
             # Without norms gradients can be so large that their squares overflow.
             norms = torch.linalg.vector_norm(gradient, dim=channels, dtype=torch.float64)
             if not bool(norms.isfinite().all()):
-                raise StageError(f"the gradient at '{name}' is no finite number", "set rounding to nearest")
+                hint = "`rounding: nearest` and `score: magnitude` ask for no gradients"
+                raise StageError(f"the gradient at '{name}' is no finite number", hint)
             yield name, x.detach(), norms.flatten()
 
 
