@@ -15,6 +15,7 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
@@ -120,6 +121,7 @@ def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callabl
         expected = result.graph.module(images)
     export_onnx(result.graph, context.workdir / "model.onnx")
     assert sqnr_db(expected, OnnxFile(context.workdir / "model.onnx", exact=False)(images)) > 20
+    assert inspect(context.workdir / "model.onnx").broken == ()
 
 
 def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: StageContext) -> None:

@@ -121,11 +121,14 @@ def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> 
     """Note bits and sparsity on each layer's node, and everything a consumer needs on the model; returns the layers.
 
     Drops the notes of the exporter. A sparsity pattern is noted only for layers that a stage masked and
-    whose stored numbers keep it.
+    whose stored numbers keep it. What is the same for every image is computed at load, and no layer.
     """
     _drop_exporter_notes(model)
-    found = []
+    found, moving = [], set(model.graph.inputs)
     for node in model.graph:
+        if moving.isdisjoint(node.inputs):
+            continue
+        moving.update(node.outputs)
         weight = stored_weight(node)
         if weight is not None and weight.values.ndim > 1:
             layer = _annotation(node, weight, graph)
