@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ def fill_table(table: Path, columns: Sequence[str], script: str) -> None:
     if not done:
         table.write_text(",".join(columns) + "\n", encoding="utf-8")
     # Small ones first: a run that is interrupted has most of the rows.
-    todo = sorted((model for model in models if model not in done), key=_parameters)
+    size = _axes_parameters()
+    todo = sorted((model for model in models if model not in done), key=lambda model: size.get(model, sys.maxsize))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = as_completed([pool.submit(_row, script, model) for model in todo])
         for row in track((future.result() for future in found), "models", total=len(todo)):
@@ -55,13 +55,8 @@ def _models() -> dict[str, str]:
     return by_module | {name: by_module.get(name, "") for name in vit_family()}
 
 
-def _parameters(model: str) -> int:
-    """As the table of axes has them, which is filled first; a model that it does not have comes last."""
-    return _axes_parameters().get(model, sys.maxsize)
-
-
-@cache
 def _axes_parameters() -> dict[str, int]:
+    """Model to its number of parameters, as the table of axes has them."""
     table = table_of("axes")
     rows = read_rows(table) if table.exists() else []
     return {row["model"]: int(row["params_before"]) for row in rows if row["params_before"]}

@@ -130,6 +130,7 @@ def test_float_inputs_have_float_products_and_integer_files(write: Any, tmp_path
 def test_dynamic_inputs_are_fused(write: Any, tmp_path: Path) -> None:
     _, path = write("ort-cpu", inputs="dynamic")
     found = optimised(path, tmp_path)
+    assert [output.name for output in onnx.load(path).graph.output] == ["logits"]
     assert found["DynamicQuantizeMatMul"] == 9
     assert found["Add"] == 4  # positions and residual additions: biases are added inside
     assert inspect(path).broken == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,14 @@ def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: Stage
     ends = {site.weight: (site.weight_bits, site.block)
             for site in sites(quantise(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
     assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
+
+
+def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
+    whole = sketch(tiny_graph)
+    middle = replace(whole, products=tuple(p for p in whole.products if p.role not in {"patch_embed", "head"}))
+    stage = PtqStage(Ptq(end_bits=8))
+    assert stage.requires(whole) == []
+    assert [problem.where for problem in stage.requires(middle)] == ["end_bits"]
 
 
 def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitslim.stages.export.lower import Form, Stored
+from vitslim.stages.export.rewrite import add_constant, insert, redirect
 
 Array = NDArray[Any]
 
@@ -36,7 +37,7 @@ def _merge_transposes(model: ir.Model) -> None:
     for node in [one for one in model.graph if one.op_type == "Transpose"]:
         key = (node.inputs[0], tuple(node.attributes["perm"].as_ints()))
         if key in first:
-            _redirect(model, node.outputs[0], first[key], [node])
+            redirect(model, node.outputs[0], first[key], [node])
         first.setdefault(key, node.outputs[0])
 
 
@@ -76,7 +77,9 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
             if form is Form.DEQUANTISE:
                 node.resize_inputs(2)  # zero points would have to be INT4 too
         if form is Form.WIDEN:
-            node.replace_input_with(0, _insert(model, node, "Cast", [codes], ir.DataType.INT8, codes.shape))
+            node.replace_input_with(
+                0, insert(model, node, "Cast", [codes], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
+            )
         elif form is Form.MULTIPLY:
             _multiply(model, node, codes)
 
@@ -89,19 +92,10 @@ def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
     steps = _needed(scale)
     shape = [-1 if dim == axis else 1 for dim in range(len(codes.shape or ()))]
     spread = _add_initializer(model, scale, steps.reshape(shape) if steps.ndim else steps)
-    cast = _insert(model, dequantise, "Cast", [codes], ir.DataType.FLOAT, codes.shape)
-    product = _insert(model, dequantise, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
-    _redirect(model, dequantise.outputs[0], product, [dequantise])
+    cast = insert(model, dequantise, "Cast", [codes], ir.DataType.FLOAT, codes.shape, to=ir.DataType.FLOAT.value)
+    product = insert(model, dequantise, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
+    redirect(model, dequantise.outputs[0], product, [dequantise])
     _drop_unused(model, scale)
-
-
-def _insert(
-    model: ir.Model, before: ir.Node, kind: str, inputs: list[ir.Value], to: ir.DataType, shape: Any
-) -> ir.Value:
-    node = ir.node(kind, inputs, {"to": to.value} if kind == "Cast" else {})
-    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), shape
-    model.graph.insert_before(before, node)
-    return node.outputs[0]
 
 
 def _dequantise_scale(value: ir.Value | None) -> Array | None:
@@ -116,13 +110,9 @@ def _dequantised_bias(model: ir.Model, gemm: ir.Node, codes: Array, step: Array)
     if bias is None:
         raise ValueError("a folded node has no input")
     stored = _add_initializer(model, bias, codes)
-    scale = ir.Value(name=f"{stored.name}_scale", const_value=ir.tensor(step, name=f"{stored.name}_scale"))
-    scale.type, scale.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(step.shape)
-    model.graph.initializers.add(scale)
-    dequantise = ir.node("DequantizeLinear", [stored, scale], {"axis": 0})
-    dequantise.outputs[0].type, dequantise.outputs[0].shape = scale.type, scale.shape
-    model.graph.insert_before(gemm, dequantise)
-    gemm.replace_input_with(2, dequantise.outputs[0])
+    scale = add_constant(model, f"{stored.name}_scale", step)
+    dequantised = insert(model, gemm, "DequantizeLinear", [stored, scale], ir.DataType.FLOAT, scale.shape, axis=0)
+    gemm.replace_input_with(2, dequantised)
     _drop_unused(model, bias)
 
 
@@ -141,7 +131,7 @@ def _transpose_before_dequantise(model: ir.Model, dequantise: ir.Node, transpose
         _drop_unused(model, scale)
     output = dequantise.outputs[0]
     output.shape = transpose.outputs[0].shape
-    _redirect(model, transpose.outputs[0], output, [transpose])
+    redirect(model, transpose.outputs[0], output, [transpose])
     _drop_unused(model, codes)
 
 
@@ -150,13 +140,8 @@ def _replace(model: ir.Model, old: ir.Value | None, array: Array, last: ir.Node,
     if old is None:
         raise ValueError("a folded node has no input")
     new = _add_initializer(model, old, array)
-    _redirect(model, last.outputs[0], new, removed)
+    redirect(model, last.outputs[0], new, removed)
     _drop_unused(model, old)
-
-
-def _redirect(model: ir.Model, old: ir.Value, new: ir.Value, removed: list[ir.Node]) -> None:
-    ir.convenience.replace_all_uses_with(old, new)
-    model.graph.remove(removed, safe=True)
 
 
 def _add_initializer(model: ir.Model, old: ir.Value, array: Array) -> ir.Value:
@@ -167,10 +152,7 @@ def _add_initializer(model: ir.Model, old: ir.Value, array: Array) -> ir.Value:
         initializers.pop(name)
         old.name = f"{name}.before_folding"
         initializers.add(old)
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    initializers.add(value)
-    return value
+    return add_constant(model, name, array)
 
 
 def _drop_unused(model: ir.Model, value: ir.Value) -> None:
