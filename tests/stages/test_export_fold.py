@@ -1,14 +1,17 @@
-"""What is folded before a file is written, on small graphs of ONNX."""
+"""What is folded and rewritten before a file is written, on small graphs of ONNX."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
 from vitslim.stages.export.fold import fold_transposes
+from vitslim.stages.export.fusible import relus_as_maxima
 
-MODEL = """
+SHARED = """
 <ir_version: 10, opset_import: ["" : 21]>
 g (float[n, 3] x, float[n, 3] y) => (float[n, 2] left, float[n, 2] right)
 <int8[2, 3] w = {1, 2, 3, 4, 5, -6}, float[2] scale = {0.5, 2.0}, int8[2] zero = {0, 0}> {
@@ -20,9 +23,36 @@ g (float[n, 3] x, float[n, 3] y) => (float[n, 2] left, float[n, 2] right)
 }
 """
 
+BEFORE_A_RELU = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[n, 2] x) => (float[n, 2] y)
+<float step = {0.1}, int8 none = {0}, int8[2, 2] w = {1, -2, 3, 4}, float[2] scale = {0.5, 2.0}, int8[2] zero = {0, 0},
+ float two = {2.0}> {
+  q = QuantizeLinear (x, step, none)
+  d = DequantizeLinear (q, step, none)
+  e = DequantizeLinear <axis = 1> (w, scale, zero)
+  p = MatMul (d, e)
+  r = Relu (p)
+  y = Pow (r, two)
+}
+"""
+
+
+def test_a_product_before_a_relu_is_of_integers(tmp_path: Path) -> None:
+    model = ir.from_onnx_text(BEFORE_A_RELU)
+    images = {"x": np.random.default_rng(0).uniform(-9, 9, size=(40, 2)).astype(np.float32)}
+    before = results(model, images)
+    relus_as_maxima(model)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    data = ir.to_proto(model).SerializeToString()
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    assert "MatMulIntegerToFloat" in {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
+    np.testing.assert_allclose(results(model, images)[0], before[0], rtol=1e-5)
+
 
 def test_a_weight_that_two_products_share_is_turned_once() -> None:
-    model = ir.from_onnx_text(MODEL)
+    model = ir.from_onnx_text(SHARED)
     images = {name: np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32) for name in ("x", "y")}
     before = results(model, images)
     fold_transposes(model)

@@ -117,7 +117,8 @@ def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -
 
 
 def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:
-    graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1,
+    # So many positions that the exporter leaves their bias to the runtime.
+    graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depth": 1,
                                                         "num_heads": 2, "num_classes": 10})  # fmt: skip
     context, constant = digits_context(graph), "blocks.0.attn.rel_pos.mlp.fc1.weight"
     stage = PtqStage(Ptq())
