@@ -22,7 +22,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.layerwise import damped, solve_layers
+from vitslim.stages.layerwise import LayerSolver, damped
 from vitslim.stages.prune import two_four_stage
 from vitslim.stages.prune.alps import alps_mask, best_refit, output_error
 from vitslim.stages.prune.permutation import efficacy, find_permutation, kept_magnitude
@@ -111,7 +111,7 @@ def test_refit_is_the_least_squares_solution() -> None:
 
 def test_whole_weights_within_any_mask_come_back(tiny_graph: ModelGraph) -> None:
     images = torch.randn(8, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
-    same = solve_layers(tiny_graph, list(sketch_names(tiny_graph)), images, lambda _n, w, _g: w, Silent(), "")
+    same = LayerSolver(images, Silent(), "")(tiny_graph, list(sketch_names(tiny_graph)), lambda _n, w, _g: w)
     with torch.no_grad():
         torch.testing.assert_close(same.module(images), tiny_graph.module(images), rtol=0, atol=1e-4)
 
@@ -125,7 +125,7 @@ def test_rows_count_by_weight_and_mean_outputs_of_a_changed_layer_stay(tiny_grap
         grams.append(gram)
         return 0.5 * weight
 
-    halved = solve_layers(tiny_graph, [name], images, halve, Silent(), "")
+    halved = LayerSolver(images, Silent(), "")(tiny_graph, [name], halve)
     with torch.no_grad():
         before, after = tiny_graph.module(images), halved.module(images)
     layer = layer_nodes(tiny_graph.module)[name][0]
@@ -161,12 +161,12 @@ def test_a_score_sees_images_of_all_classes(
     context = replace(context, data=replace(context.data, calibration=by_class))
     seen: list[torch.Tensor] = []
 
-    def solve(_graph: ModelGraph, _names: list[str], images: torch.Tensor, *_: Any) -> ModelGraph:
+    def solver(images: torch.Tensor, *_: Any) -> LayerSolver:
         seen.append(images)
         raise StageError("seen enough")
 
     monkeypatch.setattr(two_four_stage, "IMAGES", 20)
-    monkeypatch.setattr(two_four_stage, "solve_layers", solve)
+    monkeypatch.setattr(two_four_stage, "LayerSolver", solver)
     with pytest.raises(StageError, match="seen enough"):
         TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
     wanted = by_class.balanced(20)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
+from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, ScaleInputs
 from vitslim.graph.insert_fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
@@ -21,7 +23,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable
+from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable, outlier_factors
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
@@ -140,6 +142,52 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
     found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=0.0))
     assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == [*IMAGE, "blocks.1.mlp.fc2.weight"]
+
+
+def with_a_large_hidden_unit(graph: ModelGraph) -> ModelGraph:
+    graph = graph.copy()
+    with torch.no_grad():
+        tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] += 30.0
+        tensor_of(graph.module, "blocks.1.mlp.fc2.weight")[:, 3] *= 0.1
+    return graph
+
+
+def test_inputs_behind_gelu_are_multiplied_and_the_file_does_the_same(
+    tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    large = with_a_large_hidden_unit(tiny_graph)
+    plain, scaled = (quantise(large, context, scale_inputs=asked) for asked in (False, True))
+    both = tuple(f"blocks.{block}.mlp.fc2.weight" for block in (0, 1))
+    assert [edit.weights for edit in scaled.edits if isinstance(edit, ScaleInputs)] == [both]
+    assert not any(isinstance(edit, ScaleInputs) for edit in plain.edits)
+    reference = logits(large, context)
+    assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
+    save_graph(scaled, context.workdir)
+    assert torch.equal(logits(load_graph(context.workdir), context), logits(scaled, context))
+    for target in ("portable", "ort-cpu"):
+        export_onnx(scaled, context.workdir / "model.onnx", target)
+        images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+        assert sqnr_db(logits(scaled, context), OnnxFile(context.workdir / "model.onnx")(images)) > 30
+        assert inspect(context.workdir / "model.onnx").broken == ()
+
+
+def test_factors_shrink_large_channels_alone() -> None:
+    low, high = torch.tensor([-0.2, -0.2, -0.2, -4.0, -0.2]), torch.tensor([0.0, 1.0, 1.0, 2.0, 8.0])
+    assert outlier_factors(low, high, 1.0).tolist() == [1, 1, 1, 0.25, 0.125]
+    assert outlier_factors(low, high, 0.5).tolist() == pytest.approx([1, 1, 1, 0.5, 0.125**0.5])
+    assert outlier_factors(torch.zeros(3), torch.zeros(3), 1.0).tolist() == [1, 1, 1]
+
+
+def test_scaling_inputs_changes_no_output_and_unknown_layers_are_refused(tiny_graph: ModelGraph) -> None:
+    weight = "blocks.1.mlp.fc2.weight"
+    factors = torch.rand(tiny_graph.parameters()[weight].shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
+    scaled = scale_inputs(tiny_graph, [weight], {weight: factors})
+    images = torch.randn(4, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.module(images), tiny_graph.module(images), rtol=1e-4, atol=1e-5)
+    assert sketch(scaled).cost() == sketch(tiny_graph).cost()
+    with pytest.raises(StageError, match="no layer has a weight"):
+        scale_inputs(tiny_graph, ["blocks.9.mlp.fc2.weight"])
 
 
 def test_noise_shares_of_a_linear_model_are_exact() -> None:

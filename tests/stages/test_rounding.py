@@ -10,8 +10,8 @@ from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
+from vitslim.stages.layerwise import weighted_gram
 from vitslim.stages.quantize.calibrate import weight_scale
-from vitslim.stages.quantize.observe import Gram
 from vitslim.stages.quantize.rounding import gptq, refine
 from vitslim.stages.sensitivity import Sensitivity
 
@@ -49,16 +49,6 @@ def test_refined_codes_and_scales_are_nearer_than_those_of_gptq(block: int) -> N
     assert (x @ (again - weight).T).square().sum() <= 1.001 * after.sum() and (same / scales - 1).abs().max() < 0.2
 
 
-def test_inputs_that_matter_more_weigh_more() -> None:
-    x, weights = torch.arange(12.0).reshape(2, 2, 3), torch.tensor([0.0, 1.0, 2.0, 0.5])
-    gram = Gram()
-    for half in (0, 1):
-        gram.observe(x[half : half + 1], weights[2 * half : 2 * half + 2])
-    rows = x.reshape(4, 3)
-    assert gram.total is not None
-    torch.testing.assert_close(gram.total.float(), torch.einsum("r,ri,rj->ij", weights, rows, rows))
-
-
 def test_gptq_of_independent_inputs_is_rounding() -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     scale = weight_scale(weight, (-7, 7))
@@ -67,13 +57,10 @@ def test_gptq_of_independent_inputs_is_rounding() -> None:
 
 @pytest.mark.parametrize("factor", [1e-30, 1e25])
 def test_grams_of_very_small_and_large_inputs_do_not_overflow(factor: float) -> None:
-    rows, weights = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.rand(50).double()
-    plain, scaled = Gram(), Gram()
-    for part in (slice(0, 20), slice(20, 50)):
-        plain.observe(rows[part], weights[part])
-        scaled.observe(factor * rows[part], weights[part])
-    assert plain.total is not None and scaled.total is not None
-    assert torch.allclose(scaled.total / factor**2, plain.total, rtol=0, atol=1e-5 * float(plain.total.amax()))
+    rows, weights = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.rand(50)
+    plain = torch.einsum("r,ri,rj->ij", weights.double(), rows.double(), rows.double())
+    scaled = weighted_gram(factor * rows, weights) / factor**2
+    assert torch.allclose(scaled, plain, rtol=0, atol=1e-5 * float(plain.amax()))
 
 
 def test_gradients_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:

@@ -42,6 +42,14 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class ScaleInputs:
+    """Inputs of these layers are multiplied channel by channel; the factors, and the weights that undo them, travel
+    with the weights."""
+
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FakeQuantSite:
     """One linear or convolution whose input and weight are quantised. Scales travel with the weights."""
 
@@ -65,4 +73,4 @@ class InsertFakeQuant:
     sites: tuple[FakeQuantSite, ...]
 
 
-Edit = Slice | InsertSqueeze | RemoveBlock | Mask | InsertFakeQuant
+Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | InsertFakeQuant

@@ -17,11 +17,21 @@ from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
 from vitslim.graph.edit import slice_axes
-from vitslim.graph.edits import Edit, FakeQuantSite, InsertFakeQuant, InsertSqueeze, Mask, RemoveBlock, Slice
+from vitslim.graph.edits import (
+    Edit,
+    FakeQuantSite,
+    InsertFakeQuant,
+    InsertSqueeze,
+    Mask,
+    RemoveBlock,
+    ScaleInputs,
+    Slice,
+)
 from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.remove_block import remove_blocks
+from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.trace import trace_timm
 
 SCHEMA_VERSION = 1
@@ -100,6 +110,8 @@ def _edit(fields: dict[str, Any]) -> Edit:
             return RemoveBlock(tuple(values["names"]))
         case "Mask":
             return Mask(values["pattern"], tuple(values["parameters"]))
+        case "ScaleInputs":
+            return ScaleInputs(tuple(values["weights"]))
         case "InsertFakeQuant":
             return InsertFakeQuant(tuple(FakeQuantSite(**site) for site in values["sites"]))
         case other:
@@ -114,6 +126,8 @@ def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
             return insert_squeeze(graph, edit.keep)
         case RemoveBlock():
             return remove_blocks(graph, edit.names)
+        case ScaleInputs():
+            return scale_inputs(graph, edit.weights)
         case InsertFakeQuant():
             return insert_fake_quant(graph, edit.sites)
         case Mask():

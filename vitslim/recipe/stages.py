@@ -154,6 +154,11 @@ class Ptq(Quantised):
         description="how far the channels of norm outputs and of values are brought to one centred range, the inverse "
         "folded into the weights behind; 0 leaves them",
     )
+    scale_inputs: bool = Field(
+        True,
+        description="inputs that `equalise` cannot reach, as those behind GELU, are multiplied channel by channel at "
+        "run time, so that none is much larger than the others",
+    )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", description="gptq: what one weight is rounded away, its successors make up for"
     )

@@ -8,7 +8,8 @@ classes of the calibration images: on others DeiT-Tiny lost 20 points of agreeme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.progress import Progress
@@ -28,34 +30,146 @@ DAMPING = 0.01
 """Added to the diagonal of a gram matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
 CONVOLUTION = {"stride": (3, 1), "padding": (4, 0), "dilation": (5, 1)}
 """Position and default of the arguments of a convolution."""
+COPIES = 2
+"""Graphs that hold their tensors at once."""
+NUMBERS_AT_ONCE = 2**24
+"""What a convolution sums up over is written out for so many numbers at a time: windows overlap."""
 
 Solve = Callable[[str, Tensor, Tensor], Tensor]
 """New weight (out, in) of a layer by its name, its present weight as a matrix, and the gram matrix of its inputs."""
+Change = Callable[[Tensor], Tensor]
 
 
-def solve_layers(
-    graph: ModelGraph, weights: Collection[str], images: Tensor, solve: Solve, progress: Progress, label: str
-) -> ModelGraph:
-    """A copy of a graph in which the named layers have the weights that `solve` gives, in the order of the model.
+@dataclass(frozen=True)
+class LayerSolver:
+    """Solves layers of a graph on calibration images."""
 
-    images: float (n, C, H, W), all in memory at once. Biases are moved so that the mean of every output stays, its
-    positions counting by how much they matter. Convolutions are matrices over what each of their outputs sums up;
-    those in groups must not be named.
-    """
-    new = graph.copy()
-    before, after = Interpreter(graph.module), Interpreter(new.module)
-    before.args_iter, after.args_iter = iter((images,)), iter((images,))
-    twins = dict(zip(graph.module.graph.nodes, new.module.graph.nodes, strict=True))
-    places = {nodes[0]: weight for weight, nodes in layer_nodes(graph.module).items() if weight in weights}
-    matter = _matter(graph.module, [(weight, node) for node, weight in places.items()], images, progress)
-    with torch.no_grad():
-        for node, twin in progress.track(list(twins.items()), label):
-            if node in places:
-                inputs = before.env[argument(node, 0)], after.env[argument(twin, 0)]
-                _solve_one(new.module, twin, places[node], inputs, matter[places[node]], solve)
-            _step(before, node)
-            _step(after, twin)
-    return new
+    images: Tensor
+    """Float (n, C, H, W), all in memory at once."""
+    progress: Progress
+    label: str
+    inputs: Mapping[str, Change] = field(default_factory=dict)
+    """What the inputs of layers become in the changed copy, by the name of the weight: those that are quantised."""
+    sensitive: bool = True
+    """Whether rows count by how much they move the logits; otherwise all count the same, and nothing runs backwards."""
+    biases: bool = True
+    """Whether biases are moved so that the mean of every output stays, its rows counting as they do."""
+
+    def __call__(self, graph: ModelGraph, weights: Collection[str], solve: Solve) -> ModelGraph:
+        """A copy of a graph in which the named layers have the weights that `solve` gives, in the order of the model.
+
+        Convolutions are matrices over what each of their outputs sums up; those in groups must not be named. A weight
+        that several layers share is solved for the first of them.
+        """
+        new = graph.copy()
+        before, after = Interpreter(graph.module), _Changed(new.module, self.inputs)
+        before.args_iter, after.args_iter = iter((self.images,)), iter((self.images,))
+        twins = dict(zip(graph.module.graph.nodes, new.module.graph.nodes, strict=True))
+        places = {nodes[0]: weight for weight, nodes in layer_nodes(graph.module).items() if weight in weights}
+        matter = self._matter(graph, [(weight, node) for node, weight in places.items()])
+        with torch.no_grad():
+            for node, twin in self.progress.track(list(twins.items()), self.label):
+                if node in places:
+                    inputs = before.env[argument(node, 0)], after.input_of(twin)
+                    self._solve_one(new.module, twin, places[node], inputs, matter.get(places[node]), solve)
+                _step(before, node)
+                _step(after, twin)
+        return new
+
+    def _matter(self, graph: ModelGraph, layers: Sequence[tuple[str, Node]]) -> Mapping[str, Tensor]:
+        """Weight to how much each row of its layer counts: float (rows,), of mean 1; empty where all are equal."""
+        if not self.sensitive or not layers:
+            return {}
+        sensitivity = Sensitivity(graph.module, layers, seed=0)
+        found: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
+        batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))
+        for batch in self.progress.track(batches, "looking for what matters"):
+            for name, _, norms in sensitivity(batch):
+                found[name].append(norms)
+        return {name: row_weights(torch.cat(norms)) for name, norms in found.items()}
+
+    def _solve_one(
+        self,
+        module: GraphModule,
+        layer: Node,
+        name: str,
+        inputs: tuple[Tensor, Tensor],
+        matter: Tensor | None,
+        solve: Solve,
+    ) -> None:
+        weight, bias = tensor_of(module, name), self._bias(module, layer, name)
+        rows = [_Rows(layer, x, tuple(weight.shape[2:]), matter) for x in inputs]
+        means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
+        matrix = weight.flatten(start_dim=1)
+        result = solve(name, matrix, rows[1].gram(means[1]))
+        if bias:
+            shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
+            tensor_of(module, bias).add_(shift)
+        weight.copy_(result.view(weight.shape))  # last: `matrix` is a view of it
+
+    def _bias(self, module: GraphModule, layer: Node, weight: str) -> str:
+        """The bias that may be moved: a parameter of this layer alone; empty where there is none."""
+        bias = argument(layer, 2)
+        alone = bias is not None and len(bias.users) == 1 and len(layer_nodes(module)[weight]) == 1
+        return parameter_of(bias) if self.biases and alone else ""
+
+
+class _Changed(Interpreter):
+    """Runs a graph whose layers see changed inputs."""
+
+    def __init__(self, module: GraphModule, inputs: Mapping[str, Change]) -> None:
+        super().__init__(module)
+        layers = layer_nodes(module)
+        self._inputs = {node: change for weight, change in inputs.items() for node in layers[weight]}
+
+    def input_of(self, layer: Node) -> Tensor:
+        """What a layer reads."""
+        x: Tensor = self.env[argument(layer, 0)]
+        return self._inputs[layer](x) if layer in self._inputs else x
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[Any, Any]:
+        """Arguments of a node, the first one changed."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return ((self._inputs[n](args[0]), *args[1:]) if n in self._inputs else args), kwargs
+
+
+class _Rows:
+    """What each output of a layer sums up over, float (n, in), and how much each row counts; some at a time."""
+
+    def __init__(self, layer: Node, x: Tensor, kernel: tuple[int, ...], matter: Tensor | None) -> None:
+        self._layer, self._x, self._kernel, self._matter = layer, x, kernel, matter
+
+    def mean(self) -> Tensor:
+        """The weighted mean: float (in,)."""
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for rows, weights in self:
+            total, count = total + (weights @ rows).double(), count + len(rows)
+        return (total / count).float()
+
+    def gram(self, mean: Tensor) -> Tensor:
+        """The weighted sum of y y^T over all rows y less `mean`: float64 (in, in)."""
+        total = torch.zeros((), dtype=torch.float64)
+        for rows, weights in self:
+            total = total + weighted_gram(rows - mean, weights)
+        return total
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        windows = 1 if is_op(self._layer, aten.linear.default) else torch.Size(self._kernel).numel()
+        size = max(1, NUMBERS_AT_ONCE * len(self._x) // (self._x.numel() * windows))
+        start = 0
+        for part in torch.split(self._x, size):
+            rows = _rows(self._layer, part, self._kernel)
+            stop = start + len(rows)
+            yield rows, torch.ones(len(rows)) if self._matter is None else self._matter[start:stop]
+            start = stop
+
+
+def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
+    """The sum of x x^T over the rows x (n, in), each counting by its weight (n,): float64 (in, in)."""
+    # Brought to a peak of one first: squares of what a network without norms gives would overflow.
+    peak = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
+    unit = rows / peak
+    return (unit.T @ (unit * weights[:, None])).double() * peak.double().square()
 
 
 def damped(gram: Tensor) -> Tensor:
@@ -64,18 +178,6 @@ def damped(gram: Tensor) -> Tensor:
     diagonal = total.diagonal()
     diagonal += DAMPING * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
     return total
-
-
-def _matter(
-    module: GraphModule, layers: Sequence[tuple[str, Node]], images: Tensor, progress: Progress
-) -> Mapping[str, Tensor]:
-    """Weight to how much each row of its layer counts: float (rows,), of mean 1."""
-    sensitivity = Sensitivity(module, layers, seed=0)
-    found: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
-    for batch in progress.track(torch.split(images, BATCH), "looking for what matters"):
-        for name, _, norms in sensitivity(batch):
-            found[name].append(norms)
-    return {name: row_weights(torch.cat(norms)) for name, norms in found.items()}
 
 
 def _step(interpreter: Interpreter, node: Node) -> None:
@@ -87,24 +189,7 @@ def _step(interpreter: Interpreter, node: Node) -> None:
         interpreter.env.pop(done, None)
 
 
-def _solve_one(
-    module: GraphModule, layer: Node, name: str, inputs: tuple[Tensor, Tensor], matter: Tensor, solve: Solve
-) -> None:
-    weight = tensor_of(module, name)
-    bias = parameter_of(argument(layer, 2))
-    rows = [_rows(layer, x, tuple(weight.shape[2:])) for x in inputs]
-    means = [matter @ one / len(one) if bias else torch.zeros(one.shape[1]) for one in rows]
-    new = rows[1] - means[1]
-    gram, matrix = (new.T @ (new * matter[:, None])).double(), weight.flatten(start_dim=1)
-    result = solve(name, matrix, gram)
-    if bias:
-        shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
-        tensor_of(module, bias).add_(shift)
-    weight.copy_(result.view(weight.shape))  # last: `matrix` is a view of it
-
-
 def _rows(layer: Node, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """What each output of a layer sums up over: float (n, in)."""
     if is_op(layer, aten.linear.default):
         return x.flatten(end_dim=-2)
     found: Any = {name: argument(layer, index, name, default) for name, (index, default) in CONVOLUTION.items()}

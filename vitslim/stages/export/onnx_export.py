@@ -26,6 +26,7 @@ from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_
 from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.half import in_half_precision
 from vitslim.stages.export.lower import Target, lower_quantisers
+from vitslim.stages.export.read_only import compute_what_is_read
 from vitslim.stages.export.translate import translations
 
 OPSET = 21
@@ -57,6 +58,8 @@ def export_onnx(
     breaks the ONNX standard, InputError when it cannot be written.
     """
     copy = graph.copy()
+    if target == "ort-cpu":
+        compute_what_is_read(copy)
     stored = lower_quantisers(copy, target)
     model = _exported(copy)
     split_gemms(model)

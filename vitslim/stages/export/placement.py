@@ -134,7 +134,7 @@ def _most_harmful(
 ) -> list[str]:
     quantised = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
     quantisers = {s.weight: input_quantiser(s, scales.get(input_scale_name(s.weight))) for s in quantised}
-    shares = measure_noise(plain.module, quantisers, context)
+    shares = measure_noise(plain, quantisers, context)
     return sorted(shares, key=lambda weight: -shares[weight])
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import ModelSketch, SketchLinear
@@ -17,7 +18,7 @@ from vitslim.graph.sparse import Pattern, parse_pattern
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.layerwise import solve_layers
+from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.prune.alps import best_refit
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.mask_weights import leaks, unmasked_float, with_masks
@@ -126,9 +127,9 @@ class TwoFourStage:
             chosen[name] = mask.view(graph.parameters()[name].shape)
             return result
 
-        calibration = context.data.calibration.balanced(IMAGES)
+        calibration = context.data.calibration.balanced(images_at_once(graph, IMAGES, COPIES))
         images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
-        solved = solve_layers(graph, names, images, solve, context.progress, f"two-four: {self.config.score}")
+        solved = LayerSolver(images, context.progress, f"two-four: {self.config.score}")(graph, names, solve)
         return chosen, with_masks(solved, self.config.pattern, chosen)
 
     def _refuse_groups(self, graph: ModelGraph, names: list[str]) -> None:

@@ -95,6 +95,18 @@ def equalising(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tupl
     return shift, factor
 
 
+def outlier_factors(low: Tensor, high: Tensor, strength: float) -> Tensor:
+    """What channels of large values are multiplied by, at most 1, for inputs that no layer before can scale.
+
+    low, high: the range of each channel, float (channels,). A channel of reach r above the median m gets
+    (m / r) ** strength. Others stay: behind GELU the reach of many is that of its small negative values, which larger
+    would widen the range of all.
+    """
+    reach = torch.maximum(high, -low)
+    median = reach.median()
+    return (median / reach.clamp(min=median)) ** strength if median > 0 else torch.ones_like(reach)
+
+
 def _fold(module: GraphModule, place: Equalisable, shift: Tensor, factor: Tensor) -> None:
     weight = tensor_of(module, place.weight)[place.rows]
     weight.div_(factor.reshape(-1, *[1] * (weight.dim() - 1)))

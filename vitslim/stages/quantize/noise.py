@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.stages.contract import StageContext
 from vitslim.stages.sensitivity import BATCH
@@ -22,12 +24,13 @@ NOISE_IMAGES = 32
 
 
 def measure_noise(
-    module: GraphModule, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
+    graph: ModelGraph, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
 ) -> dict[str, float]:
     """`noise_shares` on a few calibration images of all classes."""
     images = context.data.calibration.balanced(NOISE_IMAGES)
-    batches = context.progress.track(images.batches(BATCH), "looking for harmful inputs")
-    return noise_shares(module, quantisers, (found for found, _ in batches), context.seed)
+    batches = images.batches(images_at_once(graph, BATCH, backward=True))
+    shown = (found for found, _ in context.progress.track(batches, "looking for harmful inputs"))
+    return noise_shares(graph.module, quantisers, shown, context.seed)
 
 
 def noise_shares(

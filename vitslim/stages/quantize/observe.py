@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import has_input_scale, layer_nodes
-from vitslim.graph.nodes import is_op
+from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.fake_quant import dynamic_fake_quant, fake_quant, input_range
 
 aten = torch.ops.aten
@@ -46,49 +46,6 @@ class ChannelRanges:
         if self.low is None or self.high is None:
             raise StageError("no calibration image reached a layer", "give more calibration images")
         return self.low, self.high
-
-
-class Gram:
-    """The weighted sum of x x^T over all inputs of a linear layer: float64 (in, in)."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def observe(self, values: Tensor, weights: Tensor) -> None:
-        """Add a float tensor (..., in), whose rows count by `weights`, float64 (rows,)."""
-        rows = values.flatten(end_dim=-2)
-        # Brought to a peak of one first: squares of what a network without norms gives would overflow.
-        peak = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
-        most = weights.amax().clamp(min=torch.finfo(weights.dtype).tiny)
-        unit = rows / peak
-        product = unit.T @ (unit * (weights / most).to(unit)[:, None])
-        here = product.double() * peak.double().square() * most
-        self.total = here if self.total is None else self.total + here
-
-
-class MeanShift:
-    """By how much quantisation moves the mean of every channel of a layer's input."""
-
-    def __init__(self, quantise: Callable[[Tensor], Tensor]) -> None:
-        self.quantise = quantise
-        self.moved: Tensor | None = None
-        self.total: Tensor | None = None
-        self.count = 0
-
-    def observe(self, values: Tensor) -> None:
-        """Add a float tensor (..., channels)."""
-        rows = values.flatten(end_dim=-2)
-        total, moved = rows.double().sum(dim=0), (self.quantise(rows) - rows).double().sum(dim=0)
-        self.total = total if self.total is None else self.total + total
-        self.moved = moved if self.moved is None else self.moved + moved
-        self.count += len(rows)
-
-    @property
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Mean input, and what quantisation adds to it: float64 (channels,) each."""
-        if self.total is None or self.moved is None:
-            raise StageError("no calibration image reached a layer", "give more calibration images")
-        return self.total / self.count, self.moved / self.count
 
 
 class Observer(Interpreter):
@@ -125,6 +82,21 @@ def linear_layers(module: GraphModule) -> tuple[str, ...]:
     return tuple(
         weight for weight, nodes in layer_nodes(module).items() if all(is_op(n, aten.linear.default) for n in nodes)
     )
+
+
+def solvable_layers(module: GraphModule) -> tuple[str, ...]:
+    """Weights of the layers that are matrix products: linear ones, and convolutions of patches that do not overlap."""
+    return tuple(
+        weight
+        for weight, nodes in layer_nodes(module).items()
+        if all(is_op(n, aten.linear.default) or _of_patches(n, tensor_of(module, weight)) for n in nodes)
+    )
+
+
+def _of_patches(layer: Node, weight: Tensor) -> bool:
+    kernel, stride, padding = weight.shape[2:], argument(layer, 3, "stride", 1), argument(layer, 4, "padding", 0)
+    whole = is_op(layer, aten.conv2d.default) and argument(layer, 6, "groups", 1) == 1
+    return whole and tuple(kernel) == (*stride,) and not any(padding if isinstance(padding, list) else [padding])
 
 
 def input_quantiser(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -11,29 +11,28 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite
-from vitslim.graph.insert_fake_quant import input_scale_name, layer_nodes, weight_scale_name
+from vitslim.graph.insert_fake_quant import has_input_scale, input_scale_name, layer_nodes, weight_scale_name
+from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
+from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
+from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
-from vitslim.stages.quantize.equalise import equalise, find_equalisable
+from vitslim.stages.quantize.equalise import equalise, find_equalisable, outlier_factors
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
     ChannelRanges,
-    Gram,
-    MeanShift,
     Observer,
     Statistic,
     input_quantiser,
     linear_layers,
+    solvable_layers,
 )
 from vitslim.stages.quantize.rounding import gptq, refine
-from vitslim.stages.sensitivity import BATCH as BACKWARD_BATCH
-from vitslim.stages.sensitivity import Sensitivity
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
@@ -43,20 +42,18 @@ BATCH = 32
 END_ROLES = ("patch_embed", "head")
 """Roles of the layers at both ends of a model."""
 
+CALIBRATED = ("static", "symmetric")
+"""Inputs whose range is found on calibration images."""
+
 REFINED_BITS = 4
 """Codes of more bits are near enough to what they round, and in pairs they have a limit of their own."""
+
+WORTH_A_FACTOR = 0.7
+"""Inputs are multiplied where that makes their largest channel smaller by so much: it is a pass over them."""
 
 TELLING_ROWS = 2048
 """Inputs after which the range of a channel is known. Channels of one class token an image, brought to the range that
 a few hundred images have shown, would be cut off by the next image."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What a pass found out, by weight name."""
-
-    histograms: Mapping[str, Histogram]
-    grams: Mapping[str, Gram]
 
 
 class Calibration:
@@ -67,59 +64,69 @@ class Calibration:
 
     def equalise(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A copy whose inputs are spread evenly over their channels, where the recipe asks for it."""
-        places = find_equalisable(graph) if self.config.equalise and self.config.inputs != "float" else ()
-        ranges = {name: ChannelRanges() for place in places for name in place.readers[:1] if name in weights}
-        if not ranges:
+        strength = self.config.equalise if self.config.inputs != "float" else 0.0
+        places = find_equalisable(graph) if strength else ()
+        readers = {reader for place in places for reader in place.readers}
+        others = _unreachable(graph.module, weights, readers) if strength and self.config.scale_inputs else ()
+        watched = {place.readers[0] for place in places if place.readers[0] in weights} | set(others)
+        if not watched:
             return graph.copy()
-        self._pass(graph.module, ranges, "ranges of channels")
+        ranges = {weight: ChannelRanges() for weight in watched}
+        self._pass(graph, ranges, "ranges of channels")
         known = {name: found.found for name, found in ranges.items() if found.count >= TELLING_ROWS}
-        return equalise(graph, known, self.config.equalise)
+        factors = {name: outlier_factors(*known[name], strength) for name in others if name in known}
+        worth = {name: factor for name, factor in factors.items() if factor.amin() <= WORTH_A_FACTOR}
+        equalised = equalise(graph, known, strength)
+        return scale_inputs(equalised, tuple(worth), worth) if worth else equalised
 
-    def observe(self, graph: ModelGraph, weights: Collection[str]) -> Observed:
-        """Values of every input, and their products where rounding needs them."""
-        calibrated = self.config.inputs in ("static", "symmetric")
-        histograms = {weight: Histogram() for weight in weights if calibrated}
-        if histograms:
-            self._pass(graph.module, histograms, "calibrating")
-        rounded = [name for name in linear_layers(graph.module) if name in weights and self.config.rounding == "gptq"]
-        grams = self._grams(graph.module, rounded) if rounded else {}
-        return Observed(histograms, grams)
+    def observe(self, graph: ModelGraph, weights: Collection[str]) -> Mapping[str, Histogram]:
+        """Values of every input by weight name, where ranges are calibrated."""
+        if self.config.inputs not in CALIBRATED:
+            return {}
+        histograms = {weight: Histogram() for weight in weights}
+        self._pass(graph, histograms, "calibrating")
+        return histograms
 
-    def _grams(self, module: GraphModule, weights: Collection[str]) -> dict[str, Gram]:
-        """Of the inputs of these layers, each row counting by how much it moves the logits."""
-        layers = [(name, node) for name, nodes in layer_nodes(module).items() if name in weights for node in nodes]
-        sensitivity = Sensitivity(module, layers, self.context.seed)
-        grams = {weight: Gram() for weight in weights}
-        batches = self.context.data.calibration.batches(BACKWARD_BATCH)
-        for images, _ in self.context.progress.track(batches, "looking for what matters", total=len(batches)):
-            for weight, x, norms in sensitivity(images):
-                grams[weight].observe(x, norms)
-        return grams
-
-    def decide(
-        self, graph: ModelGraph, weights: Collection[str], observed: Observed
-    ) -> tuple[ModelGraph, tuple[FakeQuantSite, ...], dict[str, Tensor]]:
-        """The float graph with its weights rounded and its biases corrected, the sites, and scales by parameter name.
-
-        `graph` is changed in place.
-        """
+    def place(
+        self, graph: ModelGraph, weights: Collection[str], histograms: Mapping[str, Histogram]
+    ) -> tuple[dict[str, FakeQuantSite], dict[str, Tensor]]:
+        """Sites by weight name, and scales by parameter name."""
         scales: dict[str, Tensor] = {}
         ends = end_layers(graph)
-        sites = {w: self._site(graph.module, w, w in ends, observed, scales) for w in weights}
+        sites = {w: self._site(graph.module, w, w in ends, histograms, scales) for w in weights}
         _tell_apart(graph.module, scales)
-        sites = self._with_float_inputs(graph.module, sites, scales)
-        shifts = self._mean_shifts(graph.module, sites, scales) if self.config.bias_correction else {}
-        originals = {weight: tensor_of(graph.module, weight).detach().clone() for weight in shifts}
-        with torch.no_grad():
-            for weight, gram in observed.grams.items():
-                self._round(graph.module, sites[weight], scales, gram)
-            for weight, shift in shifts.items():
-                scale = scales[weight_scale_name(weight)]
-                _correct_bias(graph.module, sites[weight], scale, originals[weight], shift)
-        return graph, tuple(sites.values()), scales
+        return self._with_float_inputs(graph, sites, scales), scales
+
+    def round(self, graph: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: dict[str, Tensor]) -> ModelGraph:
+        """A graph with rounded weights and moved biases, where the recipe asks for either.
+
+        Layer after layer, each for the quantised inputs that those before it leave. Scales may change in place.
+        """
+        gptq_asked = self.config.rounding == "gptq"
+        if not gptq_asked and not self.config.bias_correction:
+            return graph
+
+        def solve(weight: str, matrix: Tensor, gram: Tensor) -> Tensor:
+            return _rounded(sites[weight], matrix, scales, gram if gptq_asked else None)
+
+        solver = LayerSolver(
+            self.rounding_images(graph),
+            self.context.progress,
+            "rounding",
+            inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
+            sensitive=gptq_asked,
+            biases=self.config.bias_correction,
+        )
+        return solver(graph, [weight for weight in solvable_layers(graph.module) if weight in sites], solve)
+
+    def rounding_images(self, graph: ModelGraph) -> Tensor:
+        """The calibration images that fit into memory at once, of all classes: float (n, C, H, W)."""
+        calibration = self.context.data.calibration
+        fitting = calibration.balanced(images_at_once(graph, len(calibration), COPIES))
+        return torch.cat([images for images, _ in fitting.batches(BATCH)])
 
     def _site(
-        self, module: GraphModule, weight: str, end: bool, observed: Observed, scales: dict[str, Tensor]
+        self, module: GraphModule, weight: str, end: bool, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
     ) -> FakeQuantSite:
         tensor = tensor_of(module, weight)
         bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
@@ -131,49 +138,49 @@ class Calibration:
         if self.config.inputs == "dynamic":
             return replace(site, input_bits=8, dynamic=True)
         symmetric = self.config.inputs == "symmetric"
-        found = observed.histograms[weight].find_range(self.config.input_bits, self.config.calibrate, symmetric)
+        found = seen[weight].find_range(self.config.input_bits, self.config.calibrate, symmetric)
         scales[input_scale_name(weight)] = torch.tensor(found.scale)
         return replace(site, input_bits=self.config.input_bits, zero_point=found.zero_point)
 
     def _with_float_inputs(
-        self, module: GraphModule, sites: dict[str, FakeQuantSite], scales: dict[str, Tensor]
+        self, graph: ModelGraph, sites: dict[str, FakeQuantSite], scales: dict[str, Tensor]
     ) -> dict[str, FakeQuantSite]:
         if not self.config.float_inputs or self.config.inputs == "float":
             return sites
         quantisers = {weight: input_quantiser(s, scales.get(input_scale_name(weight))) for weight, s in sites.items()}
-        shares = measure_noise(module, quantisers, self.context)
+        shares = measure_noise(graph, quantisers, self.context)
         worst = sorted(shares, key=lambda weight: -shares[weight])[: self.config.float_inputs]
         for weight in worst:
             scales.pop(input_scale_name(weight), None)
         return sites | {w: replace(sites[w], input_bits=FLOAT_BITS, zero_point=None, dynamic=False) for w in worst}
 
-    def _round(self, module: GraphModule, site: FakeQuantSite, scales: dict[str, Tensor], gram: Gram) -> None:
-        if gram.total is None:
-            return
-        tensor, name = tensor_of(module, site.weight), weight_scale_name(site.weight)
-        limits, scale = weight_range(site.weight_bits, site.block), scales[name]
-        values = gptq(tensor, scale, gram.total, limits, site.block)
-        if site.weight_bits <= REFINED_BITS:
-            values, scales[name] = refine(tensor, values, scale, gram.total, limits, site.block)
-        tensor.copy_(
-            values if site.block else limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
-        )
+    def _pass(self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str) -> None:
+        batch = images_at_once(graph, BATCH)
+        predict(Observer(graph.module, statistics), self.context.data.calibration, batch, self.context.progress, label)
 
-    def _mean_shifts(
-        self, module: GraphModule, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor]
-    ) -> dict[str, MeanShift]:
-        """Mean inputs of the linear layers with a bias, and what quantisation adds to them."""
-        biases = _biases(module)
-        shifts = {
-            weight: MeanShift(input_quantiser(sites[weight], scales.get(input_scale_name(weight))))
-            for weight in linear_layers(module)
-            if weight in sites and weight in biases
-        }
-        self._pass(module, shifts, "mean inputs")
-        return shifts
 
-    def _pass(self, module: GraphModule, statistics: Mapping[str, Statistic], label: str) -> None:
-        predict(Observer(module, statistics), self.context.data.calibration, BATCH, self.context.progress, label)
+def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], gram: Tensor | None) -> Tensor:
+    """What the codes of a weight stand for, each rounded for itself without a gram matrix of the inputs.
+
+    Codes of few bits change their scale in `scales` as well.
+    """
+    name = weight_scale_name(site.weight)
+    limits, scale = weight_range(site.weight_bits, site.block), scales[name]
+    if gram is None:
+        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *limits, site.block)
+        return nearest
+    values = gptq(weight, scale, gram, limits, site.block)
+    if site.weight_bits <= REFINED_BITS:
+        values, scales[name] = refine(weight, values, scale, gram, limits, site.block)
+    if site.block:
+        return values
+    return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
+
+
+def _unreachable(module: GraphModule, weights: Collection[str], readers: Collection[str]) -> tuple[str, ...]:
+    """Weights of linear layers whose inputs `equalise` cannot scale, those behind an activation function above all."""
+    layers = [name for name in linear_layers(module) if name in weights and name not in readers]
+    return tuple(name for name in layers if not reads_image(module, name))
 
 
 def weight_form(config: Quantised, end: bool, linear: bool, reduction: int) -> tuple[int, int]:
@@ -189,15 +196,6 @@ def weight_form(config: Quantised, end: bool, linear: bool, reduction: int) -> t
 def end_layers(graph: ModelGraph) -> frozenset[str]:
     """Weights of the layers that `end_bits` is about."""
     return frozenset(layer.weight for layer in find_anatomy(graph).linears if layer.role in END_ROLES)
-
-
-def _correct_bias(module: GraphModule, site: FakeQuantSite, scale: Tensor, original: Tensor, shift: MeanShift) -> None:
-    """Take off a bias what quantisation adds to the mean output of its layer, inputs being the float ones."""
-    mean, moved = shift.means
-    axis, limits = 1 if site.block else 0, weight_range(site.weight_bits, site.block)
-    values = fake_quant(tensor_of(module, site.weight), scale, 0, axis, *limits, site.block)
-    wrong = values.double() @ (mean + moved) - original.double() @ mean
-    tensor_of(module, _biases(module)[site.weight]).sub_(wrong)
 
 
 def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
@@ -221,14 +219,3 @@ def reads_image(module: GraphModule, weight: str) -> bool:
     32 dB), for a few percent of the products.
     """
     return any(argument(node, 0).op == "placeholder" for node in layer_nodes(module)[weight])
-
-
-def _biases(module: GraphModule) -> dict[str, str]:
-    """Weight to the bias beside it, where that is a parameter that nothing else uses."""
-    found = {}
-    for weight, nodes in layer_nodes(module).items():
-        bias = argument(nodes[0], 2)
-        name = parameter_of(bias) if len(nodes) == 1 and bias is not None else ""
-        if name and len(bias.users) == 1:
-            found[weight] = name
-    return found

@@ -31,6 +31,7 @@ class QatStage:
                 block=config.block,
                 calibrate=config.calibrate,
                 rounding=config.rounding,
+                scale_inputs=False,
                 bias_correction=False,
                 skip=config.skip,
             )

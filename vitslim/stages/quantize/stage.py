@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits import FakeQuantSite
@@ -14,6 +14,7 @@ from vitslim.graph.insert_fake_quant import (
     layer_of,
     quantised_layers,
 )
+from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
@@ -69,16 +70,16 @@ class PtqStage:
         weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
         prepared = calibration.equalise(graph, weights)
-        found = calibration.observe(prepared, weights)
-        prepared, sites, scales = calibration.decide(prepared, weights, found)
-        quantised = insert_fake_quant(prepared, sites, scales)
+        sites, scales = calibration.place(prepared, weights, calibration.observe(prepared, weights))
+        rounded = calibration.round(prepared, sites, scales)
+        quantised = insert_fake_quant(rounded, tuple(sites.values()), scales)
         images = context.data.calibration
-        judged = images.balanced(JUDGED_IMAGES)
-        before, _ = predict(graph.module, judged, BATCH, context.progress, "comparing: float model")
-        after, _ = predict(quantised.module, judged, BATCH, context.progress, "comparing: quantised model")
+        judged, batch = images.balanced(JUDGED_IMAGES), images_at_once(graph, BATCH)
+        before, _ = predict(graph.module, judged, batch, context.progress, "comparing: float model")
+        after, _ = predict(quantised.module, judged, batch, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=self._changes(graph, sites),
+            changes=self._changes(graph, tuple(sites.values())),
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
@@ -130,8 +131,7 @@ class PtqStage:
             return "among the inputs whose quantisation disturbs the outputs most"
         return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
 
-    def _skipped(self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...]) -> tuple[LayerNote, ...]:
-        chosen = {site.weight for site in sites}
+    def _skipped(self, graph: ModelGraph, chosen: Collection[str]) -> tuple[LayerNote, ...]:
         constant = constant_layers(graph.module)
         return tuple(
             LayerNote(

@@ -1,0 +1,52 @@
+"""How many images a graph can take at once, by the memory that its tensors need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from torch.fx import GraphModule, Interpreter, Node
+
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.shapes import BATCH, tensor_shapes
+
+MEMORY_BYTES = 4 * 2**30
+"""What the tensors of one pass may take together."""
+FLOAT_BYTES = 4
+
+
+def images_at_once(graph: ModelGraph, most: int, copies: int = 1, backward: bool = False) -> int:
+    """`most`, or as many as MEMORY_BYTES hold where that is fewer; at least 1.
+
+    copies: of the graph, side by side. A tensor is held until its last use, for a backward pass until the end. Where
+    images are large, this bounds memory.
+    """
+    sizes = _bytes_an_image(graph)
+    needed = copies * (sum(sizes.values()) if backward else _peak(graph.module, sizes))
+    return max(1, min(most, MEMORY_BYTES // max(needed, 1)))
+
+
+def _bytes_an_image(graph: ModelGraph) -> Mapping[Node, int]:
+    shapes = tensor_shapes(graph.module, graph.source.image)
+    return {node: FLOAT_BYTES * sum(map(_elements, _several(shape))) for node, shape in shapes.items()}
+
+
+def _several(shape: Any) -> list[tuple[int, ...]]:
+    return shape if isinstance(shape, list) else [shape]
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    """Those of one image; none of what is there once for all images."""
+    elements = prod(shape)
+    return 0 if elements % BATCH else elements // BATCH
+
+
+def _peak(module: GraphModule, sizes: Mapping[Node, int]) -> int:
+    last_uses = Interpreter(module).user_to_last_uses
+    held = most = 0
+    for node in module.graph.nodes:
+        held += sizes.get(node, 0)
+        most = max(most, held)
+        held -= sum(sizes.get(done, 0) for done in last_uses.get(node, []))
+    return most
