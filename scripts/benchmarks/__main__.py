@@ -20,6 +20,7 @@ BENCHMARKS = {
     "gpu-model": "errors of the tensor-core model on unseen products, five folds, beside the plain roofline",
     "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, an hour",
     "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
+    "int8-floor": "time of each class of operators of the INT8 DeiT-Tiny, and the least that this processor could take",
     "int8-speed": "INT8 of DeiT-S, Swin-T and ViT-B beside quantize_dynamic, and DeiT-S made smaller as well: speed",
     "int8-timm": "every timm architecture through INT8: runs with any batch, what is fused, how close; resumable",
     "published": "whole models on sim:a100 beside published speed-ups: 2:4, token schedules, pruned shapes",

@@ -22,6 +22,7 @@ from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.calibrate import (
     Histogram,
     Range,
+    block_range,
     divergence,
     limit_pairs,
     minmax_scale,
@@ -141,6 +142,27 @@ def test_weight_scales_are_per_output_channel_or_block() -> None:
     torch.testing.assert_close(blocks, torch.tensor([[1.0, 0.1]]))
     exact = weight_scale(torch.tensor([[-8.0, 7.0, -4.0, 3.5]]), (-8, 7), block=2)
     torch.testing.assert_close(exact, torch.tensor([[1.0, 0.5]]), rtol=0.02, atol=0)
+
+
+def test_blocks_to_one_side_of_zero_take_all_codes() -> None:
+    weight = torch.tensor([[0.0, 1.5, 0.7, 0.2, -3.0, 0.0, -0.4, -1.0], [0, 0, 0, 0, -0.8, 0.7, -0.1, 0.3]])
+    scale, zeros = block_range(weight, (-8, 7), 4)
+    assert zeros.tolist()[0] == [-8, 7] and (zeros == zeros.round()).all()
+    found = fake_quant(weight, scale, 0, 1, -8, 7, 4, zeros)
+    assert (found[weight == 0] == 0).all()
+    plain = fake_quant(weight, weight_scale(weight, (-8, 7), 4), 0, 1, -8, 7, 4)
+    assert (found - weight).square().sum() < 0.5 * (plain - weight).square().sum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays.arrays("float32", (3, 32), elements=st.floats(-4, 9, width=32)))
+def test_zero_points_of_blocks_are_codes_and_do_no_harm(values: object) -> None:
+    weight = torch.as_tensor(values)
+    scale, zeros = block_range(weight, (-8, 7), 16)
+    assert (scale > 0).all() and ((zeros >= -8) & (zeros <= 7) & (zeros == zeros.round())).all()
+    found = fake_quant(weight, scale, 0, 1, -8, 7, 16, zeros)
+    widest = (weight.amax() - weight.amin()).clamp(min=0) + weight.abs().amax()
+    assert ((found - weight).abs() <= 0.4 * widest + 1e-6).all()
 
 
 def test_pairs_of_products_fit_16_bits() -> None:

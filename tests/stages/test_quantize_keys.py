@@ -21,7 +21,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable, outlier_factors
 from vitslim.stages.quantize.noise import noise_shares
@@ -83,7 +83,10 @@ def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext)
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("keys", [{}, {"inputs": "float", "bits": 4, "block": 16}, {"inputs": "dynamic"}])
+BLOCKS: dict[str, Any] = {"inputs": "float", "bits": 4, "block": 16}
+
+
+@pytest.mark.parametrize("keys", [{}, BLOCKS, BLOCKS | {"zero_points": True}, {"inputs": "dynamic"}])
 def test_a_saved_graph_comes_back_equal(
     tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
 ) -> None:  # fmt: skip
@@ -93,6 +96,25 @@ def test_a_saved_graph_comes_back_equal(
     assert again.edits == graph.edits
     assert torch.equal(logits(again, context), logits(graph, context))
     assert [axis.name for axis in graph.axes.axes if not axis.frozen] != []
+
+
+def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
+    tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    reference, path = logits(tiny_graph, context), context.workdir / "model.onnx"
+    found = []
+    for asked in (False, True):
+        graph = quantise(tiny_graph, context, **BLOCKS, zero_points=asked)
+        found.append(sqnr_db(reference, logits(graph, context)))
+        for target in ("portable", "ort-cpu"):
+            export_onnx(graph, path, target)
+            check_stored_weights(path, graph)
+            images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+            assert sqnr_db(logits(graph, context), OnnxFile(path, exact=False)(images)) > 40
+            inspected = inspect(path)
+            layer = next(one for one in inspected.facts.layers if one.name == "blocks.0.mlp.fc1")
+            assert inspected.broken == () and inspected.kernel(layer) == "MatMulNBits"
+    assert found[1] > found[0] + 0.5
 
 
 def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:

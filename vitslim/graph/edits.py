@@ -64,6 +64,8 @@ class FakeQuantSite:
     """Whether scale and zero point of the input follow each batch in place of a calibration; codes are unsigned."""
     block: int = 0
     """Weights of one output channel that share a scale, as runs along the reduction; 0: all of them."""
+    weight_zeros: bool = False
+    """Whether each block has a zero point too; they travel with the weights."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def weight_scale_name(weight: str) -> str:
     return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
+def weight_zeros_name(weight: str) -> str:
+    """Name of the buffer with the zero points of this weight's blocks: float (output channels, blocks)."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_zeros"
+
+
 def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
     """Weight parameter name to the linears and convolutions that use it, quantised or not, in graph order."""
     found: dict[str, tuple[Node, ...]] = {}
@@ -67,9 +72,10 @@ def insert_fake_quant(
 ) -> ModelGraph:
     """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel or block).
 
-    scales: parameter name, as `input_scale_name` and `weight_scale_name` give it, to scale; what is missing starts
-    at one, to be loaded later. Raises StageError for a weight that no layer has, that is given twice or is already
-    quantised, and for a block on a weight that is no matrix or that does not divide its reduction.
+    scales: name, as `input_scale_name`, `weight_scale_name` and `weight_zeros_name` give it, to values; scales that
+    are missing start at one and zero points at zero, to be loaded later. Raises StageError for a weight that no layer
+    has, that is given twice or is already quantised, and for a block on a weight that is no matrix or that does not
+    divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -118,6 +124,9 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
         if value.shape != shape:
             raise StageError(f"'{name}' has shape {tuple(value.shape)}, expected {shape}")
         holder.register_parameter(name.rpartition(".")[2], nn.Parameter(value.to(weight)))
+    if site.weight_zeros:
+        name, shape = weight_zeros_name(site.weight), _weight_scale_shape(weight, site)
+        holder.register_buffer(name.rpartition(".")[2], scales.get(name, torch.zeros(shape)).detach().clone())
     module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
 
 
@@ -144,7 +153,8 @@ def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
         scale = graph.get_attr(weight_scale_name(site.weight))
         limits = weight_range(site.weight_bits, site.block)
         axis = _REDUCTION_AXIS if site.block else _OUTPUT_AXIS
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, site.block))
+        zeros = (graph.get_attr(weight_zeros_name(site.weight)),) if site.weight_zeros else ()
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, site.block, *zeros))
     for node in nodes:
         with graph.inserting_before(node):
             node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])

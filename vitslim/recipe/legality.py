@@ -237,6 +237,9 @@ def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     for position, config in enumerate(stages):
         if not isinstance(config, QUANTISE):
             continue
+        if getattr(config, "zero_points", False) and not config.block:
+            message = "weights without blocks are multiplied as integers, about zero"
+            yield Problem(_where(position, config, "zero_points"), message, "add `block: 32`, or leave zero_points out")
         if config.block and config.inputs != "float":
             message = f"weights in blocks beside {config.inputs} inputs: no runtime multiplies them as integers"
             yield Problem(_where(position, config, "block"), message, "add `inputs: float`, or leave block out")

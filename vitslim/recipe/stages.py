@@ -159,6 +159,10 @@ class Ptq(Quantised):
         description="inputs that `equalise` cannot reach, as those behind GELU, are multiplied channel by channel at "
         "run time, so that none is much larger than the others",
     )
+    zero_points: bool = Field(
+        False,
+        description="blocks of weights have a zero point beside their scale, which TensorRT does not read",
+    )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", description="gptq: what one weight is rounded away, its successors make up for"
     )

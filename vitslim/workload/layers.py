@@ -90,8 +90,7 @@ def _layer(
         container=container(weight), weight_bits=bits,
         input_bits=input_bits(graph, node, node.input[operands.weight if left else operands.data]),
         granularity=_granularity(graph, node, weight),
-        code_min=int(codes.matrix.min()) if codes.integer and codes.matrix.size else None,
-        code_max=int(codes.matrix.max()) if codes.integer and codes.matrix.size else None,
+        code_min=codes.limits[0] if codes.limits else None, code_max=codes.limits[1] if codes.limits else None,
         zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros), annotation=annotation,
         quantised_by="" if not (codes.integer or behind) else "Q/DQ" if node.op_type in FLOAT_OPERATORS else "integer",
         stored_bytes=tensor_bytes(weight.tensor),
@@ -129,8 +128,9 @@ def _broken_bits(graph: OnnxGraph, layer: Layer, noted: Annotation, weight: Weig
     elif bits is not None and layer.type != PACKED and layer.code_min is None and weight_bits(graph, weight) > bits:
         yield BrokenPromise(layer.name, f"weights of {bits} bits", f"stored as {layer.container}")
     elif bits is not None and layer.code_min is not None and layer.code_max is not None and layer.type != PACKED:
-        unsigned = layer.container.startswith("U")
-        low, high = (0, 2**bits - 1) if unsigned else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+        # Blocks are multiplied as floats: there the range need not be the same on both sides of zero.
+        low, high = int(not layer.granularity.startswith("block")) - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+        low, high = (0, 2**bits - 1) if layer.container.startswith("U") else (low, high)
         if layer.code_min < low or layer.code_max > high:
             yield BrokenPromise(layer.name, f"weights of {bits} bits, integers from {low} to {high}",
                                 f"integers from {layer.code_min} to {layer.code_max}")  # fmt: skip

@@ -58,6 +58,8 @@ class Codes:
     zeros: npt.NDArray[np.bool_]
     """The same shape: codes at the zero point."""
     integer: bool
+    limits: tuple[int, int] | None = None
+    """Smallest and largest of the stored codes, zero points left in; None for floats."""
 
 
 def optional_input(node: NodeProto, index: int | None) -> str:
@@ -72,7 +74,7 @@ def read_codes(graph: OnnxGraph, node: NodeProto, weight: Weight, left: bool) ->
     """
     if node.op_type == PACKED:
         codes, zero = _unpacked(graph, node, weight)
-        return Codes(codes - zero, codes == zero, True)
+        return Codes(codes - zero, codes == zero, True, _limits(codes - zero))
     stored = numpy_helper.to_array(weight.tensor)
     integer = element_bits(weight.tensor.data_type) <= INTEGER_BITS_MAX and "FLOAT" not in container(weight)
     points: npt.NDArray[np.int64] = np.zeros((), np.int64)
@@ -82,7 +84,12 @@ def read_codes(graph: OnnxGraph, node: NodeProto, weight: Weight, left: bool) ->
         points = points + _own_zero_point(graph, node, stored.ndim)
     shifted = stored - points if integer and not container(weight).startswith("U") else stored
     zeros = np.equal(stored, points)
-    return Codes(_as_matrix(graph, node, weight, shifted, left), _as_matrix(graph, node, weight, zeros, left), integer)
+    matrix, at_zero = (_as_matrix(graph, node, weight, array, left) for array in (shifted, zeros))
+    return Codes(matrix, at_zero, integer, _limits(stored) if integer else None)
+
+
+def _limits(stored: npt.NDArray[np.generic]) -> tuple[int, int] | None:
+    return (int(stored.min()), int(stored.max())) if stored.size else None
 
 
 def container(weight: Weight) -> str:

@@ -96,10 +96,11 @@ def _in_float(module: GraphModule, node: Node, name: str) -> None:
     """Give a layer the values that its weight's quantiser leaves, and its input as it is."""
     x, weight, *rest = _operands(node)
     if is_op(weight, FAKE_QUANT):
-        source, scale, *limits = _operands(weight)
+        source, *given = _operands(weight)
         with torch.no_grad():
             tensor = tensor_of(module, name)
-            tensor.copy_(FAKE_QUANT(tensor, tensor_of(module, scale.target), *limits))
+            arguments = (tensor_of(module, str(one.target)) if isinstance(one, Node) else one for one in given)
+            tensor.copy_(FAKE_QUANT(tensor, *arguments))
         weight = source
     node.args = (x.args[0] if is_op(x, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
 

@@ -18,8 +18,8 @@ INTEGER_KERNELS = frozenset({
     "QLinearConv", "QLinearMatMul",
 })  # fmt: skip
 """Products that read integer weights as they are stored."""
-RENAMED = re.compile(r"_token_\d+$")
-"""What ONNX Runtime appends to a name that its passes have used before."""
+RENAMED = re.compile(r"(_token_\d+|/MatMulAddFusion)$")
+"""What ONNX Runtime appends to names that its passes have used before, and to products that took up an addition."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from vitslim.graph.ops.fake_quant import spread_scale
 
 
 @torch.library.custom_op("vitslim::dequantise", mutates_args=())
-def dequantise(codes: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
-    """`codes * scale` in the type of the scale.
+def dequantise(codes: Tensor, scale: Tensor, axis: int, block: int, zeros: Tensor | None = None) -> Tensor:
+    """`(codes - zeros) * scale` in the type of the scale.
 
-    codes: int8 (out, ...). scale: float (out,) along `axis`, or with a block (out, in / block).
+    codes: int8 (out, ...). scale: float (out,) along `axis`, or with a block (out, in / block). zeros: int8, like it.
     """
     x = codes.to(scale.dtype)
+    if zeros is not None:
+        x = x - spread_scale(zeros.to(scale.dtype), x, axis, block)
     return x * spread_scale(scale, x, axis, block)
 
 
 @dequantise.register_fake
-def _fake(codes: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:  # noqa: ARG001
+def _fake(codes: Tensor, scale: Tensor, axis: int, block: int, zeros: Tensor | None = None) -> Tensor:  # noqa: ARG001
     return torch.empty_like(codes, dtype=scale.dtype)

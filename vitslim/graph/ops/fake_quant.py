@@ -40,15 +40,20 @@ def input_range(bits: int, zero_point: int | None) -> tuple[int, int]:
 
 
 def integer_codes(
-    x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int = 0, block: int = 0
+    x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int | Tensor = 0, block: int = 0
 ) -> Tensor:
     """Integer codes `clamp(round(x / scale) + zero_point, qmin, qmax)` as a tensor of x's type; ties go to even.
 
     `scale` has no dimension when `axis` is None, else one entry for each index of that axis of `x`; with a block, the
-    dimensions of `x` but for one entry a run of `block` along `axis`.
+    dimensions of `x` but for one entry a run of `block` along `axis`. `zero_point` is one number, or like `scale`.
     """
+    zero = _spread_zero(zero_point, x, axis, block)
     # In place on the quotient: activations are large, and one temporary instead of four halves the time.
-    return (x / spread_scale(scale, x, axis, block)).round_().add_(zero_point).clamp_(qmin, qmax)
+    return (x / spread_scale(scale, x, axis, block)).round_().add_(zero).clamp_(qmin, qmax)
+
+
+def _spread_zero(zero_point: int | Tensor, x: Tensor, axis: int | None, block: int) -> int | Tensor:
+    return spread_scale(zero_point, x, axis, block) if isinstance(zero_point, Tensor) else zero_point
 
 
 def spread_scale(scale: Tensor, x: Tensor, axis: int | None, block: int = 0) -> Tensor:
@@ -61,19 +66,24 @@ def spread_scale(scale: Tensor, x: Tensor, axis: int | None, block: int = 0) -> 
 
 
 @torch.library.custom_op("vitslim::fake_quant", mutates_args=())
-def fake_quant(x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int) -> Tensor:
+def fake_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no classes
+    x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int,
+    zeros: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Values of `x` that its quantised form can represent.
 
     x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],); with
-    `block` > 0 of x's shape but for ceil(x.shape[axis] / block) entries along `axis`. axis: not negative.
+    `block` > 0 of x's shape but for ceil(x.shape[axis] / block) entries along `axis`. axis: not negative. zeros: float
+    of the scale's shape, whole numbers that stand in place of `zero_point`.
     Returns a tensor like x: `(codes - zero_point) * scale`.
     """
-    codes = integer_codes(x, scale, axis, qmin, qmax, zero_point, block)
-    return codes.sub_(zero_point).mul_(spread_scale(scale, x, axis, block))
+    zero = zero_point if zeros is None else zeros
+    codes = integer_codes(x, scale, axis, qmin, qmax, zero, block)
+    return codes.sub_(_spread_zero(zero, x, axis, block)).mul_(spread_scale(scale, x, axis, block))
 
 
 @fake_quant.register_fake
-def _fake(
+def _fake(  # noqa: PLR0913, PLR0917
     x: Tensor,
     scale: Tensor,  # noqa: ARG001
     zero_point: int,  # noqa: ARG001
@@ -81,13 +91,15 @@ def _fake(
     qmin: int,  # noqa: ARG001
     qmax: int,  # noqa: ARG001
     block: int,  # noqa: ARG001
+    zeros: Tensor | None = None,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty_like(x)
 
 
 def fake_quant_gradients(
-    gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int, axis: int | None, limits: tuple[int, int], block: int
-) -> tuple[Tensor, Tensor]:
+    gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int | Tensor, axis: int | None, limits: tuple[int, int],
+    block: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Straight-through gradient of x and learned-step-size gradient of the scale (LSQ, sections 2.1 and 2.2).
 
     Inside the range the gradient of x passes and that of the scale is `round(x/s) - x/s`; outside, x gets none and
@@ -113,15 +125,17 @@ def _summed(slope: Tensor, axis: int | None, block: int, scale: Tensor) -> Tenso
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, scale, zero_point, axis, qmin, qmax, block = inputs
-    ctx.save_for_backward(x, scale)  # type: ignore[arg-type]
+    x, scale, zero_point, axis, qmin, qmax, block, zeros = inputs
+    ctx.save_for_backward(x, scale, zeros)  # type: ignore[arg-type]
     ctx.arguments = (zero_point, axis, (qmin, qmax), block)  # type: ignore[attr-defined]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, *ctx.arguments)  # type: ignore[attr-defined]
-    return x_gradient, scale_gradient, None, None, None, None, None
+    x, scale, zeros = ctx.saved_tensors  # type: ignore[attr-defined]
+    zero_point, axis, limits, block = ctx.arguments  # type: ignore[attr-defined]
+    zero = _spread_zero(zero_point if zeros is None else zeros, x, axis, block)
+    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, zero, axis, limits, block)
+    return x_gradient, scale_gradient, None, None, None, None, None, None
 
 
 fake_quant.register_autograd(_backward, setup_context=_setup_context)

@@ -23,6 +23,7 @@ from torch import Tensor
 from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, sqnr_db
@@ -145,10 +146,11 @@ def check_stored_weights(path: Path, graph: ModelGraph) -> None:
 
 def _codes(graph: ModelGraph, quantiser: Any) -> NDArray[Any]:
     """Integer codes of a weight, as its fake quantiser gives them."""
-    weight, scale, zero_point, axis, qmin, qmax, block = quantiser.args
+    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
     with torch.no_grad():
-        x, s = (graph.module.get_parameter(str(node.target)) for node in (weight, scale))
-        codes: NDArray[Any] = integer_codes(x, s, axis, qmin, qmax, zero_point, block).numpy()
+        x, s, *points = (tensor_of(graph.module, str(node.target)) for node in (weight, scale, *zeros))
+        zero: Any = points[0] if points else zero_point
+        codes: NDArray[Any] = integer_codes(x, s, axis, qmin, qmax, zero, block).numpy()
     return codes
 
 

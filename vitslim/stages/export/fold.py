@@ -74,14 +74,23 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
             node.replace_input_with(0, narrow)
             _drop_unused(model, codes)
             codes = narrow
-            if form is Form.DEQUANTISE:
-                node.resize_inputs(2)  # zero points would have to be INT4 too
+            _narrow_zeros(model, node, form)
         if form is Form.WIDEN:
             node.replace_input_with(
                 0, insert(model, node, "Cast", [codes], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
             )
         elif form is Form.MULTIPLY:
             _multiply(model, node, codes)
+
+
+def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
+    """Zero points have the type of the codes: those of blocks become INT4, others are 0 and go."""
+    zeros = node.inputs[2] if len(node.inputs) > 2 else None
+    if zeros is not None and "block_size" in node.attributes:
+        node.replace_input_with(2, _add_initializer(model, zeros, _needed(zeros).astype(ml_dtypes.int4)))
+        _drop_unused(model, zeros)
+    elif form is Form.DEQUANTISE:
+        node.resize_inputs(2)
 
 
 def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
@@ -125,10 +134,10 @@ def _transpose_before_dequantise(model: ir.Model, dequantise: ir.Node, transpose
         dequantise.attributes["axis"] = ir.AttrInt64("axis", axis)
     turned = _add_initializer(model, codes, _transposed(_needed(codes), order))
     dequantise.replace_input_with(0, turned)
-    scale = dequantise.inputs[1]
-    if scale is not None and len(scale.shape or ()) == len(order):
-        dequantise.replace_input_with(1, _add_initializer(model, scale, _transposed(_needed(scale), order)))
-        _drop_unused(model, scale)
+    for place, value in enumerate(dequantise.inputs[1:], 1):
+        if value is not None and len(value.shape or ()) == len(order):
+            dequantise.replace_input_with(place, _add_initializer(model, value, _transposed(_needed(value), order)))
+            _drop_unused(model, value)
     output = dequantise.outputs[0]
     output.shape = transpose.outputs[0].shape
     redirect(model, transpose.outputs[0], output, [transpose])

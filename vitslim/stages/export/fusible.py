@@ -21,13 +21,16 @@ class Quantised(NamedTuple):
 
 
 def split_gemms(model: ir.Model) -> None:
-    """In place: each Gemm of dynamically quantised inputs becomes a MatMul and the addition of its bias.
+    """In place: a Gemm of dynamically quantised inputs, or of a weight in blocks, becomes a MatMul and an addition.
 
-    Before transposed weights are folded; the form that `integer_products` knows.
+    Before transposed weights are folded. The one is the form that `integer_products` knows, the other what ONNX Runtime
+    makes MatMulNBits of.
     """
     for node in list(model.graph):
-        x = _quantised(node.inputs[0]) if node.op_type == "Gemm" else None
-        if x is None or not _is_dynamic(x) or len(node.inputs) < len(("x", "weight", "bias")):
+        if node.op_type != "Gemm" or len(node.inputs) < len(("x", "weight", "bias")):
+            continue
+        x = _quantised(node.inputs[0])
+        if not _in_blocks(node.inputs[1]) and (x is None or not _is_dynamic(x)):
             continue
         (_, weight, bias), output = node.inputs[:3], node.outputs[0]
         if node.attributes.get_int("transB", 0):
@@ -77,6 +80,11 @@ def _multiply_codes(model: ir.Model, node: ir.Node, x: Quantised, weight: Quanti
     cast = insert(model, node, "Cast", [codes], floats, shape, to=floats.value)
     redirect(model, output, insert(model, node, "Mul", [cast, scales], floats, shape), [node])
     model.graph.remove([one for one in before if one is not None and not one.outputs[0].uses()], safe=True)
+
+
+def _in_blocks(weight: ir.Value | None) -> bool:
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear" and "block_size" in producer.attributes
 
 
 def _is_dynamic(x: Quantised) -> bool:

@@ -84,18 +84,27 @@ def _form(nodes: tuple[Node, ...], target: Target) -> Form:
 
 def _store_codes(module: GraphModule, weight: str, quantiser: Node) -> None:
     """Replace a float weight by its codes, under the same name."""
-    _, scale, zero_point, axis, qmin, qmax, block = quantiser.args
+    _, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
     x, steps = tensor_of(module, weight), tensor_of(module, parameter_of(scale))
     with torch.no_grad():
-        codes = integer_codes(x, steps, axis, qmin, qmax, zero_point, block).to(torch.int8)  # type: ignore[arg-type]
-    owner, _, leaf = weight.rpartition(".")
-    holder: nn.Module = module.get_submodule(owner)
-    delattr(holder, leaf)
-    holder.register_buffer(leaf, codes)
+        points = [tensor_of(module, parameter_of(one)) for one in zeros]
+        zero: Any = points[0] if points else zero_point
+        codes = integer_codes(x, steps, axis, qmin, qmax, zero, block)  # type: ignore[arg-type]
+    _put(module, weight, codes.to(torch.int8))
+    for one, values in zip(zeros, points, strict=True):
+        _put(module, parameter_of(one), values.to(torch.int8))
     with module.graph.inserting_before(quantiser):
-        stored = module.graph.call_function(DEQUANTISE, (quantiser.args[0], scale, axis, block))
+        stored = module.graph.call_function(DEQUANTISE, (quantiser.args[0], scale, axis, block, *zeros))
     quantiser.replace_all_uses_with(stored)
     module.graph.erase_node(quantiser)
+
+
+def _put(module: GraphModule, name: str, values: Tensor) -> None:
+    """A buffer in the place of a parameter or buffer."""
+    owner, _, leaf = name.rpartition(".")
+    holder: nn.Module = module.get_submodule(owner)
+    delattr(holder, leaf)
+    holder.register_buffer(leaf, values)
 
 
 def _bits(quantiser: Node) -> int:

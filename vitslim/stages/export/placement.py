@@ -25,6 +25,7 @@ from vitslim.graph.insert_fake_quant import (
     remove_fake_quant,
 )
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensors_of
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
@@ -112,7 +113,7 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     plain = remove_fake_quant(graph)
     linear = set(linear_layers(plain.module))
     base = {w: site if w in linear else _float(site) for w, site in quantiser_sites(graph).items()}
-    scales = dict(graph.parameters())
+    scales = tensors_of(graph.module)
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
         forms["dynamic"] = {w: _dynamic(site) for w, site in base.items()}

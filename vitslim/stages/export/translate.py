@@ -47,11 +47,13 @@ def dynamic_fake_quant(x: FLOAT) -> Any:
     return opset21.DequantizeLinear(codes, scale, zero)
 
 
-def dequantise(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0) -> Any:
+def dequantise(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0, zeros: INT8 | None = None) -> Any:
     """The stored codes of a weight as float.
 
     Zero points are written out where each channel has one: ONNX Runtime puts a single one in the place of none.
     """
+    if block and zeros is not None:
+        return opset21.DequantizeLinear(codes, scale, zeros, axis=axis, block_size=block)
     if block:
         return opset21.DequantizeLinear(codes, scale, axis=axis, block_size=block)
     zeros = _constant(np.zeros(_shape(scale), np.int8))

@@ -12,7 +12,13 @@ from torch.fx import GraphModule, Node
 
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits import FakeQuantSite
-from vitslim.graph.insert_fake_quant import has_input_scale, input_scale_name, layer_nodes, weight_scale_name
+from vitslim.graph.insert_fake_quant import (
+    has_input_scale,
+    input_scale_name,
+    layer_nodes,
+    weight_scale_name,
+    weight_zeros_name,
+)
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
@@ -21,7 +27,7 @@ from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
 from vitslim.stages.layerwise import COPIES, LayerSolver
-from vitslim.stages.quantize.calibrate import Histogram, limit_pairs, pair_safe_scale, weight_scale
+from vitslim.stages.quantize.calibrate import Histogram, block_range, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equalise import equalise, find_equalisable, outlier_factors
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
@@ -32,7 +38,7 @@ from vitslim.stages.quantize.observe import (
     linear_layers,
     solvable_layers,
 )
-from vitslim.stages.quantize.rounding import gptq, refine
+from vitslim.stages.quantize.rounding import Limits, gptq, refine
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
@@ -130,9 +136,8 @@ class Calibration:
     ) -> FakeQuantSite:
         tensor = tensor_of(module, weight)
         bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
-        scale = weight_scale(tensor, weight_range(bits, block), block)
-        scales[weight_scale_name(weight)] = scale if block else pair_safe_scale(tensor, scale)
-        site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block)
+        site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block, weight_zeros=self.config.zero_points and block > 0)
+        scales |= _weight_scales(tensor, site)
         if self.config.inputs == "float" or reads_image(module, weight):
             return site
         if self.config.inputs == "dynamic":
@@ -159,16 +164,31 @@ class Calibration:
         predict(Observer(graph.module, statistics), self.context.data.calibration, batch, self.context.progress, label)
 
 
+def _weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:
+    """Scales of a weight, and zero points where it has some, by name."""
+    limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
+    if site.weight_zeros:
+        scale, zeros = block_range(weight, limits, site.block)
+        return {name: scale, weight_zeros_name(site.weight): zeros}
+    scale = weight_scale(weight, limits, site.block)
+    return {name: scale if site.block else pair_safe_scale(weight, scale)}
+
+
 def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], gram: Tensor | None) -> Tensor:
     """What the codes of a weight stand for, each rounded for itself without a gram matrix of the inputs.
 
     Codes of few bits change their scale in `scales` as well.
     """
     name = weight_scale_name(site.weight)
-    limits, scale = weight_range(site.weight_bits, site.block), scales[name]
+    codes, scale = weight_range(site.weight_bits, site.block), scales[name]
+    zeros = scales.get(weight_zeros_name(site.weight))
     if gram is None:
-        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *limits, site.block)
+        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *codes, site.block, zeros)
         return nearest
+    limits: Limits = codes
+    if zeros is not None:
+        spread = zeros.repeat_interleave(site.block, dim=1)
+        limits = (codes[0] - spread, codes[1] - spread)
     values = gptq(weight, scale, gram, limits, site.block)
     if site.weight_bits <= REFINED_BITS:
         values, scales[name] = refine(weight, values, scale, gram, limits, site.block)

@@ -16,7 +16,11 @@ SWEEPS = 4
 """Most of what coordinate descent gains it has gained by then."""
 
 
-def gptq(weight: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], block: int = 0) -> Tensor:
+Limits = tuple[int, int] | tuple[Tensor, Tensor]
+"""Smallest and largest code less its zero point: two numbers, or float (out, in) each."""
+
+
+def gptq(weight: Tensor, scale: Tensor, gram: Tensor, limits: Limits, block: int = 0) -> Tensor:
     """Values `codes * scale` of a weight, each column rounded after the errors of those before it were spread on it.
 
     weight: float (out, in). scale: (out,), or (out, in / block). gram: (in, in), the sum of x x^T over calibration
@@ -28,13 +32,14 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], b
     left = weight.double()[:, order].clone()
     stays = weight[:, order] != 0
     steps = _column_scales(scale.double(), weight.shape[1], block)[:, order]
+    low, high = (bound[:, order] for bound in _bounds(limits, left))
     done = torch.empty_like(left)
     for start in range(0, left.shape[1], COLUMNS_AT_ONCE):
         stop = min(start + COLUMNS_AT_ONCE, left.shape[1])
         errors = torch.empty_like(left[:, start:stop])
         for column in range(start, stop):
             step = steps[:, column]
-            codes = torch.round(left[:, column] / step).clamp(*limits)
+            codes = torch.round(left[:, column] / step).clamp(low[:, column], high[:, column])
             done[:, column] = torch.where(stays[:, column], codes * step, 0.0)
             error = (left[:, column] - done[:, column]) / inverse[column, column]
             left[:, column + 1 : stop] -= error[:, None] * inverse[column, column + 1 : stop]
@@ -46,7 +51,7 @@ def gptq(weight: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], b
 
 
 def refine(
-    weight: Tensor, values: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int], block: int = 0
+    weight: Tensor, values: Tensor, scale: Tensor, gram: Tensor, limits: Limits, block: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Values and scales nearer to the weight's outputs: each code and each scale in turn takes the value that is best
     beside all others.
@@ -55,7 +60,7 @@ def refine(
     (out, in / block). gram: (in, in). Codes stay within the limits, zeros of the weight zeros; the error never grows.
     Source: QuantEase, section 3.2; the scales are ours.
     """
-    hessian, width = damped(gram), weight.shape[1]
+    hessian, width, bounds = damped(gram), weight.shape[1], _bounds(limits, weight)
     runs = [slice(start, start + (block or width)) for start in range(0, width, block or width)]
     scales = scale.double().reshape(len(weight), -1).clone()
     codes = (values.double() / _column_scales(scale.double(), width, block)).round()
@@ -65,8 +70,9 @@ def refine(
             own = scales[:, number]
             for start in range(run.start, run.stop, COLUMNS_AT_ONCE):
                 columns = slice(start, min(start + COLUMNS_AT_ONCE, run.stop))
+                here = (bounds[0][:, columns], bounds[1][:, columns])
                 moved = _descend(
-                    codes[:, columns], residual[:, columns], own, stays[:, columns], hessian[columns, columns], limits
+                    codes[:, columns], residual[:, columns], own, stays[:, columns], hessian[columns, columns], here
                 )
                 residual -= (moved * own[:, None]) @ hessian[columns]
                 codes[:, columns] += moved
@@ -78,13 +84,14 @@ def refine(
 
 
 def _descend(
-    codes: Tensor, residual: Tensor, scale: Tensor, stays: Tensor, hessian: Tensor, limits: tuple[int, int]
+    codes: Tensor, residual: Tensor, scale: Tensor, stays: Tensor, hessian: Tensor, limits: tuple[Tensor, Tensor]
 ) -> Tensor:
     """By how much each code of a few columns moves, one column after the other: float64 (out, columns)."""
     found, residual = codes.clone(), residual.clone()
     for column in range(codes.shape[1]):
         wanted = found[:, column] + residual[:, column] / (scale * hessian[column, column])
-        new = torch.where(stays[:, column], wanted.round().clamp(*limits), 0.0)
+        allowed = wanted.round().clamp(limits[0][:, column], limits[1][:, column])
+        new = torch.where(stays[:, column], allowed, 0.0)
         residual -= ((new - found[:, column]) * scale)[:, None] * hessian[column]
         found[:, column] = new
     return found - codes
@@ -95,6 +102,12 @@ def _gain(scale: Tensor, codes: Tensor, residual: Tensor, hessian: Tensor) -> Te
     power = (codes @ hessian * codes).sum(dim=1)
     gain = (codes * residual).sum(dim=1) / power.clamp(min=torch.finfo(power.dtype).tiny)
     return torch.where(scale + gain > 0, gain, 0.0)
+
+
+def _bounds(limits: Limits, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both limits of every weight: float64 (out, in)."""
+    low, high = (torch.as_tensor(one, dtype=torch.float64).expand(weight.shape) for one in limits)
+    return low, high
 
 
 def _inverse_factor(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,10 @@ def fake_quant(scope: Scope, node: Node) -> Dims:
     x, scale = scope.operands(node, "x", "scale")
     axis = scope.value(node, "axis")
     if scope.value(node, "block"):
-        scope.freeze((x[int(axis)], scale[int(axis)]), "is quantised in blocks")
-        for dim in set(range(len(x))) - {int(axis)}:
-            scope.tie(x[dim], scale[dim])
+        for each in scope.operands(node, "scale", "zeros") if len(node.args) > 7 else (scale,):
+            scope.freeze((x[int(axis)], each[int(axis)]), "is quantised in blocks")
+            for dim in set(range(len(x))) - {int(axis)}:
+                scope.tie(x[dim], each[dim])
     elif axis is not None:
         scope.pair(x[int(axis) : int(axis) + 1], scale)
     return x

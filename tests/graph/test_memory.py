@@ -1,0 +1,29 @@
+"""How many images go through a graph at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitslim.graph import memory
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.trace import trace_timm
+
+SMALL: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+
+
+def test_large_images_and_backward_passes_go_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (trace_timm("vit_tiny_patch16_224", SMALL | {"img_size": size}) for size in (32, 128))
+    assert images_at_once(small, 256) == 256
+    monkeypatch.setattr(memory, "MEMORY_BYTES", 4 * 2**20)
+    few = images_at_once(small, 10**6)
+    assert 1 < images_at_once(large, 10**6) < few / 12
+    assert images_at_once(small, 10**6, copies=2) == few // 2
+    assert images_at_once(small, 10**6, backward=True) < few / 2
+    assert images_at_once(small, 3) == 3
+    # hidden units of an MLP before and behind GELU are the most that is held at once, and the residual beside them
+    held = 4 * 17 * (2 * 128 + 32)
+    assert few == 4 * 2**20 // held
+    monkeypatch.setattr(memory, "MEMORY_BYTES", 1)
+    assert images_at_once(large, 10**6) == 1

@@ -1,0 +1,79 @@
+"""Layers solved one after the other, for the inputs that they will have."""
+
+from __future__ import annotations
+
+import torch
+
+from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.stages.layerwise import LayerSolver, weighted_gram
+from vitslim.stages.quantize.observe import solvable_layers
+from vitslim.training.taps import with_taps
+
+NAME = "blocks.1.mlp.fc2.weight"
+
+
+def images_of(graph: ModelGraph) -> torch.Tensor:
+    return torch.randn(6, *graph.source.image, generator=torch.Generator().manual_seed(0))
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return 0.25 * torch.round(4 * x + 0.3)
+
+
+def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph: ModelGraph) -> None:
+    grams: list[torch.Tensor] = []
+
+    def solve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+        grams.append(gram)
+        return weight
+
+    images = images_of(tiny_graph)
+    layer = layer_nodes(tiny_graph.module)[NAME][0]
+    _, (x, before) = with_taps(tiny_graph.module, [layer.args[0], layer])(images)  # type: ignore[list-item]
+    solver = LayerSolver(images, Silent(), "", inputs={NAME: rounded}, sensitive=False)
+    solved = solver(tiny_graph, [NAME], solve)
+    rows = rounded(x.detach()).flatten(end_dim=-2)
+    expected = weighted_gram(rows - rows.mean(dim=0), torch.ones(len(rows)))
+    torch.testing.assert_close(grams[0], expected, rtol=1e-4, atol=1e-4)
+    weight, bias = (solved.parameters()[f"blocks.1.mlp.fc2.{leaf}"] for leaf in ("weight", "bias"))
+    after = rows @ weight.T + bias
+    torch.testing.assert_close(after.mean(dim=0), before.flatten(end_dim=-2).mean(dim=0), rtol=0, atol=1e-5)
+    assert not torch.allclose(bias, tiny_graph.parameters()["blocks.1.mlp.fc2.bias"], atol=1e-4)
+
+
+def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: ModelGraph) -> None:
+    def gram_of(inputs: dict[str, object]) -> torch.Tensor:
+        found: list[torch.Tensor] = []
+
+        def solve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+            found.append(gram)
+            return weight
+
+        solver = LayerSolver(images_of(tiny_graph), Silent(), "", inputs, sensitive=False)  # type: ignore[arg-type]
+        solver(tiny_graph, ["head.weight"], solve)
+        return found[0]
+
+    assert torch.equal(gram_of({}), gram_of({}))
+    assert not torch.allclose(gram_of({}), gram_of({NAME: rounded}), rtol=1e-3)
+
+
+def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_graph: ModelGraph) -> None:
+    with torch.no_grad():
+        tiny_graph.module.get_parameter(NAME).mul_(1e30)  # gradients would be no numbers
+    solver = LayerSolver(images_of(tiny_graph), Silent(), "", sensitive=False, biases=False)
+    solved = solver(tiny_graph, [NAME], lambda _name, weight, _gram: 0 * weight)
+    assert (solved.parameters()[NAME] == 0).all()
+    for name in ("blocks.1.mlp.fc2.bias", "head.weight"):
+        assert torch.equal(solved.parameters()[name], tiny_graph.parameters()[name])
+
+
+def test_patches_are_a_matrix_product_and_overlapping_windows_are_not() -> None:
+    graph = trace_timm("levit_128s", {"num_classes": 10})
+    names = set(solvable_layers(graph.module))
+    assert names.isdisjoint(name for name in layer_nodes(graph.module) if name.startswith("stem"))
+    plain = trace_timm("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                "num_heads": 2, "num_classes": 10})  # fmt: skip
+    assert set(solvable_layers(plain.module)) == set(layer_nodes(plain.module))
