@@ -21,6 +21,7 @@ README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import axes  # noqa: E402
+import int8_floor  # noqa: E402
 import int8_timm  # noqa: E402
 
 RESULTS = ROOT / "scripts" / "results"
@@ -89,6 +90,12 @@ def quantised() -> str:
         speed = f"{row['speedup_b1']:.2f} | {row['speedup_b8']:.2f}"
         lines.append(f"| {name} | {speed} | {_fidelity(row)} |")
     return "\n".join(lines)
+
+
+def distances() -> str:
+    """Operators of the INT8 DeiT-Tiny and the least that they could take."""
+    head = "| class of operators | number | FP32, ms | vitslim auto, ms | floor, ms |"
+    return "\n".join([head, "|---|---|---|---|---|", *int8_floor.table()])
 
 
 def architectures() -> str:
@@ -168,6 +175,7 @@ BLOCKS = {
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
     "int8": (INT8, quantised),
+    "int8-floor": (int8_floor.RESULT, distances),
     "int8-timm": (int8_timm.TABLE, architectures),
     "gpusq": (GPUSQ, sparse),
     "gpu-model": (GPU_MODEL, gpu_errors),

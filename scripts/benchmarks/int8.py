@@ -47,8 +47,9 @@ MODEL = "deit_tiny_patch16_224"
 CALIBRATION = 256
 BATCH = 1
 """Images are judged one by one: dynamic quantisers take one range for all images of a batch."""
-FLOOR = Floor(sqnr_db=24.5)
-"""On calibration images. Other images are about 1 dB further from the float model."""
+FLOOR = Floor(sqnr_db=26.5)
+"""On calibration images, for inputs in float as far as they cost no more than what unread tokens save. Images of other
+classes are 1 to 2 dB further from the float model."""
 FOLDER = ROOT / "runs" / "int8-bench"
 IN_OPENVINO = " in OpenVINO"
 NNCF = f"NNCF{IN_OPENVINO}"
@@ -56,6 +57,8 @@ NNCF = f"NNCF{IN_OPENVINO}"
 VAL_IMAGES = 500
 SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
+
+INT4: dict[str, Any] = {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
 
 Row = dict[str, Any]
 
@@ -97,7 +100,10 @@ def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
             graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "end_bits": 8}
         ),
         "vitslim INT4 weights, ends in INT8": lambda path: _ours(
-            graph, data, path, Export(), {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
+            graph, data, path, Export(), INT4
+        ),
+        "vitslim INT4 weights with zero points": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), INT4 | {"zero_points": True}
         ),
     }  # fmt: skip
     if find_spec("nncf") is None:

@@ -150,7 +150,7 @@ class Ptq(Quantised):
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field("minmax", description="how the range of inputs is chosen")
     equalise: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0,
+        0.5,
         description="how far the channels of norm outputs and of values are brought to one centred range, the inverse "
         "folded into the weights behind; 0 leaves them",
     )

@@ -86,7 +86,7 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
 def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
     """Zero points have the type of the codes: those of blocks become INT4, others are 0 and go."""
     zeros = node.inputs[2] if len(node.inputs) > 2 else None
-    if zeros is not None and "block_size" in node.attributes:
+    if zeros is not None and node.attributes.get_int("block_size", 0) > 0:
         node.replace_input_with(2, _add_initializer(model, zeros, _needed(zeros).astype(ml_dtypes.int4)))
         _drop_unused(model, zeros)
     elif form is Form.DEQUANTISE:

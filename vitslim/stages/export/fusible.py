@@ -84,7 +84,8 @@ def _multiply_codes(model: ir.Model, node: ir.Node, x: Quantised, weight: Quanti
 
 def _in_blocks(weight: ir.Value | None) -> bool:
     producer = None if weight is None else weight.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear" and "block_size" in producer.attributes
+    dequantised = producer is not None and producer.op_type == "DequantizeLinear"
+    return dequantised and producer.attributes.get_int("block_size", 0) > 0  # type: ignore[union-attr]
 
 
 def _is_dynamic(x: Quantised) -> bool:
