@@ -94,9 +94,9 @@ def solvable_layers(module: GraphModule) -> tuple[str, ...]:
 
 
 def _of_patches(layer: Node, weight: Tensor) -> bool:
-    kernel, stride, padding = weight.shape[2:], argument(layer, 3, "stride", 1), argument(layer, 4, "padding", 0)
+    stride, padding = argument(layer, 3, "stride", [1, 1]), argument(layer, 4, "padding", [0, 0])
     whole = is_op(layer, aten.conv2d.default) and argument(layer, 6, "groups", 1) == 1
-    return whole and tuple(kernel) == (*stride,) and not any(padding if isinstance(padding, list) else [padding])
+    return whole and list(weight.shape[2:]) == list(stride) and not any(padding)
 
 
 def input_quantiser(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:

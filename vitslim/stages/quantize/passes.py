@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from vitslim.data import Dataset
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
@@ -116,7 +117,7 @@ class Calibration:
             return _rounded(sites[weight], matrix, scales, gram if gptq_asked else None)
 
         solver = LayerSolver(
-            self.rounding_images(graph),
+            torch.cat([images for images, _ in self.rounding_set(graph).batches(BATCH)]),
             self.context.progress,
             "rounding",
             inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
@@ -125,11 +126,10 @@ class Calibration:
         )
         return solver(graph, [weight for weight in solvable_layers(graph.module) if weight in sites], solve)
 
-    def rounding_images(self, graph: ModelGraph) -> Tensor:
-        """The calibration images that fit into memory at once, of all classes: float (n, C, H, W)."""
+    def rounding_set(self, graph: ModelGraph) -> Dataset:
+        """The calibration images whose tensors fit into memory at once, of all classes."""
         calibration = self.context.data.calibration
-        fitting = calibration.balanced(images_at_once(graph, len(calibration), COPIES))
-        return torch.cat([images for images, _ in fitting.batches(BATCH)])
+        return calibration.balanced(images_at_once(graph, len(calibration), COPIES))
 
     def _site(
         self, module: GraphModule, weight: str, end: bool, seen: Mapping[str, Histogram], scales: dict[str, Tensor]

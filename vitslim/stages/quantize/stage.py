@@ -83,6 +83,7 @@ class PtqStage:
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
+                "rounding_images": float(len(calibration.rounding_set(prepared))),
                 "calibration_sqnr_db": sqnr_db(before, after),
                 "calibration_agreement": agreement(before, after),
             },
