@@ -1,7 +1,7 @@
 """How far every class of operators of the INT8 DeiT-Tiny is from what this processor can do.
 
 ONNX Runtime's own profile of one thread gives the least time of each operator. The floor of a product is its number of
-multiplications at the best rate of a large square product of its kind, that of everything else its bytes at the rate of
+multiplications at the best rate of square products of its kind, that of everything else its bytes at the rate of
 adding two tensors that fit into the caches. Both are measured in the same run. Needs the files of `scripts/bench int8`.
 """
 
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "scripts" / "results" / "int8-floor.json"
 FILES = {"FP32": "fp32.onnx", "vitslim auto": "vitslim auto.onnx", "vitslim portable": "vitslim portable.onnx"}
 RUNS = 40
-SQUARE = 1024
-"""Rows, columns and reduction of the product that shows the best rate."""
+SQUARES = (192, 384, 768, 1536)
+"""Rows, columns and reduction of the products of which one shows the best rate."""
 ADDED = 2**18
 """Numbers of the sum that shows the rate of bytes: 3 MB in all."""
 CLASSES = {
@@ -122,29 +122,29 @@ def _shapes(event: Event, key: str) -> list[list[int]]:
 
 
 def _rates() -> dict[str, float]:
-    """Multiplications a second of large products of floats and of codes, and bytes a second of a sum."""
-    floats = _profile(*_square(TensorProto.FLOAT, "MatMul", []))
-    codes = _profile(*_square(TensorProto.UINT8, "MatMulInteger", ["x_zero"]))
-    added = _profile(*_sum())
-    macs = SQUARE**3
+    """Multiplications a second of square products of floats and of codes, and bytes a second of a sum."""
     return {
-        "floats": macs / _seconds(floats), "codes": macs / _seconds(codes), "bytes": 3 * 4 * ADDED / _seconds(added),
-    }  # fmt: skip
+        "floats": max(n**3 / _seconds(_profile(*_square(n, TensorProto.FLOAT, "MatMul", []))) for n in SQUARES),
+        "codes": max(
+            n**3 / _seconds(_profile(*_square(n, TensorProto.UINT8, "MatMulInteger", ["z"]))) for n in SQUARES
+        ),
+        "bytes": 3 * 4 * ADDED / _seconds(_profile(*_sum())),
+    }
 
 
 def _seconds(events: list[Event]) -> float:
     return max(event["dur"] for event in events) / 1e6
 
 
-def _square(kind: int, operator: str, zeros: list[str]) -> tuple[onnx.ModelProto, Any]:
-    """A product of two large matrices, the second constant and of signed codes where the first has codes."""
+def _square(n: int, kind: int, operator: str, zeros: list[str]) -> tuple[onnx.ModelProto, Any]:
+    """A product of two square matrices, the second constant and of signed codes where the first has codes."""
     random = np.random.default_rng(0)
     integer = kind == TensorProto.UINT8
-    weight = random.integers(-60, 60, (SQUARE, SQUARE)).astype(np.int8 if integer else np.float32)
+    weight = random.integers(-60, 60, (n, n)).astype(np.int8 if integer else np.float32)
     constants = [onnx.numpy_helper.from_array(weight, "w")]
     constants += [onnx.numpy_helper.from_array(np.array(3, np.uint8), name) for name in zeros]
     result = TensorProto.INT32 if integer else TensorProto.FLOAT
-    x = random.integers(0, 255, (SQUARE, SQUARE)).astype(np.uint8 if integer else np.float32)
+    x = random.integers(0, 255, (n, n)).astype(np.uint8 if integer else np.float32)
     return _model(operator, ["x", "w", *zeros], kind, x.shape, result, constants), lambda _: {"x": x}
 
 

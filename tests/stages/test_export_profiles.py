@@ -117,7 +117,7 @@ def test_three_bits_lie_in_four(write: Any) -> None:
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_blocks_become_one_kernel(write: Any, tmp_path: Path, rounding: str) -> None:
     _, path = write("portable", inputs="float", bits=4, block=16, rounding=rounding)
-    assert optimised(path, tmp_path)["MatMulNBits"] == 8
+    assert optimised(path, tmp_path)["MatMulNBits"] == 9
 
 
 def test_float_inputs_have_float_products_and_integer_files(write: Any, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Codes:
     """The same shape: codes at the zero point."""
     integer: bool
     limits: tuple[int, int] | None = None
-    """Smallest and largest of the stored codes, zero points left in; None for floats."""
+    """Smallest and largest code, less its zero point but where a block has its own; None for floats."""
 
 
 def optional_input(node: NodeProto, index: int | None) -> str:
@@ -85,7 +85,8 @@ def read_codes(graph: OnnxGraph, node: NodeProto, weight: Weight, left: bool) ->
     shifted = stored - points if integer and not container(weight).startswith("U") else stored
     zeros = np.equal(stored, points)
     matrix, at_zero = (_as_matrix(graph, node, weight, array, left) for array in (shifted, zeros))
-    return Codes(matrix, at_zero, integer, _limits(stored) if integer else None)
+    in_blocks = any(attribute(step, "block_size", 0) for step in weight.chain)
+    return Codes(matrix, at_zero, integer, _limits(stored if in_blocks else shifted) if integer else None)
 
 
 def _limits(stored: npt.NDArray[np.generic]) -> tuple[int, int] | None:
