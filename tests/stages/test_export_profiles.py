@@ -172,6 +172,16 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
     assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantised, there).changes)
 
 
+def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
+    keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float", "zero_points": True}
+    quantised = PtqStage(Ptq(**keys)).apply(tiny_graph, context).graph
+    there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
+    chosen = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=0.0, agreement=0.0))).apply(quantised, there).graph
+    images = torch.stack([context.data.calibration[i][0] for i in range(4)])
+    with torch.no_grad():
+        assert torch.equal(chosen.module(images), quantised.module(images))
+
+
 @pytest.mark.parametrize(
     ("equal", "images", "below"),
     [(249, 256, False), (248, 256, True), (63, 64, False), (59, 64, True), (256, 256, False), (0, 1, True)],

@@ -74,6 +74,27 @@ def test_where_all_tokens_are_read_nothing_changes(name: str, kwargs: dict[str, 
     assert rows(narrowed(graph)) == rows(graph)
 
 
+@pytest.mark.parametrize("index", [5, -1])
+def test_any_token_may_be_the_one_that_is_read(tiny_graph: ModelGraph, index: int) -> None:
+    other = tiny_graph.copy()
+    (read,) = (node for node in other.module.graph.nodes if node.target is torch.ops.aten.select.int)
+    read.update_arg(2, index)
+    other.module.recompile()
+    assert rows(narrowed(other))["blocks.1.mlp.fc2.weight"] == 1
+
+
+def test_a_few_tokens_may_be_read(tiny_graph: ModelGraph) -> None:
+    other = tiny_graph.copy()
+    (read,) = (node for node in other.module.graph.nodes if node.target is torch.ops.aten.select.int)
+    with other.module.graph.inserting_before(read):
+        few = other.module.graph.call_function(torch.ops.aten.slice.Tensor, (read.args[0], 1, 5, 9))
+        mean = other.module.graph.call_function(torch.ops.aten.mean.dim, (few, [1]))
+    read.replace_all_uses_with(mean)
+    other.module.graph.erase_node(read)
+    other.module.recompile()
+    assert rows(narrowed(other))["blocks.1.mlp.fc2.weight"] == 4
+
+
 @pytest.mark.parametrize("inputs", ["static", "dynamic"])
 def test_a_quantised_file_for_onnx_runtime_has_the_logits_of_the_graph(
     inputs: str, tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path

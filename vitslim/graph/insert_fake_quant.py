@@ -15,7 +15,7 @@ from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import input_range, weight_range
+from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
 from vitslim.units import FLOAT_BITS
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
@@ -92,6 +92,15 @@ def insert_fake_quant(
     new.module.recompile()
     new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
     return new
+
+
+def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
+    """The whole numbers that the fake quantiser of a weight makes of it: float, of the weight's shape."""
+    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
+    values, steps, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zeros))
+    zero: Any = points[0] if points else zero_point
+    with torch.no_grad():
+        return integer_codes(values, steps, axis, qmin, qmax, zero, block)
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:

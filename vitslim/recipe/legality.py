@@ -34,7 +34,10 @@ TEACHERS = ("none", "previous", "dense")
 UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalization")}
 """Importance to the keys of depgraph that it does not look at."""
 
-UNUSED_BESIDE_INPUTS = {"float": ("input_bits", "calibrate", "float_inputs"), "dynamic": ("input_bits", "calibrate")}
+UNUSED_BESIDE_INPUTS = {
+    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs"),
+    "dynamic": ("input_bits", "calibrate"),
+}
 """Form of quantised inputs to the keys of quantisation that it does not look at."""
 
 STRUCTURAL = (DepGraph, Layers)

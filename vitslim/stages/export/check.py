@@ -21,10 +21,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from torch import Tensor
 
 from vitslim.errors import StageError
-from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
+from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers, weight_codes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensor_of
-from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, sqnr_db
 
@@ -132,7 +130,7 @@ def check_stored_weights(path: Path, graph: ModelGraph) -> None:
     stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
     layers = layer_nodes(graph.module)
     for name in sorted(quantised_layers(graph.module)):
-        if not _is_stored(stored, name, _codes(graph, layers[name][0].args[1])):
+        if not _is_stored(stored, name, weight_codes(graph.module, layers[name][0].args[1]).numpy()):
             raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantiser")
     masked = masked_layers(graph)
     for weight in stored:
@@ -142,16 +140,6 @@ def check_stored_weights(path: Path, graph: ModelGraph) -> None:
                 f"'{weight.name}' was masked to {pattern}, but is not {pattern} in the exported file",
                 "prune structurally before weights are masked, not after it",
             )
-
-
-def _codes(graph: ModelGraph, quantiser: Any) -> NDArray[Any]:
-    """Integer codes of a weight, as its fake quantiser gives them."""
-    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
-    with torch.no_grad():
-        x, s, *points = (tensor_of(graph.module, str(node.target)) for node in (weight, scale, *zeros))
-        zero: Any = points[0] if points else zero_point
-        codes: NDArray[Any] = integer_codes(x, s, axis, qmin, qmax, zero, block).numpy()
-    return codes
 
 
 def _is_stored(stored: list[StoredWeight], name: str, codes: NDArray[Any]) -> bool:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.graph.attention import parameter_of
-from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
+from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.dequantise import dequantise
-from vitslim.graph.ops.fake_quant import integer_codes
 from vitslim.stages.export.flatten import flatten_linears
 from vitslim.units import container_bits
 
@@ -84,27 +83,22 @@ def _form(nodes: tuple[Node, ...], target: Target) -> Form:
 
 def _store_codes(module: GraphModule, weight: str, quantiser: Node) -> None:
     """Replace a float weight by its codes, under the same name."""
-    _, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
-    x, steps = tensor_of(module, weight), tensor_of(module, parameter_of(scale))
-    with torch.no_grad():
-        points = [tensor_of(module, parameter_of(one)) for one in zeros]
-        zero: Any = points[0] if points else zero_point
-        codes = integer_codes(x, steps, axis, qmin, qmax, zero, block)  # type: ignore[arg-type]
-    _put(module, weight, codes.to(torch.int8))
-    for one, values in zip(zeros, points, strict=True):
-        _put(module, parameter_of(one), values.to(torch.int8))
+    _, scale, _, axis, _, _, block, *zeros = quantiser.args
+    _put(module, weight, weight_codes(module, quantiser))
+    for one in zeros:
+        _put(module, parameter_of(one), tensor_of(module, parameter_of(one)))
     with module.graph.inserting_before(quantiser):
         stored = module.graph.call_function(DEQUANTISE, (quantiser.args[0], scale, axis, block, *zeros))
     quantiser.replace_all_uses_with(stored)
     module.graph.erase_node(quantiser)
 
 
-def _put(module: GraphModule, name: str, values: Tensor) -> None:
-    """A buffer in the place of a parameter or buffer."""
+def _put(module: GraphModule, name: str, codes: Tensor) -> None:
+    """Codes, as int8, in the place of a parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
     holder: nn.Module = module.get_submodule(owner)
     delattr(holder, leaf)
-    holder.register_buffer(leaf, values)
+    holder.register_buffer(leaf, codes.to(torch.int8))
 
 
 def _bits(quantiser: Node) -> int:

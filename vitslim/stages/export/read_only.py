@@ -82,12 +82,13 @@ def _reads_part(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
     shape = shapes[argument(node, 0)]
     dim = argument(node, 1, "dim", 0) % len(shape)
     length, start = shape[dim], argument(node, 2, "start", 0) or 0
-    stop = start + 1 if is_op(node, aten.select.int) else argument(node, 3, "end", length)
-    plain = isinstance(start, int) and isinstance(stop, int) and argument(node, 4, "step", 1) == 1
-    if not plain or length % BATCH == 0:
+    if length % BATCH == 0 or not isinstance(start, int) or argument(node, 4, "step", 1) != 1:
         return None
-    start = start % length
-    stop = start + 1 if is_op(node, aten.select.int) else min(stop, length)
+    start %= length
+    stop = start + 1 if is_op(node, aten.select.int) else argument(node, 3, "end")
+    if not isinstance(stop, int):
+        return None
+    stop = min(stop, length)
     return Part(dim, start, stop) if 0 < 2 * (stop - start) <= length else None
 
 

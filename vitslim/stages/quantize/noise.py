@@ -26,7 +26,9 @@ NOISE_IMAGES = 32
 def measure_noise(
     graph: ModelGraph, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
 ) -> dict[str, float]:
-    """`noise_shares` on a few calibration images of all classes."""
+    """`noise_shares` on a few calibration images of all classes; empty without quantisers."""
+    if not quantisers:
+        return {}
     images = context.data.calibration.balanced(NOISE_IMAGES)
     batches = images.batches(images_at_once(graph, BATCH, backward=True))
     shown = (found for found, _ in context.progress.track(batches, "looking for harmful inputs"))
