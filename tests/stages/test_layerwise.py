@@ -8,7 +8,8 @@ from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.stages.layerwise import LayerSolver, weighted_gram
+from vitslim.stages.curvature import Curvature, weighted_gram
+from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.quantize.observe import solvable_layers
 from vitslim.training.taps import with_taps
 
@@ -24,10 +25,10 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph: ModelGraph) -> None:
-    grams: list[torch.Tensor] = []
+    costs: list[Curvature] = []
 
-    def solve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-        grams.append(gram)
+    def solve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+        costs.append(curvature)
         return weight
 
     images = images_of(tiny_graph)
@@ -37,7 +38,8 @@ def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph:
     solved = solver(tiny_graph, [NAME], solve)
     rows = rounded(x.detach()).flatten(end_dim=-2)
     expected = weighted_gram(rows - rows.mean(dim=0), torch.ones(len(rows)))
-    torch.testing.assert_close(grams[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(costs[0].inputs, Curvature.of_rows(expected, 1).inputs, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(costs[0].outputs, torch.eye(64, dtype=torch.float64))
     weight, bias = (solved.parameters()[f"blocks.1.mlp.fc2.{leaf}"] for leaf in ("weight", "bias"))
     after = rows @ weight.T + bias
     torch.testing.assert_close(after.mean(dim=0), before.flatten(end_dim=-2).mean(dim=0), rtol=0, atol=1e-5)
@@ -48,8 +50,8 @@ def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: 
     def gram_of(inputs: dict[str, object]) -> torch.Tensor:
         found: list[torch.Tensor] = []
 
-        def solve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-            found.append(gram)
+        def solve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+            found.append(curvature.inputs)
             return weight
 
         solver = LayerSolver(images_of(tiny_graph), Silent(), "", inputs, sensitive=False)  # type: ignore[arg-type]
@@ -64,7 +66,7 @@ def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_
     with torch.no_grad():
         tiny_graph.module.get_parameter(NAME).mul_(1e30)  # gradients would be no numbers
     solver = LayerSolver(images_of(tiny_graph), Silent(), "", sensitive=False, biases=False)
-    solved = solver(tiny_graph, [NAME], lambda _name, weight, _gram: 0 * weight)
+    solved = solver(tiny_graph, [NAME], lambda _name, weight, _curvature: 0 * weight)
     assert (solved.parameters()[NAME] == 0).all()
     for name in ("blocks.1.mlp.fc2.bias", "head.weight"):
         assert torch.equal(solved.parameters()[name], tiny_graph.parameters()[name])

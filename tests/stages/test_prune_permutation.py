@@ -22,9 +22,10 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.layerwise import LayerSolver, damped
+from vitslim.stages.curvature import DAMPING, Curvature
+from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.prune import two_four_stage
-from vitslim.stages.prune.alps import alps_mask, best_refit, output_error
+from vitslim.stages.prune.alps import alps_mask, best_refit
 from vitslim.stages.prune.permutation import efficacy, find_permutation, kept_magnitude
 from vitslim.stages.prune.permute import permute_channels
 from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
@@ -32,6 +33,7 @@ from vitslim.stages.prune.sparsity import TWO_OF_FOUR, keeps_pattern, pattern_ma
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.sensitivity import Sensitivity, row_weights
 from vitslim.training.evaluate import sqnr_db
+from vitslim.training.taps import with_taps
 
 
 def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -72,40 +74,55 @@ def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
     assert found is not None
     weight = drawn(24, 32)
     inputs = drawn(400, 32, 1) @ (torch.eye(32) + 0.4 * drawn(32, 32, 2))  # inputs that say something of each other
-    gram = (inputs.T @ inputs).double()
-    mask = sparsegpt_mask(weight, gram, found)
-    together = alps_mask(weight, gram, found)
+    curvature = Curvature.of_rows(inputs.T @ inputs, 24)
+    mask = sparsegpt_mask(weight, curvature, found)
+    together = alps_mask(weight, curvature, found)
     assert keeps_pattern(mask, found) and keeps_pattern(together, found)
-    solved = refit(weight, mask, gram)
+    solved = refit(weight, mask, curvature)
     assert not solved[~mask].any()
 
     def lost(candidate: torch.Tensor) -> float:
         return float(((candidate - weight) @ inputs.T).square().sum())
 
-    by_size, wanda = pattern_mask(weight.abs(), found), pattern_mask(wanda_scores(weight, gram), found)
-    assert lost(solved) < lost(refit(weight, by_size, gram)) < lost(weight * by_size)
-    assert lost(refit(weight, wanda, gram)) < lost(weight * wanda)
-    assert lost(refit(weight, together, gram)) < 0.95 * lost(solved)
-    best_mask, best = best_refit(weight, gram, found)
+    by_size, wanda = pattern_mask(weight.abs(), found), pattern_mask(wanda_scores(weight, curvature), found)
+    assert lost(solved) < lost(refit(weight, by_size, curvature)) < lost(weight * by_size)
+    assert lost(refit(weight, wanda, curvature)) < lost(weight * wanda)
+    assert lost(refit(weight, together, curvature)) < 0.95 * lost(solved)
+    best_mask, best = best_refit(weight, curvature, found)
     assert torch.equal(best_mask, together)
-    assert output_error(weight, best, gram) == pytest.approx(lost(best) / float((weight @ inputs.T).square().sum()))
+    apart = DAMPING * float(inputs.square().sum() / 32 * (best - weight).square().sum())
+    assert curvature.cost(best - weight) == pytest.approx(lost(best) + apart, rel=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-pairs"])
+def test_rows_that_share_what_they_move_make_up_for_each_other(pattern: str) -> None:
+    found = parse_pattern(pattern)
+    assert found is not None
+    weight = drawn(24, 32)
+    inputs, outputs = (drawn(400, n, 1) @ (torch.eye(n) + 0.4 * drawn(n, n, 2)) for n in (32, 24))
+    both = Curvature.of(inputs.T @ inputs, outputs.T @ outputs)
+    mask, alone = best_refit(weight, both.by_row(), found)
+    refitted = refit(weight, mask, both)
+    together_mask, together = best_refit(weight, both, found)
+    assert keeps_pattern(together_mask, found) and not together[~together_mask].any()
+    assert both.cost(together - weight) < 0.95 * both.cost(refitted - weight) < 0.9 * both.cost(alone - weight)
+    gradient = both.gradient(refitted - weight)
+    assert gradient[mask].abs().max() < 0.02 * gradient[~mask].abs().max()
 
 
 def test_weights_of_strong_inputs_stay() -> None:
     weight, strength = drawn(8, 16), torch.logspace(-2, 1, 16)[torch.randperm(16)]
-    gram = torch.diag(strength.square()).double()  # inputs that say nothing of each other: both scores agree
-    weak = damped(gram).diagonal().sqrt()
-    assert torch.equal(sparsegpt_mask(weight, gram, TWO_OF_FOUR), pattern_mask(weight.abs() * weak))
-    assert not torch.equal(sparsegpt_mask(weight, gram, TWO_OF_FOUR), pattern_mask(weight.abs()))
+    curvature = Curvature.of_rows(torch.diag(strength.square()), 8)  # inputs that say nothing of each other
+    weak = curvature.inputs.diagonal().sqrt()
+    assert torch.equal(sparsegpt_mask(weight, curvature, TWO_OF_FOUR), pattern_mask(weight.abs() * weak))
+    assert not torch.equal(sparsegpt_mask(weight, curvature, TWO_OF_FOUR), pattern_mask(weight.abs()))
 
 
 def test_refit_is_the_least_squares_solution() -> None:
     weight, inputs = drawn(3, 8), drawn(50, 8, 1)
     mask = pattern_mask(weight.abs())
-    gram = (inputs.T @ inputs).double()
-    solved = refit(weight, mask, gram)
-    hessian = damped(gram)
-    gradient = (solved.double() - weight.double()) @ hessian
+    curvature = Curvature.of_rows(inputs.T @ inputs, 3)
+    gradient = curvature.gradient(refit(weight, mask, curvature) - weight)
     assert gradient[mask].abs().max() < 1e-3 * gradient[~mask].abs().max()
 
 
@@ -119,20 +136,24 @@ def test_whole_weights_within_any_mask_come_back(tiny_graph: ModelGraph) -> None
 def test_rows_count_by_weight_and_mean_outputs_of_a_changed_layer_stay(tiny_graph: ModelGraph) -> None:
     images = torch.randn(8, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))  # one backward pass
     name = "head.weight"
-    grams: list[torch.Tensor] = []
+    costs: list[Curvature] = []
 
-    def halve(_name: str, weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-        grams.append(gram)
+    def halve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+        costs.append(curvature)
         return 0.5 * weight
 
     halved = LayerSolver(images, Silent(), "")(tiny_graph, [name], halve)
     with torch.no_grad():
         before, after = tiny_graph.module(images), halved.module(images)
     layer = layer_nodes(tiny_graph.module)[name][0]
-    ((_, x, norms),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
+    ((_, norms, outputs),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
     weights = row_weights(norms)
+    _, (x,) = with_taps(tiny_graph.module, [argument(layer, 0)])(images)
+    x = x.detach()
     centred = x - weights @ x / len(x)
-    torch.testing.assert_close(grams[0].float(), centred.T @ torch.diag(weights) @ centred, rtol=1e-3, atol=1e-3)
+    expected = Curvature.of(centred.T @ torch.diag(weights) @ centred, outputs)
+    torch.testing.assert_close(costs[0].inputs, expected.inputs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(costs[0].outputs, expected.outputs)
     torch.testing.assert_close(weights @ after, weights @ before, rtol=0, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
 
@@ -144,8 +165,12 @@ def test_only_what_moves_the_logits_counts(tiny_graph: ModelGraph) -> None:
     images = torch.randn(3, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
     found = list(Sensitivity(tiny_graph.module, [(name, layers[name]) for name in picked], 0)(images))
     assert [name for name, _, _ in found] == picked
-    patches, last, head = (norms for _, _, norms in found)
-    assert torch.equal(found[0][1], images)
+    patches, last, head = (norms for _, norms, _ in found)
+    drawn_directions = torch.randn(3, len(found[2][2]), generator=torch.Generator().manual_seed(0))
+    length = drawn_directions.norm(dim=1)
+    torch.testing.assert_close(head.float(), length)
+    gram = drawn_directions.T @ (drawn_directions / length[:, None])
+    torch.testing.assert_close(found[2][2].float(), gram)
     assert len(patches) == 3 * 16 and (patches > 0).all()
     assert ((last.view(3, -1) > 0).nonzero() == torch.tensor([[0, 0], [1, 0], [2, 0]])).all()
     assert len(head) == 3 and row_weights(head).mean().item() == pytest.approx(1)

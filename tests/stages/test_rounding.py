@@ -10,7 +10,7 @@ from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
-from vitslim.stages.layerwise import weighted_gram
+from vitslim.stages.curvature import Curvature, weighted_gram
 from vitslim.stages.quantize.calibrate import weight_scale
 from vitslim.stages.quantize.rounding import gptq, refine
 from vitslim.stages.sensitivity import Sensitivity
@@ -23,7 +23,7 @@ def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> 
     weight[:, ::3] = 0
     scale = weight_scale(weight, (-7, 7))
     nearest = fake_quant(weight, scale, 0, 0, -7, 7, 0)
-    found = gptq(weight, scale, x.T @ x, (-7, 7))
+    found = gptq(weight, scale, Curvature.of_rows(x.T @ x, 10), (-7, 7))
     error, plain = ((x @ (w - weight).T).square().sum().item() for w in (found, nearest))
     assert error < 0.7 * plain
     assert (found[:, ::3] == 0).all()
@@ -31,28 +31,38 @@ def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> 
 
 
 @pytest.mark.parametrize("block", [0, 8])
-def test_refined_codes_and_scales_are_nearer_than_those_of_gptq(block: int) -> None:
+@pytest.mark.parametrize("rows_alike", [False, True])
+def test_refined_codes_and_scales_cost_less_than_those_of_gptq(block: int, rows_alike: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
-    weight = torch.randn(10, 24, generator=generator)
+    x, outputs = (
+        torch.randn(400, n, generator=generator) @ (torch.eye(n) + 0.4 * torch.randn(n, n, generator=generator))
+        for n in (48, 32)
+    )
+    weight = torch.randn(32, 48, generator=generator)
     weight[:, ::3], weight[4] = 0, 0
     scale = weight_scale(weight, (-7, 7), block)
-    values = gptq(weight, scale, x.T @ x, (-7, 7), block)
-    found, scales = refine(weight, values, scale, x.T @ x, (-7, 7), block)
-    before, after = ((x @ (w - weight).T).square().sum(dim=0) for w in (values, found))
-    assert after.sum() < 0.95 * before.sum()
-    assert (after <= 1.01 * before).all()
+    by_row = Curvature.of_rows(x.T @ x, 32)
+    curvature = Curvature.of(x.T @ x, outputs.T @ outputs) if rows_alike else by_row
+    values = gptq(weight, scale, curvature, (-7, 7), block)
+    found, scales = refine(weight, values, scale, curvature, (-7, 7))
+    assert curvature.cost(found - weight) < 0.9 * curvature.cost(values - weight)
     assert (found[:, ::3] == 0).all() and (found[4] == 0).all()
     assert scales.shape == scale.shape and (scales > 0).all() and not torch.equal(scales, scale)
     torch.testing.assert_close(fake_quant(found, scales, 0, int(block > 0), -7, 7, block), found)
-    again, same = refine(weight, found, scales, x.T @ x, (-7, 7), block)
-    assert (x @ (again - weight).T).square().sum() <= 1.001 * after.sum() and (same / scales - 1).abs().max() < 0.2
+    again, same = refine(weight, found, scales, curvature, (-7, 7))
+    assert curvature.cost(again - weight) <= 1.001 * curvature.cost(found - weight)
+    assert (same / scales - 1).abs().max() < 0.2
+    if rows_alike:
+        alone, _ = refine(weight, values, scale, by_row, (-7, 7))
+        assert curvature.cost(found - weight) < 0.9 * curvature.cost(alone - weight)
 
 
 def test_gptq_of_independent_inputs_is_rounding() -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     scale = weight_scale(weight, (-7, 7))
-    torch.testing.assert_close(gptq(weight, scale, torch.eye(8), (-7, 7)), fake_quant(weight, scale, 0, 0, -7, 7, 0))
+    torch.testing.assert_close(
+        gptq(weight, scale, Curvature.of_rows(torch.eye(8), 4), (-7, 7)), fake_quant(weight, scale, 0, 0, -7, 7, 0)
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e25])

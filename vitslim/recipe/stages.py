@@ -106,11 +106,12 @@ class TwoFour(StageConfig):
         description="2:4; 2:4-pairs, two of four adjacent pairs, for weights of 4 bits; or another N:M",
         json_schema_extra={EXPECTED: "2:4, 2:4-pairs or another N:M"},
     )
-    score: Literal["magnitude", "wanda", "sparsegpt", "alps"] = Field(
+    score: Literal["magnitude", "wanda", "sparsegpt", "alps", "kfac"] = Field(
         "magnitude",
         description="which weights stay: the largest; those that are large times the norm of their input; those whose "
-        "loss the others can least make up for, which then do; alps: as sparsegpt, but chosen all at once, the closest "
-        "and the slowest. All but magnitude look at the calibration images",
+        "loss the others of their row can least make up for, which then do; alps: as sparsegpt, but chosen all at "
+        "once; kfac: as alps, where the weights of all rows make up for each other, by far the closest. All but "
+        "magnitude look at the calibration images",
     )
     permute: Permute | None = Field(None, description="choose an order of channels before the mask")
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.nodes import is_op
+from vitslim.stages.curvature import weighted_gram
 from vitslim.training.taps import with_taps
 
 BATCH = 8
@@ -21,33 +22,35 @@ BATCH = 8
 
 
 class Sensitivity:
-    """Runs a float graph on images, forwards and backwards, and tells of each layer what it reads and what matters."""
+    """Runs a float graph on images, forwards and backwards, and tells which outputs of each layer matter."""
 
     def __init__(self, module: GraphModule, layers: Sequence[tuple[str, Node]], seed: int) -> None:
         """`layers`: pairs of a weight and a node that multiplies with it."""
         self._names, nodes = zip(*layers, strict=True)
         self._channels = [-1 if is_op(node, torch.ops.aten.linear.default) else 1 for node in nodes]
-        self._tapped = with_taps(module, [*nodes, *(argument(node, 0) for node in nodes)])
+        self._tapped = with_taps(module, nodes)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """For each layer its weight, its input, and float64 (positions,): the norm of the gradient of a random
-        combination of the logits at each of the layer's outputs, image by image, in the order of its rows.
+        """For each layer its weight, and of the gradients g of a random combination of the logits at its outputs:
+        their norms, float64 (positions,), in the order of the layer's rows, and the sum of g g^T / |g|, float64
+        (out, out), in which positions count as in `row_weights`.
 
         Raises StageError where a gradient is no finite number.
         """
         with torch.enable_grad():
-            logits, tapped = self._tapped(images.detach().clone().requires_grad_())
+            logits, outputs = self._tapped(images.detach().clone().requires_grad_())
             direction = torch.randn(logits.shape, generator=self._generator)
-            outputs, inputs = tapped[: len(self._names)], tapped[len(self._names) :]
             gradients = torch.autograd.grad((logits * direction).sum(), outputs, materialize_grads=True)
-        for name, x, gradient, channels in zip(self._names, inputs, gradients, self._channels, strict=True):
+        for name, gradient, channels in zip(self._names, gradients, self._channels, strict=True):
+            rows = gradient.movedim(channels, -1).flatten(end_dim=-2)
             # Without norms gradients can be so large that their squares overflow.
-            norms = torch.linalg.vector_norm(gradient, dim=channels, dtype=torch.float64)
+            norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
             if not bool(norms.isfinite().all()):
                 hint = "`rounding: nearest` and `score: magnitude` ask for no gradients"
                 raise StageError(f"the gradient at '{name}' is no finite number", hint)
-            yield name, x.detach(), norms.flatten()
+            scaled = rows / norms.sqrt().clamp(min=torch.finfo(rows.dtype).tiny).to(rows.dtype)[:, None]
+            yield name, norms, weighted_gram(scaled, torch.ones(len(rows)))
 
 
 def row_weights(norms: Tensor) -> Tensor:

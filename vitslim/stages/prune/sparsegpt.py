@@ -1,7 +1,5 @@
 """Masks and weights that keep the outputs of a layer (SparseGPT, Frantar and Alistarh, ICML 2023; Wanda, Sun et al.,
 ICLR 2024). Pure tensor mathematics.
-
-`gram` is the sum of x x^T over the inputs of a layer: half the Hessian of the squared error of every output.
 """
 
 from __future__ import annotations
@@ -10,23 +8,26 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.sparse import Pattern
-from vitslim.stages.layerwise import damped
+from vitslim.stages.curvature import Curvature
 from vitslim.stages.prune.sparsity import pattern_mask
 
 SOLVED_AT_ONCE_BYTES = 2**28
+EXACT = 1e-6
+"""Conjugate gradients end where what is left to win is such a fraction of the whole cost, or after STEPS_MAX."""
+STEPS_MAX = 200
 
 
-def wanda_scores(weight: Tensor, gram: Tensor) -> Tensor:
+def wanda_scores(weight: Tensor, curvature: Curvature) -> Tensor:
     """|w| times the norm of its input: float (out, in) (Wanda, equation 1)."""
-    return weight.abs() * gram.diagonal().clamp(min=0).sqrt().to(weight.dtype)
+    return weight.abs() * curvature.inputs.diagonal().sqrt().to(weight.dtype)
 
 
-def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+def sparsegpt_mask(weight: Tensor, curvature: Curvature, pattern: Pattern) -> Tensor:
     """Where weights stay that are dear to lose, each group decided after the errors of those before it were spread.
 
-    weight: float (out, in). gram: float64 (in, in). Returns bool (out, in). Source: SparseGPT, sections 3.2 and 3.3.
+    weight: float (out, in). Every output for itself. Returns bool (out, in). Source: SparseGPT, sections 3.2 and 3.3.
     """
-    factor = torch.linalg.cholesky(torch.linalg.inv(damped(gram)), upper=True)
+    factor = torch.linalg.cholesky(torch.linalg.inv(curvature.inputs), upper=True)
     left = weight.double().clone()
     mask = torch.empty(weight.shape, dtype=torch.bool)
     for start in range(0, left.shape[1], pattern.span):
@@ -43,14 +44,36 @@ def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
     return mask
 
 
-def refit(weight: Tensor, mask: Tensor, gram: Tensor) -> Tensor:
-    """The weights within a mask whose outputs are nearest to those of the whole weight: float (out, in).
+def refit(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
+    """The weights within a mask that cost least beside the whole weight: float (out, in).
 
-    weight: float (out, in); mask: bool, of its shape; gram: float64 (in, in). Solves, for each row and its kept inputs
-    S, `gram[S, S] w = (gram @ row)[S]` exactly, where SparseGPT's sweep only approximates it. All rows keep equally
-    many.
+    weight: float (out, in); mask: bool, of its shape. By conjugate gradients, each weight in units of its own cost,
+    from what is best for every row alone.
     """
-    hessian = damped(gram)
+    whole, found, curvature = weight.float(), refit_rows(weight, mask, curvature).float(), curvature.single()
+    size = curvature.diagonal()
+    left = mask * curvature.gradient(whole - found)
+    scaled = left / size
+    step, power = scaled, (left * scaled).sum()
+    enough = EXACT * curvature.cost(whole)
+    for _ in range(STEPS_MAX):
+        if power <= enough:
+            break
+        pull = mask * curvature.gradient(step)
+        length = power / (step * pull).sum()
+        found, left = found + length * step, left - length * pull
+        scaled = left / size
+        power, before = (left * scaled).sum(), power
+        step = scaled + power / before * step
+    return found.to(weight.dtype)
+
+
+def refit_rows(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
+    """The same for every row alone, exactly, which SparseGPT's sweep only approximates: float (out, in).
+
+    Solves `inputs[S, S] w = (inputs @ row)[S]` for the inputs S that a row keeps, as many in each.
+    """
+    hessian = curvature.inputs
     wanted = weight.double() @ hessian
     kept = int(mask[0].sum())
     places = mask.nonzero()[:, 1].reshape(len(mask), kept)

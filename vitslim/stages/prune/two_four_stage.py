@@ -18,12 +18,13 @@ from vitslim.graph.sparse import Pattern, parse_pattern
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.curvature import Curvature
 from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.prune.alps import best_refit
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.mask_weights import leaks, unmasked_float, with_masks
 from vitslim.stages.prune.permute import Reordered, permute_channels
-from vitslim.stages.prune.sparsegpt import refit, sparsegpt_mask, wanda_scores
+from vitslim.stages.prune.sparsegpt import refit_rows, sparsegpt_mask, wanda_scores
 from vitslim.stages.prune.sparsity import (
     IN_MULTIPLE,
     OUT_MULTIPLE,
@@ -39,18 +40,22 @@ IMAGES = 256
 BATCH = 32
 
 
-def _wanda(weight: Tensor, gram: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    mask = pattern_mask(wanda_scores(weight, gram), pattern)
+def _wanda(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    mask = pattern_mask(wanda_scores(weight, curvature), pattern)
     return mask, weight * mask
 
 
-def _sparsegpt(weight: Tensor, gram: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    mask = sparsegpt_mask(weight, gram, pattern)
-    return mask, refit(weight, mask, gram)
+def _sparsegpt(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    mask = sparsegpt_mask(weight, curvature, pattern)
+    return mask, refit_rows(weight, mask, curvature)
 
 
-SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": best_refit}
-"""Mask and weights within it, from the weight and the gram matrix of its inputs."""
+def _alps(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    return best_refit(weight, curvature.by_row(), pattern)
+
+
+SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": _alps, "kfac": best_refit}
+"""Mask and weights within it, from the weight and what a change of it costs."""
 
 
 class TwoFourStage:
@@ -122,8 +127,8 @@ class TwoFourStage:
         self._refuse_groups(graph, names)
         chosen: dict[str, Tensor] = {}
 
-        def solve(name: str, weight: Tensor, gram: Tensor) -> Tensor:
-            mask, result = SOLVERS[self.config.score](weight, gram, self.pattern)
+        def solve(name: str, weight: Tensor, curvature: Curvature) -> Tensor:
+            mask, result = SOLVERS[self.config.score](weight, curvature, self.pattern)
             chosen[name] = mask.view(graph.parameters()[name].shape)
             return result
 

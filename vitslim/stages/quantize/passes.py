@@ -27,6 +27,7 @@ from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
+from vitslim.stages.curvature import Curvature
 from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.quantize.calibrate import Histogram, block_range, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equalise import equalise, find_equalisable, outlier_factors
@@ -113,8 +114,8 @@ class Calibration:
         if not gptq_asked and not self.config.bias_correction:
             return graph
 
-        def solve(weight: str, matrix: Tensor, gram: Tensor) -> Tensor:
-            return _rounded(sites[weight], matrix, scales, gram if gptq_asked else None)
+        def solve(weight: str, matrix: Tensor, curvature: Curvature) -> Tensor:
+            return _rounded(sites[weight], matrix, scales, curvature if gptq_asked else None)
 
         solver = LayerSolver(
             torch.cat([images for images, _ in self.rounding_set(graph).batches(BATCH)]),
@@ -174,24 +175,24 @@ def _weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:
     return {name: scale if site.block else pair_safe_scale(weight, scale)}
 
 
-def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], gram: Tensor | None) -> Tensor:
-    """What the codes of a weight stand for, each rounded for itself without a gram matrix of the inputs.
+def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None) -> Tensor:
+    """What the codes of a weight stand for, each rounded for itself where nothing says what that costs.
 
     Codes of few bits change their scale in `scales` as well.
     """
     name = weight_scale_name(site.weight)
     codes, scale = weight_range(site.weight_bits, site.block), scales[name]
     zeros = scales.get(weight_zeros_name(site.weight))
-    if gram is None:
+    if curvature is None:
         nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *codes, site.block, zeros)
         return nearest
     limits: Limits = codes
     if zeros is not None:
         spread = zeros.repeat_interleave(site.block, dim=1)
         limits = (codes[0] - spread, codes[1] - spread)
-    values = gptq(weight, scale, gram, limits, site.block)
+    values = gptq(weight, scale, curvature, limits, site.block)
     if site.weight_bits <= REFINED_BITS:
-        values, scales[name] = refine(weight, values, scale, gram, limits, site.block)
+        values, scales[name] = refine(weight, values, scale, curvature, limits)
     if site.block:
         return values
     return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
