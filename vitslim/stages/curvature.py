@@ -14,8 +14,10 @@ from torch import Tensor
 
 DAMPING = 0.01
 """Added to the diagonal of the inputs' matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
-OUTPUT_DAMPING = 0.1
-"""The same of the outputs' matrix, whose gradients are fewer and noisier."""
+OUTPUT_DAMPING = 0.3
+"""The same of the outputs' matrix, which is a coarser guess. For 2:4 masks of DeiT-Tiny from five classes, agreement
+with the dense model and divergence from it (KL) on five others: 0.01 76.7 % and 0.51, 0.1 74.8 % and 0.50, 0.3 77.5 %
+and 0.47, 1 74.7 % and 0.51, and 64.9 % and 0.77 by row."""
 
 
 @dataclass(frozen=True)
