@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vitslim.graph.insert_fake_quant import layer_nodes
@@ -11,6 +12,7 @@ from vitslim.progress import Silent
 from vitslim.stages.curvature import Curvature, weighted_gram
 from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.quantize.observe import solvable_layers
+from vitslim.stages.sensitivity import BATCH, Sensitivity
 from vitslim.training.taps import with_taps
 
 NAME = "blocks.1.mlp.fc2.weight"
@@ -60,6 +62,24 @@ def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: 
 
     assert torch.equal(gram_of({}), gram_of({}))
     assert not torch.allclose(gram_of({}), gram_of({NAME: rounded}), rtol=1e-3)
+
+
+def test_what_outputs_do_together_is_summed_over_all_images(tiny_graph: ModelGraph) -> None:
+    images = images_of(tiny_graph).repeat(3, 1, 1, 1)
+    assert len(images) > BATCH
+    found: list[Curvature] = []
+
+    def solve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+        found.append(curvature)
+        return weight
+
+    LayerSolver(images, Silent(), "")(tiny_graph, ["head.weight"], solve)
+    sensitivity = Sensitivity(tiny_graph.module, [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])], 0)
+    grams = [gram for batch in torch.split(images, BATCH) for _, _, gram in sensitivity(batch)]
+    assert len(grams) > 1
+    expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0)).outputs
+    torch.testing.assert_close(found[0].outputs, expected)
+    assert float(expected.diagonal().mean()) == pytest.approx(1)
 
 
 def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_graph: ModelGraph) -> None:

@@ -57,6 +57,18 @@ def test_refined_codes_and_scales_cost_less_than_those_of_gptq(block: int, rows_
         assert curvature.cost(found - weight) < 0.9 * curvature.cost(alone - weight)
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e25])
+def test_a_refinement_is_the_same_whatever_the_size_of_inputs(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(60, 16, generator=generator), torch.randn(8, 16, generator=generator)
+    scale = weight_scale(weight, (-7, 7))
+    values = fake_quant(weight, scale, 0, 0, -7, 7, 0)
+    gram = x.T.double() @ x.double()
+    one, other = (refine(weight, values, scale, Curvature.of_rows(k * gram, 8), (-7, 7)) for k in (1.0, factor**2))
+    for found, expected in zip(other, one, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_gptq_of_independent_inputs_is_rounding() -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     scale = weight_scale(weight, (-7, 7))
