@@ -33,7 +33,9 @@ from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import agreement, sqnr_db
 
 BITS = 8
-CALIBRATION = 16
+CALIBRATION_MIN, CALIBRATION_MAX = 2, 16
+WORK = 7e13
+"""Images times pixels times parameters: what 16 images of 224 pixels are for 86 million. Larger models take fewer."""
 BATCHES = (1, 7)
 """The exporter has seen a batch of two."""
 
@@ -49,7 +51,7 @@ def _fill(row: Row, model: str) -> None:
     graph = trace_timm(model, classifier_for(model))
     # Many models begin with a classifier of zeros, whose outputs could not go wrong.
     draw_weights(graph.module, torch.Generator().manual_seed(0))
-    data = load_data(Data(kind="digits", calibration=CALIBRATION), graph.source, 0)
+    data = load_data(Data(kind="digits", calibration=_calibration(graph)), graph.source, 0)
     row["stage"] = "quantise"
     with TemporaryDirectory() as folder:
         context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), Path(folder))
@@ -63,6 +65,12 @@ def _fill(row: Row, model: str) -> None:
         row |= _run(graph, path, data)
         row["stage"] = "inspect"
         row |= _fused(inspect(path))
+
+
+def _calibration(graph: ModelGraph) -> int:
+    parameters = sum(tensor.numel() for tensor in graph.parameters().values())
+    _, height, width = graph.source.image
+    return min(CALIBRATION_MAX, max(CALIBRATION_MIN, int(WORK / (parameters * height * width))))
 
 
 def _run(graph: ModelGraph, path: Path, data: DataModule) -> Row:

@@ -52,6 +52,9 @@ def test_refined_codes_and_scales_cost_less_than_those_of_gptq(block: int, rows_
     again, same = refine(weight, found, scales, curvature, (-7, 7))
     assert curvature.cost(again - weight) <= 1.001 * curvature.cost(found - weight)
     assert (same / scales - 1).abs().max() < 0.2
+    if not block:  # blocks take their scales one after another
+        slope = ((found / scales[:, None]).double() * curvature.gradient(found - weight)).sum(dim=1)
+        assert slope.abs().max() < 1e-3 * (curvature.diagonal() * found**2).sum(dim=1).max()
     if rows_alike:
         alone, _ = refine(weight, values, scale, by_row, (-7, 7))
         assert curvature.cost(found - weight) < 0.9 * curvature.cost(alone - weight)

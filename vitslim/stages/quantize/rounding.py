@@ -74,7 +74,7 @@ def refine(
     now = _State(codes, scales, *_cost(whole, codes, scales, curvature))
     for step in range(STEPS_MAX):
         if step % SCALES_EVERY == 0:
-            now = _better(now, whole, curvature, now.codes, _best_scales(now, curvature))
+            now = _rescaled(now, whole, curvature)
         moves, gains = _promising(now, each, (low, high), whole != 0)
         wanting = int((gains > 0).sum())
         if not wanting:
@@ -87,6 +87,7 @@ def refine(
             break
         share = share / 2 if after is now else min(SHARE_MAX, GROWTH * share)
         now = after
+    now = _rescaled(now, whole, curvature)
     return now.codes * _spread(now.scales, width), now.scales.reshape(scale.shape)
 
 
@@ -109,6 +110,10 @@ def _better(now: _State, weight: Tensor, curvature: Curvature, codes: Tensor, sc
     """The state of these codes and scales where it costs less, or the one that is."""
     after = _State(codes, scales, *_cost(weight, codes, scales, curvature))
     return after if after.cost < now.cost else now
+
+
+def _rescaled(now: _State, weight: Tensor, curvature: Curvature) -> _State:
+    return _better(now, weight, curvature, now.codes, _best_scales(now, curvature))
 
 
 def _promising(now: _State, each: Tensor, bounds: tuple[Tensor, Tensor], stays: Tensor) -> tuple[Tensor, Tensor]:
