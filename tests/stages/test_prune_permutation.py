@@ -229,7 +229,8 @@ def test_reordering_changes_no_output_and_keeps_more(
 
 
 @pytest.mark.parametrize(
-    "keys", [{"score": "wanda"}, {"score": "sparsegpt"}, {"score": "alps"}, {"pattern": "1:4"}, {"pattern": "4:8"}]
+    "keys",
+    [*({"score": score} for score in ("wanda", "sparsegpt", "alps", "kfac")), {"pattern": "1:4"}, {"pattern": "4:8"}],
 )
 def test_every_key_gives_an_exact_mask(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any]
@@ -243,7 +244,7 @@ def test_every_key_gives_an_exact_mask(
     assert set(result.graph.masks) == set(sketch_names(tiny_graph))
 
 
-def test_sparsegpt_stays_closest_to_the_dense_model(
+def test_each_score_stays_closer_to_the_dense_model(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     context = digits_context(tiny_graph, calibration=100)
@@ -251,9 +252,10 @@ def test_sparsegpt_stays_closest_to_the_dense_model(
     found = {
         score: sqnr_db(reference, logits(TwoFourStage(TwoFour(method="two-four", score=score)).apply(
             tiny_graph, context).graph, context))
-        for score in ("magnitude", "wanda", "sparsegpt", "alps")
+        for score in ("magnitude", "wanda", "sparsegpt", "alps", "kfac")
     }  # fmt: skip
     assert min(found["sparsegpt"], found["alps"]) > max(found["magnitude"], found["wanda"])
+    assert found["kfac"] > found["alps"] + 3
 
 
 def test_scores_of_inputs_refuse_convolutions_in_groups(digits_context: Callable[..., StageContext]) -> None:
