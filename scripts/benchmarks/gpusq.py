@@ -114,7 +114,8 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
 """Row to the row that it starts from, and the stage that makes it."""
 CONTRASTS = (
     ("+ permutation", "magnitude"), ("SparseGPT", "magnitude"), ("SparseGPT", "+ permutation, SparseGPT"),
-    ("ALPS", "SparseGPT"), ("K-FAC", "ALPS"), ("K-FAC", "SparseGPT"), ("distilled, logits", "ALPS"), ("distilled, critical blocks", "distilled, logits"),
+    ("ALPS", "SparseGPT"), ("K-FAC", "ALPS"), ("K-FAC", "SparseGPT"),
+    ("distilled, logits", "ALPS"), ("distilled, critical blocks", "distilled, logits"),
     (DISTILLED, "ALPS"), (DISTILLED, "distilled, critical blocks"), ("INT8", DISTILLED), ("INT8", "INT8, calibrated"),
     ("W4A8", DISTILLED), (LONGEST, "ALPS"), (LONGEST, DISTILLED), ("then INT8", LONGEST), ("then W4A8", LONGEST),
     ("then W4A8, weighted blocks", "then W4A8"), ("then W4A4", LONGEST), (FURTHEST, LONGEST), (FURTHEST, "ALPS"),

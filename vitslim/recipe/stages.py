@@ -110,8 +110,8 @@ class TwoFour(StageConfig):
         "magnitude",
         description="which weights stay: the largest; those that are large times the norm of their input; those whose "
         "loss the others of their row can least make up for, which then do; alps: as sparsegpt, but chosen all at "
-        "once; kfac: as alps, where the weights of all rows make up for each other, the closest and the slowest. All but "
-        "magnitude look at the calibration images",
+        "once; kfac: as alps, where the weights of all rows make up for each other, the closest and the slowest. All "
+        "but magnitude look at the calibration images",
     )
     permute: Permute | None = Field(None, description="choose an order of channels before the mask")
 
