@@ -101,11 +101,13 @@ class LayerSolver:
         solve: Solve,
     ) -> None:
         weight, bias = tensor_of(module, name), self._bias(module, layer, name)
-        matter, outputs = told if told else (None, torch.eye(len(weight)))
+        matter = told[0] if told else None
         rows = [_Rows(layer, x, tuple(weight.shape[2:]), matter) for x in inputs]
         means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
         matrix = weight.flatten(start_dim=1)
-        result = solve(name, matrix, Curvature.of(rows[1].gram(means[1]), outputs))
+        gram = rows[1].gram(means[1])
+        curvature = Curvature.of(gram, told[1]) if told else Curvature.of_rows(gram, len(weight))
+        result = solve(name, matrix, curvature)
         if bias:
             shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
             tensor_of(module, bias).add_(shift)
