@@ -18,7 +18,7 @@ STEPS_MAX = 200
 
 
 def wanda_scores(weight: Tensor, curvature: Curvature) -> Tensor:
-    """|w| times the norm of its input: float (out, in) (Wanda, equation 1)."""
+    """|w| times the norm of its input, damped as for the other scores: float (out, in) (Wanda, equation 1)."""
     return weight.abs() * curvature.inputs.diagonal().sqrt().to(weight.dtype)
 
 
