@@ -92,7 +92,7 @@ def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, 
     assert zero_points(path) == {0}
     assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
     _, other = write("ort-cpu")
-    assert zero_points(other) > {0}
+    assert min(zero_points(other)) > 0  # signed codes became unsigned ones about 128
     assert optimised(other, tmp_path)["QGemm"] == 9  # the head too: the bias is added inside
 
 

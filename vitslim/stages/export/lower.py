@@ -17,7 +17,7 @@ from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, laye
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.dequantise import dequantise
-from vitslim.stages.export.flatten import flatten_linears
+from vitslim.stages.export.rows import work_on_rows
 from vitslim.units import container_bits
 
 aten = torch.ops.aten
@@ -46,21 +46,21 @@ class Stored(NamedTuple):
 
 
 def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
-    """In place: weights become INT8 codes, and for `portable` unsigned inputs become signed ones about zero.
+    """In place: weights become INT8 codes. For `portable` unsigned inputs become signed ones about zero, for `ort-cpu`
+    signed ones become unsigned ones about the middle.
 
     Returns how the file is to hold each quantised weight, by name.
     """
     module = graph.module
     found = {}
     if target == "ort-cpu":
-        flatten_linears(graph)
+        work_on_rows(graph)
     for weight, nodes in layer_nodes(module).items():
         quantiser: Any = nodes[0].args[1]
         if not is_op(quantiser, FAKE_QUANT):
             continue
-        if target == "portable":
-            for node in nodes:
-                _sign_input(module, node)
+        for node in nodes:
+            (_sign_input if target == "portable" else _unsign_input)(module, node)
         found[weight] = Stored(container_bits(_bits(quantiser)), _form(nodes, target))
         _store_codes(module, weight, quantiser)
     module.graph.eliminate_dead_code()
@@ -125,6 +125,18 @@ def _sign_input(module: GraphModule, layer: Node) -> None:
         signed = graph.call_function(FAKE_QUANT, (moved, scale, 0, None, -half, half - 1, 0))
     layer.replace_input_with(quantiser, signed)
     _add_to_bias(module, layer, _row_sums(module, layer) * constant)
+
+
+def _unsign_input(module: GraphModule, layer: Node) -> None:
+    """Codes about 0 become codes from 0 on, of the same numbers: ONNX Runtime has its fast products for these alone."""
+    quantiser: Any = layer.args[0]
+    if is_op(quantiser, FAKE_QUANT) and quantiser.args[4] < 0:
+        x, scale, zero_point, axis, qmin, qmax, block = quantiser.args
+        with module.graph.inserting_before(quantiser):
+            unsigned = module.graph.call_function(
+                FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, block)
+            )
+        layer.replace_input_with(quantiser, unsigned)
 
 
 def _pads(layer: Node) -> bool:
