@@ -30,7 +30,7 @@ from vitslim.stages.quantize.calibrate import (
     pair_safe_scale,
     weight_scale,
 )
-from vitslim.stages.quantize.observe import ChannelRanges, Observer
+from vitslim.stages.quantize.observe import ChannelRanges, Observer, layer_inputs
 from vitslim.stages.quantize.stage import PtqStage
 
 
@@ -217,7 +217,7 @@ def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
     result = PtqStage(Ptq(method="ptq", inputs="symmetric")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
     seen = ChannelRanges()
-    Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen})(images)
+    Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen}, layer_inputs(tiny_graph.module))(images)
     peak = max(bound.abs().max().item() for bound in seen.found)
     scale = result.graph.parameters()["vitslim.q.blocks.1.mlp.fc2.input_scale"].item()
     assert scale * 127 == pytest.approx(peak, rel=1e-5)

@@ -9,16 +9,18 @@ import torch
 from torch.fx import Graph, Node
 
 from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.ops.fake_quant import fake_quant
 from vitslim.graph.shapes import BATCH
 
 aten = torch.ops.aten
 
+FAKE_QUANT = fake_quant._opoverload
 SDPA = aten.scaled_dot_product_attention.default
 MATMUL = (aten.matmul.default, aten.bmm.default)
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
 BETWEEN = (
     aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.sub.Tensor, aten.reshape.default, aten.masked_fill.Scalar,
-    aten.to.dtype, aten.type_as.default, aten.dropout.default,
+    aten.to.dtype, aten.type_as.default, aten.dropout.default, FAKE_QUANT,
 )  # fmt: skip
 """What may stand between a product of attention and its softmax."""
 
@@ -29,6 +31,8 @@ class Attention:
 
     node: Node
     """Gives (batch, heads, tokens, v width)."""
+    scores: Node
+    """The product of queries and keys; `node` itself where that does it all."""
     q: Node
     """(batch, heads, tokens, qk width), before the scale."""
     k: Node
@@ -68,7 +72,7 @@ def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
     if scale is None:
         scale = float(shapes[q][-1]) ** -0.5
     biased = argument(node, 3, "attn_mask") is not None
-    return Attention(node, q, k, v, float(scale), shapes[q][1], biased, shapes[q][0] != BATCH)
+    return Attention(node, node, q, k, v, float(scale), shapes[q][1], biased, shapes[q][0] != BATCH)
 
 
 def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
@@ -89,11 +93,15 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
         logits = argument(logits, 0)
     if not is_op(logits, *MATMUL):
         return None
-    q, k = argument(logits, 0), argument(logits, 1)
+    q, k, v = (_unquantised(operand) for operand in (argument(logits, 0), argument(logits, 1), v))
     if is_op(q, aten.mul.Tensor) and isinstance(argument(q, 1), float):
         q, scale = argument(q, 0), scale * argument(q, 1)
     if is_op(k, aten.transpose.int):
         k = argument(k, 0)
     if len(shapes[q]) != 4:
         return None
-    return Attention(node, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH)
+    return Attention(node, logits, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH)
+
+
+def _unquantised(operand: Any) -> Any:
+    return argument(operand, 0) if is_op(operand, FAKE_QUANT) else operand

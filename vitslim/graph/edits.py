@@ -75,4 +75,12 @@ class InsertFakeQuant:
     sites: tuple[FakeQuantSite, ...]
 
 
-Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | InsertFakeQuant
+@dataclass(frozen=True)
+class QuantiseAttention:
+    """Fake quantisers on the operands of both attention products of these blocks. Scales travel with the weights."""
+
+    blocks: tuple[str, ...]
+    bits: int
+
+
+Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | InsertFakeQuant | QuantiseAttention

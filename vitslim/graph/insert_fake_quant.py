@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
 from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, QuantiseAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
@@ -104,21 +104,16 @@ def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
-    """A new graph without the quantisers: the float weights, as they were quantised, and no scales."""
+    """A new graph without any quantisers: the float weights, as they were quantised, and no scales."""
     new = graph.copy()
-    for nodes in layer_nodes(new.module).values():
-        for node in nodes:
-            x, weight, *rest = node.args
-            node.args = (_unquantised(x), _unquantised(weight), *rest)
+    for node in list(new.module.graph.nodes):
+        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+            node.replace_all_uses_with(node.args[0])
     new.module.graph.eliminate_dead_code()
     new.module.delete_all_unused_submodules()
     new.module.recompile()
-    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, InsertFakeQuant))
+    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, (InsertFakeQuant, QuantiseAttention)))
     return new
-
-
-def _unquantised(operand: Any) -> Any:
-    return operand.args[0] if is_op(operand, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else operand
 
 
 def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ that was saved and one that was loaded are equal bit for bit.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vitslim.graph.edits import (
     InsertFakeQuant,
     InsertSqueeze,
     Mask,
+    QuantiseAttention,
     RemoveBlock,
     ScaleInputs,
     Slice,
@@ -30,6 +32,7 @@ from vitslim.graph.edits import (
 from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.quantise_attention import quantise_attention
 from vitslim.graph.remove_block import remove_blocks
 from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.trace import trace_timm
@@ -99,41 +102,43 @@ def _source(fields: dict[str, Any]) -> ModelSource:
     return ModelSource(**{**fields, "image": tuple(fields["image"]), "preprocessing": preprocessing})
 
 
+READERS: dict[str, Callable[[dict[str, Any]], Edit]] = {
+    "Slice": lambda fields: Slice({axis: tuple(indices) for axis, indices in fields["kept"].items()}),
+    "InsertSqueeze": lambda fields: InsertSqueeze(**fields),
+    "RemoveBlock": lambda fields: RemoveBlock(tuple(fields["names"])),
+    "Mask": lambda fields: Mask(fields["pattern"], tuple(fields["parameters"])),
+    "ScaleInputs": lambda fields: ScaleInputs(tuple(fields["weights"])),
+    "InsertFakeQuant": lambda fields: InsertFakeQuant(tuple(FakeQuantSite(**site) for site in fields["sites"])),
+    "QuantiseAttention": lambda fields: QuantiseAttention(tuple(fields["blocks"]), fields["bits"]),
+}
+"""Name of an edit to what makes it of its fields."""
+
+
 def _edit(fields: dict[str, Any]) -> Edit:
-    values = {key: value for key, value in fields.items() if key != "edit"}
-    match fields["edit"]:
-        case "Slice":
-            return Slice({axis: tuple(indices) for axis, indices in values["kept"].items()})
-        case "InsertSqueeze":
-            return InsertSqueeze(**values)
-        case "RemoveBlock":
-            return RemoveBlock(tuple(values["names"]))
-        case "Mask":
-            return Mask(values["pattern"], tuple(values["parameters"]))
-        case "ScaleInputs":
-            return ScaleInputs(tuple(values["weights"]))
-        case "InsertFakeQuant":
-            return InsertFakeQuant(tuple(FakeQuantSite(**site) for site in values["sites"]))
-        case other:
-            raise InputError(f"the saved graph has an edit '{other}' that this version does not know", "update vitslim")
+    kind = fields["edit"]
+    if kind not in READERS:
+        raise InputError(f"the saved graph has an edit '{kind}' that this version does not know", "update vitslim")
+    return READERS[kind]({key: value for key, value in fields.items() if key != "edit"})
 
 
 def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
     match edit:
         case Slice():
-            return slice_axes(graph, edit.kept)
+            new = slice_axes(graph, edit.kept)
         case InsertSqueeze():
-            return insert_squeeze(graph, edit.keep)
+            new = insert_squeeze(graph, edit.keep)
         case RemoveBlock():
-            return remove_blocks(graph, edit.names)
+            new = remove_blocks(graph, edit.names)
         case ScaleInputs():
-            return scale_inputs(graph, edit.weights)
+            new = scale_inputs(graph, edit.weights)
         case InsertFakeQuant():
-            return insert_fake_quant(graph, edit.sites)
+            new = insert_fake_quant(graph, edit.sites)
+        case QuantiseAttention():
+            new = quantise_attention(graph, edit.blocks, edit.bits)
         case Mask():
-            copy = graph.copy()
-            copy.edits = (*copy.edits, edit)
-            return copy
+            new = graph.copy()
+            new.edits = (*new.edits, edit)
+    return new
 
 
 def _load_strictly(graph: ModelGraph, state: dict[str, torch.Tensor], folder: Path) -> None:

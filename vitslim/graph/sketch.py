@@ -106,6 +106,8 @@ class ModelSketch:
     squeezed: tuple[str, ...] = ()
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     """Weight name to how its layer is quantised."""
+    attention_bits: Mapping[str, int] = field(default_factory=dict)
+    """Block name to bits of the operands of its attention products; blocks that are left out have floats."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
     """Weight name to pattern."""
     data_dependent: bool = False
@@ -216,6 +218,16 @@ class ModelSketch:
         """Some layers are quantised."""
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
+    def with_attention_bits(self, bits: int) -> ModelSketch:
+        """The attention of every block is quantised."""
+        return replace(self, attention_bits=dict.fromkeys(self.attending, bits))
+
+    @property
+    def attending(self) -> tuple[str, ...]:
+        """Names of the blocks that have attention, in order."""
+        attended = {product.block for product in self.products if product.role == "attention"}
+        return tuple(block for block in self.blocks if block in attended)
+
     def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
         """Some layers have sparse weights."""
         return replace(self, sparsity={**self.sparsity, **dict.fromkeys(weights, pattern)})
@@ -232,6 +244,8 @@ class ModelSketch:
 
     def _bops(self, product: Product) -> int:
         bits = self.bits.get(product.weight, FLOAT_LAYER)
+        if product.role == "attention" and product.block in self.attention_bits:
+            bits = LayerBits(*[self.attention_bits[product.block]] * 2)
         bops = product.macs(self.axes) * bits.weight * bits.input
         return bops // 2 if skips_products(self.sparsity.get(product.weight, ""), bits.weight) else bops
 

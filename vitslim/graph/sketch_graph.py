@@ -13,7 +13,7 @@ from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_n
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.edits import InsertFakeQuant, Mask
+from vitslim.graph.edits import InsertFakeQuant, Mask, QuantiseAttention
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
@@ -49,6 +49,9 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         bits={site.weight: LayerBits(site.weight_bits, site.input_bits, site.block) for site in quantised},
+        attention_bits={
+            block: edit.bits for edit in graph.edits if isinstance(edit, QuantiseAttention) for block in edit.blocks
+        },
         sparsity=dict(masked),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )

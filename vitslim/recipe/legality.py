@@ -35,7 +35,7 @@ UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalizatio
 """Importance to the keys of depgraph that it does not look at."""
 
 UNUSED_BESIDE_INPUTS = {
-    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs"),
+    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention"),
     "dynamic": ("input_bits", "calibrate"),
 }
 """Form of quantised inputs to the keys of quantisation that it does not look at."""

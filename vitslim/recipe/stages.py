@@ -160,6 +160,11 @@ class Ptq(Quantised):
         description="inputs that `equalise` cannot reach, as those behind GELU, are multiplied channel by channel at "
         "run time, so that none is much larger than the others",
     )
+    attention: bool = Field(
+        False,
+        description="both products of attention are of codes too: of queries, keys, probabilities and values. Faster "
+        "where the processor has instructions for codes, and farther from the float model",
+    )
     zero_points: bool = Field(
         False,
         description="blocks of weights have a zero point beside their scale, which TensorRT does not read",

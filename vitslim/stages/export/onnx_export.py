@@ -19,9 +19,9 @@ from torch.export import Dim
 import vitslim
 from vitslim.errors import StageError
 from vitslim.files import write_whole
+from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
-from vitslim.stages.export.decompose import decompose_attention
 from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_weights
 from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.half import in_half_precision

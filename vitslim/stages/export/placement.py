@@ -1,7 +1,7 @@
 """The profile `auto`: where quantisers pay, measured. The fastest placement that stays close enough is written.
 
 Every candidate has the weights and the scales that the quantize stage found; they differ in what the inputs of layers
-become: calibrated codes, codes of each batch's own range, or float.
+become: calibrated codes, codes of each batch's own range, or float. Attention that was quantised is tried in float too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
-from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.edits import FakeQuantSite, QuantiseAttention
 from vitslim.graph.insert_fake_quant import (
     has_input_scale,
     input_scale_name,
@@ -26,6 +26,7 @@ from vitslim.graph.insert_fake_quant import (
 )
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
+from vitslim.graph.quantise_attention import quantise_attention
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
@@ -106,7 +107,8 @@ def choose_placement(
 
 
 def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tuple[str, ModelGraph]]]:
-    """For each form of inputs its candidates by name, more and more inputs in float, those first that harm most.
+    """For each form of inputs and of attention its candidates by name: more and more inputs in float, those first
+    that harm most.
 
     ONNX Runtime computes convolutions in float either way: there codes would only cost fidelity.
     """
@@ -117,8 +119,13 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
         forms["dynamic"] = {w: _dynamic(site) for w, site in base.items()}
+    around = {"": plain}
+    for edit in (edit for edit in graph.edits if isinstance(edit, QuantiseAttention)):
+        around[" with attention"] = quantise_attention(plain, edit.blocks, edit.bits, scales)
     for form, sites in forms.items():
-        yield _ladder(form, sites, _most_harmful(plain, sites, scales, context), plain, scales)
+        worst = _most_harmful(plain, sites, scales, context)
+        for suffix, floats in around.items():
+            yield _ladder(form + suffix, sites, worst, floats, scales)
 
 
 def _ladder(

@@ -36,6 +36,9 @@ class ExportStage:
         """Every graph can be tried; quantisers can be placed only where there are some."""
         if self.config.profile == "auto" and not sketch.bits:
             return [Problem("profile", "auto places quantisers, and nothing is quantised", "add a quantize stage")]
+        if self.config.profile == "portable" and sketch.attention_bits:
+            message = "portable has signed codes alone, and the probabilities of attention have unsigned ones"
+            return [Problem("profile", message, "use auto or ort-cpu, or quantize without attention")]
         if self.config.profile == "fp16" and sketch.bits:
             return [
                 Problem("profile", "fp16 stores floats, and the model is quantised", "use portable, or no quantize")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,10 @@ class Statistic(Protocol):
     """What is gathered of the inputs of one layer, batch by batch."""
 
     def observe(self, values: Tensor) -> None: ...
+
+
+Operands = Mapping[str, Sequence[tuple[Node, int]]]
+"""Name to nodes with the position of one of their operands."""
 
 
 class ChannelRanges:
@@ -49,15 +54,16 @@ class ChannelRanges:
 
 
 class Observer(Interpreter):
-    """Runs a float graph as it is and shows the inputs of layers to statistics. Call it with images."""
+    """Runs a graph as it is and shows operands of some of its nodes to statistics. Call it with images."""
 
-    def __init__(self, module: GraphModule, statistics: Mapping[str, Statistic]) -> None:
-        """`statistics` by the name of the layer's weight."""
+    def __init__(self, module: GraphModule, statistics: Mapping[str, Statistic], operands: Operands) -> None:
+        """`statistics` and what they see, both by name."""
         super().__init__(module)
-        layers = layer_nodes(module)
-        self._at: dict[Node, tuple[str, Statistic]] = {
-            node: (weight, found) for weight, found in statistics.items() for node in layers[weight]
-        }
+        self._at: dict[Node, list[tuple[str, int]]] = defaultdict(list)
+        self._statistics = statistics
+        for name in statistics:
+            for node, place in operands[name]:
+                self._at[node].append((name, place))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images (n, C, H, W)."""
@@ -65,16 +71,20 @@ class Observer(Interpreter):
         return logits
 
     def run_node(self, n: Node) -> Any:
-        """Run one node, showing its first operand when it is one of the layers."""
-        if n in self._at:
-            (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-            weight, statistic = self._at[n]
+        """Run one node, showing its operands before where they are asked for."""
+        for name, place in self._at.get(n, ()):
+            x = self.fetch_args_kwargs_from_env(n)[0][place]
             if not torch.isfinite(x).all():
                 raise StageError(
-                    f"the input of '{weight}' is not finite on a calibration image", "check the images and the weights"
+                    f"the input of '{name}' is not finite on a calibration image", "check the images and the weights"
                 )
-            statistic.observe(x)
+            self._statistics[name].observe(x)
         return super().run_node(n)
+
+
+def layer_inputs(module: GraphModule) -> Operands:
+    """The input of every layer, by the name of its weight."""
+    return {weight: [(node, 0) for node in nodes] for weight, nodes in layer_nodes(module).items()}
 
 
 def linear_layers(module: GraphModule) -> tuple[str, ...]:

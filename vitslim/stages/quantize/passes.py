@@ -24,6 +24,7 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
+from vitslim.graph.quantise_attention import attention_blocks, decomposed, operands, quantise_attention
 from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
@@ -35,8 +36,10 @@ from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
     ChannelRanges,
     Observer,
+    Operands,
     Statistic,
     input_quantiser,
+    layer_inputs,
     linear_layers,
     solvable_layers,
 )
@@ -86,6 +89,23 @@ class Calibration:
         worth = {name: factor for name, factor in factors.items() if factor.amin() <= WORTH_A_FACTOR}
         equalised = equalise(graph, known, strength)
         return scale_inputs(equalised, tuple(worth), worth) if worth else equalised
+
+    def quantise_attention(self, graph: ModelGraph) -> ModelGraph:
+        """A graph whose attention products are of codes, where the recipe asks for it."""
+        if not self.config.attention:
+            return graph
+        blocks = attention_blocks(graph)
+        plain = decomposed(graph, blocks)
+        places = operands(plain, blocks)
+        seen = {name: Histogram() for name in places}
+        watched = {name: [(operand.product, operand.place)] for name, operand in places.items()}
+        self._pass(plain, seen, "calibrating attention", watched)
+        ranges = {
+            name: seen[name].find_range(self.config.input_bits, self.config.calibrate, operand.zero_point is None)
+            for name, operand in places.items()
+        }
+        scales = {name: torch.tensor(found.scale) for name, found in ranges.items()}
+        return quantise_attention(graph, blocks, self.config.input_bits, scales)
 
     def observe(self, graph: ModelGraph, weights: Collection[str]) -> Mapping[str, Histogram]:
         """Values of every input by weight name, where ranges are calibrated."""
@@ -160,9 +180,12 @@ class Calibration:
             scales.pop(input_scale_name(weight), None)
         return sites | {w: replace(sites[w], input_bits=FLOAT_BITS, zero_point=None, dynamic=False) for w in worst}
 
-    def _pass(self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str) -> None:
+    def _pass(
+        self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str, places: Operands | None = None
+    ) -> None:
+        observer = Observer(graph.module, statistics, places or layer_inputs(graph.module))
         batch = images_at_once(graph, BATCH)
-        predict(Observer(graph.module, statistics), self.context.data.calibration, batch, self.context.progress, label)
+        predict(observer, self.context.data.calibration, batch, self.context.progress, label)
 
 
 def _weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from vitslim.graph.insert_fake_quant import (
 )
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.quantise_attention import attention_blocks
 from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
@@ -50,6 +51,8 @@ class PtqStage:
         chosen = self._chosen_of(sketch)
         if not problems and not chosen:
             problems.append(Problem("skip", "every layer is skipped: nothing is left to quantise", "shorten the list"))
+        if self.config.attention and not sketch.attending:
+            problems.append(Problem("attention", "the model has no attention that can be quantised", "leave it out"))
         if self.config.float_inputs > len(chosen):
             what = f"got {self.config.float_inputs}, but only {len(chosen)} layers are quantised"
             problems.append(Problem("float_inputs", what, "for weights alone use `inputs: float`"))
@@ -63,13 +66,15 @@ class PtqStage:
         chosen = set(self._chosen_of(sketch))
         for linear in (linear for linear in sketch.linears if linear.weight in chosen):
             sketch = sketch.with_bits({linear.weight}, self._bits(linear))
+        if self.config.attention:
+            sketch = sketch.with_attention_bits(self.config.input_bits)
         return sketch.as_guess() if self.config.float_inputs else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Everything is decided on the calibration images, through the float graph."""
         weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
-        prepared = calibration.equalise(graph, weights)
+        prepared = calibration.quantise_attention(calibration.equalise(graph, weights))
         sites, scales = calibration.place(prepared, weights, calibration.observe(prepared, weights))
         rounded = calibration.round(prepared, sites, scales)
         quantised = insert_fake_quant(rounded, tuple(sites.values()), scales)
@@ -79,7 +84,7 @@ class PtqStage:
         after, _ = predict(quantised.module, judged, batch, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=self._changes(graph, tuple(sites.values())),
+            changes=(*self._changes(graph, tuple(sites.values())), *self._attention_changes(graph)),
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
@@ -120,6 +125,11 @@ class PtqStage:
             LayerNote(layer=site.weight, what=describe(site), reason=self._reason(site, graph, site.weight in ends))
             for site in sites
         )
+
+    def _attention_changes(self, graph: ModelGraph) -> tuple[LayerNote, ...]:
+        what = f"INT{self.config.input_bits} queries, keys and values, UINT{self.config.input_bits} probabilities"
+        blocks = attention_blocks(graph) if self.config.attention else ()
+        return tuple(LayerNote(layer=f"{name}.attention", what=what, reason=self.config.calibrate) for name in blocks)
 
     def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
         if end:

@@ -1,4 +1,4 @@
-"""Attention in a graph as plain products, before the exporter sees it.
+"""Attention in a graph as plain products: before the exporter sees it, and where its products are quantised.
 
 The exporter's own form computes the shape of the key at run time and scales both operands. Worse, the memory layout of
 the fused operator's result depends on the kernel that torch picks, and the exporter bakes in views that fit only one.
@@ -6,6 +6,7 @@ the fused operator's result depends on the kernel that torch picks, and the expo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import sqrt
 from typing import Any
 
@@ -21,13 +22,13 @@ aten = torch.ops.aten
 FUSED = aten.scaled_dot_product_attention.default
 
 
-def decompose_attention(graph: ModelGraph) -> None:
-    """Replace each fused attention by `softmax((q * scale) @ k^T + mask) @ v`, in place.
+def decompose_attention(graph: ModelGraph, chosen: Collection[Node] | None = None) -> None:
+    """Replace each fused attention, or the chosen ones, by `softmax((q * scale) @ k^T + mask) @ v`, in place.
 
     The scale goes to the query, which is smaller than the scores. Raises StageError for attention that is causal, has
     dropout or shares keys between queries: no vision transformer has it.
     """
-    nodes = [node for node in graph.module.graph.nodes if is_op(node, FUSED)]
+    nodes = [node for node in graph.module.graph.nodes if is_op(node, FUSED) and (chosen is None or node in chosen)]
     operands = _operands(graph, nodes)
     for node in nodes:
         _replace(graph, node, operands)
