@@ -21,11 +21,13 @@ README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import axes  # noqa: E402
+import int8  # noqa: E402
 import int8_floor  # noqa: E402
+import int8_speed  # noqa: E402
 import int8_timm  # noqa: E402
+from by_processor import RESULTS, results_of  # noqa: E402
 
-RESULTS = ROOT / "scripts" / "results"
-DEPGRAPH, INT8, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "int8", "gpusq"))
+DEPGRAPH, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "gpusq"))
 GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
@@ -78,18 +80,34 @@ def _importance_rows(rows: list[dict[str, float]]) -> Iterator[str]:
 
 
 def quantised() -> str:
-    """DeiT-Tiny quantised by vitslim and by other tools."""
-    found = json.loads(INT8.read_text(encoding="utf-8"))
-    lines = [
-        f"{found['environment']['device']}:",
-        "",
-        "| variant | speed-up, batch 1 | batch 8 | agreement | SQNR | top-1, val | MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in found["rows"].items():
-        speed = f"{row['speedup_b1']:.2f} | {row['speedup_b8']:.2f}"
-        lines.append(f"| {name} | {speed} | {_fidelity(row)} |")
-    return "\n".join(lines)
+    """DeiT-Tiny quantised by vitslim and by other tools, on every processor."""
+    head = "speed-up, batch 1 | batch 8 | agreement | SQNR | top-1, val | MB"
+    tables = []
+    for found in results_of(int8.RESULT):
+        lines = [f"| {found['environment']['device']} | {head} |", "|---|---|---|---|---|---|---|"]
+        for name, row in found["rows"].items():
+            speed = f"{row['speedup_b1']:.2f} | {row['speedup_b8']:.2f}"
+            lines.append(f"| {name} | {speed} | {_fidelity(row)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def larger() -> str:
+    """Speed-ups of larger models at batch 1 / 8, on every processor."""
+    models = dict(zip(("DeiT-S", "Swin-T", "ViT-B"), int8_speed.MODELS, strict=True))
+    tables = []
+    for found in results_of(int8_speed.RESULT):
+        rows = found["rows"]
+        lines = [f"| {found['environment']['device']} | {' | '.join(models)} |", "|---|---|---|---|"]
+        for name in dict.fromkeys(key.partition(" ")[2] for key in rows):
+            cells = (_both_batches(rows.get(f"{model} {name}")) for model in models.values())
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _both_batches(row: dict[str, float] | None) -> str:
+    return f"{row['speedup_b1']:.2f} / {row['speedup_b8']:.2f}" if row else ""
 
 
 def distances() -> str:
@@ -174,8 +192,9 @@ BLOCKS = {
     "quickstart": (ROOT / "runs" / "quickstart", quickstart),
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
-    "int8": (INT8, quantised),
-    "int8-floor": (int8_floor.RESULT, distances),
+    "int8": (RESULTS, quantised),
+    "int8-speed": (RESULTS, larger),
+    "int8-floor": (RESULTS, distances),
     "int8-timm": (int8_timm.TABLE, architectures),
     "gpusq": (GPUSQ, sparse),
     "gpu-model": (GPU_MODEL, gpu_errors),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from by_processor import result_here
 from latency_row import latency_row
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -41,7 +42,7 @@ from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
-RESULT = ROOT / "scripts" / "results" / "int8-deit-tiny.json"
+RESULT = "int8-deit-tiny"
 
 MODEL = "deit_tiny_patch16_224"
 CALIBRATION = 256
@@ -64,7 +65,7 @@ Row = dict[str, Any]
 
 
 def run() -> dict[str, float]:
-    """Fill scripts/results/int8-deit-tiny.json; speed-ups over FP32 in ONNX Runtime, and agreement, by variant."""
+    """Fill this processor's table in scripts/results; speed-ups over FP32 in ONNX Runtime and agreement, by variant."""
     if not (SHARED / "imagenette").exists():
         sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
     graph = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
@@ -77,7 +78,8 @@ def run() -> dict[str, float]:
     for row in rows.values():
         _compare(row, reference)
     _time(rows, files)
-    RESULT.write_text(json.dumps({"environment": environment().model_dump(), "rows": rows}, indent=1) + "\n")
+    found = {"environment": environment().model_dump(), "rows": rows}
+    result_here(RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return {f"{name} {key}": row[key] for name, row in rows.items() for key in ("speedup_b1", "sqnr_db", "agreement")
             if key in row}  # fmt: skip
 

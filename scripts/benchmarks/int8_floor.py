@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from by_processor import result_here, results_of
 from onnx import TensorProto, helper
 
 from vitslim.backends.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "scripts" / "results" / "int8-floor.json"
+RESULT = "int8-floor"
 FILES = {"FP32": "fp32.onnx", "vitslim auto": "vitslim auto.onnx", "vitslim portable": "vitslim portable.onnx"}
 RUNS = 40
 SQUARES = (192, 384, 768, 1536)
@@ -49,7 +50,7 @@ Event = dict[str, Any]
 
 
 def run() -> dict[str, float]:
-    """Fill scripts/results/int8-floor.json: milliseconds and floor of each class at batch 1, by file."""
+    """Fill this processor's table in scripts/results: milliseconds and floor of each class at batch 1, by file."""
     folder = ROOT / "runs" / "int8-bench"
     missing = [name for name in FILES.values() if not (folder / name).exists()]
     if missing:
@@ -57,7 +58,7 @@ def run() -> dict[str, float]:
     rates = _rates()
     rows = {name: _classes(_profile(folder / file, _image), rates) for name, file in FILES.items()}
     document = {"environment": environment().model_dump(), "rates": rates, "runs": RUNS, "rows": rows}
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    result_here(RESULT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return {f"{file} {name} {key}": value for file, row in rows.items() for name, found in row.items()
             for key, value in found.items()}  # fmt: skip
 
@@ -169,7 +170,7 @@ def _model(
 
 def table() -> Iterator[str]:
     """Rows of the README: each class of `auto`, its distance from the floor, and FP32 beside it."""
-    document = json.loads(RESULT.read_text(encoding="utf-8"))
+    document = next(results_of(RESULT))
     dense, best = (document["rows"][name] for name in ("FP32", "vitslim auto"))
     for name in sorted(best, key=lambda name: -best[name]["ms"]):
         row = best[name]

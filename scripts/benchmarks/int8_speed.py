@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from int8 import ROOT, ort_dynamic
+from by_processor import result_here
+from int8 import ort_dynamic
 from latency_row import latency_row
 
 from vitslim.backends.environment import environment
@@ -26,7 +27,7 @@ from vitslim.stages.export.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 
-RESULT = ROOT / "scripts" / "results" / "int8-speed.json"
+RESULT = "int8-speed"
 BACKEND = "onnxruntime:cpu"
 BATCHES, SECONDS = (1, 8), 3.0
 QUICK = {"rounding": "nearest", "bias_correction": False}
@@ -38,7 +39,7 @@ MODELS = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224", "vit_base_pa
 
 
 def run() -> dict[str, float]:
-    """Fill scripts/results/int8-speed.json; speed-ups over FP32 by model, variant and batch size."""
+    """Fill this processor's table in scripts/results; speed-ups over FP32 by model, variant and batch size."""
     rows: dict[str, dict[str, float]] = {}
     for model in MODELS:
         with TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def run() -> dict[str, float]:
             for name, path in files.items():
                 rows[f"{model} {name}"] = latency_row(found[name]) | {"mb": path.stat().st_size / 1e6}
         result = {"environment": environment().model_dump(), "rows": rows}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result_here(RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{model}: measured", flush=True)
     return {f"{name} {key}": row[key] for name, row in rows.items() for key in row if key.startswith("speedup")}
 
@@ -68,8 +69,10 @@ def _variants(model: str) -> Iterator[tuple[str, tuple[AnyStage, ...], Target]]:
     yield "vitslim portable", (Ptq(**QUICK),), "portable"
     yield "vitslim static", (Ptq(**QUICK),), "ort-cpu"
     yield "vitslim dynamic", (Ptq(**QUICK, inputs="dynamic"),), "ort-cpu"
+    yield "vitslim static, attention too", (Ptq(**QUICK, attention=True),), "ort-cpu"
     if model == MODELS[0]:
         yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), "ort-cpu"
+        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, inputs="dynamic")), "ort-cpu"
 
 
 def _write(model: str, stages: tuple[AnyStage, ...], path: Path, target: Target) -> None:

@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from vitslim.data.dataset import Dataset
-from vitslim.data.source import Pixels
+from vitslim.data.source import Normalisation, Pixels
 
 MEAN, STD = 0.305, 0.376
 """Mean and standard deviation of all pixels in [0, 1], before resizing."""
@@ -48,6 +48,11 @@ class DigitImages:
             grid = functional.affine_grid(_affine(variation), list(image.shape), align_corners=False)
             image = functional.grid_sample(image, grid, align_corners=False)
         return image[0].expand(self.channels, -1, -1)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The fixed mean and standard deviation of the digits, for every channel."""
+        return Normalisation((MEAN,) * self.channels, (STD,) * self.channels)
 
     def normalise(self, pixels: Pixels) -> torch.Tensor:
         """By the fixed mean and standard deviation of the digits."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vitslim.data.source import Pixels, Source
+from vitslim.data.source import Normalisation, Pixels, Source
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class HeldImages:
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
         """As it was decoded, on the device where it is held; varied, as the source gives it."""
         return self.held[self.place[index]] if variation is None else self.source.pixels(index, variation)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """That of the source."""
+        return self.source.normalisation
 
     def normalise(self, pixels: Pixels) -> torch.Tensor:
         """As the source does."""

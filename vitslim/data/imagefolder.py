@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from vitslim.data.classes import ClassMap, labels_of, map_classes
 from vitslim.data.dataset import Dataset
 from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
-from vitslim.data.source import KEPT_BYTES_MAX, Pixels
+from vitslim.data.source import KEPT_BYTES_MAX, Normalisation, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 
@@ -52,6 +52,11 @@ class FileImages:
         if len(self.kept) < KEPT_BYTES_MAX // pixels.nbytes:
             self.kept[index] = pixels
         return pixels
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation that the model asks for."""
+        return Normalisation(self.preprocessing.mean, self.preprocessing.std)
 
     def normalise(self, pixels: Pixels) -> torch.Tensor:
         """To float32 and normalised: operation by operation what timm's transform does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -12,6 +12,13 @@ digits."""
 
 KEPT_BYTES_MAX = 1_000_000_000
 """Decoded pixels of one set that are kept in memory: 6,600 images of 224 px. Every stage evaluates the same images."""
+
+
+class Normalisation(NamedTuple):
+    """What is done to pixels between 0 and 1: `(pixel - mean) / std`, by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Source(Protocol):
@@ -24,6 +31,11 @@ class Source(Protocol):
 
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
         """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
+        ...
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What `normalise` does."""
         ...
 
     def normalise(self, pixels: Pixels) -> torch.Tensor:

@@ -50,6 +50,13 @@ class ScaleInputs:
 
 
 @dataclass(frozen=True)
+class ReadPixels:
+    """These layers read pixels in place of the normalised image; the constants that undo it travel with the weights."""
+
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FakeQuantSite:
     """One linear or convolution whose input and weight are quantised. Scales travel with the weights."""
 
@@ -83,4 +90,4 @@ class QuantiseAttention:
     bits: int
 
 
-Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | InsertFakeQuant | QuantiseAttention
+Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | ReadPixels | InsertFakeQuant | QuantiseAttention

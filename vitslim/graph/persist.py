@@ -25,6 +25,7 @@ from vitslim.graph.edits import (
     InsertSqueeze,
     Mask,
     QuantiseAttention,
+    ReadPixels,
     RemoveBlock,
     ScaleInputs,
     Slice,
@@ -33,6 +34,7 @@ from vitslim.graph.insert_fake_quant import insert_fake_quant
 from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.quantise_attention import quantise_attention
+from vitslim.graph.read_pixels import read_pixels
 from vitslim.graph.remove_block import remove_blocks
 from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.trace import trace_timm
@@ -108,6 +110,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Edit]] = {
     "RemoveBlock": lambda fields: RemoveBlock(tuple(fields["names"])),
     "Mask": lambda fields: Mask(fields["pattern"], tuple(fields["parameters"])),
     "ScaleInputs": lambda fields: ScaleInputs(tuple(fields["weights"])),
+    "ReadPixels": lambda fields: ReadPixels(tuple(fields["weights"])),
     "InsertFakeQuant": lambda fields: InsertFakeQuant(tuple(FakeQuantSite(**site) for site in fields["sites"])),
     "QuantiseAttention": lambda fields: QuantiseAttention(tuple(fields["blocks"]), fields["bits"]),
 }
@@ -131,6 +134,8 @@ def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
             new = remove_blocks(graph, edit.names)
         case ScaleInputs():
             new = scale_inputs(graph, edit.weights)
+        case ReadPixels():
+            new = read_pixels(graph, edit.weights)
         case InsertFakeQuant():
             new = insert_fake_quant(graph, edit.sites)
         case QuantiseAttention():

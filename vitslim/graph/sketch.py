@@ -37,6 +37,8 @@ class Product:
     """Names of the residual branches around it."""
     convolution: bool = False
     reads_image: bool = False
+    reads_pixels: bool = False
+    """Whether it could read the image as pixels."""
     constant: bool = False
     """Whether it is the same for every image, as what computes a bias from relative positions is."""
 
@@ -82,6 +84,7 @@ class SketchLinear:
     block: str
     convolution: bool
     reads_image: bool
+    reads_pixels: bool
     constant: bool
 
 
@@ -135,6 +138,7 @@ class ModelSketch:
                 p.block,
                 p.convolution,
                 p.reads_image,
+                p.reads_pixels,
                 p.constant,
             )
             for p in self.products

@@ -16,8 +16,9 @@ from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.edits import InsertFakeQuant, Mask, QuantiseAttention
 from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument
+from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
+from vitslim.graph.read_pixels import reads_pixels
 from vitslim.graph.size import ONE, Size
 from vitslim.graph.sketch import LayerBits, ModelSketch, Product, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle
@@ -148,7 +149,7 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         if node in layers:
             layer = layers[node]
             block = layer.block
-            found: tuple[Product, ...] = (_layer(node, sizes, layer, node not in moving),)
+            found: tuple[Product, ...] = (_layer(graph, node, sizes, layer, node not in moving),)
         elif node.target in readers:
             block = attention_blocks.get(node, block)
             found = readers[node.target](node, sizes, block)
@@ -158,7 +159,7 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         yield from (replace(product, branches=around) for product in found)
 
 
-def _layer(node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Product:
+def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Product:
     """Linear: rows are all tokens. Convolution: rows are output positions, the reduction is channels times kernel."""
     weight = parameter_of(argument(node, 1))
     out, *reduce = sizes.table.parameter_terms(weight)
@@ -167,7 +168,7 @@ def _layer(node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Product:
     rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
     return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, layer.block, layer.role,
                    convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder",
-                   constant=constant)  # fmt: skip
+                   reads_pixels=reads_pixels(node, tensor_of(graph.module, weight)), constant=constant)  # fmt: skip
 
 
 def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:

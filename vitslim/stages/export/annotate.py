@@ -112,7 +112,10 @@ def quantiser_sites(graph: ModelGraph) -> dict[str, FakeQuantSite]:
 def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
     """Whether the stored numbers of a masked layer are zero outside its mask, and for 2:4 also keep the pattern."""
     mask = graph.masks[weight.name].cpu().numpy()
-    if mask.shape != weight.values.shape or weight.values[~mask].any():
+    if mask.size != weight.values.size:
+        return False
+    mask = mask.reshape(weight.values.shape)  # a convolution of patches is stored as a matrix
+    if weight.values[~mask].any():
         return False
     return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(weight.values)
 

@@ -146,5 +146,6 @@ def _is_stored(stored: list[StoredWeight], name: str, codes: NDArray[Any]) -> bo
     """Whether a file has these codes under this name, or, should equal tensors have been merged, under any."""
     named = [weight for weight in stored if weight.name == name] or stored
     return any(
-        w.scales is not None and w.values.shape == codes.shape and np.array_equal(w.values, codes) for w in named
+        w.scales is not None and w.values.size == codes.size and np.array_equal(w.values, codes.reshape(w.values.shape))
+        for w in named
     )

@@ -83,6 +83,19 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
             _multiply(model, node, codes)
 
 
+def part_zero_points(model: ir.Model) -> None:
+    """Give the codes of every weight zero points of their own, where one constant was shared.
+
+    OpenVINO multiplies in floats where that of a convolution is also that of a product.
+    """
+    for node in [one for one in model.graph if one.op_type == "DequantizeLinear" and len(one.inputs) > 2]:
+        codes, zeros = node.inputs[0], node.inputs[2]
+        if codes is not None and codes.is_initializer() and zeros is not None and len(zeros.uses()) > 1:
+            array = _constant(zeros)
+            if array is not None and array.ndim:
+                node.replace_input_with(2, add_constant(model, f"{codes.name}_zeros", array))
+
+
 def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
     """Zero points have the type of the codes: those of blocks become INT4, others are 0 and go."""
     zeros = node.inputs[2] if len(node.inputs) > 2 else None

@@ -17,6 +17,7 @@ from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, laye
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.dequantise import dequantise
+from vitslim.stages.export.patches import patches_as_rows
 from vitslim.stages.export.rows import work_on_rows
 from vitslim.units import container_bits
 
@@ -53,6 +54,7 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
     """
     module = graph.module
     found = {}
+    patches_as_rows(graph)
     if target == "ort-cpu":
         work_on_rows(graph)
     for weight, nodes in layer_nodes(module).items():

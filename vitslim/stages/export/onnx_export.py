@@ -20,9 +20,10 @@ import vitslim
 from vitslim.errors import StageError
 from vitslim.files import write_whole
 from vitslim.graph.decompose import decompose_attention
+from vitslim.graph.insert_fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
-from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, store_weights
+from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, part_zero_points, store_weights
 from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.half import in_half_precision
 from vitslim.stages.export.lower import Target, lower_quantisers
@@ -53,12 +54,12 @@ def export_onnx(
     """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
 
     Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs, both in the form that suits
-    the target. `class_names`, by class index, are noted in the file. An existing file is replaced in one step, so a
-    failure leaves it untouched. Raises StageError when the graph cannot be exported or the file
-    breaks the ONNX standard, InputError when it cannot be written.
+    the target, and tokens that nothing reads are not computed. `class_names`, by class index, are noted in the file. An
+    existing file is replaced in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be
+    exported or the file breaks the ONNX standard, InputError when it cannot be written.
     """
     copy = graph.copy()
-    if target == "ort-cpu":
+    if target == "ort-cpu" or quantised_layers(graph.module):  # a float model is what others are compared with
         compute_what_is_read(copy)
     stored = lower_quantisers(copy, target)
     model = _exported(copy)
@@ -67,6 +68,7 @@ def export_onnx(
     fold_gemm_biases(model)
     onnxscript.optimizer.optimize(model)
     store_weights(model, stored)
+    part_zero_points(model)
     relus_as_maxima(model)
     if target == "ort-cpu":
         integer_products(model)

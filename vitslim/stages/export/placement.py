@@ -27,6 +27,7 @@ from vitslim.graph.insert_fake_quant import (
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
 from vitslim.graph.quantise_attention import quantise_attention
+from vitslim.graph.read_pixels import pixel_layers
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
@@ -34,7 +35,7 @@ from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.noise import measure_noise
-from vitslim.stages.quantize.observe import input_quantiser, linear_layers
+from vitslim.stages.quantize.observe import input_quantiser, solvable_layers
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -110,15 +111,16 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     """For each form of inputs and of attention its candidates by name: more and more inputs in float, those first
     that harm most.
 
-    ONNX Runtime computes convolutions in float either way: there codes would only cost fidelity.
+    ONNX Runtime computes other convolutions in float either way: there codes would only cost fidelity.
     """
     plain = remove_fake_quant(graph)
-    linear = set(linear_layers(plain.module))
-    base = {w: site if w in linear else _float(site) for w, site in quantiser_sites(graph).items()}
+    products = set(solvable_layers(plain.module))
+    base = {w: site if w in products else _float(site) for w, site in quantiser_sites(graph).items()}
     scales = tensors_of(graph.module)
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
-        forms["dynamic"] = {w: _dynamic(site) for w, site in base.items()}
+        pixels = pixel_layers(graph)
+        forms["dynamic"] = {w: site if w in pixels else _dynamic(site) for w, site in base.items()}
     around = {"": plain}
     for edit in (edit for edit in graph.edits if isinstance(edit, QuantiseAttention)):
         around[" with attention"] = quantise_attention(plain, edit.blocks, edit.bits, scales)

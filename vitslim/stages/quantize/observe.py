@@ -13,8 +13,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import has_input_scale, layer_nodes
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import dynamic_fake_quant, fake_quant, input_range
+from vitslim.graph.patches import is_of_patches
 
 aten = torch.ops.aten
 
@@ -99,14 +100,8 @@ def solvable_layers(module: GraphModule) -> tuple[str, ...]:
     return tuple(
         weight
         for weight, nodes in layer_nodes(module).items()
-        if all(is_op(n, aten.linear.default) or _of_patches(n, tensor_of(module, weight)) for n in nodes)
+        if all(is_op(n, aten.linear.default) or is_of_patches(n, tensor_of(module, weight)) for n in nodes)
     )
-
-
-def _of_patches(layer: Node, weight: Tensor) -> bool:
-    stride, padding = argument(layer, 3, "stride", [1, 1]), argument(layer, 4, "padding", [0, 0])
-    whole = is_op(layer, aten.conv2d.default) and argument(layer, 6, "groups", 1) == 1
-    return whole and list(weight.shape[2:]) == list(stride) and not any(padding)
 
 
 def input_quantiser(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.graph.quantise_attention import attention_blocks, decomposed, operands, quantise_attention
+from vitslim.graph.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
 from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq, Quantised
 from vitslim.stages.contract import StageContext
@@ -90,6 +91,15 @@ class Calibration:
         equalised = equalise(graph, known, strength)
         return scale_inputs(equalised, tuple(worth), worth) if worth else equalised
 
+    def read_pixels(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
+        """A graph whose layers read the image in codes that lose nothing, where inputs have the bits for it."""
+        if self.config.inputs == "float" or self.config.input_bits != PIXEL_BITS:
+            return graph
+        layers = layer_nodes(graph.module)
+        able = (all(reads_pixels(node, tensor_of(graph.module, w)) for node in layers[w]) for w in weights)
+        mean, std = self.context.data.calibration.source.normalisation
+        return read_pixels(graph, tuple(compress(weights, able)), mean, std)
+
     def quantise_attention(self, graph: ModelGraph) -> ModelGraph:
         """A graph whose attention products are of codes, where the recipe asks for it."""
         if not self.config.attention:
@@ -121,7 +131,7 @@ class Calibration:
         """Sites by weight name, and scales by parameter name."""
         scales: dict[str, Tensor] = {}
         ends = end_layers(graph)
-        sites = {w: self._site(graph.module, w, w in ends, histograms, scales) for w in weights}
+        sites = {w: self._site(graph, w, w in ends, histograms, scales) for w in weights}
         _tell_apart(graph.module, scales)
         return self._with_float_inputs(graph, sites, scales), scales
 
@@ -153,13 +163,16 @@ class Calibration:
         return calibration.balanced(images_at_once(graph, len(calibration), COPIES))
 
     def _site(
-        self, module: GraphModule, weight: str, end: bool, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
+        self, graph: ModelGraph, weight: str, end: bool, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
     ) -> FakeQuantSite:
-        tensor = tensor_of(module, weight)
+        tensor = tensor_of(graph.module, weight)
         bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
         site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block, weight_zeros=self.config.zero_points and block > 0)
         scales |= _weight_scales(tensor, site)
-        if self.config.inputs == "float" or reads_image(module, weight):
+        if weight in pixel_layers(graph):
+            scales[input_scale_name(weight)] = torch.tensor(PIXEL)
+            return replace(site, input_bits=PIXEL_BITS)
+        if self.config.inputs == "float" or reads_image(graph.module, weight):
             return site
         if self.config.inputs == "dynamic":
             return replace(site, input_bits=8, dynamic=True)
@@ -259,7 +272,7 @@ def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
 def reads_image(module: GraphModule, weight: str) -> bool:
     """Whether a layer reads the image itself.
 
-    Such an input stays in float: 8 bits of it harm the outputs more than those of a whole block (DeiT-Tiny: alone
-    32 dB), for a few percent of the products.
+    Such an input stays in float where it cannot be read as pixels: 8 bits of the normalised image harm the outputs more
+    than those of a whole block (DeiT-Tiny: alone 32 dB), for a few percent of the products.
     """
     return any(argument(node, 0).op == "placeholder" for node in layer_nodes(module)[weight])

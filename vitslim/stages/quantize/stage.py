@@ -17,6 +17,7 @@ from vitslim.graph.insert_fake_quant import (
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.quantise_attention import attention_blocks
+from vitslim.graph.read_pixels import PIXEL_BITS
 from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
@@ -74,7 +75,9 @@ class PtqStage:
         """Everything is decided on the calibration images, through the float graph."""
         weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
-        prepared = calibration.quantise_attention(calibration.equalise(graph, weights))
+        prepared = calibration.quantise_attention(
+            calibration.read_pixels(calibration.equalise(graph, weights), weights)
+        )
         sites, scales = calibration.place(prepared, weights, calibration.observe(prepared, weights))
         rounded = calibration.round(prepared, sites, scales)
         quantised = insert_fake_quant(rounded, tuple(sites.values()), scales)
@@ -105,7 +108,8 @@ class PtqStage:
 
     def _bits(self, linear: SketchLinear) -> LayerBits:
         bits, block = weight_form(self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features)
-        in_float = self.config.inputs == "float" or linear.reads_image
+        as_pixels = linear.reads_pixels and self.config.input_bits == PIXEL_BITS
+        in_float = self.config.inputs == "float" or (linear.reads_image and not as_pixels)
         return LayerBits(bits, FLOAT_BITS if in_float else self.config.input_bits, block)
 
     def _chosen_of(self, sketch: ModelSketch) -> tuple[str, ...]:
@@ -137,7 +141,7 @@ class PtqStage:
         if self.config.block and not site.block:
             return f"its reduction has no blocks of {self.config.block}"
         if self.config.inputs != "float" and reads_image(graph.module, site.weight):
-            return "the image stays in float"
+            return "the image stays in float" if site.input_bits == FLOAT_BITS else "pixels are codes as they are"
         if site.input_bits == FLOAT_BITS and self.config.inputs != "float":
             return "among the inputs whose quantisation disturbs the outputs most"
         return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
