@@ -22,10 +22,14 @@ from vitslim.workload import read_workload
 def test_macs_of_a_compressed_graph(tiny_graph: ModelGraph, tmp_path: Path) -> None:
     graph = slice_axes(tiny_graph, {"blocks.0.mlp": range(96), "blocks.1.v": range(16)})
     graph = insert_squeeze(graph, {"blocks.0": 9})
-    graph = insert_fake_quant(graph, [FakeQuantSite(x.weight, 8, 8) for x in sketch(graph).linears])
     export_onnx(graph, tmp_path / "model.onnx")
+    quantised = insert_fake_quant(graph, [FakeQuantSite(x.weight, 8, 8) for x in sketch(graph).linears])
+    export_onnx(quantised, tmp_path / "quantised.onnx")
     for batch in (1, 3):
         assert read_workload(tmp_path / "model.onnx", batch).macs == batch * cost(graph).macs
+        # Behind the last attention one token of ten is read: by proj of 64 x 16 and of its values, fc1 and fc2.
+        unread = (10 - 1) * (2 * 64 * 256 + 64 * (32 // 2) * 2)
+        assert read_workload(tmp_path / "quantised.onnx", batch).macs < batch * (cost(quantised).macs - unread)
 
 
 @pytest.fixture(scope="module")

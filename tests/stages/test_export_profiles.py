@@ -90,17 +90,17 @@ def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, 
     unsigned = [s for edit in graph.edits for s in getattr(edit, "sites", ()) if s.zero_point is not None]
     assert unsigned
     assert zero_points(path) == {0}
-    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 8
+    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 9
     _, other = write("ort-cpu")
     assert min(zero_points(other)) > 0  # signed codes became unsigned ones about 128
-    assert optimised(other, tmp_path)["QGemm"] == 9  # the head too: the bias is added inside
+    assert optimised(other, tmp_path)["QGemm"] == 10  # the head too: the bias is added inside
 
 
 def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any, tmp_path: Path) -> None:
     _, path = write("ort-cpu", bits=4)
     assert types(path)[onnx.TensorProto.INT4] == 10
     assert types(path)[onnx.TensorProto.INT8] == 0
-    assert optimised(path, tmp_path)["QGemm"] == 9
+    assert optimised(path, tmp_path)["QGemm"] == 10
     _, portable = write("portable", bits=4)
     assert types(portable)[onnx.TensorProto.INT4] == 10
 
@@ -132,7 +132,8 @@ def test_dynamic_inputs_are_fused(write: Any, tmp_path: Path) -> None:
     found = optimised(path, tmp_path)
     assert [output.name for output in onnx.load(path).graph.output] == ["logits"]
     assert found["DynamicQuantizeMatMul"] == 9
-    assert found["Add"] == 4  # positions and residual additions: biases are added inside
+    assert found["QGemm"] == 1  # pixels have one range for all images
+    assert found["Add"] == 5  # to pixels, positions and residual additions: biases are added inside
     assert inspect(path).broken == ()
     assert {(a.weight_bits, a.granularity) for a in annotations(path)} == {(8, "channel")}
 
@@ -267,4 +268,4 @@ def test_layers_that_read_one_tensor_are_all_fused(digits_context: Callable[...,
     assert max(Counter(readers).values()) > 1  # qk and v read what one norm gives
     export_onnx(quantised, tmp_path / "model.onnx")
     found = optimised(tmp_path / "model.onnx", tmp_path)
-    assert found["MatMulIntegerToFloat"] + found["QGemm"] == len(readers) - 1  # the image stays in float
+    assert found["MatMulIntegerToFloat"] + found["QGemm"] == len(readers)

@@ -15,6 +15,7 @@ from vitslim.graph.edits import InsertFakeQuant
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import fake_quant, input_range
+from vitslim.graph.read_pixels import read_pixels
 from vitslim.graph.sketch_graph import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
@@ -270,7 +271,7 @@ def test_scales_survive_a_rebuild_of_the_graph(tiny_graph: ModelGraph, context: 
     quantised = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(tiny_graph, context).graph
     edit = quantised.edits[-1]
     assert isinstance(edit, InsertFakeQuant)
-    rebuilt = insert_fake_quant(tiny_graph, edit.sites)
+    rebuilt = insert_fake_quant(read_pixels(tiny_graph, ("patch_embed.proj.weight",)), edit.sites)
     rebuilt.module.load_state_dict(quantised.module.state_dict(), strict=True)
     images = torch.stack([context.data.calibration[i][0] for i in range(4)])
     with torch.no_grad():
