@@ -12,6 +12,7 @@ import torch
 from vitslim.backends.measured import cuda_layers, cuda_linears
 from vitslim.backends.measured.cuda_layers import deploy
 from vitslim.backends.registry import parse_backend
+from vitslim.data.digits import MEAN, STD
 from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
@@ -25,7 +26,9 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 
 
 def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
-    return torch.randn(count, *graph.source.image, generator=torch.Generator().manual_seed(0))
+    """Pixels of 8 bits, normalised as digits are."""
+    pixels = torch.randint(0, 256, (count, *graph.source.image), generator=torch.Generator().manual_seed(0)) / 255
+    return (pixels - MEAN) / STD
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,18 @@ def test_integer_layers_compute_what_the_quantised_graph_does(
     images = pictures(quantised)
     with torch.no_grad():
         assert sqnr_db(quantised.module(images), module(images)) > 60
+
+
+def test_attention_that_was_quantised_is_said_to_be_in_floats(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    quantised = PtqStage(Ptq(attention=True)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantised, "cpu")
+    assert {kernels["blocks.0.attention"], kernels["blocks.1.attention"]} == {"float"}
+    assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
+    images = pictures(quantised)
+    with torch.no_grad():
+        assert sqnr_db(quantised.module(images), module(images)) > 20
 
 
 def test_a_dense_graph_stays_as_it_is(tiny_graph: ModelGraph) -> None:

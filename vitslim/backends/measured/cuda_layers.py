@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
-from vitslim.graph.edits import Mask
+from vitslim.graph.edits import Mask, QuantiseAttention
 from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
@@ -30,7 +30,8 @@ SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
 def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]:
     """A copy of a graph on a device, in FP16 on a GPU, and the kernel of every layer by the name of its weight.
 
-    Kernels are `int8`, `int8 2:4`, `float` and `float 2:4`. A CPU, for tests, has floats of 32 bits and no 2:4.
+    Kernels are `int8`, `int8 2:4`, `float` and `float 2:4`; attention is in floats, `blocks.0.attention` says so where
+    it was quantised. A CPU, for tests, has floats of 32 bits and no 2:4.
     """
     module, kernels = graph.copy().module, dict[str, str]()
     on_gpu = device.startswith("cuda")
@@ -48,6 +49,9 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
             if layer is not None:
                 _put(module, node, layer)
                 packing += [layer.pack] if two_four else []
+    blocks = (name for edit in graph.edits if isinstance(edit, QuantiseAttention) for name in edit.blocks)
+    kernels |= dict.fromkeys(map("{}.attention".format, blocks), "float")
+    _drop_quantisers(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -103,6 +107,13 @@ def _in_float(module: GraphModule, node: Node, name: str) -> None:
             tensor.copy_(FAKE_QUANT(tensor, *arguments))
         weight = source
     node.args = (x.args[0] if is_op(x, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
+
+
+def _drop_quantisers(module: GraphModule) -> None:
+    """What no integer layer took in: of operands of attention."""
+    for node in module.graph.nodes:
+        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+            node.replace_all_uses_with(node.args[0])
 
 
 def _operands(node: Node) -> tuple[Any, ...]:
