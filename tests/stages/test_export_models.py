@@ -61,4 +61,4 @@ def test_real_deit_tiny(shared_data: Path, tmp_path: Path) -> None:
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     fused = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert (fused.count("MatMulIntegerToFloat"), fused.count("QGemm")) == (48, 1)
+    assert (fused.count("MatMulIntegerToFloat"), fused.count("QGemm")) == (49, 1)
