@@ -106,14 +106,19 @@ def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
     """A new graph without any quantisers: the float weights, as they were quantised, and no scales."""
     new = graph.copy()
-    for node in list(new.module.graph.nodes):
-        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
-            node.replace_all_uses_with(node.args[0])
+    bypass_quantisers(new.module)
     new.module.graph.eliminate_dead_code()
     new.module.delete_all_unused_submodules()
     new.module.recompile()
     new.edits = tuple(edit for edit in new.edits if not isinstance(edit, (InsertFakeQuant, QuantiseAttention)))
     return new
+
+
+def bypass_quantisers(module: GraphModule) -> None:
+    """In place: whoever reads a fake quantiser reads what it quantises."""
+    for node in module.graph.nodes:
+        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+            node.replace_all_uses_with(node.args[0])
 
 
 def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
 from vitslim.graph.edits import Mask, QuantiseAttention
-from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
+from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypass_quantisers, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import integer_codes
@@ -51,7 +51,7 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
                 packing += [layer.pack] if two_four else []
     blocks = (name for edit in graph.edits if isinstance(edit, QuantiseAttention) for name in edit.blocks)
     kernels |= dict.fromkeys(map("{}.attention".format, blocks), "float")
-    _drop_quantisers(module)
+    bypass_quantisers(module)  # of operands of attention, which no integer layer took in
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -107,13 +107,6 @@ def _in_float(module: GraphModule, node: Node, name: str) -> None:
             tensor.copy_(FAKE_QUANT(tensor, *arguments))
         weight = source
     node.args = (x.args[0] if is_op(x, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
-
-
-def _drop_quantisers(module: GraphModule) -> None:
-    """What no integer layer took in: of operands of attention."""
-    for node in module.graph.nodes:
-        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
-            node.replace_all_uses_with(node.args[0])
 
 
 def _operands(node: Node) -> tuple[Any, ...]:

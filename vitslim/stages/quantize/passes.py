@@ -96,7 +96,9 @@ class Calibration:
         if self.config.inputs == "float" or self.config.input_bits != PIXEL_BITS:
             return graph
         layers = layer_nodes(graph.module)
-        able = (all(reads_pixels(node, tensor_of(graph.module, w)) for node in layers[w]) for w in weights)
+        able = [all(reads_pixels(node, tensor_of(graph.module, w)) for node in layers[w]) for w in weights]
+        if not any(able):
+            return graph
         mean, std = self.context.data.calibration.source.normalisation
         return read_pixels(graph, tuple(compress(weights, able)), mean, std)
 
