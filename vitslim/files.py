@@ -1,9 +1,12 @@
-"""Writing files whole: a failure, or Ctrl-C, leaves what was there."""
+"""Writing files and folders whole: a failure, or Ctrl-C, leaves what was there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitslim.errors import InputError
@@ -24,6 +27,24 @@ def write_whole(path: Path, data: bytes, hint: str) -> None:
         scratch.chmod(0o644)
         scratch.replace(path)
     except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror}", hint) from error
+    finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
-        raise InputError(f"'{path}' cannot be written: {error.strerror}", hint) from error
+
+
+@contextmanager
+def folder_written_whole(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+    scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)  # within the block: Ctrl-C may come as soon as it is there
+        yield scratch
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

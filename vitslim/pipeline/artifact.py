@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
+from vitslim.files import folder_written_whole
 from vitslim.pipeline.keys import file_digest
 from vitslim.report import parse_report, render_html, render_json
 from vitslim.results import Report
@@ -43,10 +44,7 @@ def check_replaceable(folder: Path) -> None:
 
 def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) -> Artifact:
     """Collect the files beside `folder`, then put the finished directory in its place."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with folder_written_whole(folder) as scratch:
         for name in COPIED:
             shutil.copyfile(stage_folder / name, scratch / name)
         (scratch / LOCK_FILE).write_text(lock, encoding="utf-8")
@@ -56,9 +54,6 @@ def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) 
         (scratch / "report.html").write_text(render_html(report), encoding="utf-8")
         manifest = _manifest(scratch, report)
         (scratch / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _replace(folder, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Artifact(folder, report, manifest)
 
 
@@ -90,12 +85,3 @@ def _manifest(folder: Path, report: Report) -> dict[str, Any]:
         "annotations": read_metadata(folder / "model.onnx"),
         "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }
-
-
-def _replace(folder: Path, scratch: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

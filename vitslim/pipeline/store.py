@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError, UsageError
+from vitslim.files import folder_written_whole
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.results import StageRecord
@@ -84,17 +85,9 @@ class StageStore:
     @contextmanager
     def writing(self, name: str, key: str) -> Iterator[Path]:
         """A scratch folder that becomes the stage's folder when the block ends well, and vanishes when it does not."""
-        target = self._folder(name, key)
-        scratch = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
+        with folder_written_whole(self._folder(name, key)) as scratch:
             yield scratch
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.rename(target)
-            shutil.rmtree(self.kept(name, key), ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(self.kept(name, key), ignore_errors=True)
 
     def kept(self, name: str, key: str) -> Path:
         """Folder of what an unfinished stage keeps for the next attempt; the stage creates it when it needs it."""
