@@ -67,18 +67,19 @@ def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: 
 def test_what_outputs_do_together_is_summed_over_all_images(tiny_graph: ModelGraph) -> None:
     images = images_of(tiny_graph).repeat(3, 1, 1, 1)
     assert len(images) > BATCH
-    found: list[Curvature] = []
+    found: dict[str, Curvature] = {}
 
-    def solve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
-        found.append(curvature)
+    def solve(name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+        found[name] = curvature
         return weight
 
-    LayerSolver(images, Silent(), "")(tiny_graph, ["head.weight"], solve)
+    LayerSolver(images, Silent(), "", joint=["head.weight"])(tiny_graph, ["head.weight", NAME], solve)
+    assert torch.equal(found[NAME].outputs, torch.eye(64, dtype=torch.float64))
     sensitivity = Sensitivity(tiny_graph.module, [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])], 0)
-    grams = [gram for batch in torch.split(images, BATCH) for _, _, gram in sensitivity(batch)]
+    grams = [rows.T @ rows for batch in torch.split(images, BATCH) for _, _, rows in sensitivity(batch)]
     assert len(grams) > 1
     expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0)).outputs
-    torch.testing.assert_close(found[0].outputs, expected)
+    torch.testing.assert_close(found["head.weight"].outputs, expected)
     assert float(expected.diagonal().mean()) == pytest.approx(1)
 
 

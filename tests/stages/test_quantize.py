@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vitslim.graph.read_pixels import read_pixels
 from vitslim.graph.sketch_graph import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
+from vitslim.stages.curvature import Curvature
 from vitslim.stages.prune.two_four_stage import TwoFourStage
 from vitslim.stages.quantize.calibrate import (
     Histogram,
@@ -32,6 +34,7 @@ from vitslim.stages.quantize.calibrate import (
     weight_scale,
 )
 from vitslim.stages.quantize.observe import ChannelRanges, Observer, layer_inputs
+from vitslim.stages.quantize.rounding import gptq
 from vitslim.stages.quantize.stage import PtqStage
 
 
@@ -191,6 +194,21 @@ def test_scales_of_four_bits_are_refined(tiny_graph: ModelGraph, context: StageC
     ]
     name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
     assert torch.equal(found[0][name], found[1][name]) == (bits == 8)
+
+
+def test_codes_of_four_bits_alone_know_what_outputs_have_in_common(
+    tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the memory of all layers at once, and codes of 8 bits do not ask for it."""
+    told: list[bool] = []
+
+    def spy(weight: torch.Tensor, scale: torch.Tensor, curvature: Curvature, *others: Any) -> torch.Tensor:
+        told.append(bool((curvature.outputs - torch.diag(curvature.outputs.diagonal())).any()))
+        return gptq(weight, scale, curvature, *others)
+
+    monkeypatch.setattr("vitslim.stages.quantize.passes.gptq", spy)
+    PtqStage(Ptq(method="ptq", bits=4, end_bits=8)).apply(tiny_graph, context)
+    assert told == [False, *[True] * 8, False]
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse", "entropy"])

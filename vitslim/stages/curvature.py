@@ -7,7 +7,7 @@ within its row; with the second, errors of different outputs cancel as well (YAQ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,10 +39,6 @@ class Curvature:
     def of_rows(cls, inputs: Tensor, rows: int) -> Curvature:
         """Of `rows` outputs that have nothing to do with each other, from the sum of x x^T over inputs x (in, in)."""
         return cls(damped(inputs, DAMPING), torch.eye(rows, dtype=torch.float64))
-
-    def by_row(self) -> Curvature:
-        """The same without what outputs have in common."""
-        return replace(self, outputs=torch.eye(len(self.outputs), dtype=torch.float64))
 
     def single(self) -> Curvature:
         """The same in float32, costs in units of the mean input: activations can be large beyond its range."""

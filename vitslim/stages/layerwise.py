@@ -37,6 +37,7 @@ NUMBERS_AT_ONCE = 2**24
 Solve = Callable[[str, Tensor, Curvature], Tensor]
 """New weight (out, in) of a layer by its name, its present weight as a matrix, and what a change of it costs."""
 Change = Callable[[Tensor], Tensor]
+_Told = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class LayerSolver:
     sensitive: bool = True
     """Whether outputs count by how much they move the logits; otherwise all count the same, and nothing runs
     backwards."""
+    joint: Collection[str] = ()
+    """Names of the layers that are to know what their outputs have in common. Where none is told, their errors have
+    nothing to do with each other; what is told is in memory for all layers at once."""
     biases: bool = True
     """Whether biases are moved so that the mean of every output stays, its rows counting as they do."""
 
@@ -76,20 +80,21 @@ class LayerSolver:
                 _step(after, twin)
         return new
 
-    def _gradients(self, graph: ModelGraph, layers: Sequence[tuple[str, Node]]) -> Mapping[str, tuple[Tensor, Tensor]]:
+    def _gradients(self, graph: ModelGraph, layers: Sequence[tuple[str, Node]]) -> Mapping[str, _Told]:
         """Weight to how much each row of its layer counts, float (rows,), of mean 1, and to what its outputs have in
-        common, float64 (out, out); empty where all are equal."""
+        common, float64 (out, out), where that is asked for; empty where all rows are equal."""
         if not self.sensitive or not layers:
             return {}
         sensitivity = Sensitivity(graph.module, layers, seed=0)
         norms: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
-        outputs: dict[str, Tensor] = {name: torch.zeros((), dtype=torch.float64) for name, _ in layers}
+        outputs: dict[str, Tensor] = {}
         batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))
         for batch in self.progress.track(batches, "looking for what matters"):
-            for name, here, gram in sensitivity(batch):
+            for name, here, rows in sensitivity(batch):
                 norms[name].append(here)
-                outputs[name] = outputs[name] + gram
-        return {name: (row_weights(torch.cat(found)), outputs[name]) for name, found in norms.items()}
+                if name in self.joint:
+                    outputs[name] = outputs.get(name, 0) + weighted_gram(rows, torch.ones(len(rows)))
+        return {name: (row_weights(torch.cat(found)), outputs.get(name)) for name, found in norms.items()}
 
     def _solve_one(
         self,
@@ -97,16 +102,16 @@ class LayerSolver:
         layer: Node,
         name: str,
         inputs: tuple[Tensor, Tensor],
-        told: tuple[Tensor, Tensor] | None,
+        told: _Told | None,
         solve: Solve,
     ) -> None:
         weight, bias = tensor_of(module, name), self._bias(module, layer, name)
-        matter = told[0] if told else None
+        matter, outputs = told or (None, None)
         rows = [_Rows(layer, x, tuple(weight.shape[2:]), matter) for x in inputs]
         means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
         matrix = weight.flatten(start_dim=1)
         gram = rows[1].gram(means[1])
-        curvature = Curvature.of(gram, told[1]) if told else Curvature.of_rows(gram, len(weight))
+        curvature = Curvature.of_rows(gram, len(weight)) if outputs is None else Curvature.of(gram, outputs)
         result = solve(name, matrix, curvature)
         if bias:
             shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()

@@ -14,7 +14,6 @@ from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError
 from vitslim.graph.nodes import is_op
-from vitslim.stages.curvature import weighted_gram
 from vitslim.training.taps import with_taps
 
 BATCH = 8
@@ -33,8 +32,8 @@ class Sensitivity:
 
     def __call__(self, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """For each layer its weight, and of the gradients g of a random combination of the logits at its outputs:
-        their norms, float64 (positions,), in the order of the layer's rows, and the sum of g g^T / |g|, float64
-        (out, out), in which positions count as in `row_weights`.
+        their norms, float64 (positions,), in the order of the layer's rows, and g / sqrt|g|, float (positions, out):
+        positions count in the gram matrix of these as they do in `row_weights`.
 
         Raises StageError where a gradient is no finite number.
         """
@@ -50,7 +49,7 @@ class Sensitivity:
                 hint = "`rounding: nearest` and `score: magnitude` ask for no gradients"
                 raise StageError(f"the gradient at '{name}' is no finite number", hint)
             scaled = rows / norms.sqrt().clamp(min=torch.finfo(rows.dtype).tiny).to(rows.dtype)[:, None]
-            yield name, norms, weighted_gram(scaled, torch.ones(len(rows)))
+            yield name, norms, scaled
 
 
 def row_weights(norms: Tensor) -> Tensor:

@@ -50,12 +50,10 @@ def _sparsegpt(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[
     return mask, refit_rows(weight, mask, curvature)
 
 
-def _alps(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    return best_refit(weight, curvature.by_row(), pattern)
-
-
-SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": _alps, "kfac": best_refit}
+SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": best_refit, "kfac": best_refit}
 """Mask and weights within it, from the weight and what a change of it costs."""
+JOINT = ("kfac",)
+"""Scores that know what outputs have in common; to the others a layer's rows have nothing to do with each other."""
 
 
 class TwoFourStage:
@@ -134,7 +132,9 @@ class TwoFourStage:
 
         calibration = context.data.calibration.balanced(images_at_once(graph, IMAGES, COPIES))
         images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
-        solved = LayerSolver(images, context.progress, f"two-four: {self.config.score}")(graph, names, solve)
+        joint = names if self.config.score in JOINT else ()
+        solver = LayerSolver(images, context.progress, f"two-four: {self.config.score}", joint=joint)
+        solved = solver(graph, names, solve)
         return chosen, with_masks(solved, self.config.pattern, chosen)
 
     def _refuse_groups(self, graph: ModelGraph, names: list[str]) -> None:
