@@ -120,7 +120,7 @@ def architectures() -> str:
     """INT8 of timm's architectures, and what went wrong where it did."""
     s, failed = int8_timm.summary(), int8_timm.failures()
     rows = {
-        "models done so far, small ones first": f"{s['models']:.0f} of {axes.summary()['models']:.0f}",
+        "models measured": f"{s['models']:.0f} of {axes.summary()['models']:.0f}",
         "INT8 file runs in ONNX Runtime, in batches of 1 and of 7": f"{s['models_done']:.0f}",
         "of the vision-transformer family": f"{s['vit_family_done']:.0f} of {s['vit_family']:.0f}",
         "every linear layer whose input has codes is computed in integers": f"{s['every_linear_fused']:.0f}",
