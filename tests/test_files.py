@@ -49,6 +49,25 @@ def test_ctrl_c_right_after_the_folder_is_made(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_ctrl_c_while_folders_change_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
+    """The first rename puts the old folder aside, the second one puts the new one in its place."""
+    target, renames = tmp_path / "small", []
+    with folder_written_whole(target) as scratch:
+        (scratch / "first").touch()
+    rename = Path.rename
+
+    def counted(path: Path, new: Path) -> None:
+        renames.append(new)
+        (interrupted_after(rename) if len(renames) == interrupted else rename)(path, new)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    with pytest.raises(KeyboardInterrupt), folder_written_whole(target) as scratch:
+        (scratch / "second").touch()
+    assert list(tmp_path.iterdir()) == [target]
+    assert [path.name for path in target.iterdir()] == [["first", "second"][interrupted - 1]]
+
+
 def test_ctrl_c_while_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"before")

@@ -41,10 +41,12 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     try:
         scratch.mkdir(parents=True)  # within the block: Ctrl-C may come as soon as it is there
         yield scratch
-        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         scratch.rename(target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not target.exists():  # Ctrl-C between the two renames
+            old.rename(target)
+        for rest in (scratch, old):
+            shutil.rmtree(rest, ignore_errors=True)

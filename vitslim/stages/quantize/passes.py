@@ -155,7 +155,7 @@ class Calibration:
             "rounding",
             inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
             sensitive=gptq_asked,
-            joint=[w for w, s in sites.items() if s.weight_bits <= REFINED_BITS] if gptq_asked else (),
+            joint=[w for w, s in sites.items() if s.weight_bits <= REFINED_BITS],
             biases=self.config.bias_correction,
         )
         return solver(graph, [weight for weight in solvable_layers(graph.module) if weight in sites], solve)
