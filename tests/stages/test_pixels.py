@@ -14,6 +14,7 @@ from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import input_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
+from vitslim.graph.patches import is_of_patches
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.sketch_graph import sketch
@@ -132,3 +133,21 @@ def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callabl
         patches_as_rows(one)
         found[side] = sum(is_op(node, aten.conv2d.default) for node in one.module.graph.nodes)
     assert found == {64: 0, 66: 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "patches"),
+    [
+        ({"stride": 4}, True),
+        ({"stride": 2}, False),
+        ({"stride": 4, "padding": 2}, False),
+        ({"stride": 4, "padding": "valid"}, False),
+        ({"stride": 4, "dilation": 2}, False),
+        ({"stride": 4, "groups": 3}, False),
+    ],
+)
+def test_only_windows_side_by_side_are_patches(keys: Any, patches: bool) -> None:
+    graph = torch.fx.Graph()
+    image, weight = graph.placeholder("image"), graph.get_attr("weight")
+    layer = graph.call_function(aten.conv2d.default, (image, weight), keys)
+    assert is_of_patches(layer, torch.empty(6, 3 // keys.get("groups", 1), 4, 4)) == patches
