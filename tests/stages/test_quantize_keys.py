@@ -61,8 +61,8 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
     "change",
     [
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
-        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": 0.0}, {"equalise": 1.0}, {"rounding": "nearest"},
-        {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": False},
+        {"rounding": "nearest"}, {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
         {"end_bits": 4},
     ],
 )  # fmt: skip
@@ -165,7 +165,7 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
     with torch.no_grad():  # one hidden unit a thousand times as large as all others takes the codes from them
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
-    found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=0.0))
+    found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=False))
     assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
@@ -229,7 +229,7 @@ def test_noise_shares_of_a_linear_model_are_exact() -> None:
 
 
 def test_removing_quantisers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
-    graph = quantise(tiny_graph, context, equalise=0.0, rounding="nearest", bias_correction=False)
+    graph = quantise(tiny_graph, context, equalise=False, rounding="nearest", bias_correction=False)
     plain = remove_fake_quant(graph)
     assert not quantised_layers(plain.module)
     assert plain.edits == (*tiny_graph.edits, ReadPixels(("patch_embed.proj.weight",)))
@@ -268,12 +268,12 @@ def test_equalising_leaves_the_function_alone(name: str, kwargs: dict[str, Any],
         for parameter in graph.module.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        ranges = {}
+        changes = {}
         for place in found:
             channels = tensor_of(graph.module, place.readers[0]).shape[1]
             low, high = torch.rand(2, channels, generator=generator) + 0.1
-            ranges[place.readers[0]] = (-low, high)
+            changes[place.readers[0]] = equalising(-low, high, 1.0, place.shifts)
         images = torch.randn(2, *graph.source.image, generator=generator)
-        before, after = graph.module(images), equalise(graph, ranges, 1.0).module(images)
+        before, after = graph.module(images), equalise(graph, changes).module(images)
     assert ((before - after).abs().max() / before.abs().max()) < 1e-5
     assert found

@@ -150,10 +150,10 @@ class Ptq(Quantised):
         "batch; float: only weights are quantised",
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field("minmax", description="how the range of inputs is chosen")
-    equalise: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5,
-        description="how far the channels of norm outputs and of values are brought to one centred range, the inverse "
-        "folded into the weights behind; 0 leaves them",
+    equalise: bool = Field(
+        True,
+        description="channels of norm outputs and of values are brought to one centred range, the inverse folded into "
+        "the weights behind; each place as far as calibration images of other classes than its range is from allow",
     )
     scale_inputs: bool = Field(
         True,

@@ -67,19 +67,17 @@ def find_equalisable(graph: ModelGraph) -> tuple[Equalisable, ...]:
     return tuple(found)
 
 
-def equalise(graph: ModelGraph, ranges: Mapping[str, tuple[Tensor, Tensor]], strength: float) -> ModelGraph:
-    """A new graph that computes the same, in which inputs of linear layers have channels of nearly one range.
+def equalise(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) -> ModelGraph:
+    """A new graph that computes the same, in which layers read `(x - shift) / factor` in place of x.
 
-    ranges: weight name to the smallest and largest value of every input channel, float (in,) each. strength in [0, 1]:
-    a channel of range r is divided by (r / median r) ** strength. Places without a range stay as they are.
+    changes: weight name of the first reader of a place to shift and factor, float (in,) each; factors are positive, and
+    shifts zero where a place has none. Places without a change stay as they are.
     """
     new = graph.copy()
     with torch.no_grad():
         for place in find_equalisable(new):
-            if place.readers[0] not in ranges:
-                continue
-            shift, factor = equalising(*ranges[place.readers[0]], strength, place.shifts)
-            _fold(new.module, place, shift, factor)
+            if place.readers[0] in changes:
+                _fold(new.module, place, *changes[place.readers[0]])
     return new
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
-from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
     has_input_scale,
@@ -26,22 +25,20 @@ from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.graph.quantise_attention import attention_blocks, decomposed, operands, quantise_attention
 from vitslim.graph.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
-from vitslim.graph.scale_inputs import scale_inputs
-from vitslim.recipe.stages import Ptq, Quantised
+from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.curvature import Curvature
 from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.quantize.calibrate import Histogram, block_range, limit_pairs, pair_safe_scale, weight_scale
-from vitslim.stages.quantize.equalise import equalise, find_equalisable, outlier_factors
+from vitslim.stages.quantize.equaliser import Equaliser
+from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
-    ChannelRanges,
     Observer,
     Operands,
     Statistic,
     input_quantiser,
     layer_inputs,
-    linear_layers,
     solvable_layers,
 )
 from vitslim.stages.quantize.rounding import Limits, gptq, refine
@@ -51,21 +48,11 @@ from vitslim.units import FLOAT_BITS
 BATCH = 32
 """Images in one calibration step; it bounds memory and changes no result."""
 
-END_ROLES = ("patch_embed", "head")
-"""Roles of the layers at both ends of a model."""
-
 CALIBRATED = ("static", "symmetric")
 """Inputs whose range is found on calibration images."""
 
 REFINED_BITS = 4
 """Codes of more bits are near enough to what they round, and in pairs they have a limit of their own."""
-
-WORTH_A_FACTOR = 0.7
-"""Inputs are multiplied where that makes their largest channel smaller by so much: it is a pass over them."""
-
-TELLING_ROWS = 2048
-"""Inputs after which the range of a channel is known. Channels of one class token an image, brought to the range that
-a few hundred images have shown, would be cut off by the next image."""
 
 
 class Calibration:
@@ -76,20 +63,9 @@ class Calibration:
 
     def equalise(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A copy whose inputs are spread evenly over their channels, where the recipe asks for it."""
-        strength = self.config.equalise if self.config.inputs != "float" else 0.0
-        places = find_equalisable(graph) if strength else ()
-        readers = {reader for place in places for reader in place.readers}
-        others = _unreachable(graph.module, weights, readers) if strength and self.config.scale_inputs else ()
-        watched = {place.readers[0] for place in places if place.readers[0] in weights} | set(others)
-        if not watched:
+        if not self.config.equalise or self.config.inputs == "float":
             return graph.copy()
-        ranges = {weight: ChannelRanges() for weight in watched}
-        self._pass(graph, ranges, "ranges of channels")
-        known = {name: found.found for name, found in ranges.items() if found.count >= TELLING_ROWS}
-        factors = {name: outlier_factors(*known[name], strength) for name in others if name in known}
-        worth = {name: factor for name, factor in factors.items() if factor.amin() <= WORTH_A_FACTOR}
-        equalised = equalise(graph, known, strength)
-        return scale_inputs(equalised, tuple(worth), worth) if worth else equalised
+        return Equaliser(self.config, self.context)(graph, weights)
 
     def read_pixels(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A graph whose layers read the image in codes that lose nothing, where inputs have the bits for it."""
@@ -237,27 +213,6 @@ def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], cur
     return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
 
 
-def _unreachable(module: GraphModule, weights: Collection[str], readers: Collection[str]) -> tuple[str, ...]:
-    """Weights of linear layers whose inputs `equalise` cannot scale, those behind an activation function above all."""
-    layers = [name for name in linear_layers(module) if name in weights and name not in readers]
-    return tuple(name for name in layers if not reads_image(module, name))
-
-
-def weight_form(config: Quantised, end: bool, linear: bool, reduction: int) -> tuple[int, int]:
-    """Bits of the weights of a layer, and how many of them share a scale; 0: those of an output channel.
-
-    `end` says whether it is at an end of the model. Blocks need a linear layer, and a reduction that they divide.
-    """
-    if end and config.end_bits is not None:
-        return config.end_bits, 0
-    return config.bits, config.block if config.block and linear and reduction % config.block == 0 else 0
-
-
-def end_layers(graph: ModelGraph) -> frozenset[str]:
-    """Weights of the layers that `end_bits` is about."""
-    return frozenset(layer.weight for layer in find_anatomy(graph).linears if layer.role in END_ROLES)
-
-
 def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
     """Give layers that read one tensor scales that differ in the last digit.
 
@@ -270,12 +225,3 @@ def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
         for before, name in pairwise([name for name in names if name in scales]):
             if scales[name] <= scales[before]:
                 scales[name] = torch.nextafter(scales[before], torch.tensor(torch.inf))
-
-
-def reads_image(module: GraphModule, weight: str) -> bool:
-    """Whether a layer reads the image itself.
-
-    Such an input stays in float where it cannot be read as pixels: 8 bits of the normalised image harm the outputs more
-    than those of a whole block (DeiT-Tiny: alone 32 dB), for a few percent of the products.
-    """
-    return any(argument(node, 0).op == "placeholder" for node in layer_nodes(module)[weight])

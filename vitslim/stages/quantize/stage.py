@@ -22,7 +22,8 @@ from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.passes import BATCH, END_ROLES, Calibration, end_layers, reads_image, weight_form
+from vitslim.stages.quantize.forms import END_ROLES, end_layers, reads_image, weight_form
+from vitslim.stages.quantize.passes import BATCH, Calibration
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 

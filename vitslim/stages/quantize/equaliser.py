@@ -1,0 +1,176 @@
+"""The passes over calibration images that decide how the channels of each input are equalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from vitslim.data import Dataset
+from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, tensor_of
+from vitslim.graph.ops.fake_quant import weight_range
+from vitslim.graph.scale_inputs import scale_inputs
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable, outlier_factors
+from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
+from vitslim.stages.quantize.observe import ChannelRanges, Observer, linear_layers
+from vitslim.stages.quantize.strength import STRENGTHS, HeldOut, Spread, halves, spread
+from vitslim.stages.sensitivity import BATCH
+from vitslim.training.evaluate import predict
+from vitslim.training.taps import with_taps
+
+aten = torch.ops.aten
+
+FORWARD_BATCH = 32
+"""Images of one step without gradients; it bounds memory and changes no result."""
+
+WORTH_A_FACTOR = 0.7
+"""Inputs are multiplied where that makes their largest channel smaller by so much: it is a pass over them."""
+
+Limits = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Inputs of layers whose channels can be brought to one range."""
+
+    readers: tuple[str, ...]
+    """Weights of the layers."""
+    change: Callable[[Tensor, Tensor, float], Limits]
+    """Shift and factor by the range of the channels and a strength: the layers read `(x - shift) / factor`."""
+
+    def candidates(self, limits: Limits, bits: int, symmetric: bool) -> list[Spread]:
+        """One for each of STRENGTHS."""
+        low, high = limits
+        unchanged = torch.zeros_like(low), torch.ones_like(low)
+        changes = [unchanged if one is None else self.change(low, high, one) for one in STRENGTHS]
+        return [spread(limits, shift, factor, bits, symmetric) for shift, factor in changes]
+
+
+@dataclass(frozen=True)
+class Equaliser:
+    """Makes a graph that computes the same, from inputs that are spread evenly over their channels."""
+
+    config: Ptq
+    context: StageContext
+
+    def __call__(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
+        """A new graph. Each place is changed as far as images of other classes than its range is from allow."""
+        places = self._places(graph, weights)
+        if not places:
+            return graph.copy()
+        first, second = self._halves(graph)
+        ranges = [self._ranges(graph, places, images) for images in (first, second)]
+        losses = [self._losses(graph, places, ranges[0], second), self._losses(graph, places, ranges[1], first)]
+        changes, factors = {}, {}
+        for name, place in places.items():
+            (low, high), (other_low, other_high) = (found[name] for found in ranges)
+            strength = STRENGTHS[int((losses[0][name] + losses[1][name]).argmin())]
+            if strength is None:
+                continue
+            shift, factor = place.change(torch.minimum(low, other_low), torch.maximum(high, other_high), strength)
+            if place.change is not _by_factor:
+                changes[name] = shift, factor
+            elif (1 / factor).amin() <= WORTH_A_FACTOR:
+                factors[name] = 1 / factor
+        equalised = equalise(graph, changes)
+        return scale_inputs(equalised, tuple(factors), factors) if factors else equalised
+
+    def _places(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Place]:
+        """By the weight of their first reader, those alone at which something is quantised."""
+        found = find_equalisable(graph)
+        places = {
+            one.readers[0]: Place(one.readers, _centred if one.shifts else _scaled)
+            for one in found
+            if one.readers[0] in weights
+        }
+        if self.config.scale_inputs:
+            reached = {reader for one in found for reader in one.readers}
+            others = (w for w in linear_layers(graph.module) if w in weights and w not in reached)
+            places |= {w: Place((w,), _by_factor) for w in others if not reads_image(graph.module, w)}
+        return places
+
+    def _halves(self, graph: ModelGraph) -> tuple[Dataset, Dataset]:
+        """Calibration images of some classes and of others, as the model sees them; twice the same where one is all."""
+        images, batch = self.context.data.calibration, images_at_once(graph, FORWARD_BATCH)
+        logits, _ = predict(graph.module, images, batch, self.context.progress, "classes of calibration images")
+        half = halves(logits.argmax(dim=1))
+        first, second = (images.subset(torch.nonzero(one).flatten().tolist()) for one in (half, ~half))
+        return first, second if len(second) else first
+
+    def _ranges(self, graph: ModelGraph, places: Mapping[str, Place], images: Dataset) -> dict[str, Limits]:
+        layers = layer_nodes(graph.module)
+        found = {name: ChannelRanges() for name in places}
+        operands = {n: [(node, 0) for reader in one.readers for node in layers[reader]] for n, one in places.items()}
+        observer = Observer(graph.module, found, operands)
+        predict(observer, images, images_at_once(graph, FORWARD_BATCH), self.context.progress, "ranges of channels")
+        return {name: one.found for name, one in found.items()}
+
+    def _losses(
+        self, graph: ModelGraph, places: Mapping[str, Place], ranges: Mapping[str, Limits], images: Dataset
+    ) -> dict[str, Tensor]:
+        """What each strength costs at each place, on images that its ranges are not from."""
+        bits, symmetric = self.config.input_bits, self.config.inputs == "symmetric"
+        held = {n: HeldOut(ranges[n], one.candidates(ranges[n], bits, symmetric)) for n, one in places.items()}
+        names, tapped = _tapped(graph, places)
+        generator = torch.Generator().manual_seed(self.context.seed)
+        batches = images.batches(images_at_once(graph, BATCH, backward=True))
+        for batch, _ in self.context.progress.track(batches, "how far channels can be equalised"):
+            with torch.enable_grad():
+                logits, inputs = tapped(batch.clone().requires_grad_())
+                direction = torch.randn(logits.shape, generator=generator)
+                gradients = torch.autograd.grad((logits * direction).sum(), inputs, materialize_grads=True)
+            for name, x, gradient in zip(names, inputs, gradients, strict=True):
+                held[name].observe(x.detach(), gradient)
+        cut = self.config.inputs != "dynamic"
+        tops, module = self._tops(graph, places), graph.module
+        return {
+            n: held[n].losses(torch.cat([tensor_of(module, r) for r in one.readers]).detach(), tops[n], cut)
+            for n, one in places.items()
+        }
+
+    def _tops(self, graph: ModelGraph, places: Collection[str]) -> dict[str, int]:
+        """The largest codes of weights."""
+        ends = end_layers(graph)
+        forms = {w: weight_form(self.config, w in ends, True, tensor_of(graph.module, w).shape[1]) for w in places}
+        return {w: weight_range(*form)[1] for w, form in forms.items()}
+
+
+def _centred(low: Tensor, high: Tensor, strength: float) -> Limits:
+    return equalising(low, high, strength, shifts=True)
+
+
+def _scaled(low: Tensor, high: Tensor, strength: float) -> Limits:
+    return equalising(low, high, strength, shifts=False)
+
+
+def _by_factor(low: Tensor, high: Tensor, strength: float) -> Limits:
+    return torch.zeros_like(low), 1 / outlier_factors(low, high, strength)
+
+
+def _tapped(graph: ModelGraph, places: Mapping[str, Place]) -> tuple[Sequence[str], GraphModule]:
+    """A model that shows, beside its logits, copies of inputs that layers alone read, and the places of these.
+
+    What else reads an input, as a shortcut does, sees the input itself: the gradient at the copy is that of the layers.
+    """
+    module = graph.copy().module
+    layers, names = layer_nodes(module), []
+    twins: list[Node] = []
+    for name, place in places.items():
+        nodes = [node for reader in place.readers for node in layers[reader]]
+        for source in dict.fromkeys(argument(node, 0) for node in nodes):
+            with module.graph.inserting_after(source):
+                twin: Any = module.graph.call_function(aten.clone.default, (source,))
+            for node in nodes:
+                node.replace_input_with(source, twin)
+            names.append(name)
+            twins.append(twin)
+    return names, with_taps(module, twins)
