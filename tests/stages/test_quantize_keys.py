@@ -11,7 +11,7 @@ import torch
 
 from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
-from vitslim.graph.insert_fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
+from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers, remove_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
@@ -213,6 +213,20 @@ def test_scaling_inputs_changes_no_output_and_unknown_layers_are_refused(tiny_gr
     assert sketch(scaled).cost() == sketch(tiny_graph).cost()
     with pytest.raises(StageError, match="no layer has a weight"):
         scale_inputs(tiny_graph, ["blocks.9.mlp.fc2.weight"])
+
+
+def test_layers_that_read_one_tensor_share_a_product() -> None:
+    """Runtimes would make one of two equal ones, and then fuse neither layer with its quantiser."""
+    graph = trace_timm("xcit_nano_12_p16_224", {"depth": 1, "num_classes": 10})
+    weights = [f"cls_attn_blocks.0.attn.{name}.weight" for name in ("v", "k", "q")]
+    generator = torch.Generator().manual_seed(0)
+    factors = {weight: torch.rand(128, generator=generator) + 0.5 for weight in weights}
+    scaled = scale_inputs(graph, weights, factors)
+    products = {weight: layer_nodes(scaled.module)[weight][0].args[0] for weight in weights}
+    assert products[weights[0]] is products[weights[1]] is not products[weights[2]]
+    images = torch.randn(2, *graph.source.image, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.module(images), graph.module(images), rtol=1e-3, atol=1e-4)
 
 
 def test_noise_shares_of_a_linear_model_are_exact() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.edits import ScaleInputs
 from vitslim.graph.insert_fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensor_of
+from vitslim.graph.nodes import argument, tensor_of
 
 aten = torch.ops.aten
 FACTOR_PREFIX = "vitslim.f."
@@ -25,26 +26,42 @@ def factor_name(weight: str) -> str:
 def scale_inputs(graph: ModelGraph, weights: Sequence[str], factors: Mapping[str, Tensor] | None = None) -> ModelGraph:
     """A new graph in which linear layers read their inputs times `factors`, and have weights that undo it.
 
-    factors: weight name to float (in,), positive; what is missing is one, to be loaded later with the weights. Raises
-    StageError for a weight that no layer has.
+    factors: weight name to float (in,), positive; what is missing is one, to be loaded later with the weights. Layers
+    that read one tensor share a product, with the factors of the first: of equal ones runtimes would make one, and of
+    the quantisers behind it, too. Raises StageError for a weight that no layer has.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
+    first: dict[Node, str] = {}
+    products: dict[tuple[Node, str], Node] = {}
     for weight in weights:
         if weight not in layers:
             raise StageError(f"no layer has a weight '{weight}'", closest(weight, layers))
         tensor = tensor_of(new.module, weight)
-        factor = (factors or {}).get(weight, torch.ones(tensor.shape[1])).to(tensor)
+        sources = dict.fromkeys(argument(node, 0) for node in layers[weight])
+        owner = first.setdefault(next(iter(sources)), weight) if len(sources) == 1 else weight
+        if owner == weight:
+            _store(new.module, weight, (factors or {}).get(weight, torch.ones(tensor.shape[1])).to(tensor))
+            products |= {(source, owner): _product(new.module, source, owner) for source in sources}
         with torch.no_grad():
-            tensor.div_(factor)
-        owner, _, leaf = factor_name(weight).rpartition(".")
-        new.module.add_submodule(owner, nn.Module())
-        new.module.get_submodule(owner).register_buffer(leaf, factor)
+            tensor.div_(tensor_of(new.module, factor_name(owner)))
         for node in layers[weight]:
-            with new.module.graph.inserting_before(node):
-                operands = node.args[0], new.module.graph.get_attr(factor_name(weight))
-                node.update_arg(0, new.module.graph.call_function(aten.mul.Tensor, operands))
+            node.update_arg(0, products[argument(node, 0), owner])
     new.module.graph.lint()
     new.module.recompile()
     new.edits = (*new.edits, ScaleInputs(tuple(weights)))
     return new
+
+
+def _store(module: GraphModule, weight: str, factor: Tensor) -> None:
+    owner, _, leaf = factor_name(weight).rpartition(".")
+    module.add_submodule(owner, nn.Module())
+    module.get_submodule(owner).register_buffer(leaf, factor)
+
+
+def _product(module: GraphModule, source: Node, weight: str) -> Node:
+    """What a node gives, times the factors under this name."""
+    with module.graph.inserting_after(source):
+        factor = module.graph.get_attr(factor_name(weight))
+    with module.graph.inserting_after(factor):
+        return module.graph.call_function(aten.mul.Tensor, (source, factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ class Equaliser:
         first, second = self._halves(graph)
         ranges = [self._ranges(graph, places, images) for images in (first, second)]
         losses = [self._losses(graph, places, ranges[0], second), self._losses(graph, places, ranges[1], first)]
-        changes, factors = {}, {}
+        changes: dict[str, Limits] = {}
+        factors: dict[str, Tensor] = {}
         for name, place in places.items():
             (low, high), (other_low, other_high) = (found[name] for found in ranges)
             strength = STRENGTHS[int((losses[0][name] + losses[1][name]).argmin())]
@@ -80,7 +82,7 @@ class Equaliser:
             if place.change is not _by_factor:
                 changes[name] = shift, factor
             elif (1 / factor).amin() <= WORTH_A_FACTOR:
-                factors[name] = 1 / factor
+                factors |= dict.fromkeys(place.readers, 1 / factor)
         equalised = equalise(graph, changes)
         return scale_inputs(equalised, tuple(factors), factors) if factors else equalised
 
@@ -94,8 +96,8 @@ class Equaliser:
         }
         if self.config.scale_inputs:
             reached = {reader for one in found for reader in one.readers}
-            others = (w for w in linear_layers(graph.module) if w in weights and w not in reached)
-            places |= {w: Place((w,), _by_factor) for w in others if not reads_image(graph.module, w)}
+            others = [w for w in linear_layers(graph.module) if w in weights and w not in reached]
+            places |= _unreachable(graph.module, [w for w in others if not reads_image(graph.module, w)])
         return places
 
     def _halves(self, graph: ModelGraph) -> tuple[Dataset, Dataset]:
@@ -142,6 +144,14 @@ class Equaliser:
         ends = end_layers(graph)
         forms = {w: weight_form(self.config, w in ends, True, tensor_of(graph.module, w).shape[1]) for w in places}
         return {w: weight_range(*form)[1] for w, form in forms.items()}
+
+
+def _unreachable(module: GraphModule, weights: Collection[str]) -> dict[str, Place]:
+    """Places that nothing before can scale, those behind an activation function above all; one for each tensor read."""
+    layers, readers = layer_nodes(module), defaultdict[tuple[Node, ...], list[str]](list)
+    for weight in weights:
+        readers[tuple(dict.fromkeys(argument(node, 0) for node in layers[weight]))].append(weight)
+    return {names[0]: Place(tuple(names), _by_factor) for names in readers.values()}
 
 
 def _centred(low: Tensor, high: Tensor, strength: float) -> Limits:
