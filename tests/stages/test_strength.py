@@ -154,3 +154,27 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     with torch.no_grad():
         torch.testing.assert_close(new.module(images), tiny_graph.module(images), rtol=1e-3, atol=1e-4)
     assert not torch.equal(new.parameters()["norm.weight"], tiny_graph.parameters()["norm.weight"]) or new.edits
+
+
+def test_channels_are_centred_on_the_images_of_both_halves(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    context, weight = digits_context(tiny_graph, calibration=60), "blocks.1.mlp.fc1.weight"
+    equaliser = Equaliser(Ptq(), context)
+    new = equaliser(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
+    images = context.data.calibration
+    low, high = equaliser._ranges(new, {weight: Place((weight,), _centred)}, images)[weight]
+    torch.testing.assert_close(low, -high, rtol=1e-3, atol=1e-4)
+
+
+def test_ranges_of_each_batch_cut_nothing_off(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    context, weight = digits_context(tiny_graph, calibration=20), "blocks.1.mlp.fc1.weight"
+    places, costs = {weight: Place((weight,), _centred)}, []
+    for inputs in ("static", "dynamic"):
+        equaliser = Equaliser(Ptq(inputs=inputs), context)  # type: ignore[arg-type]
+        low, high = equaliser._ranges(tiny_graph, places, context.data.calibration)[weight]
+        narrow = {weight: (low / 2, high / 2)}
+        costs.append(equaliser._losses(tiny_graph, places, narrow, context.data.calibration)[weight])
+    assert (costs[0] > 2 * costs[1]).all()
