@@ -32,10 +32,10 @@ from vitslim.stages.export import placement
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.placement import choose_placement, shown_below
+from vitslim.stages.export.placement import choose_placement
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.stage import PtqStage
-from vitslim.training.evaluate import predict
+from vitslim.training.evaluate import predict, shown_below
 
 
 @pytest.fixture

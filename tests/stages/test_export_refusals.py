@@ -29,6 +29,18 @@ def test_differing_logits_are_caught_but_ties_are_not() -> None:
     assert (parity.agreement, parity.agreement_but_ties) == (0, 1)
 
 
+@pytest.mark.parametrize(("others", "refused"), [(4, False), (6, False), (8, True)])
+def test_a_few_other_classes_of_few_images_are_chance(others: int, refused: bool) -> None:
+    """Codes of 4 bits cascade: 60 of 64 equal predictions are no proof of fewer than 95 % in the long run."""
+    expected = torch.tensor([[3.0, 1.0, 0.0]] * 64)
+    found = torch.cat([expected[:others].flip(1), expected[others:]])
+    if refused:
+        with pytest.raises(StageError, match="agrees"):
+            check_parity(compare_logits(expected, found), exact=False)
+    else:
+        check_parity(compare_logits(expected, found), exact=False)
+
+
 def test_a_path_that_cannot_be_written_leaves_nothing(tiny_graph: ModelGraph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         export_onnx(tiny_graph, tmp_path / "missing" / "model.onnx")

@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
+from scipy.stats import binom
 
 from vitslim.progress import Progress
 from vitslim.training.images import LabelledImages
+
+TOO_RARE = 0.05
+"""Predictions are too far from others where chance alone would make so few that are."""
 
 
 def predict(
@@ -46,3 +50,13 @@ def sqnr_db(reference: torch.Tensor, other: torch.Tensor) -> float:
     signal = reference.double().square().sum().item()
     noise = (reference.double() - other.double()).square().sum().item()
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def shown_below(share: float, floor: float, images: int) -> bool:
+    """Whether a share of equal predictions on so many images is too small for one of `floor` in the long run.
+
+    One-sided binomial test: a model that has the floor would do as badly on fewer than TOO_RARE of such samples. Of 256
+    images 98.5 % leaves four others on average, and seven are no proof of a lower share.
+    """
+    others = images - round(share * images)
+    return bool(binom.sf(others - 1, images, 1 - floor) < TOO_RARE)

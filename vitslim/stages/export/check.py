@@ -24,7 +24,7 @@ from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
-from vitslim.training.evaluate import agreement, sqnr_db
+from vitslim.training.evaluate import agreement, shown_below, sqnr_db
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of float logits, as a fraction of the largest logit."""
@@ -33,6 +33,8 @@ NEAR_TIE = 0.1
 """Two classes whose logits differ by less than this fraction of the logits' root mean square may change places."""
 
 AGREEMENT_AT_LEAST = 0.95
+"""Of many images; of a few as many as chance would leave of such a share."""
+
 ERRORS_ONLY = 3
 """Log level of ONNX Runtime: errors, no warnings."""
 
@@ -111,7 +113,7 @@ def check_parity(parity: Parity, exact: bool) -> None:
     hint = "this is a fault of the export or of ONNX Runtime on this machine: please report it with the model's name"
     if not math.isfinite(parity.max_abs_error):
         raise StageError("the exported file gives logits that are not finite", hint)
-    if not exact and parity.agreement_but_ties < AGREEMENT_AT_LEAST:
+    if not exact and shown_below(parity.agreement_but_ties, AGREEMENT_AT_LEAST, parity.images):
         raise StageError(
             f"the exported file agrees with the graph on only {100 * parity.agreement_but_ties:.1f} % of "
             f"{parity.images} images",

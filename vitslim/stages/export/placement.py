@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scipy.stats import binom
 from torch import Tensor
 
 from vitslim.data import Dataset
@@ -36,13 +35,11 @@ from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import input_quantiser, solvable_layers
-from vitslim.training.evaluate import agreement, predict, sqnr_db
+from vitslim.training.evaluate import agreement, predict, shown_below, sqnr_db
 from vitslim.units import FLOAT_BITS
 
 IN_FLOAT = (0, 1, 2, 4, 8)
 """Numbers of most harmful inputs that are left in float."""
-TOO_RARE = 0.05
-"""A candidate is refused for its predictions where chance alone would refuse so few."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,6 @@ class Placement:
     def holds(self, floor: Floor) -> bool:
         """Whether it is as close to the float model as it must be; predictions count where their number tells."""
         return self.sqnr_db >= floor.sqnr_db and not shown_below(self.agreement, floor.agreement, self.images)
-
-
-def shown_below(share: float, floor: float, images: int) -> bool:
-    """Whether a share of equal predictions on so many images is too small for one of `floor` in the long run.
-
-    One-sided binomial test: a model that has the floor would do as badly on fewer than TOO_RARE of such samples. Of 256
-    images 98.5 % leaves four others on average, and seven are no proof of a lower share.
-    """
-    others = images - round(share * images)
-    return bool(binom.sf(others - 1, images, 1 - floor) < TOO_RARE)
 
 
 def choose_placement(
