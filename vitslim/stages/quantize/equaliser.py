@@ -129,8 +129,10 @@ class Equaliser:
             with torch.enable_grad():
                 logits, inputs = tapped(batch.clone().requires_grad_())
                 direction = torch.randn(logits.shape, generator=generator)
-                gradients = torch.autograd.grad((logits * direction).sum(), inputs, materialize_grads=True)
-            for name, x, gradient in zip(names, inputs, gradients, strict=True):
+                # What is the same for every image has no gradient; such inputs stay as they are.
+                shown = {i: x for i, x in enumerate(inputs) if x.requires_grad}
+                gradients = torch.autograd.grad((logits * direction).sum(), [*shown.values()], materialize_grads=True)
+            for name, x, gradient in zip((names[i] for i in shown), shown.values(), gradients, strict=True):
                 held[name].observe(x.detach(), gradient)
         cut = self.config.inputs != "dynamic"
         tops, module = self._tops(graph, places), graph.module
