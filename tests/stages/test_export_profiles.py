@@ -35,7 +35,7 @@ from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.stage import PtqStage
-from vitslim.training.evaluate import predict, shown_below
+from vitslim.training.evaluate import predict
 
 
 @pytest.fixture
@@ -187,19 +187,6 @@ def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: S
     images = torch.stack([context.data.calibration[i][0] for i in range(4)])
     with torch.no_grad():
         assert torch.equal(chosen.module(images), quantised.module(images))
-
-
-@pytest.mark.parametrize(
-    ("equal", "images", "below"),
-    [(249, 256, False), (248, 256, True), (63, 64, False), (59, 64, True), (256, 256, False), (0, 1, True)],
-)
-def test_predictions_refuse_a_placement_only_where_chance_does_not_explain_them(
-    equal: int, images: int, below: bool
-) -> None:
-    """P(X >= 7 of 256 at 1.5 %) is 9.3 %, P(X >= 8) 4.1 %."""
-    assert shown_below(equal / images, 0.985, images) == below
-    assert not shown_below(equal / images, 0.0, images)
-    assert shown_below(equal / images, 1.0, images) == (equal < images)
 
 
 def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -131,7 +130,6 @@ def test_places_show_what_their_layers_read_and_nothing_else(
     names, tapped = _tapped(tiny_graph, places)
     assert set(names) == set(places)
     images = torch.randn(3, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
-    shown: dict[str, Any] = {}
     layer = layer_nodes(tiny_graph.module)["blocks.1.mlp.fc2.weight"][0]
     runner = torch.fx.Interpreter(tiny_graph.module, garbage_collect_values=False)
     with torch.no_grad():
@@ -153,7 +151,8 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     images = torch.stack([context.data.val[i][0] for i in range(8)])
     with torch.no_grad():
         torch.testing.assert_close(new.module(images), tiny_graph.module(images), rtol=1e-3, atol=1e-4)
-    assert not torch.equal(new.parameters()["norm.weight"], tiny_graph.parameters()["norm.weight"]) or new.edits
+    old = tiny_graph.parameters()
+    assert any(not torch.equal(tensor, old[name]) for name, tensor in new.parameters().items() if name in old)
 
 
 def test_channels_are_centred_on_the_images_of_both_halves(

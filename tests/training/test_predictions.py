@@ -12,6 +12,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.training import agreement, predict, sqnr_db, top1
+from vitslim.training.evaluate import shown_below
 
 
 def test_predictions_do_not_depend_on_the_batch_size(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
@@ -46,3 +47,14 @@ def test_real_weights_on_real_images(shared_data: Path) -> None:
     config = Data(kind="imagefolder", root=str(shared_data / "imagenette"), eval_images=200)
     val = load_data(config, graph.source, 0).val
     assert top1(*predict(graph.module, val, 50, Silent(), "")) == pytest.approx(0.721, abs=0.095)
+
+
+@pytest.mark.parametrize(
+    ("equal", "images", "below"),
+    [(249, 256, False), (248, 256, True), (63, 64, False), (59, 64, True), (256, 256, False), (0, 1, True)],
+)
+def test_predictions_are_too_far_only_where_chance_does_not_explain_them(equal: int, images: int, below: bool) -> None:
+    """P(X >= 7 of 256 at 1.5 %) is 9.3 %, P(X >= 8) 4.1 %."""
+    assert shown_below(equal / images, 0.985, images) == below
+    assert not shown_below(equal / images, 0.0, images)
+    assert shown_below(equal / images, 1.0, images) == (equal < images)

@@ -37,10 +37,7 @@ class Sensitivity:
 
         Raises StageError where a gradient is no finite number.
         """
-        with torch.enable_grad():
-            logits, outputs = self._tapped(images.detach().clone().requires_grad_())
-            direction = torch.randn(logits.shape, generator=self._generator)
-            gradients = torch.autograd.grad((logits * direction).sum(), outputs, materialize_grads=True)
+        _, gradients = random_gradients(self._tapped, images, self._generator)
         for name, gradient, channels in zip(self._names, gradients, self._channels, strict=True):
             rows = gradient.movedim(channels, -1).flatten(end_dim=-2)
             # Without norms gradients can be so large that their squares overflow.
@@ -50,6 +47,22 @@ class Sensitivity:
                 raise StageError(f"the gradient at '{name}' is no finite number", hint)
             scaled = rows / norms.sqrt().clamp(min=torch.finfo(rows.dtype).tiny).to(rows.dtype)[:, None]
             yield name, norms, scaled
+
+
+def random_gradients(
+    tapped: GraphModule, images: Tensor, generator: torch.Generator
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What the nodes of a tapped model compute, and the gradients there of a random combination of the logits.
+
+    Both detached, of the same shapes. What is the same for every image has gradients of zero.
+    """
+    with torch.enable_grad():
+        logits, shown = tapped(images.detach().clone().requires_grad_())
+        direction = torch.randn(logits.shape, generator=generator)
+        moving = [x for x in shown if x.requires_grad]
+        found = iter(torch.autograd.grad((logits * direction).sum(), moving, materialize_grads=True))
+    gradients = tuple(next(found) if x.requires_grad else torch.zeros_like(x) for x in shown)
+    return tuple(x.detach() for x in shown), gradients
 
 
 def row_weights(norms: Tensor) -> Tensor:

@@ -22,16 +22,13 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable, outlier_factors
 from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
-from vitslim.stages.quantize.observe import ChannelRanges, Observer, linear_layers
+from vitslim.stages.quantize.observe import FORWARD_BATCH, ChannelRanges, Observer, linear_layers
 from vitslim.stages.quantize.strength import STRENGTHS, HeldOut, Spread, halves, spread
-from vitslim.stages.sensitivity import BATCH
+from vitslim.stages.sensitivity import BATCH, random_gradients
 from vitslim.training.evaluate import predict
 from vitslim.training.taps import with_taps
 
 aten = torch.ops.aten
-
-FORWARD_BATCH = 32
-"""Images of one step without gradients; it bounds memory and changes no result."""
 
 WORTH_A_FACTOR = 0.7
 """Inputs are multiplied where that makes their largest channel smaller by so much: it is a pass over them."""
@@ -47,6 +44,8 @@ class Place:
     """Weights of the layers."""
     change: Callable[[Tensor, Tensor, float], Limits]
     """Shift and factor by the range of the channels and a strength: the layers read `(x - shift) / factor`."""
+    at_run_time: bool = False
+    """Whether inputs are multiplied in the file; otherwise what comes before them takes the change."""
 
     def candidates(self, limits: Limits, bits: int, symmetric: bool) -> list[Spread]:
         """One for each of STRENGTHS."""
@@ -79,7 +78,7 @@ class Equaliser:
             if strength is None:
                 continue
             shift, factor = place.change(torch.minimum(low, other_low), torch.maximum(high, other_high), strength)
-            if place.change is not _by_factor:
+            if not place.at_run_time:
                 changes[name] = shift, factor
             elif (1 / factor).amin() <= WORTH_A_FACTOR:
                 factors |= dict.fromkeys(place.readers, 1 / factor)
@@ -126,14 +125,9 @@ class Equaliser:
         generator = torch.Generator().manual_seed(self.context.seed)
         batches = images.batches(images_at_once(graph, BATCH, backward=True))
         for batch, _ in self.context.progress.track(batches, "how far channels can be equalised"):
-            with torch.enable_grad():
-                logits, inputs = tapped(batch.clone().requires_grad_())
-                direction = torch.randn(logits.shape, generator=generator)
-                # What is the same for every image has no gradient; such inputs stay as they are.
-                shown = {i: x for i, x in enumerate(inputs) if x.requires_grad}
-                gradients = torch.autograd.grad((logits * direction).sum(), [*shown.values()], materialize_grads=True)
-            for name, x, gradient in zip((names[i] for i in shown), shown.values(), gradients, strict=True):
-                held[name].observe(x.detach(), gradient)
+            inputs, gradients = random_gradients(tapped, batch, generator)
+            for name, x, gradient in zip(names, inputs, gradients, strict=True):
+                held[name].observe(x, gradient)
         cut = self.config.inputs != "dynamic"
         tops, module = self._tops(graph, places), graph.module
         return {
@@ -153,7 +147,7 @@ def _unreachable(module: GraphModule, weights: Collection[str]) -> dict[str, Pla
     layers, readers = layer_nodes(module), defaultdict[tuple[Node, ...], list[str]](list)
     for weight in weights:
         readers[tuple(dict.fromkeys(argument(node, 0) for node in layers[weight]))].append(weight)
-    return {names[0]: Place(tuple(names), _by_factor) for names in readers.values()}
+    return {names[0]: Place(tuple(names), _by_factor, at_run_time=True) for names in readers.values()}
 
 
 def _centred(low: Tensor, high: Tensor, strength: float) -> Limits:

@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument
 from vitslim.recipe.stages import Quantised
 
 END_ROLES = ("patch_embed", "head")
@@ -34,4 +35,4 @@ def reads_image(module: GraphModule, weight: str) -> bool:
     Such an input stays in float where it cannot be read as pixels: 8 bits of the normalised image harm the outputs more
     than those of a whole block (DeiT-Tiny: alone 32 dB), for a few percent of the products.
     """
-    return any(node.args[0].op == "placeholder" for node in layer_nodes(module)[weight])  # type: ignore[union-attr]
+    return any(argument(node, 0).op == "placeholder" for node in layer_nodes(module)[weight])

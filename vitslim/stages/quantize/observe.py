@@ -19,6 +19,9 @@ from vitslim.graph.patches import is_of_patches
 
 aten = torch.ops.aten
 
+FORWARD_BATCH = 32
+"""Images of one step without gradients; it bounds memory and changes no result."""
+
 
 class Statistic(Protocol):
     """What is gathered of the inputs of one layer, batch by batch."""
@@ -36,12 +39,10 @@ class ChannelRanges:
     def __init__(self) -> None:
         self.low: Tensor | None = None
         self.high: Tensor | None = None
-        self.count = 0
 
     def observe(self, values: Tensor) -> None:
         """Add a float tensor (..., channels)."""
         rows = values.flatten(end_dim=-2)
-        self.count += len(rows)
         low, high = rows.amin(dim=0), rows.amax(dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)

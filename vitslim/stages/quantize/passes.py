@@ -34,6 +34,7 @@ from vitslim.stages.quantize.equaliser import Equaliser
 from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
+    FORWARD_BATCH,
     Observer,
     Operands,
     Statistic,
@@ -44,9 +45,6 @@ from vitslim.stages.quantize.observe import (
 from vitslim.stages.quantize.rounding import Limits, gptq, refine
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
-
-BATCH = 32
-"""Images in one calibration step; it bounds memory and changes no result."""
 
 CALIBRATED = ("static", "symmetric")
 """Inputs whose range is found on calibration images."""
@@ -126,7 +124,7 @@ class Calibration:
             return _rounded(sites[weight], matrix, scales, curvature if gptq_asked else None)
 
         solver = LayerSolver(
-            torch.cat([images for images, _ in self.rounding_set(graph).batches(BATCH)]),
+            torch.cat([images for images, _ in self.rounding_set(graph).batches(FORWARD_BATCH)]),
             self.context.progress,
             "rounding",
             inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
@@ -176,7 +174,7 @@ class Calibration:
         self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str, places: Operands | None = None
     ) -> None:
         observer = Observer(graph.module, statistics, places or layer_inputs(graph.module))
-        batch = images_at_once(graph, BATCH)
+        batch = images_at_once(graph, FORWARD_BATCH)
         predict(observer, self.context.data.calibration, batch, self.context.progress, label)
 
 

@@ -23,7 +23,8 @@ from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.quantize.forms import END_ROLES, end_layers, reads_image, weight_form
-from vitslim.stages.quantize.passes import BATCH, Calibration
+from vitslim.stages.quantize.observe import FORWARD_BATCH
+from vitslim.stages.quantize.passes import Calibration
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -83,7 +84,7 @@ class PtqStage:
         rounded = calibration.round(prepared, sites, scales)
         quantised = insert_fake_quant(rounded, tuple(sites.values()), scales)
         images = context.data.calibration
-        judged, batch = images.balanced(JUDGED_IMAGES), images_at_once(graph, BATCH)
+        judged, batch = images.balanced(JUDGED_IMAGES), images_at_once(graph, FORWARD_BATCH)
         before, _ = predict(graph.module, judged, batch, context.progress, "comparing: float model")
         after, _ = predict(quantised.module, judged, batch, context.progress, "comparing: quantised model")
         return StageResult(
