@@ -50,6 +50,10 @@ def test_integer_layers_compute_what_the_quantised_graph_does(
     assert kernels.pop("patch_embed.proj.weight") == "float"
     assert set(kernels.values()) == {kind}
     assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
+    # What multiplies inputs channel by channel is part of the steps that integer layers quantise with.
+    factors = sum("input_factor" in str(node.target) for node in quantised.module.graph.nodes)
+    assert factors == (2 if keys.get("inputs") != "float" else 0)
+    assert not any("input_factor" in str(node.target) for node in module.graph.nodes)
     images = pictures(quantised)
     with torch.no_grad():
         assert sqnr_db(quantised.module(images), module(images)) > 60

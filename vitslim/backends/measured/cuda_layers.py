@@ -20,6 +20,7 @@ from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypa
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.graph.scale_inputs import FACTOR_PREFIX
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
@@ -73,10 +74,24 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
         return None
     scale, step = (tensors[one.target].detach() for one in (scale, step))
     codes = integer_codes(weight, scale, axis, low, high).to(torch.int8)
-    bias = argument(node, 2)
+    bias, factor = argument(node, 2), _factor(_operands(x)[0])
     return Int8Linear(
-        codes, scale, step, zero_point, (least, most), tensors[bias.target].detach() if bias is not None else None
+        codes,
+        scale,
+        step,
+        zero_point,
+        (least, most),
+        tensors[bias.target].detach() if bias is not None else None,
+        tensors[str(factor.target)].detach() if factor is not None else None,
     )
+
+
+def _factor(node: Node) -> Node | None:
+    """By what a node multiplies the channels of a layer's input; None for any other node."""
+    if not is_op(node, aten.mul.Tensor):
+        return None
+    by = _operands(node)[1]
+    return by if isinstance(by, Node) and str(by.target).startswith(FACTOR_PREFIX) else None
 
 
 def _two_four(module: GraphModule, node: Node, name: str) -> TwoFourLinear:
@@ -86,12 +101,15 @@ def _two_four(module: GraphModule, node: Node, name: str) -> TwoFourLinear:
 
 
 def _put(module: GraphModule, node: Node, layer: nn.Module) -> None:
-    """The layer in place of a node; one in integers reads what the quantiser of its input reads."""
+    """The layer in place of a node; one in integers reads what the quantiser of its input reads, before any factors."""
     name = f"vitslim_{node.name}"
     module.add_submodule(name, layer)
     x = _operands(node)[0]
+    if isinstance(layer, Int8Linear):
+        x = _operands(x)[0]
+        x = x if _factor(x) is None else _operands(x)[0]
     with module.graph.inserting_before(node):
-        new = module.graph.call_module(name, (_operands(x)[0] if isinstance(layer, Int8Linear) else x,))
+        new = module.graph.call_module(name, (x,))
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
 

@@ -32,9 +32,17 @@ class Int8Linear(nn.Module):
     bias: Tensor
 
     def __init__(
-        self, codes: Tensor, scale: Tensor, step: Tensor, zero_point: int, limits: tuple[int, int], bias: Tensor | None
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        step: Tensor,
+        zero_point: int,
+        limits: tuple[int, int],
+        bias: Tensor | None,
+        factor: Tensor | None = None,
     ) -> None:
-        """codes: int8 (out, in), of step sizes `scale`, float (out,). step (), zero_point and limits: of the input."""
+        """codes: int8 (out, in), of step sizes `scale`, float (out,). step (), zero_point and limits: of the input,
+        which is multiplied by `factor` (in,) first."""
         super().__init__()
         shift = UNSIGNED_SHIFT if limits[0] >= 0 else 0
         self.limits = (limits[0] - shift, limits[1] - shift)
@@ -44,7 +52,8 @@ class Int8Linear(nn.Module):
         sums = codes.sum(dim=1, dtype=torch.float32)
         plain = functional.pad(bias.float(), (0, self.filling[1])) if bias is not None else torch.zeros_like(sums)
         moved = float(zero_point - shift)
-        for name, tensor in (("codes", codes), ("step", step.float()), ("zero_point", torch.tensor(moved)),
+        steps = step.float() if factor is None else step.float() / factor.float()
+        for name, tensor in (("codes", codes), ("step", steps), ("zero_point", torch.tensor(moved)),
                              ("scale", product), ("bias", plain - moved * sums * product)):  # fmt: skip
             self.register_buffer(name, tensor)
         self.product: SparseProduct | None = None
