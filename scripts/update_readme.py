@@ -25,6 +25,7 @@ import int8  # noqa: E402
 import int8_floor  # noqa: E402
 import int8_speed  # noqa: E402
 import int8_timm  # noqa: E402
+import torch_cuda  # noqa: E402
 from by_processor import RESULTS, results_of  # noqa: E402
 
 DEPGRAPH, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "gpusq"))
@@ -169,6 +170,26 @@ def _errors(figures: dict[str, float], model: str, kind: str) -> str:
     return ", ".join(f"{100 * figures[f'{model}, {kind}, {key}']:.1f} %" for key in ("median", "mean", "p90"))
 
 
+def on_a_gpu() -> str:
+    """Whole models and single products on a GPU, beside dense FP16."""
+    found = json.loads(torch_cuda.RESULT.read_text(encoding="utf-8"))
+    rows, others = found["rows"], torch_cuda.VARIANTS[1:]
+    device = found["environment"]["device"].partition(" with ")[2]
+    lines = [f"| {device} | FP16 | {' | '.join(others)} |", "|---|---|---|---|---|"]
+    for model in torch_cuda.MODELS:
+        for batch in torch_cuda.BATCHES:
+            faster = " | ".join(f"{rows[f'{model} {name}'][f'speedup_b{batch}']:.2f}x" for name in others)
+            lines.append(f"| {model}, batch {batch} | {rows[f'{model} FP16'][f'ms_b{batch}']:.2f} ms | {faster} |")
+    by_shape: dict[tuple[int, int, int], list[float]] = {}
+    for one in found["gemms"]:
+        by_shape.setdefault((one["m"], one["n"], one["k"]), []).append(one["us"])
+    for (m, n, k), (dense, *rest) in by_shape.items():
+        lines.append(
+            f"| product {m} x {k} x {n} | {dense:.1f} µs | {' | '.join(f'{dense / us:.2f}x' for us in rest)} |"
+        )
+    return "\n".join(lines)
+
+
 def scalesim() -> str:
     """SCALE-Sim and the closed form on the same products."""
     figures = json.loads(SYSTOLIC.read_text(encoding="utf-8"))["figures"]
@@ -197,6 +218,7 @@ BLOCKS = {
     "int8-floor": (RESULTS, distances),
     "int8-timm": (int8_timm.TABLE, architectures),
     "gpusq": (GPUSQ, sparse),
+    "torch-cuda": (torch_cuda.RESULT, on_a_gpu),
     "gpu-model": (GPU_MODEL, gpu_errors),
     "systolic": (SYSTOLIC, scalesim),
     "published": (PUBLISHED, whole_models),

@@ -11,6 +11,7 @@ import torch
 
 from vitslim.backends.measured.torch_cuda import CudaModel
 from vitslim.backends.registry import Measured
+from vitslim.data.digits import MEAN, STD
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import save_graph
 from vitslim.graph.trace import trace_timm
@@ -46,7 +47,9 @@ def test_kernels_compute_what_the_graph_does(
     model = CudaModel(tmp_path / "model.onnx", 1)
     assert model.kernels["blocks.1.mlp.fc1.weight"] == kernel
     for batch in (1, 5, 1):
-        images = np.random.default_rng(batch).normal(size=model.input_shape(batch)).astype(np.float32)
+        # Of 8 bits, as all pixels: those that the quantised graph reads are codes.
+        pixels = np.random.default_rng(batch).integers(0, 256, model.input_shape(batch)) / 255
+        images = ((pixels - MEAN) / STD).astype(np.float32)
         with torch.no_grad():
             expected = graph.module(torch.from_numpy(images))
         # Codes flip where an input in FP16 lies between two of them.

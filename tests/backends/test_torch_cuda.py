@@ -11,6 +11,7 @@ import torch
 
 from vitslim.backends.measured import cuda_layers, cuda_linears
 from vitslim.backends.measured.cuda_layers import deploy
+from vitslim.backends.measured.torch_cuda import compiled
 from vitslim.backends.registry import parse_backend
 from vitslim.data.digits import MEAN, STD
 from vitslim.errors import BackendUnavailableError
@@ -98,18 +99,18 @@ def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pyt
     assert seen == [(32, 16, 16), (64, 16, 16)]
 
 
-def test_fused_kernels_compute_what_their_functions_do() -> None:
-    """As a GPU has them; a processor compiles them as well."""
-    x, step, zero = torch.linspace(-1, 60, 2 * 12).reshape(2, 12), torch.tensor(0.25), torch.tensor(3.0)
-    codes = cuda_linears._quantised(x, step, zero, (-128, 127), (4, 30))
-    assert codes.shape == (32, 16) and codes.dtype == torch.int8
-    assert torch.equal(cuda_linears._fused(cuda_linears._quantised)(x, step, zero, (-128, 127), (4, 30)), codes)
-    product, bias = codes.int(), torch.linspace(-3, 3, 16)
-    for scale in (None, torch.linspace(0.1, 0.2, 16)):
-        expected = cuda_linears._finished(product, scale, bias, torch.float16)
-        torch.testing.assert_close(
-            cuda_linears._fused(cuda_linears._finished)(product, scale, bias, torch.float16), expected
-        )
+@pytest.mark.parametrize("keys", [{}, {"inputs": "symmetric"}], ids=str)
+def test_a_compiled_graph_computes_the_same(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any]
+) -> None:
+    """As a GPU has it; a processor compiles it as well."""
+    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantised, "cpu")
+    fast = compiled(module, dict.fromkeys(kernels, "float"))
+    with torch.no_grad():
+        for count in (1, 3):
+            images = pictures(quantised, count)
+            assert sqnr_db(module(images), fast(images)) > 60
 
 
 def test_pairs_have_no_sparse_kernel(

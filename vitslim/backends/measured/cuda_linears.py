@@ -1,14 +1,10 @@
-"""Linear layers as a GPU multiplies them: INT8 by cuBLAS, 2:4 weights by cuSPARSELt.
+"""Linear layers as a GPU multiplies them: INT8 by cuBLAS or Triton, 2:4 weights by cuSPARSELt.
 
-What comes before and after an integer product (quantising; scaling, adding the bias) is one fused kernel each on a GPU:
-operation by operation it would take longer than the product.
+What comes before and after an integer product (quantising; scaling, adding the bias) is left to the compiler, which
+makes one kernel of it and of its neighbours: operation by operation it would take longer than the product.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +26,7 @@ class Int8Linear(nn.Module):
     zero_point: Tensor
     scale: Tensor
     bias: Tensor
+    packed: Tensor | None
 
     def __init__(
         self,
@@ -56,23 +53,23 @@ class Int8Linear(nn.Module):
         for name, tensor in (("codes", codes), ("step", steps), ("zero_point", torch.tensor(moved)),
                              ("scale", product), ("bias", plain - moved * sums * product)):  # fmt: skip
             self.register_buffer(name, tensor)
-        self.product: SparseProduct | None = None
+        self.register_buffer("packed", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of x."""
         rows = x.flatten(end_dim=-2)
-        filling = (self.filling[0], -len(rows) % ROWS_MULTIPLE)
-        codes = _kernel(_quantised, x.device)(rows, self.step, self.zero_point, self.limits, filling)
-        if self.product is not None:
-            product, scale = self.product(codes, alpha=self.scale, out_dtype=torch.float16), None
+        codes = ((rows.float() / self.step).round() + self.zero_point).clamp(*self.limits).to(torch.int8)
+        codes = functional.pad(codes, (0, self.filling[0], 0, -len(rows) % ROWS_MULTIPLE))
+        if self.packed is None:
+            scaled = torch._int_mm(codes, self.codes.t()) * self.scale
         else:
-            product, scale = torch._int_mm(codes, self.codes.t()), self.scale
-        result = _kernel(_finished, x.device)(product[: len(rows)], scale, self.bias, x.dtype)
-        return result[:, : self.outputs].reshape(*x.shape[:-1], -1)
+            scaled = two_four_product(self.packed, codes, len(self.codes), None, self.scale).t().float()
+        result = (scaled + self.bias).to(x.dtype)
+        return result[: len(rows), : self.outputs].reshape(*x.shape[:-1], -1)
 
     def pack(self) -> None:
         """Multiply by the 2:4 weight in the form of cuSPARSELt from now on. Needs a GPU, and the layer on it."""
-        self.product = SparseProduct(self.codes)
+        self.packed = torch._cslt_compress(self.codes)
 
 
 class TwoFourLinear(nn.Module):
@@ -80,60 +77,48 @@ class TwoFourLinear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    packed: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: float (out, in). bias: float (out,)."""
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.product: SparseProduct | None = None
+        self.register_buffer("packed", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of x."""
-        if self.product is None:
+        if self.packed is None:
             return functional.linear(x, self.weight, self.bias)
         rows = x.flatten(end_dim=-2)
         filled = functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_MULTIPLE))
-        result = self.product(filled, bias=self.bias)[: len(rows)]
-        return result.contiguous().reshape(*x.shape[:-1], -1)
+        product: Tensor = two_four_product(self.packed, filled, len(self.weight), self.bias, None).t()
+        return product[: len(rows)].reshape(*x.shape[:-1], -1)
 
     def pack(self) -> None:
         """Multiply by cuSPARSELt from now on. Needs a GPU, and the layer on it."""
-        self.product = SparseProduct(self.weight)
+        self.packed = torch._cslt_compress(self.weight)
 
 
-class SparseProduct:
-    """Products of a 2:4 weight (out, in) with rows (n, in). Needs a GPU."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._packed = torch._cslt_compress(weight)
-
-    def __call__(self, rows: Tensor, **keys: Any) -> Tensor:
-        """(n, out), column by column in memory; keys as `torch._cslt_sparse_mm` takes them.
-
-        `transpose_result` would write it row by row, and compile a kernel for that at every call: 0.16 s on an H200,
-        minutes for a model.
-        """
-        return torch._cslt_sparse_mm(self._packed, rows.contiguous().t(), **keys).t()
-
-
-def _quantised(
-    rows: Tensor, step: Tensor, zero_point: Tensor, limits: tuple[int, int], filling: tuple[int, int]
+@torch.library.custom_op("vitslim::two_four_product", mutates_args=())
+def two_four_product(
+    packed: Tensor,
+    rows: Tensor,
+    outputs: int,  # noqa: ARG001
+    bias: Tensor | None,
+    alpha: Tensor | None,
 ) -> Tensor:
-    codes = ((rows.float() / step).round() + zero_point).clamp(*limits).to(torch.int8)
-    return functional.pad(codes, (0, filling[0], 0, filling[1]))
+    """A packed 2:4 weight (outputs, in) times rows (n, in), transposed: FP16 (outputs, n). Needs a GPU.
+
+    bias: FP16 (outputs,), for rows in FP16. alpha: float (outputs,), by which products of int8 are multiplied.
+    An operator of its own, since the compiler must know the shape of a result, and a packed weight does not tell it.
+    `transpose_result` of PyTorch's would transpose it back, and compile a kernel for that at every call: 0.16 s on an
+    H200, minutes for a model.
+    """
+    kind = torch.float16 if rows.dtype == torch.int8 else None
+    return torch._cslt_sparse_mm(packed, rows.contiguous().t(), bias=bias, alpha=alpha, out_dtype=kind)
 
 
-def _finished(product: Tensor, scale: Tensor | None, bias: Tensor, kind: torch.dtype) -> Tensor:
-    scaled = product.float() if scale is None else product * scale
-    return (scaled + bias).to(kind)
-
-
-def _kernel(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function itself on a CPU, one fused kernel for it on a GPU."""
-    return _fused(function) if device.type == "cuda" else function
-
-
-@cache
-def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=True)
+@two_four_product.register_fake
+def _(packed: Tensor, rows: Tensor, outputs: int, bias: Tensor | None, alpha: Tensor | None) -> Tensor:  # noqa: ARG001
+    return rows.new_empty(outputs, len(rows), dtype=torch.float16)

@@ -20,6 +20,7 @@ BACKEND = NAME
 UNAVAILABLE_HINT = "install it: pip install torch"
 WARMUP = 3
 """Runs on a side stream before a capture, so that libraries have chosen their kernels."""
+SHAPES_MAX = 1000
 
 
 class CudaModel:
@@ -40,7 +41,8 @@ class CudaModel:
             )
         graph = load_graph(path.parent)
         self._image = graph.source.image
-        self._module, self.kernels = deploy(graph, "cuda")
+        module, self.kernels = deploy(graph, "cuda")
+        self._compiled = compiled(module, self.kernels)
         self._captured: dict[int, _Captured] = {}
 
     def __call__(self, images: Floats) -> Floats:
@@ -53,7 +55,7 @@ class CudaModel:
     def _capture(self, images: Floats) -> _Captured:
         """Raises BackendUnavailableError where a library of the GPU has no kernel for a layer at this batch size."""
         try:
-            return _Captured(self._module, images)
+            return _Captured(self._compiled, images)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             message = f"{BACKEND} cannot run this graph in batches of {len(images)}: {reason}"
@@ -64,6 +66,18 @@ class CudaModel:
         return (batch, *self._image)
 
 
+def compiled(module: Any, kernels: Mapping[str, str]) -> Any:
+    """A module that is compiled anew for each batch size, so that elementwise operations share kernels.
+
+    For products of codes Triton's kernels are tried beside the one of cuBLAS, which is slower than its products in FP16
+    on an H200.
+    """
+    import torch
+
+    autotune: dict[str, Any] = {"max_autotune_gemm": True} if "int8" in kernels.values() else {}
+    return torch.compile(module, dynamic=False, options=autotune)
+
+
 class _Captured:
     """A model captured for one batch size."""
 
@@ -71,7 +85,8 @@ class _Captured:
         import torch
 
         self._images, self._input = images, torch.from_numpy(images).to("cuda", torch.float16)
-        with torch.no_grad():
+        # Of more shapes than its limit PyTorch compiles no further one, and says nothing.
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=SHAPES_MAX):
             self._graph, self._output = capture(lambda: module(self._input), WARMUP)
 
     def run(self, images: Floats) -> Floats:
