@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,25 +22,28 @@ from vitslim.graph.insert_fake_quant import (
     has_input_scale,
     input_scale_name,
     insert_fake_quant,
+    layer_nodes,
     remove_fake_quant,
 )
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensors_of
+from vitslim.graph.nodes import tensor_of, tensors_of
 from vitslim.graph.quantise_attention import quantise_attention
 from vitslim.graph.read_pixels import pixel_layers
+from vitslim.graph.shapes import tensor_shapes
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
 from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.read_only import compute_what_is_read
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import input_quantiser, solvable_layers
 from vitslim.training.evaluate import agreement, predict, shown_below, sqnr_db
 from vitslim.units import FLOAT_BITS
 
-IN_FLOAT = (0, 1, 2, 4, 8)
-"""Numbers of most harmful inputs that are left in float."""
+IN_FLOAT = (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)
+"""At most these shares of the multiplications are left in float."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def choose_placement(
 
 def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tuple[str, ModelGraph]]]:
     """For each form of inputs and of attention its candidates by name: more and more inputs in float, those first
-    that harm most.
+    that harm most for what they cost.
 
     ONNX Runtime computes other convolutions in float either way: there codes would only cost fidelity.
     """
@@ -111,28 +115,59 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     around = {"": plain}
     for edit in (edit for edit in graph.edits if isinstance(edit, QuantiseAttention)):
         around[" with attention"] = quantise_attention(plain, edit.blocks, edit.bits, scales)
+    costs = _multiplications(plain)
     for form, sites in forms.items():
-        worst = _most_harmful(plain, sites, scales, context)
+        steps = floats_by_cost(_noise(plain, sites, scales, context), costs)
         for suffix, floats in around.items():
-            yield _ladder(form + suffix, sites, worst, floats, scales)
+            yield _ladder(form + suffix, sites, steps, floats, scales)
 
 
 def _ladder(
-    form: str, sites: Mapping[str, FakeQuantSite], worst: Sequence[str], plain: ModelGraph, scales: Mapping[str, Tensor]
+    form: str,
+    sites: Mapping[str, FakeQuantSite],
+    steps: Sequence[Sequence[str]],
+    plain: ModelGraph,
+    scales: Mapping[str, Tensor],
 ) -> Iterator[tuple[str, ModelGraph]]:
-    for count in (count for count in IN_FLOAT if count < max(1, len(worst))):
-        found = {**sites} | {weight: _float(sites[weight]) for weight in worst[:count]}
-        name = f"{form}, {count} in float" if count else form
+    for left in steps:
+        found = {**sites} | {weight: _float(sites[weight]) for weight in left}
+        name = f"{form}, {len(left)} in float" if left else form
         yield name, insert_fake_quant(plain, tuple(found.values()), scales)
 
 
-def _most_harmful(
+def floats_by_cost(noise: Mapping[str, float], costs: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Inputs that are left in float, by the weight that multiplies them: none, then what takes most noise for the
+    multiplications that it costs, up to each share of IN_FLOAT. Layers that cost next to nothing come first."""
+    order = sorted(noise, key=lambda weight: noise[weight] / costs[weight], reverse=True)
+    whole, found = sum(costs[weight] for weight in noise), list[tuple[str, ...]]()
+    for share in IN_FLOAT:
+        left, room = list[str](), share * whole
+        for weight in order:
+            if costs[weight] <= room:
+                left.append(weight)
+                room -= costs[weight]
+        if tuple(left) not in found:
+            found.append(tuple(left))
+    return found
+
+
+def _multiplications(graph: ModelGraph) -> dict[str, int]:
+    """Of each layer by its weight, without those whose results nothing reads."""
+    read = graph.copy()
+    compute_what_is_read(read)
+    shapes = tensor_shapes(read.module, read.source.image)
+    return {
+        weight: sum(prod(shapes[node]) for node in nodes) * tensor_of(read.module, weight)[0].numel()
+        for weight, nodes in layer_nodes(read.module).items()
+    }
+
+
+def _noise(
     plain: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor], context: StageContext
-) -> list[str]:
+) -> dict[str, float]:
     quantised = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
     quantisers = {s.weight: input_quantiser(s, scales.get(input_scale_name(s.weight))) for s in quantised}
-    shares = measure_noise(plain, quantisers, context)
-    return sorted(shares, key=lambda weight: -shares[weight])
+    return measure_noise(plain, quantisers, context)
 
 
 def _float(site: FakeQuantSite) -> FakeQuantSite:
