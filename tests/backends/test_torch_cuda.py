@@ -99,12 +99,11 @@ def test_what_is_too_small_for_the_integer_product_is_filled_up(monkeypatch: pyt
     assert seen == [(32, 16, 16), (64, 16, 16)]
 
 
-@pytest.mark.parametrize("keys", [{}, {"inputs": "symmetric"}], ids=str)
 def test_a_compiled_graph_computes_the_same(
-    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any]
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     """As a GPU has it; a processor compiles it as well."""
-    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, digits_context(tiny_graph)).graph
     module, kernels = deploy(quantised, "cpu")
     fast = compiled(module, dict.fromkeys(kernels, "float"))
     with torch.no_grad():
