@@ -55,7 +55,6 @@ FOLDER = ROOT / "runs" / "int8-bench"
 IN_OPENVINO = " in OpenVINO"
 NNCF = f"NNCF{IN_OPENVINO}"
 """ONNX Runtime does not take its file."""
-VAL_IMAGES = 1000
 SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
 
@@ -187,7 +186,7 @@ def _judge(path: Path, data: DataModule, runtime: type[OnnxModel] | type[OpenVin
         return torch.from_numpy(model(images.numpy()))
 
     samples, names = predict(forward, data.extra["samples"], BATCH, Silent(), "")
-    val, labels = predict(forward, data.val.balanced(VAL_IMAGES), BATCH, Silent(), "")
+    val, labels = predict(forward, data.val, BATCH, Silent(), "")
     row: Row = {"mb": path.stat().st_size / 1e6, "logits": (samples, val)}
     return row | {"top1_samples": top1(samples, names), "top1_val": top1(val, labels)}
 

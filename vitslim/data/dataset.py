@@ -13,7 +13,6 @@ import torch
 from vitslim.data.batches import Batches, split_positions
 from vitslim.data.held import HeldImages
 from vitslim.data.source import KEPT_BYTES_MAX, Pixels, Source
-from vitslim.errors import InputError
 from vitslim.progress import Progress
 
 HELD_BATCH = 64
@@ -67,28 +66,13 @@ class Dataset:
         return replace(self, variation=seed)
 
     def held(self, device: torch.device, progress: Progress) -> Dataset:
-        """The same images, decoded now and held on a device; this set itself where they are held, or need too much
-        memory."""
-        if isinstance(self.source, HeldImages) or not len(self) or len(self) * self.pixels(0).nbytes > KEPT_BYTES_MAX:
+        """The same images, decoded now and held on a device; this set itself where they need too much memory."""
+        if not len(self) or len(self) * self.pixels(0).nbytes > KEPT_BYTES_MAX:
             return self
         batches = self.batches(HELD_BATCH).on(device)
         pixels = torch.cat(list(progress.track(batches.decoded(), "decoding images", total=len(batches))))
         place = {index: position for position, index in enumerate(self.indices)}
         return replace(self, source=HeldImages(self.source, pixels, place))
-
-    def joined(self, pixels: Pixels, labels: Sequence[int]) -> Dataset:
-        """A held set with more images (n, C, H, W) behind its own, as its source decodes them.
-
-        They have no variation of the source's. Raises InputError for a set that is not held.
-        """
-        if not isinstance(self.source, HeldImages):
-            raise InputError(
-                f"{len(self)} images of '{self.name}' are too many to hold beside others", "set train.images to fewer"
-            )
-        first = max(self.source.place) + 1
-        added = range(first, first + len(pixels))
-        source = self.source.joined(pixels, added)
-        return replace(self, source=source, indices=(*self.indices, *added), labels=(*self.labels, *labels))
 
     def subset(self, positions: Sequence[int], split: str | None = None) -> Dataset:
         """Only these positions, in this order."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,11 +23,6 @@ class HeldImages:
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
         """As it was decoded, on the device where it is held; varied, as the source gives it."""
         return self.held[self.place[index]] if variation is None else self.source.pixels(index, variation)
-
-    def joined(self, pixels: Pixels, indices: Sequence[int]) -> HeldImages:
-        """With more images behind them, under new indices."""
-        places = zip(indices, range(len(self.held), len(self.held) + len(pixels)), strict=True)
-        return replace(self, held=torch.cat([self.held, pixels.to(self.held)]), place={**self.place, **dict(places)})
 
     @property
     def normalisation(self) -> Normalisation:

@@ -59,15 +59,6 @@ class Features(Config):
     only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
 
 
-class Inversion(Config):
-    """More images to train on, of classes that the training set lacks: crops of its images, changed until the teacher
-    sees classes drawn from all that it knows."""
-
-    images: PositiveInt = Field(3000, description="so many, held in memory beside the training set")
-    steps: PositiveInt = Field(40, description="passes through the teacher, and back, that an image takes")
-    lr: PositiveFloat = Field(0.005, description="change of a pixel in a step, where its range is 1")
-
-
 class Taught(StageConfig):
     """Keys of stages that train with a teacher."""
 
@@ -79,7 +70,6 @@ class Taught(StageConfig):
     temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
     features: Features = Features()
     train: Train = Train()
-    invert: Inversion | None = Field(None, description="also train on images made to look like other classes")
 
 
 class FeatureWeight(Config):

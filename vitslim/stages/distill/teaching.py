@@ -13,7 +13,6 @@ from vitslim.recipe.teaching import Taught, Teacher
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs, critical_blocks
-from vitslim.stages.distill.inversion import with_inverted
 from vitslim.stages.distill.objective import Distillation
 from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
@@ -37,10 +36,6 @@ def teach(
     blocks = critical_blocks(config.features, student) if teacher is not None and config.loss.feature > 0 else ()
     if teacher is not None and blocks:
         _require_equal_features(student, teacher, blocks)
-    if config.invert is not None and teacher is not None:
-        dataset = with_inverted(
-            dataset, teacher, config.invert, config.train, context.seed, context.progress, context.keep
-        )
     says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
     outputs = block_outputs(student) if blocks else {}
     module = with_taps(student.module, [outputs[block] for block in blocks]) if blocks else student.module
@@ -59,8 +54,7 @@ def teach(
     metrics["seconds"] = time.perf_counter() - started
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
     taught_by = _name(config.teacher) if teacher is not None else NO_TEACHER
-    images = f"{len(dataset)} images" + (f", {config.invert.images} of them inverted," if config.invert else "")
-    what = f"trained {epochs} on {images} on {device_name(device)}, teacher {taught_by}"
+    what = f"trained {epochs} on {len(dataset)} images on {device_name(device)}, teacher {taught_by}"
     return LayerNote(layer="all parameters", what=what), metrics
 
 
@@ -76,12 +70,6 @@ def unlearnable(config: Taught) -> list[Problem]:
     if config.train.mix and (config.teacher == NO_TEACHER or (loss.hard > 0 and config.labels == "dataset")):
         message = "mixtures of two images have no label, and loss.hard asks for one"
         return [Problem("train.mix", message, "set labels to teacher, or loss.hard to 0 beside a teacher")]
-    if config.invert is not None:
-        if not needs_teacher(config):
-            return [Problem("invert", "no teacher is asked that could be inverted", "name a teacher such as dense")]
-        if config.train.augment == "light":
-            message = "inverted images have no file that train.augment light would crop anew"
-            return [Problem("train.augment", message, "set train.augment to strong, or to none")]
     if loss.hard == loss.soft == loss.feature == 0:
         return [Problem("loss", "all loss weights are zero", "set loss.hard or loss.soft above zero")]
     if config.teacher == NO_TEACHER and loss.hard == 0:

@@ -7,9 +7,9 @@ become: calibrated codes, codes of each batch's own range, or float. Attention t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,14 +22,13 @@ from vitslim.graph.insert_fake_quant import (
     has_input_scale,
     input_scale_name,
     insert_fake_quant,
-    layer_nodes,
     remove_fake_quant,
 )
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import tensor_of, tensors_of
+from vitslim.graph.nodes import tensors_of
 from vitslim.graph.quantise_attention import quantise_attention
 from vitslim.graph.read_pixels import pixel_layers
-from vitslim.graph.shapes import tensor_shapes
+from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
@@ -152,14 +151,13 @@ def floats_by_cost(noise: Mapping[str, float], costs: Mapping[str, int]) -> list
 
 
 def _multiplications(graph: ModelGraph) -> dict[str, int]:
-    """Of each layer by its weight, without those whose results nothing reads."""
+    """Of each layer by its weight, for an image, without those whose results nothing reads."""
     read = graph.copy()
     compute_what_is_read(read)
-    shapes = tensor_shapes(read.module, read.source.image)
-    return {
-        weight: sum(prod(shapes[node]) for node in nodes) * tensor_of(read.module, weight)[0].numel()
-        for weight, nodes in layer_nodes(read.module).items()
-    }
+    found, costs = sketch(read), Counter[str]()
+    for product in found.products:
+        costs[product.weight] += product.macs(found.axes)
+    return costs
 
 
 def _noise(
