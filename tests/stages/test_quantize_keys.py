@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
+from vitslim.graph.edits import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers, remove_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
@@ -61,7 +61,7 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
     "change",
     [
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
-        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": False},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": "none"},
         {"rounding": "nearest"}, {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
         {"end_bits": 4},
     ],
@@ -169,22 +169,29 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
     assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
-def with_a_large_hidden_unit(graph: ModelGraph) -> ModelGraph:
+def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
+    """Large for all tokens alike where channels are to be scaled, for few of them where tokens are."""
     graph = graph.copy()
     with torch.no_grad():
-        tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] += 30.0
+        if scaling == "channels":
+            tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] += 30.0
+        else:
+            weight = tensor_of(graph.module, "blocks.1.mlp.fc1.weight")[3].mul_(40.0)
+            tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] -= 1.5 * weight.norm()
         tensor_of(graph.module, "blocks.1.mlp.fc2.weight")[:, 3] *= 0.1
     return graph
 
 
-def test_inputs_behind_gelu_are_multiplied_and_the_file_does_the_same(
-    tiny_graph: ModelGraph, context: StageContext
+@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleInputs), ("tokens", DivideTokens)])
+def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
+    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
 ) -> None:
-    large = with_a_large_hidden_unit(tiny_graph)
-    plain, scaled = (quantise(large, context, scale_inputs=asked) for asked in (False, True))
-    both = tuple(f"blocks.{block}.mlp.fc2.weight" for block in (0, 1))
-    assert [edit.weights for edit in scaled.edits if isinstance(edit, ScaleInputs)] == [both]
-    assert not any(isinstance(edit, ScaleInputs) for edit in plain.edits)
+    large = with_a_large_hidden_unit(tiny_graph, asked)
+    plain, scaled = (quantise(large, context, scale_inputs=one) for one in ("none", asked))
+    (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
+    assert "blocks.1.mlp.fc2.weight" in weights
+    assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
+    assert not any(isinstance(edit, (ScaleInputs, DivideTokens)) for edit in plain.edits)
     reference = logits(large, context)
     assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
     save_graph(scaled, context.workdir)
@@ -194,6 +201,10 @@ def test_inputs_behind_gelu_are_multiplied_and_the_file_does_the_same(
         images = torch.stack([context.data.calibration[i][0] for i in range(8)])
         assert sqnr_db(logits(scaled, context), OnnxFile(context.workdir / "model.onnx")(images)) > 30
         assert inspect(context.workdir / "model.onnx").broken == ()
+
+
+def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:
+    return edit.weights if isinstance(edit, ScaleInputs) else edit.floors
 
 
 def test_factors_shrink_large_channels_alone() -> None:

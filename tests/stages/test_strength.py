@@ -127,7 +127,7 @@ def test_places_show_what_their_layers_read_and_nothing_else(
     equaliser = Equaliser(Ptq(), digits_context(tiny_graph))
     places = equaliser._places(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
     assert {"blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.1.mlp.fc2.weight"} <= set(places)
-    names, tapped = _tapped(tiny_graph, places)
+    names, tapped = _tapped(tiny_graph, {name: place.readers for name, place in places.items()})
     assert set(names) == set(places)
     images = torch.randn(3, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
     layer = layer_nodes(tiny_graph.module)["blocks.1.mlp.fc2.weight"][0]
@@ -174,6 +174,7 @@ def test_ranges_of_each_batch_cut_nothing_off(
     for inputs in ("static", "dynamic"):
         equaliser = Equaliser(Ptq(inputs=inputs), context)  # type: ignore[arg-type]
         low, high = equaliser._ranges(tiny_graph, places, context.data.calibration)[weight]
-        narrow = {weight: (low / 2, high / 2)}
-        costs.append(equaliser._losses(tiny_graph, places, narrow, context.data.calibration)[weight])
+        held = equaliser._held_out(places, {weight: (low / 2, high / 2)})
+        equaliser._look(tiny_graph, {weight: [weight]}, held, context.data.calibration)
+        costs.append(equaliser._losses(tiny_graph, places, held)[weight])
     assert (costs[0] > 2 * costs[1]).all()

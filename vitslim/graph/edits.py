@@ -50,6 +50,14 @@ class ScaleInputs:
 
 
 @dataclass(frozen=True)
+class DivideTokens:
+    """Inputs of these layers are divided token by token by their largest magnitude, and outputs multiplied by it."""
+
+    floors: dict[str, float]
+    """Weight name to the least divisor."""
+
+
+@dataclass(frozen=True)
 class ReadPixels:
     """These layers read pixels in place of the normalised image; the constants that undo it travel with the weights."""
 
@@ -90,4 +98,7 @@ class QuantiseAttention:
     bits: int
 
 
-Edit = Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | ReadPixels | InsertFakeQuant | QuantiseAttention
+Edit = (
+    Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | DivideTokens | ReadPixels | InsertFakeQuant
+    | QuantiseAttention
+)  # fmt: skip

@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
+from vitslim.graph.divide_tokens import divide_tokens
 from vitslim.graph.edit import slice_axes
 from vitslim.graph.edits import (
+    DivideTokens,
     Edit,
     FakeQuantSite,
     InsertFakeQuant,
@@ -110,6 +112,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Edit]] = {
     "RemoveBlock": lambda fields: RemoveBlock(tuple(fields["names"])),
     "Mask": lambda fields: Mask(fields["pattern"], tuple(fields["parameters"])),
     "ScaleInputs": lambda fields: ScaleInputs(tuple(fields["weights"])),
+    "DivideTokens": lambda fields: DivideTokens(**fields),
     "ReadPixels": lambda fields: ReadPixels(tuple(fields["weights"])),
     "InsertFakeQuant": lambda fields: InsertFakeQuant(tuple(FakeQuantSite(**site) for site in fields["sites"])),
     "QuantiseAttention": lambda fields: QuantiseAttention(tuple(fields["blocks"]), fields["bits"]),
@@ -134,6 +137,8 @@ def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
             new = remove_blocks(graph, edit.names)
         case ScaleInputs():
             new = scale_inputs(graph, edit.weights)
+        case DivideTokens():
+            new = divide_tokens(graph, edit.floors)
         case ReadPixels():
             new = read_pixels(graph, edit.weights)
         case InsertFakeQuant():

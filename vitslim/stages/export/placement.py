@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
+from vitslim.graph.divide_tokens import divided_layers
 from vitslim.graph.edits import FakeQuantSite, QuantiseAttention
 from vitslim.graph.insert_fake_quant import (
     has_input_scale,
@@ -109,8 +110,8 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     scales = tensors_of(graph.module)
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
-        pixels = pixel_layers(graph)
-        forms["dynamic"] = {w: site if w in pixels else _dynamic(site) for w, site in base.items()}
+        known = pixel_layers(graph) | divided_layers(graph)
+        forms["dynamic"] = {w: site if w in known else _dynamic(site) for w, site in base.items()}
     around = {"": plain}
     for edit in (edit for edit in graph.edits if isinstance(edit, QuantiseAttention)):
         around[" with attention"] = quantise_attention(plain, edit.blocks, edit.bits, scales)

@@ -34,6 +34,7 @@ Parts = dict[int, Part | None]
 ELEMENTWISE = (
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
     aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.clone.default, aten.contiguous.default,
+    aten.abs.default, aten.clamp.default,
     FAKE_QUANT, DYNAMIC_FAKE_QUANT,
 )  # fmt: skip
 
@@ -137,6 +138,13 @@ def _attention(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | No
     return {0: part, 1: None, 2: None, **of_mask}
 
 
+def _largest(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    """The extreme of one dimension, which stays, needs the part of others."""
+    dims, kept = argument(node, 1, "dim", ()), argument(node, 2, "keepdim", False)
+    length = len(shapes[node])
+    return {0: part} if kept and dims and part.dim not in {dim % length for dim in dims} else None
+
+
 def _transpose(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
     first, second = (argument(node, place) % len(shapes[node]) for place in (1, 2))
     return {0: part._replace(dim={first: second, second: first}.get(part.dim, part.dim))}
@@ -155,6 +163,7 @@ RULES: dict[Any, Callable[[Node, Part, Mapping[Node, Any]], Parts | None]] = {
     aten.layer_norm.default: _norm, aten.rms_norm.default: _norm, aten.linear.default: _linear,
     aten.softmax.int: _softmax, aten.matmul.default: _product, aten.scaled_dot_product_attention.default: _attention,
     aten.transpose.int: _transpose, aten.permute.default: _permute, aten.reshape.default: _reshape,
+    aten.amax.default: _largest,
 }  # fmt: skip
 
 

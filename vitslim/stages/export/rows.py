@@ -26,7 +26,8 @@ aten = torch.ops.aten
 Shape = tuple[int, ...]
 
 ELEMENTWISE = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.gelu.default, aten.relu.default, aten.silu.default,
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
+    aten.silu.default, aten.abs.default, aten.clamp.default,
 )  # fmt: skip
 NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
@@ -110,8 +111,10 @@ def _works_by_row(node: Node, shapes: Mapping[Node, Any]) -> bool:
         return True
     if is_op(node, *NORMS):
         return len(argument(node, 1)) == 1
+    if is_op(node, aten.amax.default):
+        return bool(argument(node, 1) == [-1] and argument(node, 2))
     operands = [shapes[given] for given in node.args if isinstance(given, Node)]
-    return is_op(node, *ELEMENTWISE) and all(one in (shape, shape[-1:], ()) for one in operands)
+    return is_op(node, *ELEMENTWISE) and all(one in (shape, (*shape[:-1], 1), shape[-1:], ()) for one in operands)
 
 
 def _is_integer_product(node: Node) -> bool:

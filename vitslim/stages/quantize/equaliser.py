@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
+from vitslim.graph.divide_tokens import divide_tokens, is_bounded_below
 from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
@@ -24,6 +25,7 @@ from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisa
 from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
 from vitslim.stages.quantize.observe import FORWARD_BATCH, ChannelRanges, Observer, linear_layers
 from vitslim.stages.quantize.strength import STRENGTHS, HeldOut, Spread, halves, spread
+from vitslim.stages.quantize.tokens import TokenNoise
 from vitslim.stages.sensitivity import BATCH, random_gradients
 from vitslim.training.evaluate import predict
 from vitslim.training.taps import with_taps
@@ -32,6 +34,9 @@ aten = torch.ops.aten
 
 WORTH_A_FACTOR = 0.7
 """Inputs are multiplied where that makes their largest channel smaller by so much: it is a pass over them."""
+
+WORTH_A_DIVISION = 0.5
+"""Tokens are divided where that leaves so much of the noise of rounding: it takes three passes over them."""
 
 Limits = tuple[Tensor, Tensor]
 
@@ -56,6 +61,22 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Inputs of layers whose tokens can be divided by their largest magnitude."""
+
+    readers: tuple[str, ...]
+    """Weights of the layers."""
+    noise: TokenNoise
+
+    def floors(self) -> dict[str, float]:
+        """The least divisor for each layer; empty where dividing is not worth its time."""
+        best = self.noise.best()
+        if best is None or best.left > WORTH_A_DIVISION:
+            return {}
+        return dict.fromkeys(self.readers, best.floor)
+
+
+@dataclass(frozen=True)
 class Equaliser:
     """Makes a graph that computes the same, from inputs that are spread evenly over their channels."""
 
@@ -64,12 +85,28 @@ class Equaliser:
 
     def __call__(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A new graph. Each place is changed as far as images of other classes than its range is from allow."""
-        places = self._places(graph, weights)
-        if not places:
+        places, tokens = self._places(graph, weights), self._tokens(graph, weights)
+        if not places and not tokens:
             return graph.copy()
-        first, second = self._halves(graph)
-        ranges = [self._ranges(graph, places, images) for images in (first, second)]
-        losses = [self._losses(graph, places, ranges[0], second), self._losses(graph, places, ranges[1], first)]
+        parts = self._halves(graph)
+        ranges = [self._ranges(graph, places, images) for images in parts]
+        held = [self._held_out(places, found) for found in ranges]
+        readers = {n: one.readers for n, one in places.items()} | {n: one.readers for n, one in tokens.items()}
+        noise = {name: one.noise for name, one in tokens.items()}
+        for seen, images in zip(held, reversed(parts), strict=True):
+            self._look(graph, readers, {**seen, **noise}, images)
+        changed = self._changed(graph, places, ranges, [self._losses(graph, places, seen) for seen in held])
+        floors = {weight: floor for one in tokens.values() for weight, floor in one.floors().items()}
+        return divide_tokens(changed, floors) if floors else changed
+
+    def _changed(
+        self,
+        graph: ModelGraph,
+        places: Mapping[str, Place],
+        ranges: Sequence[Mapping[str, Limits]],
+        losses: Sequence[Mapping[str, Tensor]],
+    ) -> ModelGraph:
+        """A new graph with the strength at each place that loses least."""
         changes: dict[str, Limits] = {}
         factors: dict[str, Tensor] = {}
         for name, place in places.items():
@@ -87,17 +124,24 @@ class Equaliser:
 
     def _places(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Place]:
         """By the weight of their first reader, those alone at which something is quantised."""
-        found = find_equalisable(graph)
         places = {
             one.readers[0]: Place(one.readers, _centred if one.shifts else _scaled)
-            for one in found
+            for one in find_equalisable(graph)
             if one.readers[0] in weights
         }
-        if self.config.scale_inputs:
-            reached = {reader for one in found for reader in one.readers}
-            others = [w for w in linear_layers(graph.module) if w in weights and w not in reached]
-            places |= _unreachable(graph.module, [w for w in others if not reads_image(graph.module, w)])
+        if self.config.scale_inputs == "channels":
+            beyond = _unreachable(graph, weights)
+            places |= {names[0]: Place(names, _by_factor, at_run_time=True) for names in beyond.values()}
         return places
+
+    def _tokens(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Tokens]:
+        """By the weight of their first reader, inputs whose tokens may be divided."""
+        if self.config.scale_inputs != "tokens":
+            return {}
+        return {
+            names[0]: Tokens(names, TokenNoise(all(map(is_bounded_below, sources))))
+            for sources, names in _unreachable(graph, weights).items()
+        }
 
     def _halves(self, graph: ModelGraph) -> tuple[Dataset, Dataset]:
         """Calibration images of some classes and of others, as the model sees them; twice the same where one is all."""
@@ -115,19 +159,28 @@ class Equaliser:
         predict(observer, images, images_at_once(graph, FORWARD_BATCH), self.context.progress, "ranges of channels")
         return {name: one.found for name, one in found.items()}
 
-    def _losses(
-        self, graph: ModelGraph, places: Mapping[str, Place], ranges: Mapping[str, Limits], images: Dataset
-    ) -> dict[str, Tensor]:
-        """What each strength costs at each place, on images that its ranges are not from."""
+    def _held_out(self, places: Mapping[str, Place], ranges: Mapping[str, Limits]) -> dict[str, HeldOut]:
         bits, symmetric = self.config.input_bits, self.config.inputs == "symmetric"
-        held = {n: HeldOut(ranges[n], one.candidates(ranges[n], bits, symmetric)) for n, one in places.items()}
-        names, tapped = _tapped(graph, places)
+        return {n: HeldOut(ranges[n], one.candidates(ranges[n], bits, symmetric)) for n, one in places.items()}
+
+    def _look(
+        self,
+        graph: ModelGraph,
+        readers: Mapping[str, Sequence[str]],
+        seen: Mapping[str, HeldOut | TokenNoise],
+        images: Dataset,
+    ) -> None:
+        """Show inputs, and the gradients there, to whoever asks for them by the name of their place."""
+        names, tapped = _tapped(graph, readers)
         generator = torch.Generator().manual_seed(self.context.seed)
         batches = images.batches(images_at_once(graph, BATCH, backward=True))
-        for batch, _ in self.context.progress.track(batches, "how far channels can be equalised"):
+        for batch, _ in self.context.progress.track(batches, "how far inputs can be equalised"):
             inputs, gradients = random_gradients(tapped, batch, generator)
             for name, x, gradient in zip(names, inputs, gradients, strict=True):
-                held[name].observe(x, gradient)
+                seen[name].observe(x, gradient)
+
+    def _losses(self, graph: ModelGraph, places: Mapping[str, Place], held: Mapping[str, HeldOut]) -> dict[str, Tensor]:
+        """What each strength costs at each place, on images that its ranges are not from."""
         cut = self.config.inputs != "dynamic"
         tops, module = self._tops(graph, places), graph.module
         return {
@@ -142,12 +195,16 @@ class Equaliser:
         return {w: weight_range(*form)[1] for w, form in forms.items()}
 
 
-def _unreachable(module: GraphModule, weights: Collection[str]) -> dict[str, Place]:
-    """Places that nothing before can scale, those behind an activation function above all; one for each tensor read."""
-    layers, readers = layer_nodes(module), defaultdict[tuple[Node, ...], list[str]](list)
-    for weight in weights:
-        readers[tuple(dict.fromkeys(argument(node, 0) for node in layers[weight]))].append(weight)
-    return {names[0]: Place(tuple(names), _by_factor, at_run_time=True) for names in readers.values()}
+def _unreachable(graph: ModelGraph, weights: Collection[str]) -> dict[tuple[Node, ...], tuple[str, ...]]:
+    """Inputs that nothing before can scale, those behind an activation function above all, and the weights of their
+    readers."""
+    module, layers = graph.module, layer_nodes(graph.module)
+    reached = {reader for one in find_equalisable(graph) for reader in one.readers}
+    found = defaultdict[tuple[Node, ...], tuple[str, ...]](tuple)
+    for weight in linear_layers(module):
+        if weight in weights and weight not in reached and not reads_image(module, weight):
+            found[tuple(dict.fromkeys(argument(node, 0) for node in layers[weight]))] += (weight,)
+    return found
 
 
 def _centred(low: Tensor, high: Tensor, strength: float) -> Limits:
@@ -162,7 +219,7 @@ def _by_factor(low: Tensor, high: Tensor, strength: float) -> Limits:
     return torch.zeros_like(low), 1 / outlier_factors(low, high, strength)
 
 
-def _tapped(graph: ModelGraph, places: Mapping[str, Place]) -> tuple[Sequence[str], GraphModule]:
+def _tapped(graph: ModelGraph, readers: Mapping[str, Sequence[str]]) -> tuple[Sequence[str], GraphModule]:
     """A model that shows, beside its logits, copies of inputs that layers alone read, and the places of these.
 
     What else reads an input, as a shortcut does, sees the input itself: the gradient at the copy is that of the layers.
@@ -170,8 +227,8 @@ def _tapped(graph: ModelGraph, places: Mapping[str, Place]) -> tuple[Sequence[st
     module = graph.copy().module
     layers, names = layer_nodes(module), []
     twins: list[Node] = []
-    for name, place in places.items():
-        nodes = [node for reader in place.readers for node in layers[reader]]
+    for name, weights in readers.items():
+        nodes = [node for weight in weights for node in layers[weight]]
         for source in dict.fromkeys(argument(node, 0) for node in nodes):
             with module.graph.inserting_after(source):
                 twin: Any = module.graph.call_function(aten.clone.default, (source,))

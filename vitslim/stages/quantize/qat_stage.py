@@ -31,7 +31,7 @@ class QatStage:
                 block=config.block,
                 calibrate=config.calibrate,
                 rounding=config.rounding,
-                scale_inputs=False,
+                scale_inputs="none",
                 bias_correction=False,
                 skip=config.skip,
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitslim.errors import StageError
+from vitslim.stages.quantize.tokens import check_finite
 
 STRENGTHS = (None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """That are tried. A channel of range r is divided by (r / median r) ** strength; None leaves the inputs as they are."""
@@ -84,9 +84,7 @@ class HeldOut:
         Raises StageError where a gradient is no finite number.
         """
         x, matter = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square()
-        if not bool(matter.isfinite().all()):
-            hint = "`equalise: false` and `rounding: nearest` ask for no gradients"
-            raise StageError("the gradient at an input is no finite number", hint)
+        check_finite(matter)
         rows = matter.sum(dim=1)
         self._matter += matter.sum(dim=0)
         self._rows = self._rows + rows.sum()
