@@ -243,6 +243,7 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
         ({"inputs": "float", "equalise": False}, "portable", "equalise", "has no use for"),
         ({"inputs": "float", "scale_inputs": "none"}, "portable", "scale_inputs", "has no use for"),
+        ({"equalise": False, "scale_inputs": "tokens"}, "portable", "scale_inputs", "scales no inputs"),
         ({"zero_points": True}, "portable", "zero_points", "without blocks"),
         ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
         ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),

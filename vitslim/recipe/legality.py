@@ -22,6 +22,7 @@ from vitslim.recipe.stages import (
     Etps,
     Export,
     Layers,
+    Ptq,
     Qat,
     TwoFour,
     Unstructured,
@@ -251,6 +252,9 @@ def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
             if key in fields and getattr(config, key) != fields[key].default:
                 message = f"`inputs: {config.inputs}` has no use for {key}"
                 yield Problem(_where(position, config, key), message, "leave it out")
+        if isinstance(config, Ptq) and not config.equalise and config.scale_inputs == "tokens":
+            message = "`equalise: false` scales no inputs"
+            yield Problem(_where(position, config, "scale_inputs"), message, "leave out one of the two")
         if config.inputs == "dynamic" and portable:
             message = "a portable file has static scales, dynamic inputs have none"
             yield Problem(_where(position, config, "inputs"), message, "write `export: {profile: ort-cpu}`")

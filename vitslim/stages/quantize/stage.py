@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from vitslim.errors import Problem, closest
+from vitslim.graph.divide_tokens import divided_layers
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import (
     QUANTISER_PREFIX,
@@ -89,7 +90,10 @@ class PtqStage:
         after, _ = predict(quantised.module, judged, batch, context.progress, "comparing: quantised model")
         return StageResult(
             quantised,
-            changes=(*self._changes(graph, tuple(sites.values())), *self._attention_changes(graph)),
+            changes=(
+                *self._changes(graph, tuple(sites.values()), divided_layers(prepared)),
+                *self._attention_changes(graph),
+            ),
             skipped=self._skipped(graph, sites),
             metrics={
                 "calibration_images": float(len(images)),
@@ -125,10 +129,16 @@ class PtqStage:
         skip = {layer_of(name) for name in self.config.skip}
         return tuple(weight for weight in weights if layer_of(weight) not in skip)
 
-    def _changes(self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...]) -> tuple[LayerNote, ...]:
+    def _changes(
+        self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...], divided: Collection[str]
+    ) -> tuple[LayerNote, ...]:
         ends = end_layers(graph) if self.config.end_bits is not None else frozenset()
         return tuple(
-            LayerNote(layer=site.weight, what=describe(site), reason=self._reason(site, graph, site.weight in ends))
+            LayerNote(
+                layer=site.weight,
+                what=describe(site) + (", each token divided by its largest" if site.weight in divided else ""),
+                reason=self._reason(site, graph, site.weight in ends),
+            )
             for site in sites
         )
 
