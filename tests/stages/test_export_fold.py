@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 
-from vitslim.stages.export.fold import fold_transposes
+from vitslim.stages.export.fold import fold_transposes, store_weights
 from vitslim.stages.export.fusible import relus_as_maxima
+from vitslim.stages.export.lower import Form, Stored
 
 SHARED = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -49,6 +51,17 @@ def test_a_product_before_a_relu_is_of_integers(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     assert "MatMulIntegerToFloat" in {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
     np.testing.assert_allclose(results(model, images)[0], before[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "form"), [(8, Form.MULTIPLY), (4, Form.MULTIPLY), (4, Form.DEQUANTISE)])
+def test_constants_that_nothing_reads_any_more_go(bits: int, form: Form) -> None:
+    model = ir.from_onnx_text(SHARED)
+    images = {name: np.ones((4, 3), np.float32) for name in ("x", "y")}
+    before = results(model, images)
+    store_weights(model, {"w": Stored(bits, form)})
+    read = {value.name for node in model.graph for value in node.inputs if value is not None}
+    assert set(model.graph.initializers) <= read
+    np.testing.assert_allclose(results(model, images)[0], before[0], rtol=1e-6)
 
 
 def test_a_weight_that_two_products_share_is_turned_once() -> None:

@@ -104,6 +104,8 @@ def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
         _drop_unused(model, zeros)
     elif form is Form.DEQUANTISE:
         node.resize_inputs(2)
+        if zeros is not None:
+            _drop_unused(model, zeros)
 
 
 def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
@@ -116,8 +118,11 @@ def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
     spread = _add_initializer(model, scale, steps.reshape(shape) if steps.ndim else steps)
     cast = insert(model, dequantise, "Cast", [codes], ir.DataType.FLOAT, codes.shape, to=ir.DataType.FLOAT.value)
     product = insert(model, dequantise, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
+    operands = dequantise.inputs[1:]
     redirect(model, dequantise.outputs[0], product, [dequantise])
-    _drop_unused(model, scale)
+    for value in operands:
+        if value is not None:
+            _drop_unused(model, value)
 
 
 def _dequantise_scale(value: ir.Value | None) -> Array | None:
