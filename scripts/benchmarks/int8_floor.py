@@ -39,7 +39,7 @@ CLASSES = {
     "GELU": ("Gelu", "BiasGelu", "QuickGelu"),
     "softmax": ("Softmax",),
     "norms": ("LayerNormalization", "SkipLayerNormalization"),
-    "additions and factors": ("Add", "Sub", "Mul"),
+    "additions, factors, largest values": ("Add", "Sub", "Mul", "Div", "Clip", "Max", "ReduceMax"),
     "moves": ("Transpose", "Reshape", "Split", "Concat", "Slice", "Gather", "Expand", "Shape", "Squeeze"),
     "quantisers": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 }
