@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from vitslim.graph.divide_tokens import divided_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
@@ -57,11 +58,15 @@ def test_the_graph_on_rows_computes_the_same(quantise: Callable[..., ModelGraph]
             torch.testing.assert_close(rows.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
 
 
-def test_few_reshapes_are_left(quantise: Callable[..., ModelGraph], tmp_path: Path) -> None:
-    graph = quantise("vit_tiny_patch16_224", VIT | {"depth": 4})
+@pytest.mark.parametrize("scaling", ["channels", "tokens"])
+def test_few_reshapes_are_left(
+    quantise: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitslim.stages.quantize.equaliser.WORTH_A_DIVISION", float("inf"))
     found = {}
     for depth in (2, 4):
-        graph = quantise("vit_tiny_patch16_224", VIT | {"depth": depth})
+        graph = quantise("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
+        assert len(divided_layers(graph)) == (depth if scaling == "tokens" else 0)
         export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
         found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     # Of queries, keys and values, and of what attention gives.

@@ -84,7 +84,7 @@ def same(first: ModelGraph, second: ModelGraph, batch: int = 3) -> None:
         torch.testing.assert_close(first.module(images), second.module(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("floor", [1e-3, 2.0])
+@pytest.mark.parametrize("floor", [1e-3, 50.0])
 def test_dividing_tokens_changes_no_output(tiny_graph: ModelGraph, floor: float) -> None:
     divided = divide_tokens(tiny_graph, dict.fromkeys(FC2, floor))
     same(divided, tiny_graph)
@@ -101,7 +101,8 @@ def test_dividing_tokens_changes_no_output(tiny_graph: ModelGraph, floor: float)
             return result
 
     Watching(divided.module).run(torch.randn(2, *tiny_graph.source.image))
-    assert all(float(x.detach().abs().amax()) <= 1 for x in seen.values())
+    largest = [float(x.detach().abs().amax()) for x in seen.values()]
+    assert max(largest) == pytest.approx(1) if floor < 1 else max(largest) < 1
 
 
 def test_the_bias_of_a_divided_layer_moves_its_outputs_by_the_size_of_each_token(tiny_graph: ModelGraph) -> None:
