@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.errors import StageError
 from vitslim.graph.edits import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
-from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes, quantised_layers, remove_fake_quant
+from vitslim.graph.insert_fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
@@ -23,7 +21,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable, outlier_factors
+from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
@@ -33,9 +31,6 @@ from vitslim.units import FLOAT_BITS
 @pytest.fixture
 def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
     return digits_context(tiny_graph, calibration=130)
-
-
-"""Its input is the image, which stays in float."""
 
 
 def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
@@ -205,39 +200,6 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
 
 def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:
     return edit.weights if isinstance(edit, ScaleInputs) else edit.floors
-
-
-def test_factors_shrink_large_channels_alone() -> None:
-    low, high = torch.tensor([-0.2, -0.2, -0.2, -4.0, -0.2]), torch.tensor([0.0, 1.0, 1.0, 2.0, 8.0])
-    assert outlier_factors(low, high, 1.0).tolist() == [1, 1, 1, 0.25, 0.125]
-    assert outlier_factors(low, high, 0.5).tolist() == pytest.approx([1, 1, 1, 0.5, 0.125**0.5])
-    assert outlier_factors(torch.zeros(3), torch.zeros(3), 1.0).tolist() == [1, 1, 1]
-
-
-def test_scaling_inputs_changes_no_output_and_unknown_layers_are_refused(tiny_graph: ModelGraph) -> None:
-    weight = "blocks.1.mlp.fc2.weight"
-    factors = torch.rand(tiny_graph.parameters()[weight].shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
-    scaled = scale_inputs(tiny_graph, [weight], {weight: factors})
-    images = torch.randn(4, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(scaled.module(images), tiny_graph.module(images), rtol=1e-4, atol=1e-5)
-    assert sketch(scaled).cost() == sketch(tiny_graph).cost()
-    with pytest.raises(StageError, match="no layer has a weight"):
-        scale_inputs(tiny_graph, ["blocks.9.mlp.fc2.weight"])
-
-
-def test_layers_that_read_one_tensor_share_a_product() -> None:
-    """Runtimes would make one of two equal ones, and then fuse neither layer with its quantiser."""
-    graph = trace_timm("xcit_nano_12_p16_224", {"depth": 1, "num_classes": 10})
-    weights = [f"cls_attn_blocks.0.attn.{name}.weight" for name in ("v", "k", "q")]
-    generator = torch.Generator().manual_seed(0)
-    factors = {weight: torch.rand(128, generator=generator) + 0.5 for weight in weights}
-    scaled = scale_inputs(graph, weights, factors)
-    products = {weight: layer_nodes(scaled.module)[weight][0].args[0] for weight in weights}
-    assert products[weights[0]] is products[weights[1]] is not products[weights[2]]
-    images = torch.randn(2, *graph.source.image, generator=generator)
-    with torch.no_grad():
-        torch.testing.assert_close(scaled.module(images), graph.module(images), rtol=1e-3, atol=1e-4)
 
 
 def test_noise_shares_of_a_linear_model_are_exact() -> None:

@@ -68,13 +68,10 @@ def _add_bias(module: GraphModule, weight: str) -> None:
 
 def _divide(graph: Graph, source: Node, floor: float) -> tuple[Node, Node]:
     """Tokens divided, and by what."""
-    with graph.inserting_after(source):
+    with graph.inserting_before(source.next):
         size = source if is_bounded_below(source) else graph.call_function(aten.abs.default, (source,))
-    with graph.inserting_after(size):
         largest = graph.call_function(aten.amax.default, (size, [-1], True))
-    with graph.inserting_after(largest):
         divisor = graph.call_function(aten.clamp.default, (largest, floor))
-    with graph.inserting_after(divisor):
         return graph.call_function(aten.div.Tensor, (source, divisor)), divisor
 
 
@@ -83,10 +80,9 @@ def _multiply_back(graph: Graph, node: Node, weight: str, quotient: Node, diviso
     with graph.inserting_before(node):
         own = graph.get_attr(f"{DIVIDED_PREFIX}{layer_of(weight)}.bias")
     node.args = (quotient, argument(node, 1), own)
-    with graph.inserting_after(node):
+    with graph.inserting_before(node.next):
         result = graph.call_function(aten.mul.Tensor, (node, divisor))
-    if bias is not None:
-        with graph.inserting_after(result):
+        if bias is not None:
             result = graph.call_function(aten.add.Tensor, (result, bias))
     for user in users:
         user.replace_input_with(node, result)

@@ -104,8 +104,7 @@ def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
         _drop_unused(model, zeros)
     elif form is Form.DEQUANTISE:
         node.resize_inputs(2)
-        if zeros is not None:
-            _drop_unused(model, zeros)
+        _drop_unused(model, zeros)
 
 
 def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
@@ -121,8 +120,7 @@ def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
     operands = dequantise.inputs[1:]
     redirect(model, dequantise.outputs[0], product, [dequantise])
     for value in operands:
-        if value is not None:
-            _drop_unused(model, value)
+        _drop_unused(model, value)
 
 
 def _dequantise_scale(value: ir.Value | None) -> Array | None:
@@ -182,8 +180,8 @@ def _add_initializer(model: ir.Model, old: ir.Value, array: Array) -> ir.Value:
     return add_constant(model, name, array)
 
 
-def _drop_unused(model: ir.Model, value: ir.Value) -> None:
-    if value.is_initializer() and not value.uses():
+def _drop_unused(model: ir.Model, value: ir.Value | None) -> None:
+    if value is not None and value.is_initializer() and not value.uses():
         model.graph.initializers.pop(str(value.name))
 
 

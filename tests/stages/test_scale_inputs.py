@@ -1,7 +1,8 @@
-"""Tokens divided by their largest magnitude: what that costs against quantisation done, and graphs that stay equal."""
+"""Inputs scaled at run time, by channel or token by token: what that costs, and graphs that compute the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,14 +11,21 @@ from torch import Tensor
 
 from vitslim.errors import StageError
 from vitslim.graph.divide_tokens import divide_tokens, divided_layers
-from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.insert_fake_quant import has_input_scale, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
+from vitslim.graph.scale_inputs import scale_inputs
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.placement import _ladders
 from vitslim.stages.export.read_only import compute_what_is_read
 from vitslim.stages.export.rows import work_on_rows
+from vitslim.stages.quantize.equalise import outlier_factors
+from vitslim.stages.quantize.stage import PtqStage
 from vitslim.stages.quantize.tokens import TokenNoise
 
 aten = torch.ops.aten
@@ -113,14 +121,51 @@ def test_the_bias_of_a_divided_layer_moves_its_outputs_by_the_size_of_each_token
         same(divided, tiny_graph)
 
 
-def test_layers_that_read_one_tensor_share_a_division() -> None:
+def test_layers_that_read_one_tensor_share_a_product_or_a_division() -> None:
     """Runtimes would make one of two equal ones, and then fuse neither layer with its quantiser."""
     graph = trace_timm("xcit_nano_12_p16_224", {"depth": 1, "num_classes": 10})
     weights = [f"cls_attn_blocks.0.attn.{name}.weight" for name in ("v", "k", "q")]
-    divided = divide_tokens(graph, dict.fromkeys(weights, 0.1))
-    inputs = {weight: argument(layer_nodes(divided.module)[weight][0], 0) for weight in weights}
-    assert inputs[weights[0]] is inputs[weights[1]] is not inputs[weights[2]]
-    same(divided, graph, batch=2)
+    generator = torch.Generator().manual_seed(0)
+    factors = {weight: torch.rand(128, generator=generator) + 0.5 for weight in weights}
+    for changed in (scale_inputs(graph, weights, factors), divide_tokens(graph, dict.fromkeys(weights, 0.1))):
+        inputs = {weight: argument(layer_nodes(changed.module)[weight][0], 0) for weight in weights}
+        assert inputs[weights[0]] is inputs[weights[1]] is not inputs[weights[2]]
+        with torch.no_grad():
+            images = torch.randn(2, *graph.source.image, generator=generator)
+            torch.testing.assert_close(changed.module(images), graph.module(images), rtol=1e-3, atol=1e-4)
+
+
+def test_the_report_says_whose_tokens_are_divided(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And `auto` gives such inputs no range of each batch: theirs is known."""
+    monkeypatch.setattr("vitslim.stages.quantize.equaliser.WORTH_A_DIVISION", float("inf"))
+    context = digits_context(tiny_graph, calibration=20)
+    result = PtqStage(Ptq(scale_inputs="tokens")).apply(tiny_graph, context)
+    assert [note.layer for note in result.changes if "each token divided" in note.what] == FC2
+    dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
+    assert {site.weight for site in quantiser_sites(dynamic).values() if has_input_scale(site)} == {
+        "patch_embed.proj.weight", *FC2
+    }  # fmt: skip
+
+
+def test_factors_shrink_large_channels_alone() -> None:
+    low, high = torch.tensor([-0.2, -0.2, -0.2, -4.0, -0.2]), torch.tensor([0.0, 1.0, 1.0, 2.0, 8.0])
+    assert outlier_factors(low, high, 1.0).tolist() == [1, 1, 1, 0.25, 0.125]
+    assert outlier_factors(low, high, 0.5).tolist() == pytest.approx([1, 1, 1, 0.5, 0.125**0.5])
+    assert outlier_factors(torch.zeros(3), torch.zeros(3), 1.0).tolist() == [1, 1, 1]
+
+
+def test_scaling_inputs_changes_no_output_and_unknown_layers_are_refused(tiny_graph: ModelGraph) -> None:
+    weight = "blocks.1.mlp.fc2.weight"
+    factors = torch.rand(tiny_graph.parameters()[weight].shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
+    scaled = scale_inputs(tiny_graph, [weight], {weight: factors})
+    images = torch.randn(4, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.module(images), tiny_graph.module(images), rtol=1e-4, atol=1e-5)
+    assert sketch(scaled).cost() == sketch(tiny_graph).cost()
+    with pytest.raises(StageError, match="no layer has a weight"):
+        scale_inputs(tiny_graph, ["blocks.9.mlp.fc2.weight"])
 
 
 def test_layers_that_are_not_there_or_not_linear_are_refused(tiny_graph: ModelGraph) -> None:
