@@ -15,6 +15,7 @@ from vitslim.backends.measured.torch_cuda import compiled
 from vitslim.backends.registry import parse_backend
 from vitslim.data.digits import MEAN, STD
 from vitslim.errors import BackendUnavailableError
+from vitslim.graph.divide_tokens import divided_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Ptq, TwoFour
@@ -37,6 +38,7 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
     [
         ({}, "int8"),
         ({"inputs": "symmetric"}, "int8"),
+        ({"scale_inputs": "tokens"}, "int8"),
         ({"bits": 4, "input_bits": 4}, "int8"),
         ({"inputs": "float"}, "float"),
         ({"bits": 4, "block": 32, "inputs": "float"}, "float"),
@@ -44,8 +46,13 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
     ids=str,
 )
 def test_integer_layers_compute_what_the_quantised_graph_does(
-    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], keys: dict[str, Any], kind: str
+    tiny_graph: ModelGraph,
+    digits_context: Callable[..., StageContext],
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+    kind: str,
 ) -> None:
+    monkeypatch.setattr("vitslim.stages.quantize.equaliser.WORTH_A_DIVISION", float("inf"))
     quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
     module, kernels = deploy(quantised, "cpu")
     assert kernels.pop("patch_embed.proj.weight") == "float"
@@ -53,7 +60,8 @@ def test_integer_layers_compute_what_the_quantised_graph_does(
     assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
     # What multiplies inputs channel by channel is part of the steps that integer layers quantise with.
     factors = sum("input_factor" in str(node.target) for node in quantised.module.graph.nodes)
-    assert factors == (2 if keys.get("inputs") != "float" else 0)
+    assert factors == (0 if "float" in keys.values() or "tokens" in keys.values() else 2)
+    assert len(divided_layers(quantised)) == (2 if "tokens" in keys.values() else 0)
     assert not any("input_factor" in str(node.target) for node in module.graph.nodes)
     images = pictures(quantised)
     with torch.no_grad():
