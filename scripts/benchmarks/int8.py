@@ -58,7 +58,8 @@ NNCF = f"NNCF{IN_OPENVINO}"
 SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
 
-TOKENS: dict[str, Any] = {"scale_inputs": "tokens"}
+TURNED: dict[str, Any] = {"rotate": True}
+TOKENS: dict[str, Any] = {"scale_inputs": "tokens"} | TURNED
 INT4: dict[str, Any] = {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
 
 Row = dict[str, Any]
@@ -96,10 +97,10 @@ def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
         "ORT quantize_static, tuned": lambda path: _ort_static(dense, path, data, _tuned()),
         "ORT quantize_dynamic": lambda path: ort_dynamic(dense, path),
         NNCF: lambda path: _nncf(dense, path, data),
-        "vitslim portable": lambda path: _ours(graph, data, path, Export(), {}),
+        "vitslim portable": lambda path: _ours(graph, data, path, Export(), TURNED),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto", floor=FLOOR), TOKENS),
         "vitslim W4A8, ends in INT8": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "end_bits": 8}
+            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "end_bits": 8} | TURNED
         ),
         "vitslim INT4 weights, ends in INT8": lambda path: _ours(
             graph, data, path, Export(), INT4

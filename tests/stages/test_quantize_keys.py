@@ -57,8 +57,8 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
     [
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
         {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": "none"},
-        {"rounding": "nearest"}, {"bias_correction": False}, {"float_inputs": 2}, {"skip": ("head",)},
-        {"end_bits": 4},
+        {"rounding": "nearest"}, {"rotate": True}, {"bias_correction": False}, {"float_inputs": 2},
+        {"skip": ("head",)}, {"end_bits": 4},
     ],
 )  # fmt: skip
 def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:

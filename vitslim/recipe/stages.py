@@ -155,6 +155,11 @@ class Ptq(Quantised):
         description="channels of norm outputs and of values are brought to one centred range, the inverse folded into "
         "the weights behind; each place as far as calibration images of other classes than its range is from allow",
     )
+    rotate: bool = Field(
+        False,
+        description="residual streams are computed in a random basis, which is folded into the weights around them: no "
+        "channel is far from the others. Streams with 2:4 weights stay as they are",
+    )
     scale_inputs: Literal["channels", "tokens", "none"] = Field(
         "channels",
         description="what becomes at run time of inputs that `equalise` cannot reach, as those behind GELU. channels: "

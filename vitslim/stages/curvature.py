@@ -30,15 +30,18 @@ class Curvature:
     """(out, out), of mean diagonal 1"""
 
     @classmethod
-    def of(cls, inputs: Tensor, outputs: Tensor) -> Curvature:
-        """From the sums of x x^T over inputs x (in, in) and of g g^T over gradients g of outputs (out, out)."""
+    def of(cls, inputs: Tensor, outputs: Tensor, damping: float = DAMPING) -> Curvature:
+        """From the sums of x x^T over inputs x (in, in) and of g g^T over gradients g of outputs (out, out).
+
+        `damping` is added to the diagonal of the former, as a fraction of its mean.
+        """
         told = damped(outputs, OUTPUT_DAMPING)
-        return cls(damped(inputs, DAMPING), told / told.diagonal().mean())
+        return cls(damped(inputs, damping), told / told.diagonal().mean())
 
     @classmethod
-    def of_rows(cls, inputs: Tensor, rows: int) -> Curvature:
-        """Of `rows` outputs that have nothing to do with each other, from the sum of x x^T over inputs x (in, in)."""
-        return cls(damped(inputs, DAMPING), torch.eye(rows, dtype=torch.float64))
+    def of_rows(cls, inputs: Tensor, rows: int, damping: float = DAMPING) -> Curvature:
+        """The same for `rows` outputs that have nothing to do with each other."""
+        return cls(damped(inputs, damping), torch.eye(rows, dtype=torch.float64))
 
     def single(self) -> Curvature:
         """The same in float32, costs in units of the mean input: activations can be large beyond its range."""

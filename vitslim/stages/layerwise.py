@@ -23,7 +23,7 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.progress import Progress
-from vitslim.stages.curvature import Curvature, weighted_gram
+from vitslim.stages.curvature import DAMPING, Curvature, weighted_gram
 from vitslim.stages.sensitivity import BATCH, Sensitivity, row_weights
 
 aten = torch.ops.aten
@@ -56,6 +56,8 @@ class LayerSolver:
     joint: Collection[str] = ()
     """Names of the layers that are to know what their outputs have in common. Where none is told, their errors have
     nothing to do with each other; what is told is in memory for all layers at once."""
+    damping: float = DAMPING
+    """Of the inputs' matrix, as a fraction of its mean diagonal."""
     biases: bool = True
     """Whether biases are moved so that the mean of every output stays, its rows counting as they do."""
 
@@ -111,7 +113,10 @@ class LayerSolver:
         means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
         matrix = weight.flatten(start_dim=1)
         gram = rows[1].gram(means[1])
-        curvature = Curvature.of_rows(gram, len(weight)) if outputs is None else Curvature.of(gram, outputs)
+        if outputs is None:
+            curvature = Curvature.of_rows(gram, len(weight), self.damping)
+        else:
+            curvature = Curvature.of(gram, outputs, self.damping)
         result = solve(name, matrix, curvature)
         if bias:
             shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()

@@ -96,6 +96,12 @@ class AxisTable:
         dims = results[output or 0] if isinstance(results, list) else results
         return tuple(self.find(term) for term in dims)
 
+    def all_terms(self, node: Node) -> tuple[Dims, ...]:
+        """Terms of each tensor that a node gives."""
+        results = self._scope.results[node]
+        found = results if isinstance(results, list) else [results]
+        return tuple(tuple(self.find(term) for term in dims) for dims in found)
+
     @property
     def shapes(self) -> dict[Node, Any]:
         """Shape of each node, a list of them where a node gives several tensors; the batch is `BATCH`."""

@@ -78,8 +78,9 @@ class PtqStage:
         """Everything is decided on the calibration images, through the float graph."""
         weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
+        rotated, turned, fixed = calibration.rotate(graph)
         prepared = calibration.quantise_attention(
-            calibration.read_pixels(calibration.equalise(graph, weights), weights)
+            calibration.read_pixels(calibration.equalise(rotated, weights), weights)
         )
         sites, scales = calibration.place(prepared, weights, calibration.observe(prepared, weights))
         rounded = calibration.round(prepared, sites, scales)
@@ -91,10 +92,11 @@ class PtqStage:
         return StageResult(
             quantised,
             changes=(
+                *turned,
                 *self._changes(graph, tuple(sites.values()), divided_layers(prepared)),
                 *self._attention_changes(graph),
             ),
-            skipped=self._skipped(graph, sites),
+            skipped=(*fixed, *self._skipped(graph, sites)),
             metrics={
                 "calibration_images": float(len(images)),
                 "rounding_images": float(len(calibration.rounding_set(prepared))),
