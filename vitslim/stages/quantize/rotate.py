@@ -104,13 +104,12 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalisable]) 
     for reason in table.reasons(axis):
         raise FixedAxisError(reason)
     norms, scales = list[Equalisable](), list[LayerScale]()
-    for node in (
-        node for node in graph.module.graph.nodes if node.op == "call_function" and _touches(table, node, axis)
-    ):
+    calls = [node for node in graph.module.graph.nodes if node.op == "call_function"]
+    for node in (call for call in calls if _touches(table, call, axis)):
         if is_op(node, *NORMS):
             norms += _norm(node, foldable)
         elif is_op(node, aten.mul.Tensor):
-            scales.append(_layer_scale(graph.module, node))
+            scales.append(_layer_scale(graph, node, axis))
         elif not _is_linear(table, node, axis):
             raise FixedAxisError(f"passes {node.target}")
     places = _places(graph, axis)
@@ -159,17 +158,15 @@ def _norm(norm: Node, foldable: Mapping[str, Equalisable]) -> list[Equalisable]:
     return [place]
 
 
-def _layer_scale(module: GraphModule, product: Node) -> LayerScale:
+def _layer_scale(graph: ModelGraph, product: Node, axis: Prim) -> LayerScale:
     """Factors of channels that nothing else has, on what a layer gives to nothing else."""
-    layer, factors = (argument(product, 0), argument(product, 1))
-    if not is_op(layer, aten.linear.default):
-        layer, factors = factors, layer
-    if is_op(layer, aten.linear.default) and len(layer.users) == 1:
+    first, second = argument(product, 0), argument(product, 1)
+    layer, factors = (first, parameter_of(second)) if parameter_of(second) else (second, parameter_of(first))
+    if is_op(layer, aten.linear.default) and len(layer.users) == 1 and graph.axes.attributes.get(factors) == (axis,):
         weight, bias = parameter_of(argument(layer, 1)), parameter_of(argument(layer, 2))
-        found = LayerScale(parameter_of(factors), weight, bias)
-        names = [found.factors, weight, *([bias] if argument(layer, 2) is not None else [])]
-        if all(name and used_once(module, name) for name in names):
-            return found
+        names = [factors, weight, *([bias] if argument(layer, 2) is not None else [])]
+        if all(name and used_once(graph.module, name) for name in names):
+            return LayerScale(factors, weight, bias)
     raise FixedAxisError(f"passes {product.target}")
 
 
