@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.trace import trace_timm
@@ -66,6 +67,13 @@ def test_turned_models_compute_the_same(timm: str, kwargs: dict[str, Any], axes:
     torch.testing.assert_close(logits(turned), logits(graph), rtol=1e-4, atol=1e-4)
     name = "blocks.0.attn.proj.weight"
     assert not torch.allclose(tensor_of(turned.module, name), tensor_of(graph.module, name), atol=0.01)
+
+
+def test_tokens_are_squeezed_alike_in_any_basis(tiny_graph: ModelGraph) -> None:
+    squeezed = insert_squeeze(perturbed(tiny_graph), {"blocks.0": 7})
+    streams, fixed = find_streams(squeezed)
+    assert ([stream.name for stream in streams], fixed) == (["embed"], {})
+    torch.testing.assert_close(logits(rotate(squeezed, streams, 0)), logits(squeezed), rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_last_stream_of_swin_stands_alone() -> None:
