@@ -73,6 +73,7 @@ def _variants(model: str) -> Iterator[tuple[str, tuple[AnyStage, ...], Target]]:
     if model == MODELS[0]:
         yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), "ort-cpu"
         yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, inputs="dynamic")), "ort-cpu"
+        yield "vitslim static, attention too, smaller", (*SMALLER, Ptq(**QUICK, attention=True)), "ort-cpu"
 
 
 def _write(model: str, stages: tuple[AnyStage, ...], path: Path, target: Target) -> None:
