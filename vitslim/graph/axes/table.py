@@ -92,9 +92,7 @@ class AxisTable:
 
     def terms(self, node: Node, output: int | None = None) -> Dims:
         """Terms of a node's tensor, one a dimension; `output` chooses among several tensors."""
-        results = self._scope.results[node]
-        dims = results[output or 0] if isinstance(results, list) else results
-        return tuple(self.find(term) for term in dims)
+        return self.all_terms(node)[output or 0]
 
     def all_terms(self, node: Node) -> tuple[Dims, ...]:
         """Terms of each tensor that a node gives."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.axes import AxisTable, Prim
 from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
+from vitslim.graph.nodes import argument, is_op, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 from vitslim.stages.quantize.equalise import MOVES, NORMS, Equalisable, find_equalisable, used_once
 
@@ -79,7 +79,7 @@ def rotate(graph: ModelGraph, streams: tuple[Stream, ...], seed: int) -> ModelGr
     with torch.no_grad():
         for stream in streams:
             for norm in stream.norms:
-                _fold_norm(new.module, norm)
+                _fold_norm(tensors, norm)
             for scale in stream.scales:
                 _fold_scale(tensors, scale)
             turned = rotation(tensors[stream.places[0][0]].shape[stream.places[0][1]], generator)
@@ -183,16 +183,15 @@ def _places(graph: ModelGraph, axis: Prim) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _fold_norm(module: GraphModule, norm: Equalisable) -> None:
-    weight = tensor_of(module, norm.weight)
+def _fold_norm(tensors: Mapping[str, Tensor], norm: Equalisable) -> None:
+    """As `equalise`, whose factors must be positive: those of a norm may be zero."""
     for position, name in enumerate(norm.readers):
-        reader = tensor_of(module, name)
         if norm.bias:
-            tensor_of(module, norm.reader_biases[position]).add_(reader @ tensor_of(module, norm.bias))
-        reader.mul_(weight)
-    weight.fill_(1)
+            tensors[norm.reader_biases[position]].add_(tensors[name] @ tensors[norm.bias])
+        tensors[name].mul_(tensors[norm.weight])
+    tensors[norm.weight].fill_(1)
     if norm.bias:
-        tensor_of(module, norm.bias).zero_()
+        tensors[norm.bias].zero_()
 
 
 def _fold_scale(tensors: Mapping[str, Tensor], scale: LayerScale) -> None:
