@@ -60,6 +60,7 @@ PRODUCTS = ["MatMul", "Gemm"]
 
 TURNED: dict[str, Any] = {"rotate": True}
 TOKENS: dict[str, Any] = {"scale_inputs": "tokens"} | TURNED
+W4A8: dict[str, Any] = {"bits": 4, "end_bits": 8} | TURNED
 INT4: dict[str, Any] = {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
 
 Row = dict[str, Any]
@@ -100,7 +101,13 @@ def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
         "vitslim portable": lambda path: _ours(graph, data, path, Export(), TURNED),
         "vitslim auto": lambda path: _ours(graph, data, path, Export(profile="auto", floor=FLOOR), TOKENS),
         "vitslim W4A8, ends in INT8": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), {"bits": 4, "end_bits": 8} | TURNED
+            graph, data, path, Export(profile="ort-cpu"), W4A8
+        ),
+        "vitslim W4A8 in blocks of 32": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 32}
+        ),
+        "vitslim W4A8 in blocks of 16": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 16}
         ),
         "vitslim INT4 weights, ends in INT8": lambda path: _ours(
             graph, data, path, Export(), INT4

@@ -238,7 +238,9 @@ def test_a_packaged_file_is_no_teacher() -> None:
 @pytest.mark.parametrize(
     ("keys", "profile", "key", "says"),
     [
-        ({"block": 32, "bits": 4}, "portable", "block", "no runtime multiplies"),
+        ({"block": 32, "bits": 4}, "portable", "block", "a portable file has no place"),
+        ({"block": 32}, "ort-cpu", "block", "codes of 8 bits leave no room"),
+        ({"block": 32, "bits": 4, "zero_points": True}, "ort-cpu", "zero_points", "multiplied as integers"),
         ({"inputs": "float", "float_inputs": 2}, "portable", "float_inputs", "has no use for"),
         ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
         ({"inputs": "float", "equalise": False}, "portable", "equalise", "has no use for"),
@@ -247,7 +249,7 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"zero_points": True}, "portable", "zero_points", "without blocks"),
         ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
         ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),
-        ({"method": "qat", "block": 32, "bits": 4}, "portable", "block", "no runtime multiplies"),
+        ({"method": "qat", "block": 32, "bits": 4}, "ort-cpu", "block", "training moves codes off"),
         ({"method": "qat", "inputs": "float", "input_bits": 4}, "portable", "input_bits", "has no use for"),
     ],
 )
@@ -263,6 +265,8 @@ def test_keys_of_quantisation_that_contradict_each_other(
     ("keys", "profile"),
     [
         ({"inputs": "float", "bits": 4, "block": 32}, "portable"),
+        ({"inputs": "dynamic", "bits": 4, "block": 32}, "ort-cpu"),
+        ({"bits": 3, "block": 16}, "auto"),
         ({"inputs": "dynamic"}, "ort-cpu"),
         ({}, "auto"),
         ({"method": "qat", "inputs": "float", "bits": 4, "block": 32}, "portable"),

@@ -104,6 +104,25 @@ def test_blocks_with_zero_points(write_graph: WriteGraph) -> None:
     assert (layer.zeros, layer.patterns, layer.code_max) == (24, ("2:4",), 15)
 
 
+def test_blocks_with_whole_numbers(write_graph: WriteGraph) -> None:
+    """Codes are multiplied by the number of their block and, before the model runs or in it, by a scale."""
+    values = np.array([1, 2, 0, 0, 0, 0, 3, 4])[:, None] * np.ones((8, 6), int)
+    stored = four_bits(TensorProto.INT4, values.reshape(2, 4, 6))
+    numbers = helper.make_tensor("m", TensorProto.UINT4, [2, 1, 6], [15] * 12)
+    whole = "a = Cast<to = 1>(w)  b = Cast<to = 1>(m)  c = Mul(a, b)  d = Reshape(c, s)"
+    behind = {
+        "e = Cast<to = 3>(d)  f = DequantizeLinear<axis = 1>(e, sw)  y = MatMul(x, f)": "Q/DQ",
+        "f = Mul(d, sw)  y = MatMul(x, f)": "at load",
+    }
+    for text, by in behind.items():
+        tensors = constants(w=stored, m=numbers, s=np.array([8, 6], np.int64))
+        facts = facts_of(write_graph(f"{whole}  {text}", **tensors))
+        (layer,) = facts.layers
+        assert (layer.container, layer.weight_bits, layer.granularity, layer.quantised_by) == ("INT4", 4, "block 4", by)
+        assert (layer.outputs, layer.reduction, layer.patterns) == (6, 8, ("2:4", "2:4-pairs"))
+        assert (layer.code_max, layer.stored_bytes, facts.scale_bytes) == (4, 24, 6 + 6 * 4)
+
+
 def test_dynamic_quantisation(write_graph: WriteGraph) -> None:
     text = "q, a, b = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, b, zw)  y = Cast<to = 1>(i)"
     path = write_graph(text, w=(codes(2).astype(int) + 5).clip(-128, 127).astype(np.int8), zw=np.full(6, 5, np.int8))

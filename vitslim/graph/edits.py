@@ -81,6 +81,13 @@ class FakeQuantSite:
     """Weights of one output channel that share a scale, as runs along the reduction; 0: all of them."""
     weight_zeros: bool = False
     """Whether each block has a zero point too; they travel with the weights."""
+    integer_scales: bool = False
+    """Whether the scale of each block is a whole multiple of one for its output channel."""
+
+    @property
+    def product_form(self) -> tuple[int, int]:
+        """Bits of the weight as a product takes it, and block: whole scales make codes of 8 bits for each channel."""
+        return (8, 0) if self.integer_scales else (self.weight_bits, self.block)
 
 
 @dataclass(frozen=True)

@@ -145,14 +145,14 @@ def has_input_scale(site: FakeQuantSite) -> bool:
 
 
 def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
-    if not site.block:
-        return (weight.shape[_OUTPUT_AXIS],)
-    if weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block:
+    if site.block and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block):
         raise StageError(
             f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.block} along its reduction",
             "blocks need a linear layer whose inputs they divide",
         )
-    return (weight.shape[_OUTPUT_AXIS], weight.shape[_REDUCTION_AXIS] // site.block)
+    _, block = site.product_form
+    outputs = weight.shape[_OUTPUT_AXIS]
+    return (outputs, weight.shape[_REDUCTION_AXIS] // block) if block else (outputs,)
 
 
 def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
@@ -160,10 +160,11 @@ def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
-        limits = weight_range(site.weight_bits, site.block)
-        axis = _REDUCTION_AXIS if site.block else _OUTPUT_AXIS
+        bits, block = site.product_form
+        limits = weight_range(bits, block)
+        axis = _REDUCTION_AXIS if block else _OUTPUT_AXIS
         zeros = (graph.get_attr(weight_zeros_name(site.weight)),) if site.weight_zeros else ()
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, site.block, *zeros))
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, block, *zeros))
     for node in nodes:
         with graph.inserting_before(node):
             node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])

@@ -263,12 +263,15 @@ class ModelSketch:
         return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
-        """One float scale an output channel, or a block of one, and one for the input of a quantised layer."""
+        """One float scale an output channel, or a block of one, and one for the input of a quantised layer; where that
+        has codes too, a whole number of four bits for each block."""
         if name not in self.bits:
             return 0
-        block = self.bits[name].block
-        scales = self.parameters[name].value(self.axes) // block if block else self._rows(name)
-        return 4 * (scales + 1)
+        bits = self.bits[name]
+        blocks = self.parameters[name].value(self.axes) // bits.block if bits.block else 0
+        if blocks and bits.input == FLOAT_BITS:
+            return 4 * (blocks + 1)
+        return 4 * (self._rows(name) + 1) + blocks // 2
 
     def _rows(self, name: str) -> int:
         """Output channels of a layer: the rows of its weight."""

@@ -11,6 +11,7 @@ from itertools import chain
 from vitslim.errors import Problem, closest
 from vitslim.recipe.backend_names import wrong_backends
 from vitslim.recipe.catalog import PACKAGE
+from vitslim.recipe.quantise_keys import contradictions
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
     KINDS,
@@ -22,7 +23,6 @@ from vitslim.recipe.stages import (
     Etps,
     Export,
     Layers,
-    Ptq,
     Qat,
     TwoFour,
     Unstructured,
@@ -34,12 +34,6 @@ TEACHERS = ("none", "previous", "dense")
 
 UNUSED_KEYS = {"lamp": ("normalization",), "random": ("reduction", "normalization")}
 """Importance to the keys of depgraph that it does not look at."""
-
-UNUSED_BESIDE_INPUTS = {
-    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention"),
-    "dynamic": ("input_bits", "calibrate"),
-}
-"""Form of quantised inputs to the keys of quantisation that it does not look at."""
 
 STRUCTURAL = (DepGraph, Layers)
 """Stages after which there are fewer weights."""
@@ -236,28 +230,10 @@ def _budget(budget: Budget, where: str) -> Iterator[Problem]:
 
 
 def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
-    """Keys of quantisation that have no meaning beside `inputs`, and inputs that a portable file cannot hold."""
     portable = any(isinstance(config, Export) and config.profile == "portable" for config in stages)
     for position, config in enumerate(stages):
-        if not isinstance(config, QUANTISE):
-            continue
-        if getattr(config, "zero_points", False) and not config.block:
-            message = "weights without blocks are multiplied as integers, about zero"
-            yield Problem(_where(position, config, "zero_points"), message, "add `block: 32`, or leave zero_points out")
-        if config.block and config.inputs != "float":
-            message = f"weights in blocks beside {config.inputs} inputs: no runtime multiplies them as integers"
-            yield Problem(_where(position, config, "block"), message, "add `inputs: float`, or leave block out")
-        fields = type(config).model_fields
-        for key in UNUSED_BESIDE_INPUTS.get(config.inputs, ()):
-            if key in fields and getattr(config, key) != fields[key].default:
-                message = f"`inputs: {config.inputs}` has no use for {key}"
-                yield Problem(_where(position, config, key), message, "leave it out")
-        if isinstance(config, Ptq) and not config.equalise and config.scale_inputs == "tokens":
-            message = "`equalise: false` scales no inputs"
-            yield Problem(_where(position, config, "scale_inputs"), message, "leave out one of the two")
-        if config.inputs == "dynamic" and portable:
-            message = "a portable file has static scales, dynamic inputs have none"
-            yield Problem(_where(position, config, "inputs"), message, "write `export: {profile: ort-cpu}`")
+        for key, message, hint in contradictions(config, portable) if isinstance(config, QUANTISE) else ():
+            yield Problem(_where(position, config, key), message, hint)
 
 
 def _files(recipe: Recipe) -> Iterator[Problem]:

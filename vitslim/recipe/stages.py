@@ -135,7 +135,9 @@ class Quantised(StageConfig):
         description="of the weights of the patch embedding and the head, without blocks; left out: as all others",
     )
     block: Literal[0, 16, 32, 64, 128] = Field(
-        0, description="weights of an output channel that share a scale; 0: all of them. Needs `inputs: float`"
+        0,
+        description="weights of an output channel that share a scale; 0: all of them. Beside inputs in codes, for 2 to "
+        "4 bits: scales are whole multiples of one for the channel, and the product is of codes all the same",
     )
     skip: tuple[str, ...] = Field((), description="layers that stay in float")
 

@@ -56,7 +56,8 @@ class Layer:
     """`2:4` and `2:4-pairs` where the stored numbers follow them along the reduction."""
     annotation: Annotation | None
     quantised_by: str
-    """`Q/DQ` when it is a float operator with integers behind DequantizeLinear, `integer` for an integer operator."""
+    """`Q/DQ` when it is a float operator with integers behind DequantizeLinear, `integer` for an integer operator, `at
+    load` when integers are multiplied by their scales before the model runs; empty for floats."""
     stored_bytes: int
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 from onnx import NodeProto
@@ -83,7 +84,6 @@ def _layer(
     found = attribute(node, "bits", 4) if node.op_type == PACKED else weight_bits(graph, weight)
     noted = annotation.weight_bits if annotation else None
     bits = noted if noted is not None and noted < found and codes.integer and _within(codes, weight, noted) else found
-    behind = any(step.op_type in DEQUANTISING for step in weight.chain)
     return Layer(
         name=layer_of(node, weight.tensor.name), node=node.name, type=node.op_type, weight=weight.tensor.name,
         outputs=codes.matrix.shape[0], reduction=codes.matrix.shape[1],
@@ -92,18 +92,33 @@ def _layer(
         granularity=_granularity(graph, node, weight),
         code_min=codes.limits[0] if codes.limits else None, code_max=codes.limits[1] if codes.limits else None,
         zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros), annotation=annotation,
-        quantised_by="" if not (codes.integer or behind) else "Q/DQ" if node.op_type in FLOAT_OPERATORS else "integer",
+        quantised_by=_quantised_by(node, weight, codes.integer),
         stored_bytes=tensor_bytes(weight.tensor),
     )  # fmt: skip
 
 
+def _quantised_by(node: NodeProto, weight: Weight, integer: bool) -> str:
+    steps = {step.op_type for step in weight.chain}
+    if node.op_type not in FLOAT_OPERATORS:
+        return "integer" if integer or steps & DEQUANTISING else ""
+    if steps & {"DequantizeLinear", "QuantizeLinear"}:
+        return "Q/DQ"
+    return "at load" if integer else ""
+
+
 def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
-    """`tensor`, `channel` or `block 32`, by the constant scales of a weight; empty where the file has none for it."""
+    """`tensor`, `channel` or `block 32`, by the constant scales of a weight; empty where the file has none for it.
+
+    Blocks may have whole numbers, by which their codes are multiplied, and channels the scales.
+    """
     if node.op_type == PACKED:
         return f"block {attribute(node, 'block_size', 0)}"
     steps = [step for step in weight.chain if step.op_type in DEQUANTISING]
     if steps and attribute(steps[-1], "block_size", 0):
         return f"block {attribute(steps[-1], 'block_size', 0)}"
+    numbers = [one for step in steps if (one := find_weight(graph, step.input[1])) and one.bits <= INTEGER_BITS_MAX]
+    if numbers:
+        return f"block {prod(weight.tensor.dims) // prod(numbers[0].tensor.dims)}"
     name = optional_input(*((steps[-1], 1) if steps else (node, OPERANDS[node.op_type].scale)))
     scale = find_weight(graph, name) if name else None
     if scale is None:
@@ -112,13 +127,13 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
 
 
 def _within(codes: Codes, weight: Weight, bits: int) -> bool:
-    """Whether codes keep within a number of bits: symmetric about zero when signed, from zero on when unsigned."""
+    """Whether codes keep within a number of bits, from zero on when unsigned."""
     if codes.matrix.size == 0:
         return True
     least, largest = int(codes.matrix.min()), int(codes.matrix.max())
     if container(weight).startswith("U"):
         return least >= 0 and largest <= 2**bits - 1
-    return bool(max(-least, largest) < 2 ** max(bits - 1, 0))
+    return bool(-(2 ** max(bits - 1, 0)) <= least and largest < 2 ** max(bits - 1, 0))
 
 
 def _broken_bits(graph: OnnxGraph, layer: Layer, noted: Annotation, weight: Weight) -> Iterator[BrokenPromise]:

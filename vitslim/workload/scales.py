@@ -10,7 +10,7 @@ from onnx import NodeProto, numpy_helper
 from vitslim.workload.facts import BrokenPromise
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph
 from vitslim.workload.weight_codes import optional_input
-from vitslim.workload.weights import find_weight
+from vitslim.workload.weights import find_weight, multiplies_by_scales
 
 SCALES = {
     "QuantizeLinear": (1,), "DequantizeLinear": (1,), "QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6),
@@ -33,7 +33,8 @@ def quantiser_constants(graph: OnnxGraph) -> set[str]:
         for node in graph.nodes
         for index in (*SCALES.get(node.op_type, ()), *ZERO_POINTS.get(node.op_type, ()))
     )
-    found = (find_weight(graph, name) for name in names if name)
+    factors = (node.input[1] for node in graph.nodes if multiplies_by_scales(graph, node))
+    found = (find_weight(graph, name) for name in (*names, *factors) if name)
     return {weight.tensor.name for weight in found if weight is not None}
 
 

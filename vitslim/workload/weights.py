@@ -52,19 +52,23 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
         node = graph.producers.get(value)
         if node is None or value not in graph.constant:
             return None
-        if node.op_type not in CONSTANT_CHAIN and not _multiplies_by_scales(graph, node):
+        if node.op_type not in CONSTANT_CHAIN and not multiplies_by_scales(graph, node):
             return None
         chain.append(node)
         value = node.input[0]
     return Weight(graph.initializers[value], tuple(reversed(chain)))
 
 
-def _multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
-    """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes."""
-    cast = graph.producers.get(node.input[0]) if node.op_type == "Mul" else None
-    if cast is None or cast.op_type != "Cast" or cast.input[0] not in graph.initializers:
+def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
+    """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes, or codes of
+    blocks by their whole numbers."""
+    if node.op_type != "Mul":
         return False
-    return element_bits(graph.initializers[cast.input[0]].data_type) <= INTEGER_BITS_MAX
+    value = node.input[0]
+    while value in graph.producers and graph.producers[value].op_type in {"Cast", "Reshape", "Mul"}:
+        value = graph.producers[value].input[0]
+    stored = graph.initializers.get(value)
+    return stored is not None and element_bits(stored.data_type) <= INTEGER_BITS_MAX
 
 
 def weight_bits(graph: OnnxGraph, weight: Weight) -> int:

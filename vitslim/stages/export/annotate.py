@@ -53,26 +53,43 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
     """The weight of a product; None for a product of two activations and for other nodes.
 
     Between the stored numbers and the product may stand DequantizeLinear, or Cast and Mul with the scales; those of
-    MatMulInteger stand behind it.
+    MatMulInteger stand behind it. Codes of 4 bits in blocks, times their whole numbers, are codes of 8 bits.
     """
     operand = node.inputs[1] if node.op_type in PRODUCTS else None
     scales = _scales_behind(node) if node.op_type == INTEGER_PRODUCT else None
+    shape: NDArray[Any] | None = None
+    multiples: NDArray[Any] = np.ones((), np.int8)
     while operand is not None and (producer := operand.producer()) is not None:
-        if producer.op_type not in {"DequantizeLinear", "Cast", "Mul"}:
+        if producer.op_type not in {"DequantizeLinear", "Cast", "Mul", "Reshape"}:
             return None
         if producer.op_type != "Cast":
-            scale = producer.inputs[1]
-            if scale is None or scale.const_value is None:
+            constant = _constant(producer.inputs[1])
+            if constant is None:
                 return None
-            scales = scale.const_value.numpy()
+            if producer.op_type == "Reshape":
+                shape = constant
+            elif constant.dtype.kind == "f":
+                scales = constant
+            else:
+                multiples = constant.astype(np.int8)
         operand = producer.inputs[0]
     if operand is None or operand.const_value is None or operand.name is None:
         return None
     values = operand.const_value.numpy()
+    if shape is not None:
+        values = (values.astype(np.int8) * multiples).reshape(shape)
     by_output = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
     return StoredWeight(
         operand.name, values if by_output else values.swapaxes(-1, -2), scales, _bits(operand.const_value.dtype)
     )
+
+
+def _constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """A constant, cast or not; None for what is computed."""
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "Cast":
+        value = producer.inputs[0]
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _scales_behind(product: ir.Node) -> NDArray[np.float32] | None:

@@ -8,10 +8,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from vitslim.stages.export.lower import Form, Stored
 from vitslim.stages.export.rewrite import add_constant, insert, redirect
+from vitslim.stages.quantize.multiples import part_codes
+from vitslim.units import container_bits
 
 Array = NDArray[Any]
 
@@ -68,19 +71,42 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
         codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if codes is None or not codes.is_initializer() or str(codes.name) not in stored:
             continue
-        bits, form = stored[str(codes.name)]
-        if bits == 4:
+        bits, form, block = stored[str(codes.name)]
+        if block:
+            codes = _in_multiples(model, node, codes, bits, block)
+        elif container_bits(bits) == 4:
             narrow = _add_initializer(model, codes, _needed(codes).astype(ml_dtypes.int4))
             node.replace_input_with(0, narrow)
             _drop_unused(model, codes)
             codes = narrow
             _narrow_zeros(model, node, form)
-        if form is Form.WIDEN:
+        if form is Form.WIDEN and not block:
             node.replace_input_with(
                 0, insert(model, node, "Cast", [codes], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
             )
         elif form is Form.MULTIPLY:
             _multiply(model, node, codes)
+
+
+def _in_multiples(model: ir.Model, dequantise: ir.Node, codes: ir.Value, bits: int, block: int) -> ir.Value:
+    """In place of codes of 8 bits, codes of 4 bits times the whole number of their block, which runtimes multiply when
+    they load the file."""
+    whole, last = _needed(codes), dequantise.attributes.get_int("axis", 1)
+    parted = part_codes(torch.from_numpy(whole if last == 0 else whole.T), bits, block)
+    narrow, by = (part.numpy() if last == 0 else part.numpy().transpose(1, 2, 0) for part in parted)
+    stored = _add_initializer(model, codes, narrow.astype(ml_dtypes.int4))
+    multiples = add_constant(model, f"{stored.name}_multiples", by.astype(ml_dtypes.uint4))
+    shape = add_constant(model, f"{stored.name}_shape", np.array(whole.shape, np.int64))
+    floats = ir.DataType.FLOAT
+    factors = [
+        insert(model, dequantise, "Cast", [one], floats, one.shape, to=floats.value) for one in (stored, multiples)
+    ]
+    product = insert(model, dequantise, "Mul", factors, floats, stored.shape)
+    matrix = insert(model, dequantise, "Reshape", [product, shape], floats, codes.shape)
+    wide = insert(model, dequantise, "Cast", [matrix], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
+    dequantise.replace_input_with(0, wide)
+    _drop_unused(model, codes)
+    return wide
 
 
 def part_zero_points(model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from vitslim.graph.insert_fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, laye
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.ops.dequantise import dequantise
+from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.patches import patches_as_rows
 from vitslim.stages.export.rows import work_on_rows
 from vitslim.units import container_bits
@@ -42,8 +43,10 @@ class Stored(NamedTuple):
     """How a file holds a weight."""
 
     bits: int
-    """Of the type: 4 or 8."""
+    """Of the codes."""
     form: Form
+    block: int = 0
+    """Weights whose codes are multiples of one whole number, and are stored as codes of `bits` bits and that, or 0."""
 
 
 def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
@@ -52,7 +55,7 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
 
     Returns how the file is to hold each quantised weight, by name.
     """
-    module = graph.module
+    module, sites = graph.module, quantiser_sites(graph)
     found = {}
     patches_as_rows(graph)
     if target == "ort-cpu":
@@ -63,7 +66,9 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
             continue
         for node in nodes:
             (_sign_input if target == "portable" else _unsign_input)(module, node)
-        found[weight] = Stored(container_bits(_bits(quantiser)), _form(nodes, target))
+        bits = sites[weight].weight_bits
+        block = sites[weight].block if sites[weight].integer_scales else 0
+        found[weight] = Stored(bits, _form(nodes, target, bits), block)
         _store_codes(module, weight, quantiser)
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -71,7 +76,7 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
     return found
 
 
-def _form(nodes: tuple[Node, ...], target: Target) -> Form:
+def _form(nodes: tuple[Node, ...], target: Target, bits: int) -> Form:
     quantiser: Any = nodes[0].args[1]
     if target == "portable" or quantiser.args[6]:
         return Form.DEQUANTISE
@@ -80,7 +85,7 @@ def _form(nodes: tuple[Node, ...], target: Target) -> Form:
     )
     if not integer_product:
         return Form.MULTIPLY
-    return Form.WIDEN if container_bits(_bits(quantiser)) == 4 else Form.DEQUANTISE
+    return Form.WIDEN if container_bits(bits) == 4 else Form.DEQUANTISE
 
 
 def _store_codes(module: GraphModule, weight: str, quantiser: Node) -> None:
@@ -101,12 +106,6 @@ def _put(module: GraphModule, name: str, codes: Tensor) -> None:
     holder: nn.Module = module.get_submodule(owner)
     delattr(holder, leaf)
     holder.register_buffer(leaf, codes.to(torch.int8))
-
-
-def _bits(quantiser: Node) -> int:
-    """Bits of the codes of a weight, whose range is (-top, top)."""
-    top: Any = quantiser.args[5]
-    return int(top).bit_length() + 1
 
 
 def _sign_input(module: GraphModule, layer: Node) -> None:

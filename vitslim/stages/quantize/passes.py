@@ -33,6 +33,7 @@ from vitslim.stages.layerwise import COPIES, LayerSolver
 from vitslim.stages.quantize.calibrate import Histogram, block_range, limit_pairs, pair_safe_scale, weight_scale
 from vitslim.stages.quantize.equaliser import Equaliser
 from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
+from vitslim.stages.quantize.multiples import block_multiples, whole_scale
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.stages.quantize.observe import (
     FORWARD_BATCH,
@@ -134,7 +135,8 @@ class Calibration:
         Layer after layer, each for the quantised inputs that those before it leave. Scales may change in place.
         """
         gptq_asked = self.config.rounding == "gptq"
-        if not gptq_asked and not self.config.bias_correction:
+        whole = any(site.integer_scales for site in sites.values())
+        if not gptq_asked and not self.config.bias_correction and not whole:
             return graph
 
         def solve(weight: str, matrix: Tensor, curvature: Curvature) -> Tensor:
@@ -162,7 +164,14 @@ class Calibration:
     ) -> FakeQuantSite:
         tensor = tensor_of(graph.module, weight)
         bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
-        site = FakeQuantSite(weight, bits, FLOAT_BITS, block=block, weight_zeros=self.config.zero_points and block > 0)
+        site = FakeQuantSite(
+            weight,
+            bits,
+            FLOAT_BITS,
+            block=block,
+            weight_zeros=self.config.zero_points and block > 0,
+            integer_scales=self.config.inputs != "float" and block > 0,
+        )
         scales |= _weight_scales(tensor, site)
         if weight in pixel_layers(graph):
             scales[input_scale_name(weight)] = torch.tensor(PIXEL)
@@ -199,6 +208,8 @@ class Calibration:
 def _weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:
     """Scales of a weight, and zero points where it has some, by name."""
     limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
+    if site.integer_scales:
+        return {name: whole_scale(weight, site.weight_bits, site.block)}
     if site.weight_zeros:
         scale, zeros = block_range(weight, limits, site.block)
         return {name: scale, weight_zeros_name(site.weight): zeros}
@@ -211,6 +222,8 @@ def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], cur
 
     Codes of few bits change their scale in `scales` as well.
     """
+    if site.integer_scales:
+        return _rounded_to_multiples(site, weight, scales, curvature)
     name = weight_scale_name(site.weight)
     codes, scale = weight_range(site.weight_bits, site.block), scales[name]
     zeros = scales.get(weight_zeros_name(site.weight))
@@ -227,6 +240,23 @@ def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], cur
     if site.block:
         return values
     return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
+
+
+def _rounded_to_multiples(
+    site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None
+) -> Tensor:
+    """The same where the scale of each block is a whole multiple of that of its channel."""
+    name, codes = weight_scale_name(site.weight), weight_range(site.weight_bits, site.block)
+    multiples = block_multiples(weight, scales[name], site.weight_bits, site.block)
+    scale = scales[name][:, None] * multiples
+    if curvature is None:
+        nearest: Tensor = fake_quant(weight, scale, 0, 1, *codes, site.block)
+        return nearest
+    unit = multiples.repeat_interleave(site.block, dim=1)
+    values = gptq(weight, scale, curvature, codes, site.block)
+    limits = codes[0] * unit, codes[1] * unit
+    values, scales[name] = refine(weight, values, scales[name], curvature, limits, unit)
+    return values
 
 
 def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:

@@ -57,25 +57,27 @@ def gptq(weight: Tensor, scale: Tensor, curvature: Curvature, limits: Limits, bl
 
 
 def refine(
-    weight: Tensor, values: Tensor, scale: Tensor, curvature: Curvature, limits: Limits
+    weight: Tensor, values: Tensor, scale: Tensor, curvature: Curvature, limits: Limits, unit: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Values and scales that cost less: those codes move that promise most beside all others, many at a time as long
     as that is for the better, and every few steps all scales take the values that are best together.
 
     weight, values: float (out, in), the latter `codes * scale`, as `gptq` gives them. scale: (out,), or
-    (out, in / block). Codes stay within the limits, zeros of the weight zeros; the cost never grows. Descent as in
-    QuantEase (Behdin et al., 2023, section 3.2), of all codes at once, on the cost of YAQA (Tseng et al., 2025).
+    (out, in / block). Codes stay within the limits, zeros of the weight zeros; the cost never grows. unit: float
+    (out, in), whole numbers of which codes and limits are multiples; None for ones. Descent as in QuantEase (Behdin et
+    al., 2023, section 3.2), of all codes at once, on the cost of YAQA (Tseng et al., 2025).
     """
     whole, curvature, width = weight.float(), curvature.single(), weight.shape[1]
     low, high = (bound.float() for bound in _bounds(limits, weight))
     scales = scale.float().reshape(len(weight), -1)
-    codes = (values / _spread(scales, width)).round()
+    unit = torch.ones(()) if unit is None else unit
+    codes = (values / (_spread(scales, width) * unit)).round() * unit
     each, share = curvature.diagonal(), FIRST_SHARE
     now = _State(codes, scales, *_cost(whole, codes, scales, curvature))
     for step in range(STEPS_MAX):
         if step % SCALES_EVERY == 0:
             now = _rescaled(now, whole, curvature)
-        moves, gains = _promising(now, each, (low, high), whole != 0)
+        moves, gains = _promising(now, each, (low, high), unit, whole != 0)
         wanting = int((gains > 0).sum())
         if not wanting:
             break
@@ -116,10 +118,12 @@ def _rescaled(now: _State, weight: Tensor, curvature: Curvature) -> _State:
     return _better(now, weight, curvature, now.codes, _best_scales(now, curvature))
 
 
-def _promising(now: _State, each: Tensor, bounds: tuple[Tensor, Tensor], stays: Tensor) -> tuple[Tensor, Tensor]:
+def _promising(
+    now: _State, each: Tensor, bounds: tuple[Tensor, Tensor], unit: Tensor, stays: Tensor
+) -> tuple[Tensor, Tensor]:
     """By how much each code had better move, the others staying, and what that gains: (out, in) each."""
     step = _spread(now.scales, now.codes.shape[1])
-    wanted = (now.codes + now.gradient / (step * each)).round().clamp(*bounds)
+    wanted = (((now.codes + now.gradient / (step * each)) / unit).round() * unit).clamp(*bounds)
     moves = torch.where(stays, wanted - now.codes, 0.0)
     return moves, moves * step * (2 * now.gradient - moves * step * each)
 

@@ -176,6 +176,7 @@ class PtqStage:
 def describe(site: FakeQuantSite) -> str:
     """`INT8 weights per output channel, UINT8 inputs`."""
     sharing = f"in blocks of {site.block}" if site.block else "per output channel"
+    sharing += ", scales whole multiples of the channel's" if site.integer_scales else ""
     inputs = "float inputs"
     if site.dynamic:
         inputs = "dynamic UINT8 inputs"

@@ -1,0 +1,60 @@
+"""Keys of quantisation that contradict each other, or the profile of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitslim.recipe.stages import Ptq, Qat
+
+UNUSED_BESIDE_INPUTS = {
+    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention"),
+    "dynamic": ("input_bits", "calibrate"),
+}
+"""Form of quantised inputs to the keys of quantisation that it does not look at."""
+
+BLOCK_BITS_MAX = 4
+"""Of weights in blocks beside inputs in codes: codes times the whole numbers of blocks are to fit into 8 bits."""
+
+Found = tuple[str, str, str]
+"""Key, message and hint."""
+
+
+def contradictions(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
+    """What is wrong with the keys of a quantize stage; `portable` says whether the recipe writes a portable file."""
+    yield from _zero_points(config)
+    if config.block and config.inputs != "float":
+        yield from _whole_multiples(config, portable)
+    fields = type(config).model_fields
+    for key in UNUSED_BESIDE_INPUTS.get(config.inputs, ()):
+        if key in fields and getattr(config, key) != fields[key].default:
+            yield key, f"`inputs: {config.inputs}` has no use for {key}", "leave it out"
+    if isinstance(config, Ptq) and not config.equalise and config.scale_inputs == "tokens":
+        yield "scale_inputs", "`equalise: false` scales no inputs", "leave out one of the two"
+    if config.inputs == "dynamic" and portable:
+        message = "a portable file has static scales, dynamic inputs have none"
+        yield "inputs", message, "write `export: {profile: ort-cpu}`"
+
+
+def _zero_points(config: Ptq | Qat) -> Iterator[Found]:
+    if not isinstance(config, Ptq) or not config.zero_points:
+        return
+    if not config.block:
+        message = "weights without blocks are multiplied as integers, about zero"
+        yield "zero_points", message, "add `block: 32` and `inputs: float`, or leave zero_points out"
+    elif config.inputs != "float":
+        message = f"weights beside {config.inputs} inputs are multiplied as integers, about zero"
+        yield "zero_points", message, "add `inputs: float`, or leave zero_points out"
+
+
+def _whole_multiples(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
+    """Weights in blocks beside inputs in codes: scales are whole multiples of one for the channel."""
+    what = f"weights in blocks beside {config.inputs} inputs"
+    if isinstance(config, Qat):
+        message = f"{what}: training moves codes off the whole multiples that blocks stand for"
+        yield "block", message, "write `method: ptq` or `inputs: float`, or leave block out"
+    elif config.bits > BLOCK_BITS_MAX:
+        message = f"{what}: codes of {config.bits} bits leave no room for the whole numbers of blocks"
+        yield "block", message, f"write `bits: {BLOCK_BITS_MAX}` or `inputs: float`, or leave block out"
+    elif portable:
+        message = f"{what}: a portable file has no place for the whole numbers of blocks"
+        yield "block", message, "write `export: {profile: ort-cpu}` or `inputs: float`, or leave block out"
