@@ -61,6 +61,7 @@ PRODUCTS = ["MatMul", "Gemm"]
 TURNED: dict[str, Any] = {"rotate": True}
 TOKENS: dict[str, Any] = {"scale_inputs": "tokens"} | TURNED
 W4A8: dict[str, Any] = {"bits": 4, "end_bits": 8} | TURNED
+WIDER: dict[str, Any] = {"mean_bits": 5}
 INT4: dict[str, Any] = {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
 
 Row = dict[str, Any]
@@ -103,17 +104,20 @@ def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
         "vitslim W4A8, ends in INT8": lambda path: _ours(
             graph, data, path, Export(profile="ort-cpu"), W4A8
         ),
-        "vitslim W4A8 in blocks of 32": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 32}
-        ),
         "vitslim W4A8 in blocks of 16": lambda path: _ours(
             graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 16}
+        ),
+        "vitslim W4A8 in blocks of 16, mean of 5 bits": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 16} | WIDER
         ),
         "vitslim INT4 weights, ends in INT8": lambda path: _ours(
             graph, data, path, Export(), INT4
         ),
         "vitslim INT4 weights with zero points": lambda path: _ours(
             graph, data, path, Export(profile="ort-cpu"), INT4 | {"zero_points": True}
+        ),
+        "vitslim INT4 weights with zero points, mean of 5 bits": lambda path: _ours(
+            graph, data, path, Export(profile="ort-cpu"), INT4 | {"zero_points": True} | WIDER
         ),
     }  # fmt: skip
     if find_spec("nncf") is None:

@@ -247,6 +247,8 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"inputs": "float", "scale_inputs": "none"}, "portable", "scale_inputs", "has no use for"),
         ({"equalise": False, "scale_inputs": "tokens"}, "portable", "scale_inputs", "scales no inputs"),
         ({"zero_points": True}, "portable", "zero_points", "without blocks"),
+        ({"mean_bits": 8}, "portable", "mean_bits", "no weight more than the 8 bits"),
+        ({"bits": 4, "mean_bits": 3.5}, "portable", "mean_bits", "a mean of 3.5 leaves no weight more than the 4"),
         ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
         ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),
         ({"method": "qat", "block": 32, "bits": 4}, "ort-cpu", "block", "training moves codes off"),
@@ -269,6 +271,7 @@ def test_keys_of_quantisation_that_contradict_each_other(
         ({"bits": 3, "block": 16}, "auto"),
         ({"inputs": "dynamic"}, "ort-cpu"),
         ({}, "auto"),
+        ({"bits": 4, "mean_bits": 4.5, "end_bits": 8}, "portable"),
         ({"method": "qat", "inputs": "float", "bits": 4, "block": 32}, "portable"),
     ],
 )

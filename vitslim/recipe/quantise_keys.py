@@ -22,6 +22,9 @@ Found = tuple[str, str, str]
 def contradictions(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
     """What is wrong with the keys of a quantize stage; `portable` says whether the recipe writes a portable file."""
     yield from _zero_points(config)
+    if isinstance(config, Ptq) and config.mean_bits is not None and config.mean_bits <= config.bits:
+        message = f"a mean of {config.mean_bits:g} leaves no weight more than the {config.bits} bits that all have"
+        yield "mean_bits", message, "write more, or fewer `bits`, or leave it out"
     if config.block and config.inputs != "float":
         yield from _whole_multiples(config, portable)
     fields = type(config).model_fields

@@ -173,6 +173,11 @@ class Ptq(Quantised):
         description="both products of attention are of codes too: of queries, keys, probabilities and values. Faster "
         "where the processor has instructions for codes, and farther from the float model",
     )
+    mean_bits: Annotated[float, Field(gt=2, le=8)] | None = Field(
+        None,
+        description="of all weights that are quantised, at most: those whose few bits harm the outputs most for their "
+        "size get 8. Left out: all have `bits`",
+    )
     zero_points: bool = Field(
         False,
         description="blocks of weights have a zero point beside their scale, which TensorRT does not read",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch.fx import GraphModule
 
 from vitslim.graph.anatomy import find_anatomy
@@ -14,14 +16,39 @@ END_ROLES = ("patch_embed", "head")
 """Roles of the layers at both ends of a model."""
 
 
-def weight_form(config: Quantised, end: bool, linear: bool, reduction: int) -> tuple[int, int]:
+WIDE_BITS = 8
+"""Of weights that `mean_bits` has room for."""
+
+
+def weight_form(config: Quantised, end: bool, linear: bool, reduction: int, wide: bool = False) -> tuple[int, int]:
     """Bits of the weights of a layer, and how many of them share a scale; 0: those of an output channel.
 
-    `end` says whether it is at an end of the model. Blocks need a linear layer, and a reduction that they divide.
+    `end` says whether it is at an end of the model, `wide` whether it is among those that `mean_bits` has room for.
+    Blocks need a linear layer, and a reduction that they divide.
     """
+    if wide:
+        return WIDE_BITS, 0
     if end and config.end_bits is not None:
         return config.end_bits, 0
     return config.bits, config.block if config.block and linear and reduction % config.block == 0 else 0
+
+
+def widened(
+    shares: Mapping[str, float], sizes: Mapping[str, int], bits: Mapping[str, int], mean_bits: float
+) -> frozenset[str]:
+    """The weights that get WIDE_BITS bits: those of the largest share for each bit more, as far as the mean allows.
+
+    shares: of the weights that may get them, what they lose in fewer bits. sizes, bits: of all weights, their numbers
+    and the bits that they have without. A weight that has no more room is passed over for the next.
+    """
+    room = mean_bits * sum(sizes.values()) - sum(bits[weight] * size for weight, size in sizes.items())
+    costs = {weight: (WIDE_BITS - bits[weight]) * sizes[weight] for weight in shares if bits[weight] < WIDE_BITS}
+    found = set()
+    for weight in sorted(costs, key=lambda weight: -shares[weight] / costs[weight]):
+        if costs[weight] <= room:
+            found.add(weight)
+            room -= costs[weight]
+    return frozenset(found)
 
 
 def end_layers(graph: ModelGraph) -> frozenset[str]:

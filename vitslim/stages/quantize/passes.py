@@ -12,17 +12,10 @@ from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
 from vitslim.graph.edits import FakeQuantSite
-from vitslim.graph.insert_fake_quant import (
-    has_input_scale,
-    input_scale_name,
-    layer_nodes,
-    weight_scale_name,
-    weight_zeros_name,
-)
+from vitslim.graph.insert_fake_quant import has_input_scale, input_scale_name, layer_nodes
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.graph.quantise_attention import attention_blocks, decomposed, operands, quantise_attention
 from vitslim.graph.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
 from vitslim.recipe.stages import Ptq
@@ -30,11 +23,10 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.curvature import Curvature
 from vitslim.stages.layerwise import COPIES, LayerSolver
-from vitslim.stages.quantize.calibrate import Histogram, block_range, limit_pairs, pair_safe_scale, weight_scale
+from vitslim.stages.quantize.calibrate import Histogram
 from vitslim.stages.quantize.equaliser import Equaliser
-from vitslim.stages.quantize.forms import end_layers, reads_image, weight_form
-from vitslim.stages.quantize.multiples import block_multiples, whole_scale
-from vitslim.stages.quantize.noise import measure_noise
+from vitslim.stages.quantize.forms import WIDE_BITS, end_layers, reads_image, weight_form, widened
+from vitslim.stages.quantize.noise import measure_noise, measure_weight_noise
 from vitslim.stages.quantize.observe import (
     FORWARD_BATCH,
     Observer,
@@ -45,16 +37,12 @@ from vitslim.stages.quantize.observe import (
     solvable_layers,
 )
 from vitslim.stages.quantize.rotate import find_streams, rotate
-from vitslim.stages.quantize.rounding import Limits, gptq, refine
+from vitslim.stages.quantize.weights import REFINED_BITS, rounded, weight_scales
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
 CALIBRATED = ("static", "symmetric")
 """Inputs whose range is found on calibration images."""
-
-REFINED_BITS = 4
-"""Codes of more bits are near enough to what they round, and in pairs they have a limit of their own. All codes of
-DeiT-Tiny so, on classes that were not calibrated on: 26.6 dB in place of 26.5, in half as much time again."""
 
 DAMPING = 0.1
 """Of the inputs' matrix, more than GPTQ's (section 3.3), since calibration images show few classes. DeiT-Tiny on five
@@ -124,8 +112,7 @@ class Calibration:
     ) -> tuple[dict[str, FakeQuantSite], dict[str, Tensor]]:
         """Sites by weight name, and scales by parameter name."""
         scales: dict[str, Tensor] = {}
-        ends = end_layers(graph)
-        sites = {w: self._site(graph, w, w in ends, histograms, scales) for w in weights}
+        sites = {w: self._site(graph, site, histograms, scales) for w, site in self._weights(graph, weights).items()}
         _tell_apart(graph.module, scales)
         return self._with_float_inputs(graph, sites, scales), scales
 
@@ -140,7 +127,7 @@ class Calibration:
             return graph
 
         def solve(weight: str, matrix: Tensor, curvature: Curvature) -> Tensor:
-            return _rounded(sites[weight], matrix, scales, curvature if gptq_asked else None)
+            return rounded(sites[weight], matrix, scales, curvature if gptq_asked else None)
 
         solver = LayerSolver(
             torch.cat([images for images, _ in self.rounding_set(graph).batches(FORWARD_BATCH)]),
@@ -159,12 +146,24 @@ class Calibration:
         calibration = self.context.data.calibration
         return calibration.balanced(images_at_once(graph, len(calibration), COPIES))
 
-    def _site(
-        self, graph: ModelGraph, weight: str, end: bool, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
-    ) -> FakeQuantSite:
+    def _weights(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, FakeQuantSite]:
+        """Sites whose inputs are still in float. Where fewer bits disturb the outputs most, weights keep more."""
+        ends = end_layers(graph)
+        found = {w: self._weight(graph, w, w in ends) for w in weights}
+        if self.config.mean_bits is None:
+            return found
+        tensors = {w: tensor_of(graph.module, w).detach() for w in weights}
+        nearest = {w: rounded(site, tensors[w], weight_scales(tensors[w], site), None)
+                   for w, site in found.items() if site.weight_bits < WIDE_BITS}  # fmt: skip
+        shares = measure_weight_noise(graph, nearest, self.context)
+        sizes, bits = ({w: tensors[w].numel() for w in weights}, {w: site.weight_bits for w, site in found.items()})
+        wide = widened(shares, sizes, bits, self.config.mean_bits)
+        return found | {w: self._weight(graph, w, w in ends, wide=True) for w in wide}
+
+    def _weight(self, graph: ModelGraph, weight: str, end: bool, wide: bool = False) -> FakeQuantSite:
         tensor = tensor_of(graph.module, weight)
-        bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1])
-        site = FakeQuantSite(
+        bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1], wide)
+        return FakeQuantSite(
             weight,
             bits,
             FLOAT_BITS,
@@ -172,7 +171,12 @@ class Calibration:
             weight_zeros=self.config.zero_points and block > 0,
             integer_scales=self.config.inputs != "float" and block > 0,
         )
-        scales |= _weight_scales(tensor, site)
+
+    def _site(
+        self, graph: ModelGraph, site: FakeQuantSite, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
+    ) -> FakeQuantSite:
+        weight = site.weight
+        scales |= weight_scales(tensor_of(graph.module, weight), site)
         if weight in pixel_layers(graph):
             scales[input_scale_name(weight)] = torch.tensor(PIXEL)
             return replace(site, input_bits=PIXEL_BITS)
@@ -203,60 +207,6 @@ class Calibration:
         observer = Observer(graph.module, statistics, places or layer_inputs(graph.module))
         batch = images_at_once(graph, FORWARD_BATCH)
         predict(observer, self.context.data.calibration, batch, self.context.progress, label)
-
-
-def _weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:
-    """Scales of a weight, and zero points where it has some, by name."""
-    limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
-    if site.integer_scales:
-        return {name: whole_scale(weight, site.weight_bits, site.block)}
-    if site.weight_zeros:
-        scale, zeros = block_range(weight, limits, site.block)
-        return {name: scale, weight_zeros_name(site.weight): zeros}
-    scale = weight_scale(weight, limits, site.block)
-    return {name: scale if site.block else pair_safe_scale(weight, scale)}
-
-
-def _rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None) -> Tensor:
-    """What the codes of a weight stand for, each rounded for itself where nothing says what that costs.
-
-    Codes of few bits change their scale in `scales` as well.
-    """
-    if site.integer_scales:
-        return _rounded_to_multiples(site, weight, scales, curvature)
-    name = weight_scale_name(site.weight)
-    codes, scale = weight_range(site.weight_bits, site.block), scales[name]
-    zeros = scales.get(weight_zeros_name(site.weight))
-    if curvature is None:
-        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *codes, site.block, zeros)
-        return nearest
-    limits: Limits = codes
-    if zeros is not None:
-        spread = zeros.repeat_interleave(site.block, dim=1)
-        limits = (codes[0] - spread, codes[1] - spread)
-    values = gptq(weight, scale, curvature, limits, site.block)
-    if site.weight_bits <= REFINED_BITS:
-        values, scales[name] = refine(weight, values, scale, curvature, limits)
-    if site.block:
-        return values
-    return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
-
-
-def _rounded_to_multiples(
-    site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None
-) -> Tensor:
-    """The same where the scale of each block is a whole multiple of that of its channel."""
-    name, codes = weight_scale_name(site.weight), weight_range(site.weight_bits, site.block)
-    multiples = block_multiples(weight, scales[name], site.weight_bits, site.block)
-    scale = scales[name][:, None] * multiples
-    if curvature is None:
-        nearest: Tensor = fake_quant(weight, scale, 0, 1, *codes, site.block)
-        return nearest
-    unit = multiples.repeat_interleave(site.block, dim=1)
-    values = gptq(weight, scale, curvature, codes, site.block)
-    limits = codes[0] * unit, codes[1] * unit
-    values, scales[name] = refine(weight, values, scales[name], curvature, limits, unit)
-    return values
 
 
 def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:

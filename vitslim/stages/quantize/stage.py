@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from vitslim.errors import Problem, closest
 from vitslim.graph.divide_tokens import divided_layers
@@ -23,7 +23,7 @@ from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.forms import END_ROLES, end_layers, reads_image, weight_form
+from vitslim.stages.quantize.forms import END_ROLES, end_layers, reads_image, weight_form, widened
 from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.passes import Calibration
 from vitslim.training.evaluate import agreement, predict, sqnr_db
@@ -65,14 +65,16 @@ class PtqStage:
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """The same model with fewer bits in all layers that are not skipped.
 
-        A guess where calibration decides which inputs stay in float.
+        A guess where calibration decides which inputs stay in float, and which weights get more bits.
         """
         chosen = set(self._chosen_of(sketch))
-        for linear in (linear for linear in sketch.linears if linear.weight in chosen):
-            sketch = sketch.with_bits({linear.weight}, self._bits(linear))
+        linears = [linear for linear in sketch.linears if linear.weight in chosen]
+        wide = self._wide(linears)
+        for linear in linears:
+            sketch = sketch.with_bits({linear.weight}, self._bits(linear, linear.weight in wide))
         if self.config.attention:
             sketch = sketch.with_attention_bits(self.config.input_bits)
-        return sketch.as_guess() if self.config.float_inputs else sketch
+        return sketch.as_guess() if self.config.float_inputs or self.config.mean_bits is not None else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Everything is decided on the calibration images, through the float graph."""
@@ -114,8 +116,18 @@ class PtqStage:
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
-    def _bits(self, linear: SketchLinear) -> LayerBits:
-        bits, block = weight_form(self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features)
+    def _wide(self, linears: Sequence[SketchLinear]) -> frozenset[str]:
+        """As many weights as may get more bits, as if each harmed the outputs by its size."""
+        if self.config.mean_bits is None:
+            return frozenset()
+        sizes = {linear.weight: linear.in_features * linear.out_features for linear in linears}
+        bits = {linear.weight: self._bits(linear).weight for linear in linears}
+        return widened(sizes, sizes, bits, self.config.mean_bits)
+
+    def _bits(self, linear: SketchLinear, wide: bool = False) -> LayerBits:
+        bits, block = weight_form(
+            self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features, wide
+        )
         as_pixels = linear.reads_pixels and self.config.input_bits == PIXEL_BITS
         in_float = self.config.inputs == "float" or (linear.reads_image and not as_pixels)
         return LayerBits(bits, FLOAT_BITS if in_float else self.config.input_bits, block)
@@ -152,6 +164,8 @@ class PtqStage:
     def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
         if end:
             return "at an end of the model"
+        if self.config.mean_bits is not None and site.weight_bits > self.config.bits:
+            return "among the weights whose few bits disturb the outputs most"
         if self.config.block and not site.block:
             return f"its reduction has no blocks of {self.config.block}"
         if self.config.inputs != "float" and reads_image(graph.module, site.weight):

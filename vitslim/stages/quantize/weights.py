@@ -1,0 +1,71 @@
+"""Scales of the weight of one layer, and the values that its codes stand for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.insert_fake_quant import weight_scale_name, weight_zeros_name
+from vitslim.graph.ops.fake_quant import fake_quant, weight_range
+from vitslim.stages.curvature import Curvature
+from vitslim.stages.quantize.calibrate import block_range, limit_pairs, pair_safe_scale, weight_scale
+from vitslim.stages.quantize.multiples import block_multiples, whole_scale
+from vitslim.stages.quantize.rounding import Limits, gptq, refine
+
+REFINED_BITS = 4
+"""Codes of more bits are near enough to what they round, and in pairs they have a limit of their own. All codes of
+DeiT-Tiny so, on classes that were not calibrated on: 26.6 dB in place of 26.5, in half as much time again."""
+
+
+def weight_scales(weight: Tensor, site: FakeQuantSite) -> dict[str, Tensor]:
+    """Scales of a weight, and zero points where it has some, by name."""
+    limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
+    if site.integer_scales:
+        return {name: whole_scale(weight, site.weight_bits, site.block)}
+    if site.weight_zeros:
+        scale, zeros = block_range(weight, limits, site.block)
+        return {name: scale, weight_zeros_name(site.weight): zeros}
+    scale = weight_scale(weight, limits, site.block)
+    return {name: scale if site.block else pair_safe_scale(weight, scale)}
+
+
+def rounded(site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None) -> Tensor:
+    """What the codes of a weight stand for, each rounded for itself where nothing says what that costs.
+
+    Codes of few bits change their scale in `scales` as well.
+    """
+    if site.integer_scales:
+        return _to_multiples(site, weight, scales, curvature)
+    name = weight_scale_name(site.weight)
+    codes, scale = weight_range(site.weight_bits, site.block), scales[name]
+    zeros = scales.get(weight_zeros_name(site.weight))
+    if curvature is None:
+        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *codes, site.block, zeros)
+        return nearest
+    limits: Limits = codes
+    if zeros is not None:
+        spread = zeros.repeat_interleave(site.block, dim=1)
+        limits = (codes[0] - spread, codes[1] - spread)
+    values = gptq(weight, scale, curvature, limits, site.block)
+    if site.weight_bits <= REFINED_BITS:
+        values, scales[name] = refine(weight, values, scale, curvature, limits)
+    if site.block:
+        return values
+    return limit_pairs((values / scales[name][:, None]).round()) * scales[name][:, None]
+
+
+def _to_multiples(
+    site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None
+) -> Tensor:
+    """The same where the scale of each block is a whole multiple of that of its channel."""
+    name, codes = weight_scale_name(site.weight), weight_range(site.weight_bits, site.block)
+    multiples = block_multiples(weight, scales[name], site.weight_bits, site.block)
+    scale = scales[name][:, None] * multiples
+    if curvature is None:
+        nearest: Tensor = fake_quant(weight, scale, 0, 1, *codes, site.block)
+        return nearest
+    unit = multiples.repeat_interleave(site.block, dim=1)
+    values = gptq(weight, scale, curvature, codes, site.block)
+    limits = codes[0] * unit, codes[1] * unit
+    values, scales[name] = refine(weight, values, scales[name], curvature, limits, unit)
+    return values
