@@ -57,7 +57,7 @@ def test_the_most_harmful_for_their_size_are_widened() -> None:
     bits = {"small": 4, "large": 4, "harmless": 4, "end": 8}
     assert widened(shares, sizes, bits, 4.3) == set()  # the end has taken it all
     assert widened(shares, sizes, bits, 4 + 4 * 20 / 130) == {"small"}
-    assert widened(shares, sizes, bits, 4 + 4 * 35 / 130) == {"small", "harmless"}  # no room for the large one
+    assert widened(shares, sizes, bits, 4 + 4 * 110 / 130) == {"small", "harmless"}  # no room left for the large one
     assert widened(shares, sizes, bits, 4 + 4 * 120 / 130) == {"small", "large"}
     assert widened(shares, sizes, bits, 8.0) == {"small", "large", "harmless"}
 

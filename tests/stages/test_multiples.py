@@ -118,6 +118,7 @@ def test_codes_part_into_few_bits_and_the_numbers_of_blocks(weight: Tensor, bits
     assert torch.equal((narrow * numbers).reshape(codes.shape), codes.to(torch.int8))
     assert -(2 ** (bits - 1)) <= int(narrow.min()) and int(narrow.max()) < 2 ** (bits - 1)
     assert int(numbers.min()) >= 1 and int(numbers.max()) <= 15
+    assert (numbers[3] == 1).all()  # zeros alone
 
 
 def test_codes_that_are_no_multiples_are_refused() -> None:
