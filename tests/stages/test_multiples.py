@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from vitslim.backends.measured.onnxruntime import measure_latency
+from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.insert_fake_quant import layer_nodes, weight_codes
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
@@ -235,6 +237,17 @@ def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, contex
         if site.integer_scales:
             assert len(set(codes.abs().flatten().tolist())) > 16  # more than four bits have
             part_codes(codes, 4, BLOCK)
+
+
+def test_weights_that_were_changed_since_are_refused(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
+) -> None:
+    graph = quantise(tiny_graph, context, rounding="nearest")
+    with torch.no_grad():
+        tensor_of(graph.module, "blocks.1.mlp.fc1.weight").mul_(1.1)
+    with pytest.raises(StageError, match=r"'blocks.1.mlp.fc1.weight' was changed after it was quantised"):
+        export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
+    assert list(tmp_path.glob("*.onnx")) == []
 
 
 def measured_once(files: Mapping[str, Path]) -> dict[str, Measurement]:

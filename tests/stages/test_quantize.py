@@ -206,7 +206,7 @@ def test_codes_of_four_bits_alone_know_what_outputs_have_in_common(
         told.append(bool((curvature.outputs - torch.diag(curvature.outputs.diagonal())).any()))
         return gptq(weight, scale, curvature, *others)
 
-    monkeypatch.setattr("vitslim.stages.quantize.passes.gptq", spy)
+    monkeypatch.setattr("vitslim.stages.quantize.weights.gptq", spy)
     PtqStage(Ptq(method="ptq", bits=4, end_bits=8)).apply(tiny_graph, context)
     assert told == [False, *[True] * 8, False]
 

@@ -116,9 +116,9 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
     steps = [step for step in weight.chain if step.op_type in DEQUANTISING]
     if steps and attribute(steps[-1], "block_size", 0):
         return f"block {attribute(steps[-1], 'block_size', 0)}"
-    numbers = [one for step in steps if (one := find_weight(graph, step.input[1])) and one.bits <= INTEGER_BITS_MAX]
-    if numbers:
-        return f"block {prod(weight.tensor.dims) // prod(numbers[0].tensor.dims)}"
+    for factor in (find_weight(graph, step.input[1]) for step in steps if step.op_type == "Mul"):
+        if factor is not None and factor.bits <= INTEGER_BITS_MAX:
+            return f"block {prod(weight.tensor.dims) // max(prod(factor.tensor.dims), 1)}"
     name = optional_input(*((steps[-1], 1) if steps else (node, OPERANDS[node.op_type].scale)))
     scale = find_weight(graph, name) if name else None
     if scale is None:

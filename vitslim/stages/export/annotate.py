@@ -58,7 +58,7 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
     operand = node.inputs[1] if node.op_type in PRODUCTS else None
     scales = _scales_behind(node) if node.op_type == INTEGER_PRODUCT else None
     shape: NDArray[Any] | None = None
-    multiples: NDArray[Any] = np.ones((), np.int8)
+    multiples: NDArray[Any] | None = None
     while operand is not None and (producer := operand.producer()) is not None:
         if producer.op_type not in {"DequantizeLinear", "Cast", "Mul", "Reshape"}:
             return None
@@ -71,13 +71,15 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
             elif constant.dtype.kind == "f":
                 scales = constant
             else:
-                multiples = constant.astype(np.int8)
+                multiples = constant
         operand = producer.inputs[0]
     if operand is None or operand.const_value is None or operand.name is None:
         return None
     values = operand.const_value.numpy()
-    if shape is not None:
-        values = (values.astype(np.int8) * multiples).reshape(shape)
+    if multiples is not None and shape is not None:
+        values = (values.astype(np.int8) * multiples.astype(np.int8)).reshape(shape)
+    elif multiples is not None or shape is not None:
+        return None
     by_output = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
     return StoredWeight(
         operand.name, values if by_output else values.swapaxes(-1, -2), scales, _bits(operand.const_value.dtype)

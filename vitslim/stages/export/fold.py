@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from vitslim.errors import StageError
 from vitslim.stages.export.lower import Form, Stored
 from vitslim.stages.export.rewrite import add_constant, insert, redirect
 from vitslim.stages.quantize.multiples import part_codes
@@ -92,7 +93,10 @@ def _in_multiples(model: ir.Model, dequantise: ir.Node, codes: ir.Value, bits: i
     """In place of codes of 8 bits, codes of 4 bits times the whole number of their block, which runtimes multiply when
     they load the file."""
     whole, last = _needed(codes), dequantise.attributes.get_int("axis", 1)
-    parted = part_codes(torch.from_numpy(whole if last == 0 else whole.T), bits, block)
+    try:
+        parted = part_codes(torch.from_numpy(whole if last == 0 else whole.T), bits, block)
+    except ValueError as error:
+        raise StageError(f"'{codes.name}' was changed after it was quantised: {error}", "quantise last") from error
     narrow, by = (part.numpy() if last == 0 else part.numpy().transpose(1, 2, 0) for part in parted)
     stored = _add_initializer(model, codes, narrow.astype(ml_dtypes.int4))
     multiples = add_constant(model, f"{stored.name}_multiples", by.astype(ml_dtypes.uint4))

@@ -46,7 +46,7 @@ class Stored(NamedTuple):
     """Of the codes."""
     form: Form
     block: int = 0
-    """Weights whose codes are multiples of one whole number, and are stored as codes of `bits` bits and that, or 0."""
+    """Weights that share a whole number, which is stored beside codes of `bits` bits; 0: there are none."""
 
 
 def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
