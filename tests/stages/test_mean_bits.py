@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
-from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch_graph import sketch
@@ -104,6 +104,22 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     check_stored_weights(tmp_path / "model.onnx", result.graph)
     facts = inspect(tmp_path / "model.onnx").facts
     assert {layer.weight_bits for layer in facts.layers} == {4, 8}
+
+
+def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
+    stage = PtqStage(Ptq(bits=4, end_bits=8, mean_bits=4.2))  # the ends take more
+    (problem,) = stage.requires(sketch(tiny_graph))
+    assert (problem.where, problem.message) == (
+        "mean_bits", "a mean of 4.2 bits has no room for eight bits of any weight"
+    )  # fmt: skip
+    ends = mean_of(_with_ends(tiny_graph))
+    assert problem.hint == f"write more than {ends:.2f}"
+
+
+def _with_ends(graph: ModelGraph) -> ModelGraph:
+    bits = {"patch_embed.proj.weight": 8, "head.weight": 8}
+    found = [FakeQuantSite(weight, bits.get(weight, 4), 32) for weight in layer_nodes(graph.module)]
+    return insert_fake_quant(graph, found)
 
 
 def test_plan_guesses_the_bytes_to_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:

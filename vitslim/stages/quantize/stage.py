@@ -53,6 +53,9 @@ class PtqStage:
             message = "the model has neither a patch embedding nor a head that is a layer"
             problems.append(Problem("end_bits", message, "leave it out"))
         chosen = self._chosen_of(sketch)
+        if chosen and self.config.mean_bits is not None and not self._wide(self._linears(sketch)):
+            message = f"a mean of {self.config.mean_bits:g} bits has no room for eight bits of any weight"
+            problems.append(Problem("mean_bits", message, f"write more than {self._mean_bits(sketch):.2f}"))
         if not problems and not chosen:
             problems.append(Problem("skip", "every layer is skipped: nothing is left to quantise", "shorten the list"))
         if self.config.attention and not sketch.attending:
@@ -67,8 +70,7 @@ class PtqStage:
 
         A guess where calibration decides which inputs stay in float, and which weights get more bits.
         """
-        chosen = set(self._chosen_of(sketch))
-        linears = [linear for linear in sketch.linears if linear.weight in chosen]
+        linears = self._linears(sketch)
         wide = self._wide(linears)
         for linear in linears:
             sketch = sketch.with_bits({linear.weight}, self._bits(linear, linear.weight in wide))
@@ -115,6 +117,16 @@ class PtqStage:
         scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTISER_PREFIX)}
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
+
+    def _linears(self, sketch: ModelSketch) -> list[SketchLinear]:
+        chosen = set(self._chosen_of(sketch))
+        return [linear for linear in sketch.linears if linear.weight in chosen]
+
+    def _mean_bits(self, sketch: ModelSketch) -> float:
+        """Of all weights that are quantised, where none gets more."""
+        linears = self._linears(sketch)
+        sizes = [linear.in_features * linear.out_features for linear in linears]
+        return sum(self._bits(linear).weight * size for linear, size in zip(linears, sizes, strict=True)) / sum(sizes)
 
     def _wide(self, linears: Sequence[SketchLinear]) -> frozenset[str]:
         """As many weights as may get more bits, as if each harmed the outputs by its size."""
