@@ -30,13 +30,14 @@ from vitslim.recipe.stages import Export, Floor, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Measure, StageContext, StageResult
 from vitslim.stages.export import placement
-from vitslim.stages.export.annotate import LayerAnnotation
+from vitslim.stages.export.annotate import LayerAnnotation, quantiser_sites
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement, floats_by_cost
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import predict
+from vitslim.units import FLOAT_BITS
 
 
 @pytest.fixture
@@ -188,6 +189,16 @@ def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: S
     images = torch.stack([context.data.calibration[i][0] for i in range(4)])
     with torch.no_grad():
         assert torch.equal(chosen.module(images), quantised.module(images))
+
+
+def test_auto_places_quantisers_beside_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
+    quantised = PtqStage(Ptq(bits=4, block=16)).apply(tiny_graph, context).graph
+    there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
+    closest = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0))).apply(quantised, there)
+    assert any("none holds 200 dB" in note.reason for note in closest.changes)
+    blocks = [site for site in quantiser_sites(closest.graph).values() if site.block]
+    assert all(site.integer_scales for site in blocks) and any(site.input_bits == FLOAT_BITS for site in blocks)
+    assert inspect(there.workdir / "model.onnx").broken == ()
 
 
 def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.insert_fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
@@ -18,6 +18,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
@@ -40,15 +41,9 @@ def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> StageResu
     return result
 
 
-def sites(graph: ModelGraph) -> tuple[FakeQuantSite, ...]:
-    edit = graph.edits[-1]
-    assert isinstance(edit, InsertFakeQuant)
-    return edit.sites
-
-
 def mean_of(graph: ModelGraph) -> float:
-    sizes = {site.weight: tensor_of(graph.module, site.weight).numel() for site in sites(graph)}
-    return sum(site.weight_bits * sizes[site.weight] for site in sites(graph)) / sum(sizes.values())
+    sizes = {site.weight: tensor_of(graph.module, site.weight).numel() for site in quantiser_sites(graph).values()}
+    return sum(site.weight_bits * sizes[site.weight] for site in quantiser_sites(graph).values()) / sum(sizes.values())
 
 
 def test_the_most_harmful_for_their_size_are_widened() -> None:
@@ -95,7 +90,7 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
         if mean is not None:
             assert mean - 1.2 < mean_of(result.graph) <= mean  # the largest layer has a fourth of all weights
     assert found[0] < found[1] < found[2]
-    wide = [site for site in sites(result.graph) if site.weight_bits == 8]
+    wide = [site for site in quantiser_sites(result.graph).values() if site.weight_bits == 8]
     assert wide and not any(site.block or site.integer_scales for site in wide)
     noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2

@@ -54,6 +54,8 @@ class LayerBits(NamedTuple):
     input: int
     block: int = 0
     """Weights that share a scale, as runs along the reduction; 0: all of an output channel."""
+    integer_scales: bool = False
+    """Whether scales of blocks are whole multiples of one for the channel."""
 
 
 FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)
@@ -249,7 +251,7 @@ class ModelSketch:
     def _bops(self, product: Product) -> int:
         bits = self.bits.get(product.weight, FLOAT_LAYER)
         if product.role == "attention" and product.block in self.attention_bits:
-            bits = LayerBits(*[self.attention_bits[product.block]] * 2)
+            bits = LayerBits(self.attention_bits[product.block], self.attention_bits[product.block])
         bops = product.macs(self.axes) * bits.weight * bits.input
         return bops // 2 if skips_products(self.sparsity.get(product.weight, ""), bits.weight) else bops
 
@@ -263,13 +265,13 @@ class ModelSketch:
         return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
-        """One float scale an output channel, or a block of one, and one for the input of a quantised layer; where that
-        has codes too, a whole number of four bits for each block."""
+        """One float scale an output channel, or a block of one, and one for the input of a quantised layer; or one a
+        channel and a whole number of four bits a block."""
         if name not in self.bits:
             return 0
         bits = self.bits[name]
         blocks = self.parameters[name].value(self.axes) // bits.block if bits.block else 0
-        if blocks and bits.input == FLOAT_BITS:
+        if blocks and not bits.integer_scales:
             return 4 * (blocks + 1)
         return 4 * (self._rows(name) + 1) + blocks // 2
 

@@ -49,7 +49,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         prefix_tokens=anatomy.prefix_tokens,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
-        bits={site.weight: LayerBits(site.weight_bits, site.input_bits, site.block) for site in quantised},
+        bits={s.weight: LayerBits(s.weight_bits, s.input_bits, s.block, s.integer_scales) for s in quantised},
         attention_bits={
             block: edit.bits for edit in graph.edits if isinstance(edit, QuantiseAttention) for block in edit.blocks
         },

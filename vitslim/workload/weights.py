@@ -62,7 +62,7 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
 def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
     """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes, or codes of
     blocks by their whole numbers."""
-    if node.op_type != "Mul" or len(node.input) < len(("a", "b")) or graph.constant.isdisjoint(node.output):
+    if node.op_type != "Mul" or graph.constant.isdisjoint(node.output):
         return False
     value = node.input[0]
     while value in graph.producers and graph.producers[value].op_type in {"Cast", "Reshape", "Mul"}:

@@ -192,7 +192,7 @@ class Equaliser:
         """The largest codes of weights."""
         ends = end_layers(graph)
         forms = {w: weight_form(self.config, w in ends, True, tensor_of(graph.module, w).shape[1]) for w in places}
-        return {w: weight_range(*form)[1] for w, form in forms.items()}
+        return {w: weight_range(form.bits, form.block)[1] for w, form in forms.items()}
 
 
 def _unreachable(graph: ModelGraph, weights: Collection[str]) -> dict[tuple[Node, ...], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch.fx import GraphModule
 
@@ -10,7 +11,7 @@ from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.recipe.stages import Quantised
+from vitslim.recipe.stages import Ptq
 
 END_ROLES = ("patch_embed", "head")
 """Roles of the layers at both ends of a model."""
@@ -20,17 +21,29 @@ WIDE_BITS = 8
 """Of weights that `mean_bits` has room for."""
 
 
-def weight_form(config: Quantised, end: bool, linear: bool, reduction: int, wide: bool = False) -> tuple[int, int]:
-    """Bits of the weights of a layer, and how many of them share a scale; 0: those of an output channel.
+class WeightForm(NamedTuple):
+    """How the weights of a layer are quantised."""
+
+    bits: int
+    block: int = 0
+    """Weights that share a scale; 0: those of an output channel."""
+    integer_scales: bool = False
+    """Whether scales of blocks are whole multiples of one for the channel, as products of codes ask for."""
+
+
+def weight_form(config: Ptq, end: bool, linear: bool, reduction: int, wide: bool = False) -> WeightForm:
+    """The form of the weights of a layer.
 
     `end` says whether it is at an end of the model, `wide` whether it is among those that `mean_bits` has room for.
     Blocks need a linear layer, and a reduction that they divide.
     """
     if wide:
-        return WIDE_BITS, 0
+        return WeightForm(WIDE_BITS)
     if end and config.end_bits is not None:
-        return config.end_bits, 0
-    return config.bits, config.block if config.block and linear and reduction % config.block == 0 else 0
+        return WeightForm(config.end_bits)
+    if not (config.block and linear and reduction % config.block == 0):
+        return WeightForm(config.bits)
+    return WeightForm(config.bits, config.block, config.inputs != "float")
 
 
 def widened(

@@ -15,7 +15,7 @@ from vitslim.stages.quantize.calibrate import PAIR_LIMIT, mse_scale
 MULTIPLE_MAX = 15
 """Largest whole number of four bits."""
 
-WIDENED = tuple(percent / 100 for percent in range(70, 121, 5))
+FRACTIONS = tuple(percent / 100 for percent in range(70, 121, 5))
 """Fractions of the scale of a channel's widest block that are tried as its largest multiple."""
 
 
@@ -24,7 +24,7 @@ def whole_scale(weight: Tensor, bits: int, block: int) -> Tensor:
     error: float (out,), the best of those that were tried."""
     values = _blocks(weight, block)
     widest = mse_scale(values.flatten(end_dim=1), weight_range(bits, block)).reshape(values.shape[:2]).amax(dim=1)
-    tried = torch.stack([fraction * widest / _largest_multiple(bits) for fraction in WIDENED])
+    tried = torch.stack([fraction * widest / _largest_multiple(bits) for fraction in FRACTIONS])
     errors = torch.stack([_errors(values, bits, scale).amin(dim=0).sum(dim=1) for scale in tried])
     best: Tensor = tried.gather(0, errors.argmin(dim=0, keepdim=True))[0]
     return best

@@ -162,15 +162,9 @@ class Calibration:
 
     def _weight(self, graph: ModelGraph, weight: str, end: bool, wide: bool = False) -> FakeQuantSite:
         tensor = tensor_of(graph.module, weight)
-        bits, block = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1], wide)
-        return FakeQuantSite(
-            weight,
-            bits,
-            FLOAT_BITS,
-            block=block,
-            weight_zeros=self.config.zero_points and block > 0,
-            integer_scales=self.config.inputs != "float" and block > 0,
-        )
+        bits, block, whole = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1], wide)
+        zeros = self.config.zero_points and block > 0
+        return FakeQuantSite(weight, bits, FLOAT_BITS, block=block, weight_zeros=zeros, integer_scales=whole)
 
     def _site(
         self, graph: ModelGraph, site: FakeQuantSite, seen: Mapping[str, Histogram], scales: dict[str, Tensor]

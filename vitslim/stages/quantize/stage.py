@@ -137,12 +137,10 @@ class PtqStage:
         return widened(sizes, sizes, bits, self.config.mean_bits)
 
     def _bits(self, linear: SketchLinear, wide: bool = False) -> LayerBits:
-        bits, block = weight_form(
-            self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features, wide
-        )
+        form = weight_form(self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features, wide)
         as_pixels = linear.reads_pixels and self.config.input_bits == PIXEL_BITS
         in_float = self.config.inputs == "float" or (linear.reads_image and not as_pixels)
-        return LayerBits(bits, FLOAT_BITS if in_float else self.config.input_bits, block)
+        return LayerBits(form.bits, FLOAT_BITS if in_float else self.config.input_bits, form.block, form.integer_scales)
 
     def _chosen_of(self, sketch: ModelSketch) -> tuple[str, ...]:
         return self._unskipped(linear.weight for linear in sketch.linears if not linear.constant)
@@ -174,10 +172,11 @@ class PtqStage:
         return tuple(LayerNote(layer=f"{name}.attention", what=what, reason=self.config.calibrate) for name in blocks)
 
     def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
+        asked = self.config.end_bits if end and self.config.end_bits is not None else self.config.bits
+        if site.weight_bits > asked:
+            return "among the weights whose few bits disturb the outputs most"
         if end:
             return "at an end of the model"
-        if self.config.mean_bits is not None and site.weight_bits > self.config.bits:
-            return "among the weights whose few bits disturb the outputs most"
         if self.config.block and not site.block:
             return f"its reduction has no blocks of {self.config.block}"
         if self.config.inputs != "float" and reads_image(graph.module, site.weight):
