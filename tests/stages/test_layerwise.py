@@ -9,10 +9,10 @@ from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.stages.curvature import Curvature, weighted_gram
+from vitslim.stages.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.quantize.observe import solvable_layers
-from vitslim.stages.sensitivity import BATCH, Sensitivity
+from vitslim.stages.sensitivity import BATCH, Sensitivity, row_weights
 from vitslim.training.taps import with_taps
 
 NAME = "blocks.1.mlp.fc2.weight"
@@ -40,7 +40,7 @@ def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph:
     solved = solver(tiny_graph, [NAME], solve)
     rows = rounded(x.detach()).flatten(end_dim=-2)
     expected = weighted_gram(rows - rows.mean(dim=0), torch.ones(len(rows)))
-    torch.testing.assert_close(costs[0].inputs, Curvature.of_rows(expected, 1).inputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(costs[0].inputs, Curvature.of_rows(expected, 1, len(rows)).inputs, rtol=1e-4, atol=1e-4)
     assert torch.allclose(costs[0].outputs, torch.eye(64, dtype=torch.float64))
     weight, bias = (solved.parameters()[f"blocks.1.mlp.fc2.{leaf}"] for leaf in ("weight", "bias"))
     after = rows @ weight.T + bias
@@ -76,9 +76,11 @@ def test_what_outputs_do_together_is_summed_over_all_images(tiny_graph: ModelGra
     LayerSolver(images, Silent(), "", joint=["head.weight"])(tiny_graph, ["head.weight", NAME], solve)
     assert torch.equal(found[NAME].outputs, torch.eye(64, dtype=torch.float64))
     sensitivity = Sensitivity(tiny_graph.module, [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])], 0)
-    grams = [rows.T @ rows for batch in torch.split(images, BATCH) for _, _, rows in sensitivity(batch)]
+    seen = [found for batch in torch.split(images, BATCH) for found in sensitivity(batch)]
+    grams = [rows.T @ rows for _, _, rows in seen]
+    weights = row_weights(torch.cat([norms for _, norms, _ in seen]))
     assert len(grams) > 1
-    expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0)).outputs
+    expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0), effective_rows(weights)).outputs
     torch.testing.assert_close(found["head.weight"].outputs, expected)
     assert float(expected.diagonal().mean()) == pytest.approx(1)
 

@@ -22,7 +22,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.curvature import DAMPING, Curvature
+from vitslim.stages.curvature import DAMPING, Curvature, effective_rows
 from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.prune import two_four_stage
 from vitslim.stages.prune.alps import alps_mask, best_refit
@@ -151,7 +151,8 @@ def test_rows_count_by_weight_and_mean_outputs_of_a_changed_layer_stay(tiny_grap
     _, (x,) = with_taps(tiny_graph.module, [argument(layer, 0)])(images)
     x = x.detach()
     centred = x - weights @ x / len(x)
-    expected = Curvature.of(centred.T @ torch.diag(weights) @ centred, gradients.T @ gradients)
+    seen = effective_rows(weights)
+    expected = Curvature.of(centred.T @ torch.diag(weights) @ centred, gradients.T @ gradients, seen)
     torch.testing.assert_close(costs[0].inputs, expected.inputs, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(costs[0].outputs, expected.outputs)
     torch.testing.assert_close(weights @ after, weights @ before, rtol=0, atol=1e-4)

@@ -7,17 +7,14 @@ within its row; with the second, errors of different outputs cancel as well (YAQ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Added to the diagonal of the inputs' matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
-OUTPUT_DAMPING = 0.3
-"""The same of the outputs' matrix, which is a coarser guess. For 2:4 masks of DeiT-Tiny from five classes, agreement
-with the dense model and divergence from it (KL) on five others: 0.01 76.7 % and 0.51, 0.1 74.8 % and 0.50, 0.3 77.5 %
-and 0.47, 1 74.7 % and 0.51, and 64.9 % and 0.77 by row."""
+"""Added to the diagonal of a gram matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +27,18 @@ class Curvature:
     """(out, out), of mean diagonal 1"""
 
     @classmethod
-    def of(cls, inputs: Tensor, outputs: Tensor, damping: float = DAMPING) -> Curvature:
+    def of(cls, inputs: Tensor, outputs: Tensor, seen: float = math.inf) -> Curvature:
         """From the sums of x x^T over inputs x (in, in) and of g g^T over gradients g of outputs (out, out).
 
-        `damping` is added to the diagonal of the former, as a fraction of its mean.
+        `seen`: over how many rows, by `effective_rows`.
         """
-        told = damped(outputs, OUTPUT_DAMPING)
-        return cls(damped(inputs, damping), told / told.diagonal().mean())
+        told = damped(outputs, seen)
+        return cls(damped(inputs, seen), told / told.diagonal().mean())
 
     @classmethod
-    def of_rows(cls, inputs: Tensor, rows: int, damping: float = DAMPING) -> Curvature:
+    def of_rows(cls, inputs: Tensor, rows: int, seen: float = math.inf) -> Curvature:
         """The same for `rows` outputs that have nothing to do with each other."""
-        return cls(damped(inputs, damping), torch.eye(rows, dtype=torch.float64))
+        return cls(damped(inputs, seen), torch.eye(rows, dtype=torch.float64))
 
     def single(self) -> Curvature:
         """The same in float32, costs in units of the mean input: activations can be large beyond its range."""
@@ -68,9 +65,21 @@ def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
     return (unit.T @ (unit * weights[:, None])).double() * peak.double().square()
 
 
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """A gram matrix that can be inverted, also where something never occurs: float64, of the same shape."""
+def effective_rows(weights: Tensor) -> float:
+    """As many rows of one weight tell as much as these (n,) do (Kish, 1965): from 1 to n."""
+    weights = weights.double()
+    return float(weights.sum().square() / weights.square().sum())
+
+
+def damped(gram: Tensor, seen: float) -> Tensor:
+    """A gram matrix over `seen` rows that can be inverted, also where something never occurs: float64, same shape.
+
+    Every direction counts as if it had been seen once more. Where few rows count, as those of the class token behind
+    the last attention, directions that a few images do not show would be taken for free. DeiT-Tiny, weights of five
+    classes on five others: 31.8 dB; of GPTQ's damping alone 31.4, of any other for all layers at most 31.5.
+    """
     total: Tensor = gram.double().clone()
     diagonal = total.diagonal()
-    diagonal += damping * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    once = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    diagonal += (DAMPING + len(total) / seen) * once
     return total

@@ -23,7 +23,7 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.progress import Progress
-from vitslim.stages.curvature import DAMPING, Curvature, weighted_gram
+from vitslim.stages.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.sensitivity import BATCH, Sensitivity, row_weights
 
 aten = torch.ops.aten
@@ -56,8 +56,6 @@ class LayerSolver:
     joint: Collection[str] = ()
     """Names of the layers that are to know what their outputs have in common. Where none is told, their errors have
     nothing to do with each other; what is told is in memory for all layers at once."""
-    damping: float = DAMPING
-    """Of the inputs' matrix, as a fraction of its mean diagonal."""
     biases: bool = True
     """Whether biases are moved so that the mean of every output stays, its rows counting as they do."""
 
@@ -112,11 +110,9 @@ class LayerSolver:
         rows = [_Rows(layer, x, tuple(weight.shape[2:]), matter) for x in inputs]
         means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
         matrix = weight.flatten(start_dim=1)
-        gram = rows[1].gram(means[1])
-        if outputs is None:
-            curvature = Curvature.of_rows(gram, len(weight), self.damping)
-        else:
-            curvature = Curvature.of(gram, outputs, self.damping)
+        gram, seen = rows[1].gram(means[1])
+        by_row = outputs is None
+        curvature = Curvature.of_rows(gram, len(weight), seen) if by_row else Curvature.of(gram, outputs, seen)
         result = solve(name, matrix, curvature)
         if bias:
             shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
@@ -162,12 +158,13 @@ class _Rows:
             total, count = total + (weights @ rows).double(), count + len(rows)
         return (total / count).float()
 
-    def gram(self, mean: Tensor) -> Tensor:
-        """The weighted sum of y y^T over all rows y less `mean`: float64 (in, in)."""
-        total = torch.zeros((), dtype=torch.float64)
+    def gram(self, mean: Tensor) -> tuple[Tensor, float]:
+        """The weighted sum of y y^T over all rows y less `mean`, float64 (in, in), and how many rows count."""
+        total, counted = torch.zeros((), dtype=torch.float64), list[Tensor]()
         for rows, weights in self:
             total = total + weighted_gram(rows - mean, weights)
-        return total
+            counted.append(weights)
+        return total, effective_rows(torch.cat(counted))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         windows = 1 if is_op(self._layer, aten.linear.default) else torch.Size(self._kernel).numel()

@@ -44,11 +44,6 @@ from vitslim.units import FLOAT_BITS
 CALIBRATED = ("static", "symmetric")
 """Inputs whose range is found on calibration images."""
 
-DAMPING = 0.1
-"""Of the inputs' matrix, more than GPTQ's (section 3.3), since calibration images show few classes. DeiT-Tiny on five
-classes that were not calibrated on: 26.5 dB with it, 26.3 with 0.01; INT4 blocks with 0.01, 0.1, 0.3 and 1: 13.6, 13.9,
-13.9 and 13.8 dB."""
-
 
 class Calibration:
     """Runs the passes that a recipe asks for, on its calibration images."""
@@ -136,7 +131,6 @@ class Calibration:
             inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
             sensitive=gptq_asked,
             joint=[w for w, s in sites.items() if s.weight_bits <= REFINED_BITS],
-            damping=DAMPING,
             biases=self.config.bias_correction,
         )
         return solver(graph, [weight for weight in solvable_layers(graph.module) if weight in sites], solve)
