@@ -111,8 +111,7 @@ class LayerSolver:
         means = [one.mean() for one in rows] if bias else [torch.zeros(weight[0].numel())] * COPIES
         matrix = weight.flatten(start_dim=1)
         gram, seen = rows[1].gram(means[1])
-        by_row = outputs is None
-        curvature = Curvature.of_rows(gram, len(weight), seen) if by_row else Curvature.of(gram, outputs, seen)
+        curvature = Curvature.of_rows(gram, len(weight), seen) if outputs is None else Curvature.of(gram, outputs, seen)
         result = solve(name, matrix, curvature)
         if bias:
             shift = matrix.double() @ means[0].double() - result.double() @ means[1].double()
