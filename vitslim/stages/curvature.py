@@ -74,9 +74,10 @@ def effective_rows(weights: Tensor) -> float:
 def damped(gram: Tensor, seen: float) -> Tensor:
     """A gram matrix over `seen` rows that can be inverted, also where something never occurs: float64, same shape.
 
-    Every direction counts as if it had been seen once more. Where few rows count, as those of the class token behind
-    the last attention, directions that a few images do not show would be taken for free. DeiT-Tiny, weights of five
-    classes on five others: 31.8 dB; of GPTQ's damping alone 31.4, of any other for all layers at most 31.5.
+    Every direction counts as if it had been seen once more: where few rows count, as those of the class token behind
+    the last attention, directions that a few images do not show would be taken for free. DeiT-Tiny from five classes,
+    judged on five others: W4A8 11.6 dB, 11.4 with the best single damping for all layers; 2:4 by K-FAC, divergence of
+    the outputs (KL) 0.55 and 0.60.
     """
     total: Tensor = gram.double().clone()
     diagonal = total.diagonal()
