@@ -10,6 +10,10 @@ FLOPS_PER_MAC = 2
 FLOAT_BITS = 32
 """Bits that an unquantised operand counts in BOPs (specs, section 3.1)."""
 
+PAIR_LIMIT = 128
+"""Largest sum of two INT8 codes of one sign whose products with inputs up to 255 stay within 16 bits, in which
+processors without VNNI add neighbours along the reduction."""
+
 
 def container_bits(bits: int) -> int:
     """Bits of the narrowest type that holds a number of so many: 4, 8, 16 or 32. ONNX has no types between them."""

@@ -29,11 +29,12 @@ from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_
 from vitslim.stages.export.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.calibrate import PAIR_LIMIT, weight_scale
+from vitslim.stages.quantize.calibrate import NO_PAIR_LIMIT, weight_scale
 from vitslim.stages.quantize.multiples import block_multiples, part_codes, whole_scale
 from vitslim.stages.quantize.rounding import gptq, refine
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
+from vitslim.units import PAIR_LIMIT
 
 BLOCK = 16
 KEYS: dict[str, Any] = {"bits": 4, "block": BLOCK}
@@ -73,10 +74,10 @@ def logits(graph: ModelGraph, x: Tensor) -> Tensor:
     return found
 
 
-def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def rounded(weight: Tensor, bits: int, limit: int = PAIR_LIMIT) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of 8 bits, whole numbers of blocks, and scales of channels."""
-    scale = whole_scale(weight, bits, BLOCK)
-    multiples = block_multiples(weight, scale, bits, BLOCK)
+    scale = whole_scale(weight, bits, BLOCK, limit)
+    multiples = block_multiples(weight, scale, bits, BLOCK, limit)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     values = fake_quant(weight, scale[:, None] * multiples, 0, 1, low, high, BLOCK)
     return (values / scale[:, None]).round(), multiples, scale
@@ -99,6 +100,14 @@ def test_no_two_products_of_codes_exceed_sixteen_bits(weight: Tensor, bits: int)
     assert 2 * int(codes.abs().max()) <= PAIR_LIMIT
     assert multiples.min() >= 1 and multiples.max() <= 15
     assert len(set(multiples.flatten().tolist())) > 3  # blocks really differ
+
+
+def test_without_that_limit_numbers_of_blocks_are_finer(weight: Tensor) -> None:
+    (codes, _, scale), (free, multiples, finer) = rounded(weight, 4), rounded(weight, 4, NO_PAIR_LIMIT)
+    assert PAIR_LIMIT // 2 < int(free.abs().max()) <= 127
+    assert 8 < multiples.max() <= 15
+    error, less = (float((c * s[:, None] - weight).square().sum()) for c, s in ((codes, scale), (free, finer)))
+    assert less < 0.98 * error
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +22,12 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.calibrate import NO_PAIR_LIMIT
 from vitslim.stages.quantize.equalise import equalise, equalising, find_equalisable
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
-from vitslim.units import FLOAT_BITS
+from vitslim.units import FLOAT_BITS, PAIR_LIMIT
 
 
 @pytest.fixture
@@ -58,12 +60,37 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
         {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": "none"},
         {"rounding": "nearest"}, {"rotate": True}, {"bias_correction": False}, {"float_inputs": 2},
-        {"skip": ("head",)}, {"end_bits": 4},
+        {"skip": ("head",)}, {"end_bits": 4}, {"full_range": True},
     ],
 )  # fmt: skip
 def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
     before, after = (logits(quantise(tiny_graph, context, **keys), context) for keys in ({}, change))
     assert not torch.equal(before, after)
+
+
+def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
+) -> None:
+    """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
+    cases: tuple[dict[str, Any], ...] = (
+        {"equalise": False},
+        {"equalise": False, "full_range": True},
+        {"inputs": "float"},
+    )
+    fc2, errors, largest, cut = "blocks.1.mlp.fc2.weight", [], [], []
+    for index, keys in enumerate(cases):
+        graph = quantise(tiny_graph, context, rounding="nearest", **keys)
+        path = tmp_path / f"{index}.onnx"
+        export_onnx(graph, path, "ort-cpu")
+        check_stored_weights(path, graph)
+        layers = inspect(path).facts.layers
+        largest.append(max(layer.pair_max for layer in layers))
+        cut.append(any(layer.exceeds_16_bits for layer in layers))
+        moved = (graph.parameters()[fc2] - tiny_graph.parameters()[fc2]).detach()
+        errors.append(float(moved.square().sum()))
+    assert largest[0] <= PAIR_LIMIT < min(largest[1:]) and max(largest) <= NO_PAIR_LIMIT
+    assert cut == [False, True, False]
+    assert errors[1] < 0.9 * errors[0] and errors[2] == pytest.approx(errors[1])
 
 
 def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:

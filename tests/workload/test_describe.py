@@ -69,6 +69,25 @@ def test_int8_per_channel(write_graph: WriteGraph) -> None:
     assert (layer.true_bytes, layer.stored_bytes) == (48, 48)
 
 
+def test_pairs_of_products_that_exceed_16_bits(write_graph: WriteGraph) -> None:
+    """Neighbours along the reduction, of one sign, signed, and multiplied as codes."""
+    weight = np.zeros((8, 6), np.int8)
+    weight[[0, 1, 2, 4, 5], 0] = 64, 64, 64, -100, 90
+    weight[[3, 4], 1] = 100, 100  # of different pairs
+    layer = only_layer(write_graph(PER_CHANNEL, **constants(w=weight)))
+    assert (layer.pair_max, layer.exceeds_16_bits) == (128, False)
+    weight[[6, 7], 2] = -64, -65
+    layer = only_layer(write_graph(PER_CHANNEL, **constants(w=weight)))
+    assert (layer.pair_max, layer.exceeds_16_bits) == (129, True)
+    behind_load = "c = Cast<to = 1>(w)  f = Mul(c, sw)  y = MatMul(x, f)"
+    assert not only_layer(write_graph(behind_load, **constants(w=weight))).exceeds_16_bits
+    unsigned = constants(w=weight.astype(np.uint8))
+    assert not only_layer(write_graph(PER_CHANNEL, **unsigned)).exceeds_16_bits
+    odd = "d, a, b = DynamicQuantizeLinear(x)  i = MatMulInteger(d, w, b)  y = Cast<to = 1>(i)"
+    dynamic = write_graph(odd, w=np.full((8, 6), 65, np.int8))
+    assert only_layer(dynamic).exceeds_16_bits
+
+
 def test_two_four_counts_five_bits_a_weight(write_graph: WriteGraph) -> None:
     layer = only_layer(write_graph(PER_CHANNEL, **constants(w=codes(2))))
     assert (layer.pattern, layer.zeros, layer.true_bytes, layer.stored_bytes) == ("2:4", 24, 48 * 5 / 8, 48)
@@ -121,6 +140,7 @@ def test_blocks_with_whole_numbers(write_graph: WriteGraph) -> None:
         assert (layer.container, layer.weight_bits, layer.granularity, layer.quantised_by) == ("INT4", 4, "block 4", by)
         assert (layer.outputs, layer.reduction, layer.patterns) == (6, 8, ("2:4", "2:4-pairs"))
         assert (layer.code_max, layer.stored_bytes, facts.scale_bytes) == (4, 24, 6 + 6 * 4)
+        assert layer.pair_max == (3 + 4) * 15
 
 
 def test_dynamic_quantisation(write_graph: WriteGraph) -> None:

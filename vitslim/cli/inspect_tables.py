@@ -81,6 +81,10 @@ def _about(found: Inspection) -> Table:
     rows += [(key.removeprefix("vitslim."), _short(value)) for key, value in facts.metadata.items()]
     rows.append(("operators", _pairs(facts.operators)))
     rows.append(("ONNX Runtime", _pairs(found.kernels.counts) if found.kernels else found.refusal))
+    cut = sum(1 for layer in facts.layers if layer.exceeds_16_bits)
+    if cut:
+        rows.append(("processors", f"with VNNI, AMX or ARM's dot products: without, sums of {counted(cut, 'layer')} "
+                                   "are cut off where two products exceed 16 bits"))  # fmt: skip
     for title, text in rows:
         grid.add_row(_text(title[:24]), _text(text))
     return grid

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from vitslim.recipe.stages import Ptq, Qat
 
 UNUSED_BESIDE_INPUTS = {
-    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention"),
+    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention", "full_range"),
     "dynamic": ("input_bits", "calibrate"),
 }
 """Form of quantised inputs to the keys of quantisation that it does not look at."""
+
+WIDE_BITS = 8
+"""Of weights whose pairs can exceed 16 bits: with 7 they cannot."""
 
 BLOCK_BITS_MAX = 4
 """Of weights in blocks beside inputs in codes: codes times the whole numbers of blocks are to fit into 8 bits."""
@@ -31,11 +34,18 @@ def contradictions(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
     for key in UNUSED_BESIDE_INPUTS.get(config.inputs, ()):
         if key in fields and getattr(config, key) != fields[key].default:
             yield key, f"`inputs: {config.inputs}` has no use for {key}", "leave it out"
+    if isinstance(config, Ptq) and config.full_range and not config.block and not _eight_bits(config):
+        message = f"pairs of weights of {config.bits} bits stay within 16 bits with any processor"
+        yield "full_range", message, "leave it out"
     if isinstance(config, Ptq) and not config.equalise and config.scale_inputs == "tokens":
         yield "scale_inputs", "`equalise: false` scales no inputs", "leave out one of the two"
     if config.inputs == "dynamic" and portable:
         message = "a portable file has static scales, dynamic inputs have none"
         yield "inputs", message, "write `export: {profile: ort-cpu}`"
+
+
+def _eight_bits(config: Ptq) -> bool:
+    return WIDE_BITS in {config.bits, config.end_bits} or config.mean_bits is not None
 
 
 def _zero_points(config: Ptq | Qat) -> Iterator[Found]:

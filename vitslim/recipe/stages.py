@@ -182,6 +182,11 @@ class Ptq(Quantised):
         False,
         description="blocks of weights have a zero point beside their scale, which TensorRT does not read",
     )
+    full_range: bool = Field(
+        False,
+        description="weights use all codes of 8 bits, for processors that add products in 32 bits: with VNNI or AMX, "
+        "ARM, GPUs. Others cut off what two products have beyond 16 bits, and weights are kept from that otherwise",
+    )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", description="gptq: what one weight is rounded away, its successors make up for"
     )

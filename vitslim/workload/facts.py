@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitslim.graph.sparse import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
+from vitslim.units import PAIR_LIMIT
 
 """INT4: of each eight weights, seen as four adjacent pairs, two pairs are zero (specs, section 3.2)."""
 INTEGER_BITS_MAX = 8
@@ -50,6 +51,8 @@ class Layer:
     code_min: int | None
     """Least code, less the zero point for signed types; None for a float weight."""
     code_max: int | None
+    pair_max: int
+    """Largest sum of two codes of one sign that are neighbours along the reduction; 0 for a float weight."""
     zeros: int
     """Weights that are zero: codes at the zero point."""
     patterns: tuple[str, ...]
@@ -69,6 +72,12 @@ class Layer:
     def quantised(self) -> bool:
         """Whether its weights are integers."""
         return self.weight_bits <= INTEGER_BITS_MAX
+
+    @property
+    def exceeds_16_bits(self) -> bool:
+        """Whether processors that add pairs of products in 16 bits can cut some of its sums off."""
+        of_codes = self.quantised_by in {"Q/DQ", "integer"} and self.input_bits <= INTEGER_BITS_MAX
+        return of_codes and not self.container.startswith("U") and self.pair_max > PAIR_LIMIT
 
     @property
     def pattern(self) -> str:

@@ -25,7 +25,7 @@ from vitslim.workload.weight_codes import (
     read_codes,
     runs_too_dense,
 )
-from vitslim.workload.weights import DEQUANTISING, Weight, find_weight, weight_bits
+from vitslim.workload.weights import DEQUANTISING, Weight, block_numbers, find_weight, weight_bits
 from vitslim.workload.whole import tensor_bytes
 
 
@@ -91,7 +91,8 @@ def _layer(
         input_bits=input_bits(graph, node, node.input[operands.weight if left else operands.data]),
         granularity=_granularity(graph, node, weight),
         code_min=codes.limits[0] if codes.limits else None, code_max=codes.limits[1] if codes.limits else None,
-        zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros), annotation=annotation,
+        pair_max=codes.pair_max, zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros),
+        annotation=annotation,
         quantised_by=_quantised_by(node, weight, codes.integer),
         stored_bytes=tensor_bytes(weight.tensor),
     )  # fmt: skip
@@ -116,9 +117,8 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
     steps = [step for step in weight.chain if step.op_type in DEQUANTISING]
     if steps and attribute(steps[-1], "block_size", 0):
         return f"block {attribute(steps[-1], 'block_size', 0)}"
-    for factor in (find_weight(graph, step.input[1]) for step in steps if step.op_type == "Mul"):
-        if factor is not None and factor.bits <= INTEGER_BITS_MAX:
-            return f"block {prod(weight.tensor.dims) // max(prod(factor.tensor.dims), 1)}"
+    if (numbers := block_numbers(graph, weight)) is not None:
+        return f"block {prod(weight.tensor.dims) // max(prod(numbers.tensor.dims), 1)}"
     name = optional_input(*((steps[-1], 1) if steps else (node, OPERANDS[node.op_type].scale)))
     scale = find_weight(graph, name) if name else None
     if scale is None:

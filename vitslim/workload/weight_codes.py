@@ -14,6 +14,7 @@ from vitslim.workload.onnx_graph import OnnxGraph, attribute
 from vitslim.workload.weights import (
     T,
     Weight,
+    block_numbers,
     element_bits,
     find_weight,
     is_two_four,
@@ -60,6 +61,8 @@ class Codes:
     integer: bool
     limits: tuple[int, int] | None = None
     """Smallest and largest code, less its zero point but where a block has its own; None for floats."""
+    pair_max: int = 0
+    """Largest sum of two codes of one sign that are neighbours along the reduction, as they are multiplied."""
 
 
 def optional_input(node: NodeProto, index: int | None) -> str:
@@ -85,12 +88,28 @@ def read_codes(graph: OnnxGraph, node: NodeProto, weight: Weight, left: bool) ->
     shifted = stored - points if integer and not container(weight).startswith("U") else stored
     zeros = np.equal(stored, points)
     matrix, at_zero = (_as_matrix(graph, node, weight, array, left) for array in (shifted, zeros))
+    if not integer:
+        return Codes(matrix, at_zero, integer)
+    pairs = _pair_max(_as_matrix(graph, node, weight, shifted * _numbers(graph, weight, shifted), left))
     in_blocks = any(attribute(step, "block_size", 0) for step in weight.chain)
-    return Codes(matrix, at_zero, integer, _limits(stored if in_blocks else shifted) if integer else None)
+    return Codes(matrix, at_zero, integer, _limits(stored if in_blocks else shifted), pairs)
 
 
 def _limits(stored: npt.NDArray[np.generic]) -> tuple[int, int] | None:
     return (int(stored.min()), int(stored.max())) if stored.size else None
+
+
+def _numbers(graph: OnnxGraph, weight: Weight, codes: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    """What each code is multiplied by before it meets the input: one where blocks have no numbers."""
+    found = block_numbers(graph, weight)
+    numbers = np.ones((), np.int64) if found is None else numpy_helper.to_array(found.tensor).astype(np.int64)
+    return np.broadcast_to(numbers, codes.shape)
+
+
+def _pair_max(codes: npt.NDArray[np.int64]) -> int:
+    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    pairs = even.reshape(len(even), -1, 2)
+    return int(max((sign * pairs).clip(min=0).sum(axis=2).max(initial=0) for sign in (1, -1)))
 
 
 def container(weight: Weight) -> str:

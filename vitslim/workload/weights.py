@@ -59,6 +59,12 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
     return Weight(graph.initializers[value], tuple(reversed(chain)))
 
 
+def block_numbers(graph: OnnxGraph, weight: Weight) -> Weight | None:
+    """The whole numbers that codes of blocks are multiplied by, where a weight has some."""
+    factors = (find_weight(graph, step.input[1]) for step in weight.chain if step.op_type == "Mul")
+    return next((one for one in factors if one is not None and one.bits <= INTEGER_BITS_MAX), None)
+
+
 def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
     """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes, or codes of
     blocks by their whole numbers."""

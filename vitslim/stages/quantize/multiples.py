@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.ops.fake_quant import weight_range
-from vitslim.stages.quantize.calibrate import PAIR_LIMIT, mse_scale
+from vitslim.stages.quantize.calibrate import mse_scale
+from vitslim.units import PAIR_LIMIT
 
 MULTIPLE_MAX = 15
 """Largest whole number of four bits."""
@@ -19,25 +20,25 @@ FRACTIONS = tuple(percent / 100 for percent in range(70, 121, 5))
 """Fractions of the scale of a channel's widest block that are tried as its largest multiple."""
 
 
-def whole_scale(weight: Tensor, bits: int, block: int) -> Tensor:
+def whole_scale(weight: Tensor, bits: int, block: int, limit: int = PAIR_LIMIT) -> Tensor:
     """The scale of each output channel of a weight (out, in), of whose multiples its blocks have the least squared
-    error: float (out,), the best of those that were tried."""
+    error: float (out,), the best of those that were tried. `limit` as in `block_multiples`."""
     values = _blocks(weight, block)
     widest = mse_scale(values.flatten(end_dim=1), weight_range(bits, block)).reshape(values.shape[:2]).amax(dim=1)
-    tried = torch.stack([fraction * widest / _largest_multiple(bits) for fraction in FRACTIONS])
-    errors = torch.stack([_errors(values, bits, scale).amin(dim=0).sum(dim=1) for scale in tried])
+    tried = torch.stack([fraction * widest / _largest_multiple(bits, limit) for fraction in FRACTIONS])
+    errors = torch.stack([_errors(values, bits, scale, limit).amin(dim=0).sum(dim=1) for scale in tried])
     best: Tensor = tried.gather(0, errors.argmin(dim=0, keepdim=True))[0]
     return best
 
 
-def block_multiples(weight: Tensor, scale: Tensor, bits: int, block: int) -> Tensor:
+def block_multiples(weight: Tensor, scale: Tensor, bits: int, block: int, limit: int = PAIR_LIMIT) -> Tensor:
     """By which whole number each block of a weight (out, in) multiplies the scale (out,) of its channel, with the least
     squared error: float (out, in / block).
 
     Codes of a block lie within `weight_range(bits, block)`; times its number they are codes of 8 bits, no two of which
-    add up to more than PAIR_LIMIT.
+    add up to more than `limit`.
     """
-    return _errors(_blocks(weight, block), bits, scale).argmin(dim=0) + 1.0
+    return _errors(_blocks(weight, block), bits, scale, limit).argmin(dim=0) + 1.0
 
 
 def part_codes(codes: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
@@ -62,15 +63,15 @@ def _blocks(weight: Tensor, block: int) -> Tensor:
     return weight.detach().reshape(len(weight), -1, block)
 
 
-def _largest_multiple(bits: int) -> int:
-    return min(PAIR_LIMIT >> bits, MULTIPLE_MAX)
+def _largest_multiple(bits: int, limit: int) -> int:
+    return min(limit >> bits, MULTIPLE_MAX)
 
 
-def _errors(values: Tensor, bits: int, scale: Tensor) -> Tensor:
+def _errors(values: Tensor, bits: int, scale: Tensor, limit: int) -> Tensor:
     """Squared error of each block of values (out, blocks, n) with 1, 2, ... times the scale (out,) of its channel:
     float (multiples, out, blocks)."""
     errors = []
-    for multiple in range(1, _largest_multiple(bits) + 1):
+    for multiple in range(1, _largest_multiple(bits, limit) + 1):
         step = (multiple * scale)[:, None, None]
         codes = (values / step).round_().clamp_(*weight_range(bits, values.shape[2]))
         errors.append(codes.mul_(step).sub_(values).square_().sum(dim=2))

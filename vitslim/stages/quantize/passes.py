@@ -37,7 +37,7 @@ from vitslim.stages.quantize.observe import (
     solvable_layers,
 )
 from vitslim.stages.quantize.rotate import find_streams, rotate
-from vitslim.stages.quantize.weights import REFINED_BITS, rounded, weight_scales
+from vitslim.stages.quantize.weights import REFINED_BITS, pair_limit, rounded, weight_scales
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
@@ -49,7 +49,7 @@ class Calibration:
     """Runs the passes that a recipe asks for, on its calibration images."""
 
     def __init__(self, config: Ptq, context: StageContext) -> None:
-        self.config, self.context = config, context
+        self.config, self.context, self.pairs = config, context, pair_limit(config)
 
     def rotate(self, graph: ModelGraph) -> tuple[ModelGraph, tuple[LayerNote, ...], tuple[LayerNote, ...]]:
         """A graph with turned residual streams where the recipe asks for it, and notes on those and on all others."""
@@ -122,7 +122,7 @@ class Calibration:
             return graph
 
         def solve(weight: str, matrix: Tensor, curvature: Curvature) -> Tensor:
-            return rounded(sites[weight], matrix, scales, curvature if gptq_asked else None)
+            return rounded(sites[weight], matrix, scales, curvature if gptq_asked else None, self.pairs)
 
         solver = LayerSolver(
             torch.cat([images for images, _ in self.rounding_set(graph).batches(FORWARD_BATCH)]),
@@ -147,7 +147,7 @@ class Calibration:
         if self.config.mean_bits is None:
             return found
         tensors = {w: tensor_of(graph.module, w).detach() for w in weights}
-        nearest = {w: rounded(site, tensors[w], weight_scales(tensors[w], site), None)
+        nearest = {w: rounded(site, tensors[w], weight_scales(tensors[w], site, self.pairs), None, self.pairs)
                    for w, site in found.items() if site.weight_bits < WIDE_BITS}  # fmt: skip
         shares = measure_weight_noise(graph, nearest, self.context)
         sizes, bits = ({w: tensors[w].numel() for w in weights}, {w: site.weight_bits for w, site in found.items()})
@@ -164,7 +164,7 @@ class Calibration:
         self, graph: ModelGraph, site: FakeQuantSite, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
     ) -> FakeQuantSite:
         weight = site.weight
-        scales |= weight_scales(tensor_of(graph.module, weight), site)
+        scales |= weight_scales(tensor_of(graph.module, weight), site, self.pairs)
         if weight in pixel_layers(graph):
             scales[input_scale_name(weight)] = torch.tensor(PIXEL)
             return replace(site, input_bits=PIXEL_BITS)
