@@ -19,6 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import save_graph
 from vitslim.pipeline.inspect import inspect
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.units import PAIR_LIMIT
 
 Run = Callable[..., Any]
 WEIGHT = "blocks.1.mlp.fc1.weight"
@@ -115,6 +116,7 @@ def test_a_run_keeps_its_promises(vitslim: Run, run_folder: Path) -> None:
     assert shown.code == 0
     assert "every promise holds: 10 annotated layers, 10 products between Q/DQ" in shown.out
     assert "opset 21, IR 10, written by vitslim" in shown.out
+    assert "processors with VNNI, AMX or ARM's dot products: without, sums of 10 layers" in " ".join(shown.out.split())
     assert ["blocks.0-1.attn.qkv", "2", "W8A8"] in [line.split()[:3] for line in shown.out.splitlines()]
     assert "MatMulIntegerToFloat 9" in " ".join(shown.out.split())
     for line in ("input_size     3, 32, 32", "interpolation  bicubic", "classes        10"):
@@ -130,6 +132,7 @@ def test_json_has_every_layer(vitslim: Run, run_folder: Path) -> None:
     assert (fc1["weight_bits"], fc1["input_bits"], fc1["kernel"]) == (8, 8, "MatMulIntegerToFloat")
     assert (fc1["true_bytes"], fc1["stored_bytes"], fc1["granularity"]) == (256 * 64, 256 * 64, "channel")
     assert layers["head"]["kernel"] == "QGemm"
+    assert fc1["pair_max"] > PAIR_LIMIT and fc1["exceeds_16_bits"]
     assert found["stored_bytes"] == (run_folder / "model.onnx").stat().st_size
     assert found["broken"] == []
     assert sum(found["operators"].values()) == len(onnx.load(run_folder / "model.onnx").graph.node)

@@ -53,7 +53,13 @@ def _json(found: Inspection) -> dict[str, Any]:
 
     facts = asdict(found.facts)
     facts["layers"] = [
-        {**asdict(layer), "pattern": layer.pattern, "true_bytes": layer.true_bytes, "kernel": found.kernel(layer)}
+        asdict(layer)
+        | {
+            "pattern": layer.pattern,
+            "true_bytes": layer.true_bytes,
+            "kernel": found.kernel(layer),
+            "exceeds_16_bits": layer.exceeds_16_bits,
+        }
         for layer in found.facts.layers
     ]
     return {

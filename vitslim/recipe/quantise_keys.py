@@ -12,8 +12,8 @@ UNUSED_BESIDE_INPUTS = {
 }
 """Form of quantised inputs to the keys of quantisation that it does not look at."""
 
-WIDE_BITS = 8
-"""Of weights whose pairs can exceed 16 bits: with 7 they cannot."""
+FULL_BITS = 8
+"""Of weights whose pairs can exceed 16 bits: those of 7 cannot."""
 
 BLOCK_BITS_MAX = 4
 """Of weights in blocks beside inputs in codes: codes times the whole numbers of blocks are to fit into 8 bits."""
@@ -45,7 +45,7 @@ def contradictions(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
 
 
 def _eight_bits(config: Ptq) -> bool:
-    return WIDE_BITS in {config.bits, config.end_bits} or config.mean_bits is not None
+    return FULL_BITS in {config.bits, config.end_bits} or config.mean_bits is not None
 
 
 def _zero_points(config: Ptq | Qat) -> Iterator[Found]:
