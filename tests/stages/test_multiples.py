@@ -157,6 +157,7 @@ def written(graph: ModelGraph, context: StageContext, path: Path, target: Target
     [
         ({}, {"QGemm": 10}),
         ({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}),
+        ({"full_range": True}, {"QGemm": 10}),
         ({"inputs": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
         ({"float_inputs": 2, "bits": 3, "end_bits": 8}, {"QGemm": 8, "Mul": 1}),
     ],
@@ -178,6 +179,8 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
         in_blocks
     )
     assert {layer.annotation.granularity for layer in layers if layer.annotation} == {f"block:{BLOCK}"}
+    largest = max(layer.pair_max for layer in layers)
+    assert (largest > PAIR_LIMIT) == any(layer.exceeds_16_bits for layer in layers) == keys.get("full_range", False)
 
 
 def test_blocks_are_closer_than_channels_and_take_little_more(
