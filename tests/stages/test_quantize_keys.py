@@ -68,8 +68,9 @@ def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageConte
     assert not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
-    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, rounding: str
 ) -> None:
     """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
     cases: tuple[dict[str, Any], ...] = (
@@ -79,7 +80,7 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
     )
     fc2, errors, largest, cut = "blocks.1.mlp.fc2.weight", [], [], []
     for index, keys in enumerate(cases):
-        graph = quantise(tiny_graph, context, rounding="nearest", **keys)
+        graph = quantise(tiny_graph, context, rounding=rounding, **keys)
         path = tmp_path / f"{index}.onnx"
         export_onnx(graph, path, "ort-cpu")
         check_stored_weights(path, graph)
@@ -90,7 +91,8 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
         errors.append(float(moved.square().sum()))
     assert largest[0] <= PAIR_LIMIT < min(largest[1:]) and max(largest) <= NO_PAIR_LIMIT
     assert cut == [False, True, False]
-    assert errors[1] < 0.9 * errors[0] and errors[2] == pytest.approx(errors[1])
+    assert errors[1] < 0.9 * errors[0]
+    assert rounding == "gptq" or errors[2] == pytest.approx(errors[1])
 
 
 def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
