@@ -69,6 +69,11 @@ class Taught(StageConfig):
     )
     temperature: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
     features: Features = Features()
+    perturb: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="move images towards classes drawn from all that the teacher knows, by up to so many standard "
+        "deviations of their pixels: for folders of few classes. Takes another pass through the teacher, and back",
+    )
     train: Train = Train()
 
 

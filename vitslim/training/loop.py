@@ -49,6 +49,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     progress: Progress,
     *,
     label: str = "training",
+    vary: Callable[[torch.Tensor], torch.Tensor] | None = None,
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
 ) -> dict[str, float]:
@@ -56,6 +57,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
 
     It trains on the device that `config` names, and the objective gets its output and batches there.
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
+    `vary` changes batches of images after the variations of `config`, before the student and the objective see them.
     `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
     In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
     and ends with the weights that it would have reached without a pause.
@@ -86,7 +88,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
             with arithmetic(config, device):
-                losses = learn(_varied(batch, config))
+                losses = learn(_varied(batch, config, vary))
             _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
             record.add(losses)
             if step + 1 < steps:
@@ -104,9 +106,10 @@ def _learner(student: nn.Module, objective: Objective, config: Train) -> Callabl
     return torch.compile(learn, dynamic=False) if config.compile else learn
 
 
-def _varied(batch: Batch, config: Train) -> Batch:
+def _varied(batch: Batch, config: Train, vary: Callable[[torch.Tensor], torch.Tensor] | None) -> Batch:
     images = strongly_varied(batch.images) if config.augment == "strong" else batch.images
-    return batch._replace(images=mixed(images) if config.mix else images)
+    images = mixed(images) if config.mix else images
+    return batch._replace(images=images if vary is None else vary(images))
 
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:

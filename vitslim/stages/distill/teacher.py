@@ -49,7 +49,7 @@ def ask(teacher: ModelGraph, blocks: Sequence[str], config: Taught, dataset: Dat
     Logits alone are computed once for each image, in advance, where every epoch shows the same images.
     """
     device = find_device(config.train)
-    if not (blocks or config.train.mix) and config.train.augment == "none":
+    if not (blocks or config.train.mix or config.perturb) and config.train.augment == "none":
         module = teacher.module.eval()
         stored = predict(module, dataset, config.train.batch, context.progress, "teacher")[0].to(device)
         return lambda batch: Tapped(stored[batch.positions], ())

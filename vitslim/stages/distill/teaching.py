@@ -14,6 +14,7 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs, critical_blocks
 from vitslim.stages.distill.objective import Distillation
+from vitslim.stages.distill.perturb import perturber
 from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
 from vitslim.training.device import device_name, find_device
@@ -48,6 +49,7 @@ def teach(
         student.masks,
         context.progress,
         label=label,
+        vary=perturber(teacher, config) if teacher is not None and config.perturb else None,
         keep=context.keep,
     )
     student.module.eval()
@@ -75,6 +77,9 @@ def unlearnable(config: Taught) -> list[Problem]:
     if config.teacher == NO_TEACHER and loss.hard == 0:
         message = "without a teacher only the hard loss remains, and its weight is zero"
         return [Problem("loss.hard", message, "set loss.hard above zero, or name a teacher such as dense")]
+    if config.perturb and not needs_teacher(config):
+        message = "no teacher is asked whose classes images could be moved towards"
+        return [Problem("perturb", message, "name a teacher such as dense, or set perturb to 0")]
     return []
 
 
