@@ -28,7 +28,8 @@ import int8_timm  # noqa: E402
 import torch_cuda  # noqa: E402
 from by_processor import RESULTS, results_of  # noqa: E402
 
-DEPGRAPH, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "gpusq"))
+DEPGRAPH, GPUSQ, GPUSQ_GPU = (RESULTS / f"{name}.json" for name in
+                              ("depgraph-deit-tiny", "gpusq-deit-tiny", "gpusq-deit-tiny.gpu"))  # fmt: skip
 GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
@@ -133,13 +134,13 @@ def architectures() -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def sparse() -> str:
+def sparse(path: Path) -> str:
     """DeiT-Tiny by GPUSQ, step by step."""
     lines = [
         "| | agreement on 500 classes | on val | top-1 | SQNR | bytes on a device | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in json.loads(GPUSQ.read_text(encoding="utf-8"))["rows"].items():
+    for name, row in json.loads(path.read_text(encoding="utf-8"))["rows"].items():
         shares = " | ".join(f"{row[key]:.1%}" for key in ("agreement_samples", "agreement_val", "top1_samples"))
         sizes = f"{row['sqnr_db_samples']:.1f} dB | {row['device_mb']:.2f} MB | {row['seconds']:.0f}"
         lines.append(f"| {name} | {shares} | {sizes} |")
@@ -219,7 +220,8 @@ BLOCKS = {
     "int8-speed": (RESULTS, larger),
     "int8-floor": (RESULTS, distances),
     "int8-timm": (int8_timm.TABLE, architectures),
-    "gpusq": (GPUSQ, sparse),
+    "gpusq": (GPUSQ, lambda: sparse(GPUSQ)),
+    "gpusq-gpu": (GPUSQ_GPU, lambda: sparse(GPUSQ_GPU)),
     "torch-cuda": (torch_cuda.RESULT, on_a_gpu),
     "gpu-model": (GPU_MODEL, gpu_errors),
     "systolic": (SYSTOLIC, scalesim),
