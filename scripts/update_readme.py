@@ -28,8 +28,8 @@ import int8_timm  # noqa: E402
 import torch_cuda  # noqa: E402
 from by_processor import RESULTS, results_of  # noqa: E402
 
-DEPGRAPH, GPUSQ, GPUSQ_GPU = (RESULTS / f"{name}.json" for name in
-                              ("depgraph-deit-tiny", "gpusq-deit-tiny", "gpusq-deit-tiny.gpu"))  # fmt: skip
+DEPGRAPH, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "gpusq"))
+GPUSQ_GPU = GPUSQ.with_suffix(".gpu.json")
 GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
