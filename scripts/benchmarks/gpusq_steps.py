@@ -16,11 +16,11 @@ from vitslim.stages.quantize.stage import PtqStage
 LOGITS, PERTURBED = "distilled, logits", "the same, images perturbed"
 CRITICAL, BLOCKS = "distilled, critical blocks", "distilled, all blocks"
 FURTHEST = "the same, 600 epochs on a GPU"
-LONG = "the same, eight times as long"
+LONG = "the same, five times as long"
 ALL_BLOCKS = Features(blocks="all", only_agreeing=False)
 """The paper compares critical blocks on agreeing images alone."""
 SHORT = Train(epochs=2, batch=32, lr=2e-4, wd=0, augment="strong", mix=True, precision="bfloat16")
-LONGER = SHORT.model_copy(update={"epochs": 16, "lr": 3e-4})
+LONGER = SHORT.model_copy(update={"epochs": 10, "lr": 3e-4})
 MOST = Train(
     epochs=600, batch=250, lr=5e-4, wd=0, augment="strong", mix=True, device="cuda", precision="bfloat16", compile=True
 )
