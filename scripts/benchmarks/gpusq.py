@@ -2,8 +2,8 @@
 
 Masks, distillation and quantisation see Imagenette's train folder alone; judged are 500 images of its val folder and
 one image each of 500 ImageNet classes. Every model and its logits are kept in runs/gpusq-bench at once, so that a run
-which was interrupted goes on; delete the folder to begin anew. Two hours on two idle cores. Some rows need a GPU, and
-ten minutes on it; without one they are left out. Needs the folder that VITSLIM_SHARED_DATA names.
+which was interrupted goes on; delete the folder to begin anew. Seventy minutes on two idle cores. One row needs a GPU,
+and ten minutes on it; without one it is left out. Needs the folder that VITSLIM_SHARED_DATA names.
 """
 
 from __future__ import annotations
