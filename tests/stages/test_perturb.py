@@ -111,11 +111,13 @@ def test_perturbed_training_is_another_and_leaves_the_teacher(tiny_graph: ModelG
 
 
 def test_quantisation_aware_training_takes_it_too(tiny_graph: ModelGraph, digits: DataModule) -> None:
-    stage = QatStage(
-        Qat(method="qat", teacher="dense", loss=SOFT, perturb=0.1, train=Train(epochs=1, batch=32, images=64))
-    )
-    result = trained(stage, tiny_graph, tiny_graph, digits)
-    assert stage.ensures(tiny_graph, result.graph) == []
+    train, losses = Train(epochs=1, batch=32, images=64), []
+    for most in (0.0, 0.5):
+        stage = QatStage(Qat(method="qat", teacher="dense", loss=SOFT, perturb=most, train=train))
+        result = trained(stage, tiny_graph, tiny_graph, digits)
+        assert stage.ensures(tiny_graph, result.graph) == []
+        losses.append(result.metrics["loss_first"])
+    assert losses[0] != losses[1]
 
 
 def test_without_a_teacher_there_are_no_classes_to_move_towards() -> None:
