@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
 from vitslim.recipe.teaching import Train
+from vitslim.training.attention import PlainAttention
 
 
 def find_device(config: Train) -> torch.device:
@@ -59,9 +60,14 @@ def device_name(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
-def arithmetic(config: Train, device: torch.device) -> AbstractContextManager[object]:
+@contextmanager
+def arithmetic(config: Train, device: torch.device) -> Iterator[None]:
     """Within it models compute with the precision that a recipe asks for; weights are float32 always."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
+    short = config.precision == "bfloat16"
+    # A compiler chooses its own attention.
+    plain = short and device.type == "cpu" and not config.compile
+    with torch.autocast(device.type, torch.bfloat16, enabled=short), PlainAttention() if plain else nullcontext():
+        yield
 
 
 @contextmanager
