@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,12 +88,14 @@ def _made(
     if metrics_file.exists():
         return StageResult(load_graph(folder), metrics=json.loads(metrics_file.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
-    before = {**results, "previous": results[source]}
+    before, keep = {**results, "previous": results[source]}, folder / "training"
+    context = StageContext(data, 0, Silent(), before.__getitem__, folder, keep=keep)
     start = perf_counter()
-    result = make().apply(results[source].graph, StageContext(data, 0, Silent(), before.__getitem__, folder))
+    result = make().apply(results[source].graph, context)
     result.metrics["seconds"] = perf_counter() - start
     save_graph(result.graph, folder)
     metrics_file.write_text(json.dumps(result.metrics), encoding="utf-8")
+    shutil.rmtree(keep, ignore_errors=True)
     return result
 
 
