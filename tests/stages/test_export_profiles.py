@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
+from vitslim.backends.measured.kernels import read_kernels
 from vitslim.backends.measured.onnxruntime import measure_latency
 from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite
@@ -79,15 +79,11 @@ def types(path: Path) -> Counter[int]:
     return Counter(tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1)
 
 
-def optimised(path: Path, tmp_path: Path) -> Counter[str]:
-    """Operators that ONNX Runtime makes of a file."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+def kernels(path: Path) -> Counter[str]:
+    return Counter(read_kernels(path, "the file").counts)
 
 
-def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, tmp_path: Path) -> None:
+def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any) -> None:
     graph, path = write("portable")
     unsigned = [s for edit in graph.edits for s in getattr(edit, "sites", ()) if s.zero_point is not None]
     assert unsigned
@@ -98,17 +94,17 @@ def test_portable_files_have_zero_points_of_zero_and_the_same_codes(write: Any, 
     assert (
         max(Counter(node.input[2] for node in nodes if len(node.input) > 2).values()) == 1
     )  # OpenVINO multiplies then
-    assert optimised(path, tmp_path)["MatMulIntegerToFloat"] == 9
+    assert kernels(path)["MatMulIntegerToFloat"] == 9
     _, other = write("ort-cpu")
     assert min(zero_points(other)) > 0  # signed codes became unsigned ones about 128
-    assert optimised(other, tmp_path)["QGemm"] == 10  # the head too: the bias is added inside
+    assert kernels(other)["QGemm"] == 10  # the head too: the bias is added inside
 
 
-def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any, tmp_path: Path) -> None:
+def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any) -> None:
     _, path = write("ort-cpu", bits=4)
     assert types(path)[onnx.TensorProto.INT4] == 10
     assert types(path)[onnx.TensorProto.INT8] == 0
-    assert optimised(path, tmp_path)["QGemm"] == 10
+    assert kernels(path)["QGemm"] == 10
     _, portable = write("portable", bits=4)
     assert types(portable)[onnx.TensorProto.INT4] == 10
 
@@ -123,21 +119,21 @@ def test_three_bits_lie_in_four(write: Any) -> None:
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_blocks_become_one_kernel(write: Any, tmp_path: Path, rounding: str) -> None:
+def test_blocks_become_one_kernel(write: Any, rounding: str) -> None:
     _, path = write("portable", inputs="float", bits=4, block=16, rounding=rounding)
-    assert optimised(path, tmp_path)["MatMulNBits"] == 9
+    assert kernels(path)["MatMulNBits"] == 9
 
 
-def test_float_inputs_have_float_products_and_integer_files(write: Any, tmp_path: Path) -> None:
+def test_float_inputs_have_float_products_and_integer_files(write: Any) -> None:
     _, path = write("ort-cpu", inputs="float")
-    found = optimised(path, tmp_path)
+    found = kernels(path)
     assert types(path)[onnx.TensorProto.INT8] == 10
     assert found["MatMulIntegerToFloat"] == 0 and found["Cast"] == 0
 
 
-def test_dynamic_inputs_are_fused(write: Any, tmp_path: Path) -> None:
+def test_dynamic_inputs_are_fused(write: Any) -> None:
     _, path = write("ort-cpu", inputs="dynamic")
-    found = optimised(path, tmp_path)
+    found = kernels(path)
     assert [output.name for output in onnx.load(path).graph.output] == ["logits"]
     assert found["DynamicQuantizeMatMul"] == 9
     assert found["QGemm"] == 1  # pixels have one range for all images
@@ -289,5 +285,5 @@ def test_layers_that_read_one_tensor_are_all_fused(digits_context: Callable[...,
     readers = [argument(nodes[0], 0) for nodes in layer_nodes(graph.module).values()]
     assert max(Counter(readers).values()) > 1  # qk and v read what one norm gives
     export_onnx(quantised, tmp_path / "model.onnx")
-    found = optimised(tmp_path / "model.onnx", tmp_path)
+    found = kernels(tmp_path / "model.onnx")
     assert found["MatMulIntegerToFloat"] + found["QGemm"] == len(readers)
