@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.teaching import Train
 from vitslim.training import Batch, hard_loss, train, variation
-from vitslim.training.device import find_device
+from vitslim.training.device import arithmetic, find_device, find_precision
 from vitslim.training.variation import mixed, strongly_varied
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -52,6 +52,26 @@ def test_bfloat16_trains_nearly_as_float32_does(tiny_graph: ModelGraph, some_dig
     assert losses["bfloat16"]["loss_last"] == pytest.approx(losses["float32"]["loss_last"], rel=0.05)
     trained(tiny_graph, some_digits, epochs=1, precision="bfloat16")
     assert {weight.dtype for weight in tiny_graph.parameters().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32"),
+     ({"avx512_bf16": False}, "float32")],
+)  # fmt: skip
+def test_auto_is_bfloat16_where_the_processor_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert find_precision(Train(precision="auto"), torch.device("cpu")) == expected
+    with arithmetic(Train(precision="auto"), torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == (expected == "bfloat16")
+
+
+def test_without_auto_a_precision_is_what_the_recipe_says() -> None:
+    here, there = torch.device("cpu"), torch.device("cuda")
+    assert [find_precision(Train(precision=name), here) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert [find_precision(Train(precision="tfloat32"), one) for one in (here, there)] == ["float32", "tfloat32"]
 
 
 def test_mixtures_lie_between_an_image_and_its_neighbour() -> None:

@@ -36,8 +36,10 @@ class Train(Config):
     )
     mix: bool = Field(False, description="show mixtures of two images; only a teacher can tell what they are")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    precision: Literal["float32", "tfloat32", "bfloat16"] = Field(
-        "float32", description="of products; weights are float32 always. tfloat32: on a GPU, and float32 elsewhere"
+    precision: Literal["float32", "tfloat32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="of products; weights are float32 always. tfloat32: on a GPU, and float32 elsewhere; auto: "
+        "bfloat16 where the device has instructions for it, and float32 elsewhere",
     )
     compile: bool = Field(False, description="torch.compile: a minute first, then faster on a GPU")
 

@@ -14,6 +14,9 @@ from vitslim.graph.device import move
 from vitslim.recipe.teaching import Train
 from vitslim.training.attention import PlainAttention
 
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""Of CPUs; without them bfloat16 is slower than float32."""
+
 
 def find_device(config: Train) -> torch.device:
     """The device that a recipe means; `auto` is the GPU where there is one.
@@ -60,10 +63,24 @@ def device_name(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
+def find_precision(config: Train, device: torch.device) -> str:
+    """`float32`, `tfloat32` or `bfloat16`, as a recipe means it on a device."""
+    gpu = device.type == "cuda"
+    if config.precision == "tfloat32":
+        return "tfloat32" if gpu else "float32"
+    if config.precision != "auto":
+        return config.precision
+    if gpu:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_INSTRUCTIONS)
+    return "bfloat16" if native else "float32"
+
+
 @contextmanager
 def arithmetic(config: Train, device: torch.device) -> Iterator[None]:
     """Within it models compute with the precision that a recipe asks for; weights are float32 always."""
-    short = config.precision == "bfloat16"
+    short = find_precision(config, device) == "bfloat16"
     # A compiler chooses its own attention.
     plain = short and device.type == "cpu" and not config.compile
     with torch.autocast(device.type, torch.bfloat16, enabled=short), PlainAttention() if plain else nullcontext():

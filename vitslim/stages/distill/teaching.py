@@ -9,7 +9,7 @@ import torch
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.shapes import tensor_shapes
-from vitslim.recipe.teaching import Taught, Teacher
+from vitslim.recipe.teaching import Taught
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs, critical_blocks
@@ -17,7 +17,7 @@ from vitslim.stages.distill.objective import Distillation
 from vitslim.stages.distill.perturb import perturber
 from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
-from vitslim.training.device import device_name, find_device
+from vitslim.training.device import device_name, find_device, find_precision
 from vitslim.training.taps import with_taps
 
 
@@ -54,10 +54,7 @@ def teach(
     )
     student.module.eval()
     metrics["seconds"] = time.perf_counter() - started
-    epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
-    taught_by = _name(config.teacher) if teacher is not None else NO_TEACHER
-    what = f"trained {epochs} on {len(dataset)} images on {device_name(device)}, teacher {taught_by}"
-    return LayerNote(layer="all parameters", what=what), metrics
+    return LayerNote(layer="all parameters", what=_what(config, len(dataset), device)), metrics
 
 
 def needs_teacher(config: Taught) -> bool:
@@ -113,5 +110,9 @@ def _require_equal_features(student: ModelGraph, teacher: ModelGraph, blocks: tu
             )
 
 
-def _name(teacher: Teacher) -> str:
-    return teacher if isinstance(teacher, str) else teacher.timm
+def _what(config: Taught, images: int, device: torch.device) -> str:
+    """What was done, for the report."""
+    epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
+    where = f"{device_name(device)} in {find_precision(config.train, device)}"
+    named = config.teacher if isinstance(config.teacher, str) else config.teacher.timm
+    return f"trained {epochs} on {images} images on {where}, teacher {named if needs_teacher(config) else NO_TEACHER}"
