@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from vitslim.backends.gemm_list import Gemm
+from vitslim.results import Value
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ErrorStatistics:
-    """Errors of one class of products, as fractions of the measured time."""
+class GemmError(Value):
+    """Errors of predictions against measured times, as fractions of the measured time."""
 
+    model: str
+    """`tile model`, `plain roofline`, or `noise` for what two measurements of equal work differ."""
     name: str
+    """Dtype and `dense` or `2:4`, or `pooled`."""
     rows: int
     mean: float
     median: float
     p90: float
 
 
-@dataclass(frozen=True)
-class SpeedupStatistics:
+class GemmSpeedup(Value):
     """Dense over 2:4 time of products that were measured both ways, predicted against measured."""
 
     name: str
@@ -40,26 +41,32 @@ class SpeedupStatistics:
     false_slowdowns: int
 
 
-def error_statistics(name: str, predicted: Floats, measured: Floats) -> ErrorStatistics:
+def error_statistics(model: str, name: str, predicted: Floats, measured: Floats) -> GemmError:
     """Mean, median and 90th percentile of |predicted / measured - 1|, the same rows in both."""
     errors = np.abs(predicted / measured - 1)
-    return ErrorStatistics(name, len(errors), float(errors.mean()), float(np.median(errors)),
-                           float(np.percentile(errors, 90)))  # fmt: skip
+    return GemmError(
+        model=model,
+        name=name,
+        rows=len(errors),
+        mean=float(errors.mean()),
+        median=float(np.median(errors)),
+        p90=float(np.percentile(errors, 90)),
+    )
 
 
-def by_class(gemms: Sequence[Gemm], predicted_us: Floats) -> list[ErrorStatistics]:
+def by_class(gemms: Sequence[Gemm], predicted_us: Floats, model: str = "tile model") -> list[GemmError]:
     """Errors of each dtype, dense and 2:4 apart, and pooled; rows without a measured time do not count."""
     kept = [i for i, g in enumerate(gemms) if g.measured_us is not None]
     names = [f"{gemms[i].dtype} {'2:4' if gemms[i].sparse else 'dense'}" for i in kept]
     predicted, measured = predicted_us[kept], np.array([gemms[i].measured_us for i in kept], np.float64)
     classes = [
-        error_statistics(name, *(values[[n == name for n in names]] for values in (predicted, measured)))
+        error_statistics(model, name, *(values[[n == name for n in names]] for values in (predicted, measured)))
         for name in dict.fromkeys(names)
     ]
-    return [*classes, error_statistics("pooled", predicted, measured)] if kept else []
+    return [*classes, error_statistics(model, "pooled", predicted, measured)] if kept else []
 
 
-def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[SpeedupStatistics]:
+def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[GemmSpeedup]:
     """Statistics of the speed-up by 2:4 for each dtype and pooled, where products were measured both ways."""
     times: dict[tuple[str, int, int, int, int], dict[bool, tuple[float, float]]] = {}
     for g, us in zip(gemms, predicted_us, strict=True):
@@ -73,9 +80,9 @@ def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[SpeedupStatist
     return [_speedup(name, *values.T) for name, values in rows.items() if len(values)]
 
 
-def _speedup(name: str, measured: Floats, predicted: Floats) -> SpeedupStatistics:
+def _speedup(name: str, measured: Floats, predicted: Floats) -> GemmSpeedup:
     slow, said = measured < 1, predicted < 1
-    return SpeedupStatistics(
+    return GemmSpeedup(
         name=name,
         pairs=len(measured),
         mean_error=float(np.abs(predicted / measured - 1).mean()),
@@ -100,7 +107,7 @@ def _ranks(values: Floats) -> Floats:
     return (ends - (counts + 1) / 2)[inverse]
 
 
-def noise(gemms: Sequence[Gemm]) -> ErrorStatistics | None:
+def noise(gemms: Sequence[Gemm]) -> GemmError | None:
     """How far BF16 and FP16 times of equal products are apart: both run at the same rate, so no model does better."""
     times = {(g.dtype, g.m, g.n, g.k, g.count, g.sparse): g.measured_us for g in gemms if g.measured_us is not None}
     pairs = [
@@ -110,4 +117,4 @@ def noise(gemms: Sequence[Gemm]) -> ErrorStatistics | None:
     if not pairs:
         return None
     first, second = np.array(pairs).T
-    return error_statistics("FP16 against BF16", first, second)
+    return error_statistics("noise", "FP16 against BF16", first, second)

@@ -7,7 +7,7 @@ block is the numbered module that holds it, and the role of a layer follows from
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,14 +91,7 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
 
 def descendants(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
     """Nodes that a node flows into, nearest first; does not go on behind operators in `stop`."""
-    queue, seen = [start], {start}
-    while queue:
-        for user in queue.pop(0).users:
-            if user not in seen:
-                seen.add(user)
-                yield user
-                if not is_op(user, *stop):
-                    queue.append(user)
+    return _reached(start, stop, lambda node: node.users)
 
 
 def moving_nodes(module: GraphModule) -> frozenset[Node]:
@@ -109,14 +102,18 @@ def moving_nodes(module: GraphModule) -> frozenset[Node]:
 
 def ancestors(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
     """Nodes that flow into a node, nearest first; does not go on before operators in `stop`."""
+    return _reached(start, stop, lambda node: node.all_input_nodes)
+
+
+def _reached(start: Node, stop: tuple[object, ...], beside: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:
     queue, seen = [start], {start}
     while queue:
-        for source in queue.pop(0).all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                yield source
-                if not is_op(source, *stop):
-                    queue.append(source)
+        for node in beside(queue.pop(0)):
+            if node not in seen:
+                seen.add(node)
+                yield node
+                if not is_op(node, *stop):
+                    queue.append(node)
 
 
 def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vitslim.backends.environment import environment
-from vitslim.backends.gemm_errors import by_class, noise, speedups
+from vitslim.backends.gemm_errors import GemmError, GemmSpeedup, by_class, noise, speedups
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.registry import Backend, Simulated
 from vitslim.backends.simulated.gemms import gemm_us, labels, roofline_us
@@ -29,32 +29,6 @@ class GemmRow(Value):
     predicted_us: float | None = None
     calibration: str = ""
     expected_error: str = ""
-
-
-class GemmError(Value):
-    """Errors of predictions against measured times, as fractions."""
-
-    model: str
-    """`tile model`, `plain roofline`, or `noise` for what two measurements of equal work differ."""
-    name: str
-    """Dtype and `dense` or `2:4`, or `pooled`."""
-    rows: int
-    mean: float
-    median: float
-    p90: float
-
-
-class GemmSpeedup(Value):
-    """Predicted against measured speed-up by 2:4."""
-
-    name: str
-    pairs: int
-    mean_error: float
-    rank_correlation: float
-    direction_right: float
-    slowdowns: int
-    caught: int
-    false_slowdowns: int
 
 
 class GemmResult(Value):
@@ -86,16 +60,14 @@ def bench_gemms(
     rows = tuple(
         _row(g, float(us), *source) for g, us, source in zip(gemms, predicted, sources, strict=True)
     )  # fmt: skip
-    errors = [GemmError(model="tile model", **vars(found)) for found in by_class(gemms, predicted)]
+    errors = by_class(gemms, predicted)
     if isinstance(backend.spec, GpuSpec):
-        plain = by_class(gemms, roofline_us(gemms, backend.spec))
-        errors += [GemmError(model="plain roofline", **vars(found)) for found in plain]
+        errors += by_class(gemms, roofline_us(gemms, backend.spec), "plain roofline")
     floor = noise(gemms)
-    errors += [GemmError(model="noise", **vars(floor))] if floor else []
-    found = tuple(GemmSpeedup(**vars(one)) for one in speedups(gemms, predicted))
+    errors += [floor] if floor else []
     return GemmResult(
         backend=backend.name, kind="simulated", environment=environment(), rows=rows, errors=tuple(errors),
-        speedups=found,
+        speedups=tuple(speedups(gemms, predicted)),
     )  # fmt: skip
 
 
