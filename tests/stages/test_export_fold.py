@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import onnxscript
 import pytest
 
 from vitslim.backends.measured.kernels import read_kernels
-from vitslim.stages.export.fold import fold_transposes, store_weights
+from vitslim.stages.export.fold import fold_transposes, keep_constants, store_weights
 from vitslim.stages.export.fusible import relus_as_maxima
 from vitslim.stages.export.lower import Form, Stored
 
@@ -37,6 +38,29 @@ g (float[n, 2] x) => (float[n, 2] y)
   y = Pow (r, two)
 }
 """
+
+TWO_CLIPS = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[n, 2] x) => (float[n, 2] near, float[n, 2] far)
+<float a = {-1.0}, float b = {1.0}, float c = {-3.0}, float d = {3.0}> {
+  p = Max (x, a)
+  near = Min (p, b)
+  q = Max (x, c)
+  far = Min (q, d)
+}
+"""
+
+
+def test_constants_that_the_optimiser_loses_are_kept() -> None:
+    model = ir.from_onnx_text(TWO_CLIPS)
+    images = {"x": np.linspace(-5, 5, 40).reshape(20, 2).astype(np.float32)}
+    before = results(model, images)
+    onnxscript.optimizer.optimize(model)
+    keep_constants(model)
+    assert [node.op_type for node in model.graph] == ["Clip", "Clip"]
+    assert len(model.graph.initializers) == 4
+    for ours, theirs in zip(results(model, images), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_product_before_a_relu_is_of_integers() -> None:

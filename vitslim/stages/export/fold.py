@@ -45,6 +45,16 @@ def _merge_transposes(model: ir.Model) -> None:
         first.setdefault(key, node.outputs[0])
 
 
+def keep_constants(model: ir.Model) -> None:
+    """Keep constants that onnxscript made and lost: it gives the limits of all clips of one value the same names."""
+    lost = [
+        value for node in model.graph for value in node.inputs
+        if value is not None and value.const_value is not None and value.producer() is None and value.graph is None
+    ]  # fmt: skip
+    for value in dict.fromkeys(lost):
+        model.graph.register_initializer(value)
+
+
 def fold_gemm_biases(model: ir.Model) -> None:
     """Give each Gemm of quantised operands an INT32 bias: without one ONNX Runtime computes the whole Gemm in float.
 

@@ -23,7 +23,13 @@ from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.insert_fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
-from vitslim.stages.export.fold import fold_gemm_biases, fold_transposes, part_zero_points, store_weights
+from vitslim.stages.export.fold import (
+    fold_gemm_biases,
+    fold_transposes,
+    keep_constants,
+    part_zero_points,
+    store_weights,
+)
 from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.half import in_half_precision
 from vitslim.stages.export.lower import Target, lower_quantisers
@@ -67,6 +73,7 @@ def export_onnx(
     fold_transposes(model)
     fold_gemm_biases(model)
     onnxscript.optimizer.optimize(model)
+    keep_constants(model)
     store_weights(model, stored)
     part_zero_points(model)
     relus_as_maxima(model)
