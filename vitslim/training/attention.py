@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-FUSED = (scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+FUSED = torch.ops.aten.scaled_dot_product_attention.default
 PLAIN = {"attn_mask", "scale"}
 """What attention of vision transformers asks for; none is causal or has dropout."""
 MOST_SCORES = 2**25
@@ -23,7 +22,7 @@ MOST_SCORES = 2**25
 
 
 class PlainAttention(TorchFunctionMode):
-    """Within it, bfloat16 attention is computed by plain products where its scores are few enough to be kept."""
+    """Within it, attention of exported graphs is computed in bfloat16 by plain products where its scores are few."""
 
     def __torch_function__(
         self,
@@ -33,7 +32,7 @@ class PlainAttention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in FUSED and len(args) in {3, 4} and kwargs.keys() <= PLAIN and _fits(*args, **kwargs):
+        if func is FUSED and len(args) in {3, 4} and kwargs.keys() <= PLAIN and _fits(*args, **kwargs):
             return plain_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
