@@ -58,6 +58,11 @@ class Features(Config):
     blocks: Literal["last_third", "all"] | tuple[str, ...] = Field(
         "last_third", json_schema_extra={ASSUMED: True}, description="or names of blocks, such as blocks.11"
     )
+    distance: Literal["mean", "effect"] = Field(
+        "mean",
+        description="mean: squared distance of all numbers alike; effect: of each as far as the teacher's logits move "
+        "with it, in squared logits",
+    )
     only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
 
 

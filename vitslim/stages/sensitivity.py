@@ -58,7 +58,7 @@ def random_gradients(
     """
     with torch.enable_grad():
         logits, shown = tapped(images.detach().clone().requires_grad_())
-        direction = torch.randn(logits.shape, generator=generator)
+        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         moving = [x for x in shown if x.requires_grad]
         found = iter(torch.autograd.grad((logits * direction).sum(), moving, materialize_grads=True))
     gradients = tuple(next(found) if x.requires_grad else torch.zeros_like(x) for x in shown)

@@ -39,16 +39,26 @@ def critical_blocks(config: Features, graph: ModelGraph) -> tuple[str, ...]:
     return config.blocks
 
 
-def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor) -> Tensor:
-    """Mean squared distance of each block's features, over the images that count: float (blocks,).
+def feature_losses(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor, effects: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Mean squared distance of each block's features, or its sum weighed by their effects, over the images that count:
+    float (blocks,).
 
-    Features are float (b, ...) of one shape a block; counted is bool (b,). Zero, with finite gradients, where no image
-    counts.
+    Features are float (b, ...) of one shape a block, and effects float (...); counted is bool (b,). Zero, with finite
+    gradients, where no image counts.
     """
     share = counted.float() / counted.sum().clamp(min=1)
-    pairs = zip(student, teacher, strict=True)
-    distances = [(a.float() - b.float()).square().flatten(start_dim=1).mean(dim=1) for a, b in pairs]
-    return torch.stack(distances) @ share
+    squares = [
+        (ours.float() - theirs.float()).square().flatten(start_dim=1)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    if effects is None:
+        distances = [one.mean(dim=1) for one in squares]
+    else:
+        distances = [(one * effect.flatten()).sum(dim=1) for one, effect in zip(squares, effects, strict=True)]
+    # No product of matrices, which would be rounded to bfloat16 where training is.
+    return (torch.stack(distances) * share).sum(dim=1)
 
 
 def block_weights(losses: Tensor, sign: int, tau: float) -> Tensor:

@@ -30,9 +30,12 @@ class Distillation:
         teacher: Teach | None,
         blocks: Sequence[str] = (),
         weights: torch.Tensor | None = None,
+        effects: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`blocks` are those whose features are compared; `weights` float (blocks,), None weighs all alike."""
-        self.config, self.teacher, self.blocks, self.weights = config, teacher, blocks, weights
+        """`blocks` are those whose features are compared; `weights` float (blocks,), None weighs all alike, and so do
+        `effects` of a block's numbers, float of one shape with its features."""
+        self.config, self.teacher, self.blocks = config, teacher, blocks
+        self.weights, self.effects = weights, effects
 
     def __call__(
         self, output: torch.Tensor | tuple[torch.Tensor, Sequence[torch.Tensor]], batch: Batch
@@ -58,4 +61,4 @@ class Distillation:
     def _distances(self, logits: torch.Tensor, features: Sequence[torch.Tensor], taught: Tapped) -> torch.Tensor:
         agree = logits.argmax(dim=1) == taught.logits.argmax(dim=1)
         counted = agree if self.config.features.only_agreeing else torch.ones_like(agree)
-        return feature_losses(features, taught.features, counted)
+        return feature_losses(features, taught.features, counted, self.effects)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.fx import GraphModule
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
@@ -53,16 +54,22 @@ def ask(teacher: ModelGraph, blocks: Sequence[str], config: Taught, dataset: Dat
         module = teacher.module.eval()
         stored = predict(module, dataset, config.train.batch, context.progress, "teacher")[0].to(device)
         return lambda batch: Tapped(stored[batch.positions], ())
-    here = teacher if device.type == "cpu" else teacher.copy()
-    outputs = block_outputs(here)
-    tapped = with_taps(here.module, [outputs[block] for block in blocks]).eval()
-    move(tapped, device)
+    tapped = tapped_teacher(teacher, blocks, device)
 
     def live(batch: Batch) -> Tapped:
         with torch.no_grad():
             return Tapped(*tapped(batch.images))
 
     return live
+
+
+def tapped_teacher(teacher: ModelGraph, blocks: Sequence[str], device: torch.device) -> GraphModule:
+    """The teacher as it answers, on a device, with what these blocks give out beside its logits."""
+    here = teacher if device.type == "cpu" else teacher.copy()
+    outputs = block_outputs(here)
+    tapped = with_taps(here.module, [outputs[block] for block in blocks]).eval()
+    move(tapped, device)
+    return tapped
 
 
 def _meaning(source: ModelSource) -> tuple[str, str, str]:

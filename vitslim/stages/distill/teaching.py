@@ -12,6 +12,7 @@ from vitslim.graph.shapes import tensor_shapes
 from vitslim.recipe.teaching import Taught
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
+from vitslim.stages.distill.effects import find_effects
 from vitslim.stages.distill.features import block_outputs, critical_blocks
 from vitslim.stages.distill.objective import Distillation
 from vitslim.stages.distill.perturb import perturber
@@ -38,12 +39,14 @@ def teach(
     if teacher is not None and blocks:
         _require_equal_features(student, teacher, blocks)
     says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
+    by_effect = bool(blocks) and config.features.distance == "effect"
+    effects = find_effects(teacher, blocks, device, context) if teacher is not None and by_effect else None
     outputs = block_outputs(student) if blocks else {}
     module = with_taps(student.module, [outputs[block] for block in blocks]) if blocks else student.module
     metrics = train(
         module,
         dataset,
-        Distillation(config, says, blocks, None if weights is None else weights.to(device)),
+        Distillation(config, says, blocks, None if weights is None else weights.to(device), effects),
         config.train,
         context.seed,
         student.masks,
