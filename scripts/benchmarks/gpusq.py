@@ -93,7 +93,8 @@ def _made(
     context = StageContext(data, 0, Silent(), before.__getitem__, folder, keep=keep)
     start = perf_counter()
     result = make().apply(results[source].graph, context)
-    result.metrics["seconds"] = perf_counter() - start
+    # Training that went on after a pause has kept the time of all of its steps.
+    result.metrics["seconds"] = max(perf_counter() - start, result.metrics.get("seconds", 0))
     save_graph(result.graph, folder)
     metrics_file.write_text(json.dumps(result.metrics), encoding="utf-8")
     shutil.rmtree(keep, ignore_errors=True)

@@ -76,7 +76,7 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     LONG: ("K-FAC", lambda: _distill(features=ALL_BLOCKS, train=LONGER, **PERTURB)),
     LONGEST: ("K-FAC", lambda: _distill(features=ALL_BLOCKS, train=HOURS, **PERTURB)),
     ONWARD: (LONGEST, lambda: _distill(train=ON, **BY_EFFECT)),
-    FURTHEST: ("K-FAC", lambda: _distill(features=ALL_BLOCKS, train=MOST, **PERTURB)),
+    FURTHEST: ("K-FAC", lambda: _distill(train=MOST, **BY_EFFECT)),
     "INT8": (LONGEST, _ptq),
     "W4A8": (LONGEST, lambda: _ptq(bits=4, end_bits=8)),
     "W4A8 in blocks of 16": (LONGEST, lambda: _ptq(bits=4, end_bits=8, block=16)),
@@ -89,8 +89,9 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
 CONTRASTS = (
     ("+ permutation", "magnitude"), ("SparseGPT", "magnitude"), ("SparseGPT", "+ permutation, SparseGPT"),
     ("ALPS", "SparseGPT"), ("K-FAC", "ALPS"), ("K-FAC", "SparseGPT"), (LOGITS, "K-FAC"), (CRITICAL, LOGITS),
-    (BLOCKS, LOGITS), (PERTURBED, BLOCKS), (PERTURBED, "K-FAC"), (LONG, PERTURBED), (LONGEST, LONG), (LONGEST, "K-FAC"),
-    (FURTHEST, LONGEST), ("INT8", LONGEST), ("W4A8", LONGEST), ("W4A8 in blocks of 16", LONGEST),
+    (BLOCKS, LOGITS), (PERTURBED, BLOCKS), (PERTURBED, "K-FAC"), (EFFECT, PERTURBED),
+    (LONG, PERTURBED), (LONGEST, LONG), (LONGEST, "K-FAC"), (ONWARD, LONGEST), (ONWARD, "K-FAC"), (FURTHEST, ONWARD),
+    ("INT8", LONGEST), ("W4A8", LONGEST), ("W4A8 in blocks of 16", LONGEST),
     ("the same, mean of 5 bits", LONGEST), ("W4A8, trained", "W4A8"), ("W4A8, trained", LONGEST),
     ("W4A8, trained, weighted blocks", "W4A8, trained"), ("W4A4, trained", LONGEST),
 )  # fmt: skip

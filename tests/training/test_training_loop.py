@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from vitslim.data import Dataset
 from vitslim.errors import InputError, StageError
@@ -134,7 +134,12 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     order = list(seen)
     with pytest.raises(KeyboardInterrupt):
         fit(killed, dies, tmp_path / "kept")
-    assert fit(resumed, note, tmp_path / "kept") == metrics
+    slow = load_file(tmp_path / "kept" / checkpoint.STATE_FILE)
+    slow["history:seconds"][0] = 1000.0
+    save_file(slow, tmp_path / "kept" / checkpoint.STATE_FILE)
+    again = fit(resumed, note, tmp_path / "kept")
+    assert 0 < metrics.pop("seconds") < 1000 < again.pop("seconds") < 2000
+    assert again == metrics
     assert seen == order[done:]
     assert all(map(torch.equal, whole.parameters().values(), resumed.parameters().values()))
     assert (resumed.parameters()["head.weight"][~mask] == 0).all()

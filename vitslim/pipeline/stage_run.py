@@ -92,7 +92,8 @@ class StageRunner:
             name=name,
             kind=kind,
             method=method,
-            seconds=time.monotonic() - started,
+            # Training that went on after a pause has kept the time of all of its steps.
+            seconds=max(time.monotonic() - started, result.metrics.get("seconds", 0)),
             key=key,
             cost=cost(result.graph),
             onnx_bytes=onnx.stat().st_size,

@@ -16,7 +16,7 @@ from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import arithmetic, compilation, find_device, placed, products
 from vitslim.training.images import LabelledImages
-from vitslim.training.record import LOSS, Record
+from vitslim.training.record import LOSS, SECONDS, Record
 from vitslim.training.variation import mixed, strongly_varied
 
 STEP_RATE = 10.0
@@ -62,9 +62,9 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
     and ends with the weights that it would have reached without a pause.
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
-    and the mean of every other recorded scalar over the last epoch. Equal seeds give equal weights. Raises StageError
-    when the loss is no finite number and where PyTorch cannot compile, InputError for a kept state that is damaged,
-    BackendUnavailableError without the device.
+    `seconds` (of all steps, pauses left out), and the mean of every other recorded scalar over the last epoch. Equal
+    seeds give equal weights. Raises StageError when the loss is no finite number and where PyTorch cannot compile,
+    InputError for a kept state that is damaged, BackendUnavailableError without the device.
     """
     device = find_device(config)
     with placed(student, device), products(config), compilation(config):
@@ -114,8 +114,8 @@ def _varied(batch: Batch, config: Train, vary: Callable[[torch.Tensor], torch.Te
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:
     last = {name: math.fsum(values[-per_epoch:]) / per_epoch for name, values in history.items()}
-    first = math.fsum(history[LOSS][:per_epoch]) / per_epoch
-    return {"loss_first": first, "loss_last": last.pop(LOSS), **last}
+    first, seconds = math.fsum(history[LOSS][:per_epoch]) / per_epoch, math.fsum(history[SECONDS])
+    return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from vitslim.errors import StageError
 from vitslim.training.checkpoint import History
 
-LOSS = "loss"
+LOSS, SECONDS = "loss", "seconds"
 READ_EVERY = 10
 """Steps between two readings: each waits until the device has done all that it was asked to do."""
 
@@ -22,9 +23,13 @@ class Record:
         """`history` is what earlier steps recorded, of `steps` in all."""
         self.history, self.steps = history, steps
         self.unread: list[Mapping[str, torch.Tensor]] = []
+        self.added_at = time.monotonic()
 
     def add(self, losses: Mapping[str, torch.Tensor]) -> None:
-        """Record one step. Raises StageError when a loss among the last steps is no finite number."""
+        """Record one step, and the seconds since the one before. Raises StageError when a loss among the last steps is
+        no finite number."""
+        before, self.added_at = self.added_at, time.monotonic()
+        self.history.setdefault(SECONDS, []).append(self.added_at - before)
         self.unread.append({name: value.detach() for name, value in losses.items()})
         if len(self.unread) == READ_EVERY:
             self.read()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from vitslim.errors import Problem, StageError
@@ -31,7 +29,7 @@ def teach(
     `steps`, `images`, `seconds`, and `feature_loss.BLOCK` of the last epoch. Raises StageError for a teacher that does
     not fit, and when the loss is no finite number.
     """
-    started, device = time.perf_counter(), find_device(config.train)
+    device = find_device(config.train)
     dataset = context.data.train.balanced(config.train.images, context.seed)
     # A loss of weight zero needs no teacher, whatever the recipe names.
     teacher = find_teacher(config.teacher, student.source, context) if needs_teacher(config) else None
@@ -56,7 +54,6 @@ def teach(
         keep=context.keep,
     )
     student.module.eval()
-    metrics["seconds"] = time.perf_counter() - started
     return LayerNote(layer="all parameters", what=_what(config, len(dataset), device)), metrics
 
 
