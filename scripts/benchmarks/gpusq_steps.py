@@ -42,6 +42,10 @@ BY_EFFECT: dict[str, Any] = {
     "loss": Loss(hard=0, soft=1, feature=45), "temperature": 4.0, "perturb": 0.05,
     "features": Features(blocks="all", only_agreeing=False, distance="effect"),
 }  # fmt: skip
+"""Chosen likewise, in batches of 16, with derivatives of classes that the teacher draws at temperature 4 in place of
+random combinations of logits: divergence 0.440, 0.432 and 0.428 at feature 15, 45 and 150, 3.7 dB; all numbers alike
+0.465 and 3.5 dB; agreement 73.0 to 74.4 %, which 500 images do not tell apart. In batches of 32 0.450 (all alike
+0.470), of 8 0.469. The branch of attention compared as well: 0.428, no better."""
 
 
 def _two_four(**keys: Any) -> Stage:
