@@ -39,9 +39,10 @@ outputs (KL) 0.470, agreement 74.6 % and 3.4 dB; without 0.496, 72.2 % and 3.1 d
 and 3.4 dB; before training 0.579 and 71.0 %. Rates of 5e-4 and 1e-3, without: 0.519 and 0.572."""
 
 BY_EFFECT: dict[str, Any] = {
-    "loss": Loss(hard=0, soft=1, feature=45), "temperature": 4.0, "perturb": 0.05,
-    "features": Features(blocks="all", only_agreeing=False, distance="effect"),
-}  # fmt: skip
+    **PERTURB,
+    "loss": Loss(hard=0, soft=1, feature=45),
+    "features": ALL_BLOCKS.model_copy(update={"distance": "effect"}),
+}
 """Chosen likewise, in batches of 16, with derivatives of classes that the teacher draws at temperature 4 in place of
 random combinations of logits: divergence 0.440, 0.432 and 0.428 at feature 15, 45 and 150, 3.7 dB; all numbers alike
 0.465 and 3.5 dB; agreement 73.0 to 74.4 %, which 500 images do not tell apart. In batches of 32 0.450 (all alike

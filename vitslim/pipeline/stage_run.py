@@ -25,6 +25,7 @@ from vitslim.results import StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
+from vitslim.training import SECONDS
 
 DENSE = "00-dense"
 
@@ -93,7 +94,7 @@ class StageRunner:
             kind=kind,
             method=method,
             # Training that went on after a pause has kept the time of all of its steps.
-            seconds=max(time.monotonic() - started, result.metrics.get("seconds", 0)),
+            seconds=max(time.monotonic() - started, result.metrics.get(SECONDS, 0)),
             key=key,
             cost=cost(result.graph),
             onnx_bytes=onnx.stat().st_size,

@@ -3,10 +3,11 @@
 from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
 from vitslim.training.loop import Batch, Objective, train
 from vitslim.training.losses import hard_loss, soft_loss
-from vitslim.training.record import LOSS
+from vitslim.training.record import LOSS, SECONDS
 
 __all__ = [
     "LOSS",
+    "SECONDS",
     "Batch",
     "Objective",
     "agreement",

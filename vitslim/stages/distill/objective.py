@@ -32,8 +32,8 @@ class Distillation:
         weights: torch.Tensor | None = None,
         effects: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`blocks` are those whose features are compared; `weights` float (blocks,), None weighs all alike, and so do
-        `effects` of a block's numbers, float of one shape with its features."""
+        """`blocks` are those whose features are compared. `weights` float (blocks,) weigh blocks, and `effects`, a
+        float tensor a block of its features' shape, the numbers within one; None counts all alike."""
         self.config, self.teacher, self.blocks = config, teacher, blocks
         self.weights, self.effects = weights, effects
 

@@ -13,14 +13,15 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.importance import Reduction
 from vitslim.stages.prune.members import Member
 from vitslim.stages.prune.regularise import pusher
-from vitslim.training import LOSS, Batch, hard_loss, train
+from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
 from vitslim.training.device import find_device
 
 
 def train_sparse(
     graph: ModelGraph, members: Sequence[Member], config: GroupSparsity, reduction: Reduction, context: StageContext
 ) -> tuple[ModelGraph, dict[str, float]]:
-    """A trained copy of the graph, and the figures of the training, each with `sparsity_` in front.
+    """A trained copy of the graph, and the figures of the training, each with `sparsity_` in front, but
+    for `seconds`, which a stage has of its training whatever it is for.
 
     The loss is the cross-entropy with the labels. Raises StageError when it is no finite number.
     """
@@ -44,4 +45,5 @@ def train_sparse(
         after_backward=pusher(here, student.parameters(), config.gamma, config.alpha, reduction),
         keep=context.keep,
     )
-    return student, {f"sparsity_{name}": value for name, value in metrics.items()}
+    seconds = metrics.pop(SECONDS)
+    return student, {SECONDS: seconds} | {f"sparsity_{name}": value for name, value in metrics.items()}
