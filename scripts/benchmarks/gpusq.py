@@ -15,16 +15,18 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from gpusq_steps import CONTRASTS, STEPS
+from gpusq_steps import CALIBRATION, CONTRASTS, STEPS
 from paired_bootstrap import difference
 from safetensors.torch import load_file, save_file
 
 from vitslim.backends.environment import environment
 from vitslim.data import DataModule, load_data
+from vitslim.data.load import calibration
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
@@ -90,6 +92,8 @@ def _made(
         return StageResult(load_graph(folder), metrics=json.loads(metrics_file.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     before, keep = {**results, "previous": results[source]}, folder / "training"
+    if name in CALIBRATION:
+        data = replace(data, calibration=calibration(data.train, CALIBRATION[name], 0))
     context = StageContext(data, 0, Silent(), before.__getitem__, folder, keep=keep)
     start = perf_counter()
     result = make().apply(results[source].graph, context)

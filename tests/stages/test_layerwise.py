@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitslim.errors import StageError
 from vitslim.graph.insert_fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
@@ -12,7 +13,7 @@ from vitslim.progress import Silent
 from vitslim.stages.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.layerwise import LayerSolver
 from vitslim.stages.quantize.observe import solvable_layers
-from vitslim.stages.sensitivity import BATCH, Sensitivity, row_weights
+from vitslim.stages.sensitivity import BATCH, TEMPERATURE, Sensitivity, class_gradients, row_weights
 from vitslim.training.taps import with_taps
 
 NAME = "blocks.1.mlp.fc2.weight"
@@ -64,7 +65,8 @@ def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: 
     assert not torch.allclose(gram_of({}), gram_of({NAME: rounded}), rtol=1e-3)
 
 
-def test_what_outputs_do_together_is_summed_over_all_images(tiny_graph: ModelGraph) -> None:
+@pytest.mark.parametrize("draws", [0, 3])
+def test_what_outputs_do_together_is_summed_over_all_images_and_draws(tiny_graph: ModelGraph, draws: int) -> None:
     images = images_of(tiny_graph).repeat(3, 1, 1, 1)
     assert len(images) > BATCH
     found: dict[str, Curvature] = {}
@@ -73,16 +75,41 @@ def test_what_outputs_do_together_is_summed_over_all_images(tiny_graph: ModelGra
         found[name] = curvature
         return weight
 
-    LayerSolver(images, Silent(), "", joint=["head.weight"])(tiny_graph, ["head.weight", NAME], solve)
+    LayerSolver(images, Silent(), "", joint=["head.weight"], draws=draws)(tiny_graph, ["head.weight", NAME], solve)
     assert torch.equal(found[NAME].outputs, torch.eye(64, dtype=torch.float64))
-    sensitivity = Sensitivity(tiny_graph.module, [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])], 0)
-    seen = [found for batch in torch.split(images, BATCH) for found in sensitivity(batch)]
-    grams = [rows.T @ rows for _, _, rows in seen]
-    weights = row_weights(torch.cat([norms for _, norms, _ in seen]))
-    assert len(grams) > 1
+    head = [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])]
+    sensitivity = Sensitivity(tiny_graph.module, head, 0, draws)
+    seen = [[*sensitivity(batch)] for batch in torch.split(images, BATCH)]
+    grams = [rows.T @ rows for batch in seen for _, _, rows in batch]
+    weights = row_weights(torch.cat([torch.stack([norms for _, norms, _ in batch]).sum(dim=0) for batch in seen]))
+    assert len(grams) == len(seen) * max(1, draws) > 1
     expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0), effective_rows(weights)).outputs
     torch.testing.assert_close(found["head.weight"].outputs, expected)
     assert float(expected.diagonal().mean()) == pytest.approx(1)
+
+
+def test_classes_are_drawn_as_the_model_finds_them_likely(tiny_graph: ModelGraph) -> None:
+    """At the head the gradient of a class's log-probability is (1 at the class - probabilities) / temperature."""
+    images, draws = images_of(tiny_graph)[:2], 2000
+    with torch.no_grad():
+        tiny_graph.module.get_parameter("head.weight").mul_(20)  # or all classes are about equally likely
+        likely = torch.softmax(tiny_graph.module(images) / TEMPERATURE, dim=1)
+    tapped = with_taps(tiny_graph.module, [layer_nodes(tiny_graph.module)["head.weight"][0]])
+    found = class_gradients(tapped, images, torch.Generator().manual_seed(0), draws)
+    ones = TEMPERATURE * torch.stack([gradient for (gradient,) in found]) + likely
+    classes = ones.argmax(dim=2)
+    torch.testing.assert_close(ones, torch.nn.functional.one_hot(classes, likely.shape[1]).float(), rtol=0, atol=1e-4)
+    often = torch.stack([torch.bincount(one, minlength=likely.shape[1]) for one in classes.T]) / draws
+    assert likely.amax() > 2 * likely.mean()
+    torch.testing.assert_close(often, likely, rtol=0, atol=0.05)
+
+
+def test_logits_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:
+    layer = layer_nodes(tiny_graph.module)["head.weight"][0]
+    with torch.no_grad():
+        tiny_graph.module.get_parameter("head.weight").fill_(float("nan"))
+    with pytest.raises(StageError, match="logits of calibration images"):
+        next(Sensitivity(tiny_graph.module, [("head.weight", layer)], 0, draws=1)(images_of(tiny_graph)))
 
 
 def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_graph: ModelGraph) -> None:

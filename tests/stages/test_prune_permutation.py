@@ -177,12 +177,13 @@ def test_only_what_moves_the_logits_counts(tiny_graph: ModelGraph) -> None:
     assert row_weights(torch.zeros(4)).tolist() == [1.0] * 4
 
 
+@pytest.mark.parametrize("fit", [20, 400])
 def test_a_score_sees_images_of_all_classes(
-    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, fit: int
 ) -> None:
     """Calibration images come class by class; those that fit into memory must not all be of the first."""
-    context = digits_context(tiny_graph, calibration=200)
-    by_class = context.data.calibration.subset(sorted(range(200), key=context.data.calibration.labels.__getitem__))
+    context = digits_context(tiny_graph, calibration=400)
+    by_class = context.data.calibration.subset(sorted(range(400), key=context.data.calibration.labels.__getitem__))
     context = replace(context, data=replace(context.data, calibration=by_class))
     seen: list[torch.Tensor] = []
 
@@ -190,12 +191,13 @@ def test_a_score_sees_images_of_all_classes(
         seen.append(images)
         raise StageError("seen enough")
 
-    monkeypatch.setattr(two_four_stage, "IMAGES", 20)
+    if fit < len(by_class):
+        monkeypatch.setattr(two_four_stage, "images_at_once", lambda *_, **__: fit)
     monkeypatch.setattr(two_four_stage, "LayerSolver", solver)
     with pytest.raises(StageError, match="seen enough"):
         TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
-    wanted = by_class.balanced(20)
-    assert torch.equal(seen[0], torch.stack([wanted[i][0] for i in range(20)]))
+    wanted = by_class.balanced(fit)
+    assert torch.equal(seen[0], torch.stack([wanted[i][0] for i in range(fit)]))
     assert len(set(wanted.labels)) == 10
 
 
@@ -242,6 +244,18 @@ def test_every_key_gives_an_exact_mask(
     assert stage.ensures(tiny_graph, result.graph) == []
     assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
     assert set(result.graph.masks) == set(sketch_names(tiny_graph))
+
+
+def test_a_model_of_one_class_is_asked_by_its_logit(
+    tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], digits_context: Callable[..., StageContext]
+) -> None:
+    """The probability of a single class is 1, and its gradient 0: all outputs would count alike."""
+    one = trace_timm("vit_tiny_patch16_224", {**tiny_kwargs, "num_classes": 1})
+    context = digits_context(tiny_graph)
+    reference = logits(one, context)
+    scores = {score: TwoFourStage(TwoFour(method="two-four", score=score)) for score in ("wanda", "kfac")}
+    found = {k: sqnr_db(reference, logits(stage.apply(one, context).graph, context)) for k, stage in scores.items()}
+    assert found["kfac"] > found["wanda"] + 3
 
 
 def test_each_score_stays_closer_to_the_dense_model(

@@ -56,6 +56,9 @@ class LayerSolver:
     joint: Collection[str] = ()
     """Names of the layers that are to know what their outputs have in common. Where none is told, their errors have
     nothing to do with each other; what is told is in memory for all layers at once."""
+    draws: int = 0
+    """How many classes the model draws for an image, whose probabilities tell how much outputs move the logits; 0: one
+    random combination of the logits does."""
     biases: bool = True
     """Whether biases are moved so that the mean of every output stays, its rows counting as they do."""
 
@@ -85,16 +88,19 @@ class LayerSolver:
         common, float64 (out, out), where that is asked for; empty where all rows are equal."""
         if not self.sensitive or not layers:
             return {}
-        sensitivity = Sensitivity(graph.module, layers, seed=0)
+        sensitivity = Sensitivity(graph.module, layers, seed=0, draws=self.draws)
         norms: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
         outputs: dict[str, Tensor] = {}
         batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))
         for batch in self.progress.track(batches, "looking for what matters"):
-            for name, here, rows in sensitivity(batch):
-                norms[name].append(here)
+            here: dict[str, Tensor] = {}
+            for name, found, rows in sensitivity(batch):
+                here[name] = here.get(name, 0) + found
                 if name in self.joint:
                     outputs[name] = outputs.get(name, 0) + weighted_gram(rows, torch.ones(len(rows)))
-        return {name: (row_weights(torch.cat(found)), outputs.get(name)) for name, found in norms.items()}
+            for name, total in here.items():
+                norms[name].append(total)
+        return {name: (row_weights(torch.cat(parts)), outputs.get(name)) for name, parts in norms.items()}
 
     def _solve_one(
         self,

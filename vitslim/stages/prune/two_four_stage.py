@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -35,9 +36,11 @@ from vitslim.stages.prune.sparsity import (
     pattern_mask,
 )
 
-IMAGES = 256
-"""Calibration images that a score looks at, at most: all are in memory at once."""
 BATCH = 32
+GRADIENTS = 1024
+"""Where a score is joint, so many classes are drawn at least, several for an image where there are few. DeiT-Tiny from
+256 images: 1.9 dB by four draws an image, 1.7 dB by one combination of the logits; from 1,500 images 2.1 dB by four
+draws and 2.0 dB by one or by a combination. By row nothing is won: 1.1 dB by SparseGPT and 1.3 dB by ALPS either way."""
 
 
 def _wanda(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -130,10 +133,13 @@ class TwoFourStage:
             chosen[name] = mask.view(graph.parameters()[name].shape)
             return result
 
-        calibration = context.data.calibration.balanced(images_at_once(graph, IMAGES, COPIES))
+        calibration = context.data.calibration
+        calibration = calibration.balanced(images_at_once(graph, len(calibration), COPIES))
         images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
         joint = names if self.config.score in JOINT else ()
-        solver = LayerSolver(images, context.progress, f"two-four: {self.config.score}", joint=joint)
+        several = joint and graph.source.classes > 1  # a single class is certain, whatever its logit
+        draws = math.ceil(GRADIENTS / len(images)) if several else 0
+        solver = LayerSolver(images, context.progress, f"two-four: {self.config.score}", joint=joint, draws=draws)
         solved = solver(graph, names, solve)
         return chosen, with_masks(solved, self.config.pattern, chosen)
 
