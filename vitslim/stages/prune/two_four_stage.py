@@ -40,7 +40,7 @@ BATCH = 32
 GRADIENTS = 1024
 """Where a score is joint, so many classes are drawn at least, several for an image where there are few. DeiT-Tiny from
 256 images: 1.9 dB by four draws an image, 1.7 dB by one combination of the logits; from 1,500 images 2.1 dB by four
-draws and 2.0 dB by one or by a combination. By row nothing is won: 1.1 dB by SparseGPT and 1.3 dB by ALPS either way."""
+draws and 2.0 dB by one or by a combination. By row nothing is won: 1.1 dB by SparseGPT, 1.3 dB by ALPS either way."""
 
 
 def _wanda(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
