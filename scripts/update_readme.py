@@ -29,7 +29,7 @@ import torch_cuda  # noqa: E402
 from by_processor import RESULTS, results_of  # noqa: E402
 
 DEPGRAPH, GPUSQ = (RESULTS / f"{name}-deit-tiny.json" for name in ("depgraph", "gpusq"))
-GPUSQ_GPU, GPUSQ_LONGER = (GPUSQ.with_suffix(f".{name}.json") for name in ("gpu", "longer"))
+GPUSQ_GPU = GPUSQ.with_suffix(".gpu.json")
 GPU_MODEL, SYSTOLIC, PUBLISHED = (RESULTS / f"{name}.json" for name in ("gpu-model", "systolic", "published"))
 
 
@@ -221,7 +221,6 @@ BLOCKS = {
     "int8-floor": (RESULTS, distances),
     "int8-timm": (int8_timm.TABLE, architectures),
     "gpusq": (GPUSQ, lambda: sparse(GPUSQ)),
-    "gpusq-longer": (GPUSQ_LONGER, lambda: sparse(GPUSQ_LONGER)),
     "gpusq-gpu": (GPUSQ_GPU, lambda: sparse(GPUSQ_GPU)),
     "torch-cuda": (torch_cuda.RESULT, on_a_gpu),
     "gpu-model": (GPU_MODEL, gpu_errors),
