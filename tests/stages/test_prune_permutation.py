@@ -177,26 +177,29 @@ def test_only_what_moves_the_logits_counts(tiny_graph: ModelGraph) -> None:
     assert row_weights(torch.zeros(4)).tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("fit", [20, 400])
+@pytest.mark.parametrize(("score", "fit", "draws"), [("wanda", 20, 0), ("wanda", 400, 0), ("kfac", 400, 3)])
 def test_a_score_sees_images_of_all_classes(
-    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, fit: int
-) -> None:
-    """Calibration images come class by class; those that fit into memory must not all be of the first."""
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, score: Any,
+    fit: int, draws: int,
+) -> None:  # fmt: skip
+    """Calibration images come class by class; those that fit into memory must not all be of the first. A joint score
+    has 1,024 gradients at least."""
     context = digits_context(tiny_graph, calibration=400)
     by_class = context.data.calibration.subset(sorted(range(400), key=context.data.calibration.labels.__getitem__))
     context = replace(context, data=replace(context.data, calibration=by_class))
-    seen: list[torch.Tensor] = []
+    seen: list[Any] = []
 
-    def solver(images: torch.Tensor, *_: Any, **__: Any) -> LayerSolver:
-        seen.append(images)
+    def solver(images: torch.Tensor, *_: Any, **keys: Any) -> LayerSolver:
+        seen.extend((images, keys["draws"]))
         raise StageError("seen enough")
 
     if fit < len(by_class):
         monkeypatch.setattr(two_four_stage, "images_at_once", lambda *_, **__: fit)
     monkeypatch.setattr(two_four_stage, "LayerSolver", solver)
     with pytest.raises(StageError, match="seen enough"):
-        TwoFourStage(TwoFour(method="two-four", score="wanda")).apply(tiny_graph, context)
+        TwoFourStage(TwoFour(method="two-four", score=score)).apply(tiny_graph, context)
     wanted = by_class.balanced(fit)
+    assert seen[1] == draws
     assert torch.equal(seen[0], torch.stack([wanted[i][0] for i in range(fit)]))
     assert len(set(wanted.labels)) == 10
 
