@@ -41,7 +41,7 @@ class Sensitivity:
         float64 (positions,), in the order of the layer's rows, and g / sqrt|g|, float (positions, out): positions count
         in the gram matrix of these as they do in `row_weights`.
 
-        Raises StageError where a gradient is no finite number.
+        Raises StageError where a gradient, or a logit that classes are drawn by, is no finite number.
         """
         if self._draws == 0:
             yield from self._by_layer(random_gradients(self._tapped, images, self._generator)[1])
@@ -72,7 +72,7 @@ def random_gradients(
         logits, shown = tapped(images.detach().clone().requires_grad_())
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         scalar = (logits * direction).sum()
-    return tuple(x.detach() for x in shown), _gradients(scalar, shown)
+    return tuple(x.detach() for x in shown), _gradients(scalar, shown, last=True)
 
 
 def class_gradients(
@@ -80,7 +80,7 @@ def class_gradients(
 ) -> Iterator[tuple[Tensor, ...]]:
     """For each draw the gradients, at the nodes of a tapped model on the CPU, of the logarithm of the probability of a
     class, which the model draws for each image at TEMPERATURE. Their outer products are in the mean the Fisher
-    information (Martens and Grosse, ICML 2015, section 2.2).
+    information (Martens and Grosse, ICML 2015, section 2.2). Raises StageError where a logit is no finite number.
     """
     with torch.enable_grad():
         logits, shown = tapped(images.detach().clone().requires_grad_())
@@ -90,13 +90,13 @@ def class_gradients(
         classes = torch.multinomial(likely.detach().exp(), draws, replacement=True, generator=generator)
         scalars = likely.gather(1, classes).sum(dim=0)
     for scalar in scalars:
-        yield _gradients(scalar, shown)
+        yield _gradients(scalar, shown, last=False)
 
 
-def _gradients(scalar: Tensor, shown: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of a scalar at what nodes compute; another scalar may follow."""
+def _gradients(scalar: Tensor, shown: Sequence[Tensor], *, last: bool) -> tuple[Tensor, ...]:
+    """Of a scalar at what nodes compute; after the `last` one nothing is held for another."""
     moving = [x for x in shown if x.requires_grad]
-    found = iter(torch.autograd.grad(scalar, moving, retain_graph=True, materialize_grads=True))
+    found = iter(torch.autograd.grad(scalar, moving, retain_graph=not last, materialize_grads=True))
     return tuple(next(found) if x.requires_grad else torch.zeros_like(x) for x in shown)
 
 
