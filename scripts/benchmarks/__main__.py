@@ -18,7 +18,7 @@ BENCHMARKS = {
     "axes": "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable",
     "depgraph": "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning",
     "gpu-model": "errors of the tensor-core model on unseen products, five folds, beside the plain roofline",
-    "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, six hours",
+    "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, six and a half hours",
     "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
     "int8-floor": "time of each class of operators of the INT8 DeiT-Tiny, and the least that this processor could take",
     "int8-speed": "INT8 of DeiT-S, Swin-T and ViT-B beside quantize_dynamic, and DeiT-S made smaller as well: speed",

@@ -81,14 +81,14 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     LONG: (MORE, lambda: _distill(features=ALL_BLOCKS, train=HOURS, **PERTURB)),
     ONWARD: (LONG, lambda: _distill(train=SMALL.model_copy(update={"epochs": 32}), **BY_EFFECT)),
     FURTHEST: (MORE, lambda: _distill(train=MOST, **BY_EFFECT)),
-    "INT8": (LONG, _ptq),
-    "W4A8": (LONG, lambda: _ptq(bits=4, end_bits=8)),
-    "W4A8 in blocks of 16": (LONG, lambda: _ptq(bits=4, end_bits=8, block=16)),
-    "the same, mean of 5 bits": (LONG, lambda: _ptq(bits=4, end_bits=8, block=16, mean_bits=5)),
-    "W4A8, trained": (LONG, lambda: _qat(ONCE, bits=4, end_bits=8, **PERTURB)),
-    "W4A8, trained, weighted blocks": (LONG, lambda: _qat(ONCE, LONG, bits=4, end_bits=8, **PERTURB)),
-    "W4A4, trained": (LONG, lambda: _qat(ONCE, bits=4, end_bits=8, input_bits=4, **PERTURB)),
     LAST: (ONWARD, lambda: _distill(train=SMALL.model_copy(update={"epochs": 100}), **BY_EFFECT)),
+    "INT8": (LAST, _ptq),
+    "W4A8": (LAST, lambda: _ptq(bits=4, end_bits=8)),
+    "W4A8 in blocks of 16": (LAST, lambda: _ptq(bits=4, end_bits=8, block=16)),
+    "the same, mean of 5 bits": (LAST, lambda: _ptq(bits=4, end_bits=8, block=16, mean_bits=5)),
+    "W4A8, trained": (LAST, lambda: _qat(ONCE, bits=4, end_bits=8, **PERTURB)),
+    "W4A8, trained, weighted blocks": (LAST, lambda: _qat(ONCE, LAST, bits=4, end_bits=8, **PERTURB)),
+    "W4A4, trained": (LAST, lambda: _qat(ONCE, bits=4, end_bits=8, input_bits=4, **PERTURB)),
 }
 """Row to the row that it starts from, and the stage that makes it."""
 CALIBRATION = {MORE: 1500}
@@ -98,8 +98,8 @@ CONTRASTS = (
     ("ALPS", "SparseGPT"), ("K-FAC", "ALPS"), ("K-FAC", "SparseGPT"), (MORE, "K-FAC"),
     (LOGITS, MORE), (CRITICAL, LOGITS), (BLOCKS, LOGITS), (PERTURBED, BLOCKS), (PERTURBED, MORE), (EFFECT, PERTURBED),
     (LONG, PERTURBED), (LONG, MORE), (ONWARD, LONG), (ONWARD, MORE), (LAST, ONWARD), (LAST, MORE), (FURTHEST, LAST),
-    ("INT8", LONG), ("W4A8", LONG), ("W4A8 in blocks of 16", LONG),
-    ("the same, mean of 5 bits", LONG), ("W4A8, trained", "W4A8"), ("W4A8, trained", LONG),
-    ("W4A8, trained, weighted blocks", "W4A8, trained"), ("W4A4, trained", LONG),
+    ("INT8", LAST), ("W4A8", LAST), ("W4A8 in blocks of 16", LAST),
+    ("the same, mean of 5 bits", LAST), ("W4A8, trained", "W4A8"), ("W4A8, trained", LAST),
+    ("W4A8, trained, weighted blocks", "W4A8, trained"), ("W4A4, trained", LAST),
 )  # fmt: skip
 """Better first, as the method has it; INT8 and W4A8 are to lose little."""
