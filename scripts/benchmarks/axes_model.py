@@ -19,7 +19,7 @@ from timm_models import Row, classifier_for, filled_row
 
 from vitslim.graph.axes import infer_axes
 from vitslim.graph.coverage import prunable_share
-from vitslim.graph.edit import slice_axes
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
@@ -27,7 +27,7 @@ from vitslim.graph.verify import draw_weights, verify_axes
 from vitslim.recipe.stages import DepGraph
 from vitslim.stages.export.check import OnnxFile, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.prune.cuts import choose_cuts
+from vitslim.stages.prune.depgraph.schedule import choose_cuts
 
 HALVE = DepGraph(method="depgraph", ratio=0.5, round_to=1)
 RUNS = 2

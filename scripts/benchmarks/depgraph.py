@@ -36,10 +36,10 @@ from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.cutting import Cutter, rank_lists
-from vitslim.stages.prune.depgraph_stage import DepGraphStage
-from vitslim.stages.prune.scoring import Scorer
-from vitslim.stages.prune.targets import find_targets
+from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
+from vitslim.stages.prune.depgraph.stage import DepGraphStage
+from vitslim.stages.prune.depgraph.scores import Scorer
+from vitslim.stages.prune.depgraph.targets import find_targets
 from vitslim.training import LOSS, Objective, train
 from vitslim.training.evaluate import predict
 from vitslim.training.losses import soft_loss

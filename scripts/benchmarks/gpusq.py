@@ -35,7 +35,7 @@ from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.stages.contract import Stage, StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
-from vitslim.stages.quantize.qat_stage import QatStage
+from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.training.evaluate import predict, sqnr_db
 
 ROOT = Path(__file__).resolve().parents[2]

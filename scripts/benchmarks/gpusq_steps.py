@@ -9,9 +9,9 @@ from vitslim.recipe.stages import Distill, Permute, Ptq, Qat, TwoFour
 from vitslim.recipe.teaching import Features, FeatureWeight, Loss, Train
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.qat_stage import QatStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.qat.stage import QatStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 
 LOGITS, PERTURBED = "distilled, logits", "the same, images perturbed"
 CRITICAL, BLOCKS = "distilled, critical blocks", "distilled, all blocks"

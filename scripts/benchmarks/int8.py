@@ -37,7 +37,7 @@ from vitslim.recipe.stages import Export, Floor, Ptq
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.stage import ExportStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import AnyStage, DepGraph, Etps, Ptq, Ratios
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.lower import Target
+from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 

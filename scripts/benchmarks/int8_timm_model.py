@@ -18,7 +18,7 @@ from timm_models import Row, classifier_for, filled_row
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS
 from vitslim.data import DataModule, load_data
-from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers
+from vitslim.graph.edits.fake_quant import layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
@@ -29,7 +29,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import agreement, sqnr_db
 
 BITS = 8

@@ -29,8 +29,8 @@ from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "scripts" / "results" / "torch-cuda.json"

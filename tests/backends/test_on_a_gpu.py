@@ -18,8 +18,8 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

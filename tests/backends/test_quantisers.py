@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitslim.backends.measured.quantisers import Quantiser, find_quantisers
+from vitslim.backends.measured.quantizers import Quantiser, find_quantisers
 from vitslim.workload.describe import describe, name_nodes
 
 CODES = np.random.default_rng(0).integers(-7, 8, (8, 6))

@@ -15,13 +15,13 @@ from vitslim.backends.measured.torch_cuda import compiled
 from vitslim.backends.registry import parse_backend
 from vitslim.data.digits import MEAN, STD
 from vitslim.errors import BackendUnavailableError
-from vitslim.graph.divide_tokens import divided_layers
+from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -52,7 +52,7 @@ def test_integer_layers_compute_what_the_quantised_graph_does(
     keys: dict[str, Any],
     kind: str,
 ) -> None:
-    monkeypatch.setattr("vitslim.stages.quantize.equaliser.WORTH_A_DIVISION", float("inf"))
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
     quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
     module, kernels = deploy(quantised, "cpu")
     assert kernels.pop("patch_embed.proj.weight") == "float"

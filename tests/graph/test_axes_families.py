@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from vitslim.graph.coverage import prunable_share
-from vitslim.graph.edit import slice_axes
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import verify_axes
 from vitslim.recipe.stages import DepGraph
-from vitslim.stages.prune.cuts import choose_cuts
+from vitslim.stages.prune.depgraph.schedule import choose_cuts
 
 HALVE = DepGraph(method="depgraph", ratio=0.5, round_to=1)
 

@@ -11,9 +11,9 @@ from torch.export import Dim, export
 from torch.nn import functional as f
 
 from vitslim.graph.axes import infer_axes
-from vitslim.graph.edit import slice_axes
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalise import normalise
+from vitslim.graph.normalize import normalise
 from vitslim.graph.verify import verify_axes
 
 SOURCE = ModelSource("small", {}, (3, 8, 8), 5, Preprocessing((0.0,) * 3, (1.0,) * 3, "bicubic", 1.0))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
-from vitslim.graph.insert_fake_quant import (
+from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant
+from vitslim.graph.edits.fake_quant import (
     input_scale_name,
     insert_fake_quant,
     layer_nodes,

@@ -16,12 +16,12 @@ from torch.export import Dim, export
 from vitslim.errors import StageError
 from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.cost import cost
-from vitslim.graph.edit import slice_axes
-from vitslim.graph.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.slice import slice_axes
+from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.normalise import normalise
+from vitslim.graph.normalize import normalise
 from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.remove_block import remove_blocks
+from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.shapes import tensor_shapes
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm

@@ -13,7 +13,7 @@ from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.axes import RULES
 from vitslim.graph.axes.scope import Scope
 from vitslim.graph.axes.terms import Dims
-from vitslim.graph.edit import resize_tokens
+from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import MAX_ERROR, verify_axes

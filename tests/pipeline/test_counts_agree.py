@@ -8,15 +8,15 @@ import pytest
 
 from vitslim.backends.registry import Simulated, parse_backend
 from vitslim.graph.cost import cost
-from vitslim.graph.edit import slice_axes
-from vitslim.graph.edits import FakeQuantSite
-from vitslim.graph.insert_fake_quant import insert_fake_quant
-from vitslim.graph.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.slice import slice_axes
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.read_only import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.workload import read_workload
 
 

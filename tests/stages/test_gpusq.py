@@ -12,7 +12,7 @@ import torch
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
-from vitslim.graph.insert_fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
@@ -27,8 +27,8 @@ from vitslim.stages.distill.objective import Distillation
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.qat_stage import QatStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.training import Batch
 from vitslim.training.taps import Tapped, with_taps
 

@@ -15,8 +15,8 @@ from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 
 MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "swin_tiny_patch4_window7_224"]
 FLOAT_BYTES = 4

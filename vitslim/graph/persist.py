@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
-from vitslim.graph.divide_tokens import divide_tokens
-from vitslim.graph.edit import slice_axes
-from vitslim.graph.edits import (
+from vitslim.graph.edits.divide_tokens import divide_tokens
+from vitslim.graph.edits.slice import slice_axes
+from vitslim.graph.edits.records import (
     DivideTokens,
     Edit,
     FakeQuantSite,
@@ -32,13 +32,13 @@ from vitslim.graph.edits import (
     ScaleInputs,
     Slice,
 )
-from vitslim.graph.insert_fake_quant import insert_fake_quant
-from vitslim.graph.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.quantise_attention import quantise_attention
-from vitslim.graph.read_pixels import read_pixels
-from vitslim.graph.remove_block import remove_blocks
-from vitslim.graph.scale_inputs import scale_inputs
+from vitslim.graph.edits.quantize_attention import quantise_attention
+from vitslim.graph.edits.read_pixels import read_pixels
+from vitslim.graph.edits.remove_block import remove_blocks
+from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.graph.trace import trace_timm
 
 SCHEMA_VERSION = 1

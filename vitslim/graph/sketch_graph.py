@@ -13,12 +13,12 @@ from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_n
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.edits import InsertFakeQuant, Mask, QuantiseAttention
-from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
+from vitslim.graph.edits.records import InsertFakeQuant, Mask, QuantiseAttention
+from vitslim.graph.edits.fake_quant import QUANTISER_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.read_pixels import reads_pixels
+from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.size import ONE, Size
 from vitslim.graph.sketch import LayerBits, ModelSketch, Product, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle

@@ -15,7 +15,7 @@ from torch.export import Dim, export
 from vitslim.errors import InputError, UsageError
 from vitslim.graph.checkpoint import load_checkpoint
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalise import normalise
+from vitslim.graph.normalize import normalise
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of timm.create_model that would load weights past the checks made here."""

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from vitslim.graph.axes import AxisTable, infer_axes
 from vitslim.graph.axes.indices import Indices
 from vitslim.graph.axes.scope import Rule
-from vitslim.graph.edit import slice_tensors
+from vitslim.graph.edits.slice import slice_tensors
 from vitslim.graph.model_graph import ModelGraph
 
 MAX_ERROR = 1e-5

@@ -17,9 +17,9 @@ import onnx
 import torch
 from torch.fx import Interpreter, Node
 
-from vitslim.backends.measured.quantisers import Floats, Quantiser, find_quantisers
+from vitslim.backends.measured.quantizers import Floats, Quantiser, find_quantisers
 from vitslim.data import load_data
-from vitslim.graph.insert_fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph
 from vitslim.progress import Progress

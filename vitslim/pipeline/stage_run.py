@@ -12,7 +12,7 @@ import torch
 from vitslim.data import DataModule
 from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.graph.cost import cost
-from vitslim.graph.insert_fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.latency import measure_on

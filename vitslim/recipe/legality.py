@@ -11,7 +11,7 @@ from itertools import chain
 from vitslim.errors import Problem, closest
 from vitslim.recipe.backend_names import wrong_backends
 from vitslim.recipe.catalog import PACKAGE
-from vitslim.recipe.quantise_keys import contradictions
+from vitslim.recipe.quantize_keys import contradictions
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
     KINDS,

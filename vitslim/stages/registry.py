@@ -11,12 +11,12 @@ from vitslim.results import LatencyTable
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.stage import ExportStage
-from vitslim.stages.prune.depgraph_stage import DepGraphStage
-from vitslim.stages.prune.layers_stage import LayersStage
-from vitslim.stages.prune.two_four_stage import TwoFourStage
-from vitslim.stages.prune.unstructured_stage import UnstructuredStage
-from vitslim.stages.quantize.qat_stage import QatStage
-from vitslim.stages.quantize.stage import PtqStage
+from vitslim.stages.prune.depgraph.stage import DepGraphStage
+from vitslim.stages.prune.depth.stage import LayersStage
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.prune.unstructured.stage import UnstructuredStage
+from vitslim.stages.quantize.qat.stage import QatStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 

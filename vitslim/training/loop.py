@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitslim.graph.insert_fake_quant import QUANTISER_PREFIX
+from vitslim.graph.edits.fake_quant import QUANTISER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History

@@ -15,7 +15,7 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.teacher import tapped_teacher
-from vitslim.stages.sensitivity import BATCH, random_gradients
+from vitslim.stages.reconstruction.sensitivity import BATCH, random_gradients
 
 
 def find_effects(

@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from torch import Tensor
 
 from vitslim.errors import StageError
-from vitslim.graph.insert_fake_quant import layer_nodes, quantised_layers, weight_codes
+from vitslim.graph.edits.fake_quant import layer_nodes, quantised_layers, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, shown_below, sqnr_db

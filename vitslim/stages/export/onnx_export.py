@@ -20,20 +20,20 @@ import vitslim
 from vitslim.errors import StageError
 from vitslim.files import write_whole
 from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.insert_fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
-from vitslim.stages.export.fold import (
+from vitslim.stages.export.onnx_passes.fold import (
     fold_gemm_biases,
     fold_transposes,
     keep_constants,
     part_zero_points,
     store_weights,
 )
-from vitslim.stages.export.fusible import integer_products, relus_as_maxima, split_gemms
-from vitslim.stages.export.half import in_half_precision
-from vitslim.stages.export.lower import Target, lower_quantisers
-from vitslim.stages.export.read_only import compute_what_is_read
+from vitslim.stages.export.onnx_passes.integer_matmul import integer_products, relus_as_maxima, split_gemms
+from vitslim.stages.export.onnx_passes.half import in_half_precision
+from vitslim.stages.export.graph_passes.lower import Target, lower_quantisers
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.stages.export.translate import translations
 
 OPSET = 21

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
-from vitslim.graph.divide_tokens import divided_layers
-from vitslim.graph.edits import FakeQuantSite, QuantiseAttention
-from vitslim.graph.insert_fake_quant import (
+from vitslim.graph.edits.divide_tokens import divided_layers
+from vitslim.graph.edits.records import FakeQuantSite, QuantiseAttention
+from vitslim.graph.edits.fake_quant import (
     has_input_scale,
     input_scale_name,
     insert_fake_quant,
@@ -27,8 +27,8 @@ from vitslim.graph.insert_fake_quant import (
 )
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
-from vitslim.graph.quantise_attention import quantise_attention
-from vitslim.graph.read_pixels import pixel_layers
+from vitslim.graph.edits.quantize_attention import quantise_attention
+from vitslim.graph.edits.read_pixels import pixel_layers
 from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
@@ -36,9 +36,9 @@ from vitslim.stages.contract import Measure, StageContext
 from vitslim.stages.export.annotate import quantiser_sites
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.read_only import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.stages.quantize.noise import measure_noise
-from vitslim.stages.quantize.observe import input_quantiser, solvable_layers
+from vitslim.stages.quantize.calibration.observe import input_quantiser, solvable_layers
 from vitslim.training.evaluate import agreement, predict, shown_below, sqnr_db
 from vitslim.units import FLOAT_BITS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitslim.data import Dataset
 from vitslim.errors import Problem
-from vitslim.graph.insert_fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Export
@@ -12,7 +12,7 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_logits
-from vitslim.stages.export.lower import Target
+from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement
 from vitslim.training.evaluate import predict, sqnr_db

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, opset21
 
-from vitslim.stages.export.lower import DEQUANTISE
+from vitslim.stages.export.graph_passes.lower import DEQUANTISE
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.insert_fake_quant import layer_nodes
+from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.stages.contract import StageContext
-from vitslim.stages.sensitivity import BATCH
+from vitslim.stages.reconstruction.sensitivity import BATCH
 from vitslim.training.taps import with_taps
 
 PROBES = 4

@@ -1,0 +1,100 @@
+"""Between quantised layers a file for ONNX Runtime works on matrices, and computes what the graph computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from vitslim.graph.edits.divide_tokens import divided_layers
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+from vitslim.graph.verify import draw_weights
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.graph_passes.rows import work_on_rows
+from vitslim.stages.quantize.ptq.stage import PtqStage
+
+aten = torch.ops.aten
+VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+
+
+@pytest.fixture
+def quantise(digits_context: Callable[..., StageContext]) -> Callable[..., ModelGraph]:
+    def build(model: str, keys: dict[str, Any], **ptq: Any) -> ModelGraph:
+        torch.manual_seed(0)
+        graph = trace_timm(model, keys | {"num_classes": 10})
+        draw_weights(graph.module, torch.Generator().manual_seed(0))
+        return PtqStage(Ptq(**ptq)).apply(graph, digits_context(graph, calibration=20)).graph
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("vit_tiny_patch16_224", VIT),
+        ("vit_tiny_patch16_224", VIT | {"class_token": False, "global_pool": "avg"}),
+        ("vit_medium_patch16_rope_reg1_gap_256", VIT),
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("mixer_s32_224", {"img_size": 64}),
+    ],
+)
+def test_the_graph_on_rows_computes_the_same(quantise: Callable[..., ModelGraph], model: str, keys: Any) -> None:
+    graph = quantise(model, keys)
+    rows = graph.copy()
+    work_on_rows(rows)
+    for batch in (1, 3):
+        images = torch.rand(batch, *graph.source.image)
+        with torch.no_grad():
+            torch.testing.assert_close(rows.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", ["channels", "tokens"])
+def test_few_reshapes_are_left(
+    quantise: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
+    found = {}
+    for depth in (2, 4):
+        graph = quantise("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
+        assert len(divided_layers(graph)) == (depth if scaling == "tokens" else 0)
+        export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
+        found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    # Of queries, keys and values, and of what attention gives.
+    assert found[4]["Reshape"] - found[2]["Reshape"] == 4 * 2
+    images = torch.rand(3, *graph.source.image)
+    with torch.no_grad():
+        expected = graph.module(images)
+    torch.testing.assert_close(OnnxFile(tmp_path / "model.onnx")(images), expected, rtol=0.05, atol=0.05)
+
+
+def test_what_is_read_in_its_own_shape_too_is_restored(quantise: Callable[..., ModelGraph]) -> None:
+    graph = quantise("vit_tiny_patch16_224", VIT)
+    gelu = next(node for node in graph.module.graph.nodes if node.target is aten.gelu.default)
+    (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
+    with graph.module.graph.inserting_before(output):
+        seen = graph.module.graph.call_function(aten.sum.dim_IntList, (gelu, [1]))
+        output.args = ((graph.module.graph.call_function(aten.select.int, (seen, 1, 0)),),)
+    graph.module.recompile()
+    rows = graph.copy()
+    work_on_rows(rows)
+    images = torch.rand(3, *graph.source.image)
+    with torch.no_grad():
+        torch.testing.assert_close(rows.module(images), graph.module(images))
+
+
+@pytest.mark.parametrize("keys", [{"inputs": "float"}, {"inputs": "dynamic"}])
+def test_layers_without_calibrated_codes_stay_as_they_are(quantise: Callable[..., ModelGraph], keys: Any) -> None:
+    graph = quantise("vit_tiny_patch16_224", VIT, **keys)
+    before = [str(node.target) for node in graph.module.graph.nodes]
+    work_on_rows(graph)
+    assert [str(node.target) for node in graph.module.graph.nodes] == before

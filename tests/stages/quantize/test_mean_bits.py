@@ -1,0 +1,126 @@
+"""`mean_bits`: weights whose few bits harm the outputs most keep eight, as far as the mean allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.check import check_stored_weights
+from vitslim.stages.export.graph_passes.lower import Target
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.ptq.forms import widened
+from vitslim.stages.quantize.noise import weight_noise_shares
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=60)
+
+
+def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> StageResult:
+    stage = PtqStage(Ptq(bits=4, **keys))
+    assert stage.requires(sketch(graph)) == []
+    result = stage.apply(graph, context)
+    assert stage.ensures(graph, result.graph) == []
+    return result
+
+
+def mean_of(graph: ModelGraph) -> float:
+    sizes = {site.weight: tensor_of(graph.module, site.weight).numel() for site in quantiser_sites(graph).values()}
+    return sum(site.weight_bits * sizes[site.weight] for site in quantiser_sites(graph).values()) / sum(sizes.values())
+
+
+def test_the_most_harmful_for_their_size_are_widened() -> None:
+    shares = {"small": 0.1, "large": 0.5, "harmless": 0.0, "end": 0.9}
+    sizes = {"small": 10, "large": 100, "harmless": 10, "end": 10}
+    bits = {"small": 4, "large": 4, "harmless": 4, "end": 8}
+    assert widened(shares, sizes, bits, 4.3) == set()  # the end has taken it all
+    assert widened(shares, sizes, bits, 4 + 4 * 20 / 130) == {"small"}
+    assert widened(shares, sizes, bits, 4 + 4 * 110 / 130) == {"small", "harmless"}  # no room left for the large one
+    assert widened(shares, sizes, bits, 4 + 4 * 120 / 130) == {"small", "large"}
+    assert widened(shares, sizes, bits, 8.0) == {"small", "large", "harmless"}
+
+
+def test_noise_of_weights_is_that_of_the_logits_less_a_bias() -> None:
+    graph = trace_timm("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                "num_heads": 2, "num_classes": 10})  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 16, 16, generator=generator)
+    layers = layer_nodes(graph.module)
+    for name in ("head.weight", "blocks.0.mlp.fc2.weight", "patch_embed.proj.weight"):
+        weight = tensor_of(graph.module, name)
+        changed = weight.detach() + 1e-3 * weight.detach().std() * torch.randn(weight.shape, generator=generator)
+        share = weight_noise_shares(graph.module, {name: changed}, [images], 0)[name]
+        with torch.no_grad():
+            before = graph.module(images)
+            weight.copy_(changed)
+            moved = graph.module(images) - before
+        if name == "head.weight":  # one row an image: the mean of a channel is that of a logit
+            moved -= moved.mean(dim=0)
+            assert share == pytest.approx(float(moved.square().sum() / before.square().sum()), rel=0.3)
+        assert 0 < share < 1.5 * float(moved.square().sum() / before.square().sum())
+    assert len(layers) == 6
+
+
+@pytest.mark.parametrize("keys", [{}, {"block": 16}, {"block": 16, "inputs": "float"}, {"end_bits": 8, "block": 16}])
+def test_more_bits_are_closer_and_keep_to_the_mean(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    x = torch.stack([context.data.calibration[i][0] for i in range(50)])
+    reference, found = tiny_graph.module(x).detach(), list[float]()
+    for mean in (None, 5.5, 7.0):
+        result = quantise(tiny_graph, context, rounding="nearest", mean_bits=mean, **keys)
+        found.append(sqnr_db(reference, result.graph.module(x).detach()))
+        if mean is not None:
+            assert mean - 1.2 < mean_of(result.graph) <= mean  # the largest layer has a fourth of all weights
+    assert found[0] < found[1] < found[2]
+    wide = [site for site in quantiser_sites(result.graph).values() if site.weight_bits == 8]
+    assert wide and not any(site.block or site.integer_scales for site in wide)
+    noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
+    assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2
+    target: Target = "portable" if "inputs" in keys else "ort-cpu"
+    export_onnx(result.graph, tmp_path / "model.onnx", target)
+    check_stored_weights(tmp_path / "model.onnx", result.graph)
+    facts = inspect(tmp_path / "model.onnx").facts
+    assert {layer.weight_bits for layer in facts.layers} == {4, 8}
+
+
+def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
+    stage = PtqStage(Ptq(bits=4, end_bits=8, mean_bits=4.2))  # the ends take more
+    (problem,) = stage.requires(sketch(tiny_graph))
+    assert (problem.where, problem.message) == (
+        "mean_bits", "a mean of 4.2 bits has no room for eight bits of any weight"
+    )  # fmt: skip
+    ends = mean_of(_with_ends(tiny_graph))
+    assert problem.hint == f"write more than {ends:.2f}"
+
+
+def _with_ends(graph: ModelGraph) -> ModelGraph:
+    bits = {"patch_embed.proj.weight": 8, "head.weight": 8}
+    found = [FakeQuantSite(weight, bits.get(weight, 4), 32) for weight in layer_nodes(graph.module)]
+    return insert_fake_quant(graph, found)
+
+
+def test_plan_guesses_the_bytes_to_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:
+    stage = PtqStage(Ptq(bits=4, mean_bits=6))
+    guess = stage.estimate(sketch(tiny_graph))
+    assert guess.data_dependent
+    exact = sketch(stage.apply(tiny_graph, context).graph)
+    largest = max(tensor_of(tiny_graph.module, w).numel() for w in layer_nodes(tiny_graph.module))
+    assert abs(guess.cost().weight_bytes - exact.cost().weight_bytes) <= largest / 2

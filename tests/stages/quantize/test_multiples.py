@@ -1,0 +1,248 @@
+"""Weights in blocks beside inputs in codes: scales are whole multiples of one for each output channel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from vitslim.backends.measured.kernels import read_kernels
+from vitslim.errors import StageError
+from vitslim.graph.edits.fake_quant import layer_nodes, weight_codes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.ops.fake_quant import fake_quant
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.stages import Ptq, TwoFour
+from vitslim.stages.contract import StageContext
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
+from vitslim.stages.export.graph_passes.lower import Target
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT, weight_scale
+from vitslim.stages.quantize.ptq.integer_scales import block_multiples, part_codes, whole_scale
+from vitslim.stages.reconstruction.gptq import gptq, refine
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
+from vitslim.units import PAIR_LIMIT
+
+BLOCK = 16
+KEYS: dict[str, Any] = {"bits": 4, "block": BLOCK}
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=60)
+
+
+@pytest.fixture
+def weight() -> Tensor:
+    """Rows whose blocks differ in size, with zeros, one of them zeros alone."""
+    generator = torch.Generator().manual_seed(0)
+    found = torch.randn(24, 4 * BLOCK, generator=generator) * torch.rand(24, 4, generator=generator).repeat_interleave(
+        BLOCK, dim=1
+    )
+    found[:, ::5], found[3] = 0, 0
+    return found
+
+
+def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
+    stage = PtqStage(Ptq(**KEYS | keys))
+    assert stage.requires(sketch(graph)) == []
+    result = stage.apply(graph, context)
+    assert stage.ensures(graph, result.graph) == []
+    return result.graph
+
+
+def images(context: StageContext, count: int) -> Tensor:
+    return torch.stack([context.data.calibration[i][0] for i in range(count)])
+
+
+def logits(graph: ModelGraph, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = graph.module(x)
+    return found
+
+
+def rounded(weight: Tensor, bits: int, limit: int = PAIR_LIMIT) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of 8 bits, whole numbers of blocks, and scales of channels."""
+    scale = whole_scale(weight, bits, BLOCK, limit)
+    multiples = block_multiples(weight, scale, bits, BLOCK, limit)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    values = fake_quant(weight, scale[:, None] * multiples, 0, 1, low, high, BLOCK)
+    return (values / scale[:, None]).round(), multiples, scale
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_of_blocks_are_nearly_as_close_as_with_scales_of_their_own(weight: Tensor, bits: int) -> None:
+    codes, _, scale = rounded(weight, bits)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    free = fake_quant(weight, weight_scale(weight, (low, high), BLOCK), 0, 1, low, high, BLOCK)
+    channel = fake_quant(weight, weight_scale(weight, (-high, high)), 0, 0, -high, high, 0)
+    error, best, plain = (float((values - weight).square().sum()) for values in (codes * scale[:, None], free, channel))
+    assert best <= error < 1.1 * best < 0.7 * plain
+    assert (codes[weight == 0] == 0).all() and (scale > 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_no_two_products_of_codes_exceed_sixteen_bits(weight: Tensor, bits: int) -> None:
+    codes, multiples, _ = rounded(weight, bits)
+    assert 2 * int(codes.abs().max()) <= PAIR_LIMIT
+    assert multiples.min() >= 1 and multiples.max() <= 15
+    assert len(set(multiples.flatten().tolist())) > 3  # blocks really differ
+
+
+def test_without_that_limit_numbers_of_blocks_are_finer(weight: Tensor) -> None:
+    (codes, _, scale), (free, multiples, finer) = rounded(weight, 4), rounded(weight, 4, NO_PAIR_LIMIT)
+    assert PAIR_LIMIT // 2 < int(free.abs().max()) <= 127
+    assert 8 < multiples.max() <= 15
+    error, less = (float((c * s[:, None] - weight).square().sum()) for c, s in ((codes, scale), (free, finer)))
+    assert less < 0.98 * error
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_part_into_few_bits_and_the_numbers_of_blocks(weight: Tensor, bits: int) -> None:
+    codes, _, _ = rounded(weight, bits)
+    narrow, numbers = part_codes(codes.to(torch.int8), bits, BLOCK)
+    assert (narrow.shape, numbers.shape) == ((24, 4, BLOCK), (24, 4, 1))
+    assert torch.equal((narrow * numbers).reshape(codes.shape), codes.to(torch.int8))
+    assert -(2 ** (bits - 1)) <= int(narrow.min()) and int(narrow.max()) < 2 ** (bits - 1)
+    assert int(numbers.min()) >= 1 and int(numbers.max()) <= 15
+    assert (numbers[3] == 1).all()  # zeros alone
+
+
+def test_codes_that_are_no_multiples_are_refused() -> None:
+    codes = torch.zeros(1, BLOCK, dtype=torch.int8)
+    codes[0, :2] = torch.tensor([7, 60])
+    with pytest.raises(ValueError, match="no whole multiples of codes of 4 bits in blocks of 16"):
+        part_codes(codes, 4, BLOCK)
+
+
+def test_refined_codes_stay_multiples_and_cost_less(weight: Tensor) -> None:
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(1)) @ (torch.eye(64) + 0.1)
+    curvature = Curvature.of_rows(x.T @ x, 24)
+    scale = whole_scale(weight, 4, BLOCK)
+    multiples = block_multiples(weight, scale, 4, BLOCK)
+    unit = multiples.repeat_interleave(BLOCK, dim=1)
+    values = gptq(weight, scale[:, None] * multiples, curvature, (-8, 7), BLOCK)
+    found, scales = refine(weight, values, scale, curvature, (-8 * unit, 7 * unit), unit)
+    assert curvature.cost(found - weight) < 0.95 * curvature.cost(values - weight)
+    codes = (found / (scales[:, None] * unit)).round()
+    torch.testing.assert_close(codes * unit * scales[:, None], found)
+    assert codes.min() >= -8 and codes.max() <= 7
+    assert (found[weight == 0] == 0).all()
+
+
+def written(graph: ModelGraph, context: StageContext, path: Path, target: Target = "ort-cpu") -> Counter[str]:
+    """Write a file, check it against the graph, and count the operators that ONNX Runtime makes of it."""
+    export_onnx(graph, path, target)
+    check_stored_weights(path, graph)
+    x = images(context, 17)
+    assert compare_logits(logits(graph, x), OnnxFile(path)(x)).sqnr_db > 20
+    return Counter(read_kernels(path, "the file").counts)
+
+
+@pytest.mark.parametrize(
+    ("keys", "fused"),
+    [
+        ({}, {"QGemm": 10}),
+        ({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}),
+        ({"full_range": True}, {"QGemm": 10}),
+        ({"inputs": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
+        ({"float_inputs": 2, "bits": 3, "end_bits": 8}, {"QGemm": 8, "Mul": 1}),
+    ],
+)
+def test_a_file_holds_four_bits_and_multiplies_eight(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any], fused: dict[str, int]
+) -> None:
+    graph, path = quantise(tiny_graph, context, **keys), tmp_path / "model.onnx"
+    found = written(graph, context, path)
+    assert {name: found[name] for name in fused} == fused
+    types = Counter(one.data_type for one in onnx.load(path).graph.initializer if len(one.dims) == 3)
+    in_blocks = [site for site in quantiser_sites(graph).values() if site.integer_scales]
+    assert len(in_blocks) == (8 if "end_bits" in keys else 9)
+    assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
+    inspected = inspect(path)
+    assert inspected.broken == ()
+    layers = [layer for layer in inspected.facts.layers if layer.granularity == f"block {BLOCK}"]
+    assert [(layer.container, layer.weight_bits) for layer in layers] == [("INT4", keys.get("bits", 4))] * len(
+        in_blocks
+    )
+    assert {layer.annotation.granularity for layer in layers if layer.annotation} == {f"block:{BLOCK}"}
+    largest = max(layer.pair_max for layer in layers)
+    assert (largest > PAIR_LIMIT) == any(layer.exceeds_16_bits for layer in layers) == keys.get("full_range", False)
+
+
+def test_blocks_are_closer_than_channels_and_take_little_more(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
+) -> None:
+    x, sizes, found = images(context, 50), {}, {}
+    for block in (0, BLOCK):
+        graph = quantise(tiny_graph, context, block=block, rounding="nearest")
+        found[block] = sqnr_db(logits(tiny_graph, x), logits(graph, x))
+        sizes[block] = inspect(_exported(graph, tmp_path)).facts
+    assert found[BLOCK] > found[0] + 1
+    extra = {block: facts.scale_bytes for block, facts in sizes.items()}
+    numbers = sum(layer.weights for layer in sizes[BLOCK].layers if layer.granularity.startswith("block")) / BLOCK / 2
+    assert extra[BLOCK] - extra[0] == numbers
+
+
+def _exported(graph: ModelGraph, folder: Path) -> Path:
+    export_onnx(graph, folder / "model.onnx", "ort-cpu")
+    return folder / "model.onnx"
+
+
+def test_plan_foretells_the_bytes_of_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
+    stage = PtqStage(Ptq(**KEYS))
+    assert stage.estimate(sketch(tiny_graph)).cost() == sketch(stage.apply(tiny_graph, context).graph).cost()
+    floats = PtqStage(Ptq(**KEYS, float_inputs=3)).apply(tiny_graph, context).graph
+    assert stage.estimate(sketch(tiny_graph)).cost().weight_bytes == sketch(floats).cost().weight_bytes
+    channel = PtqStage(Ptq(bits=4)).estimate(sketch(tiny_graph))
+    weights = sum(linear.in_features * linear.out_features for linear in channel.linears if not linear.convolution)
+    assert stage.estimate(sketch(tiny_graph)).cost().weight_bytes - channel.cost().weight_bytes == weights // BLOCK // 2
+
+
+def test_a_saved_graph_computes_the_same(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
+    graph, x = quantise(tiny_graph, context), images(context, 4)
+    save_graph(graph, tmp_path)
+    assert torch.equal(logits(load_graph(tmp_path), x), logits(graph, x))
+
+
+def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
+    sparse = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
+    graph = quantise(sparse, context)
+    assert written(graph, context, tmp_path / "model.onnx")["QGemm"] == 10
+    facts = inspect(tmp_path / "model.onnx")
+    masked = [layer for layer in facts.facts.layers if layer.annotation and layer.annotation.sparsity == "2:4"]
+    assert len(masked) >= 8 and all("2:4" in layer.patterns for layer in masked)
+    assert facts.broken == ()
+
+
+def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, context: StageContext) -> None:
+    graph = quantise(tiny_graph, context)
+    for weight, (node, *_) in layer_nodes(graph.module).items():
+        codes = weight_codes(graph.module, node.args[1]).to(torch.int8)
+        if quantiser_sites(graph)[weight].integer_scales:
+            assert len(set(codes.abs().flatten().tolist())) > 16  # more than four bits have
+            part_codes(codes, 4, BLOCK)
+
+
+def test_weights_that_were_changed_since_are_refused(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
+) -> None:
+    graph = quantise(tiny_graph, context, rounding="nearest")
+    with torch.no_grad():
+        tensor_of(graph.module, "blocks.1.mlp.fc1.weight").mul_(1.1)
+    with pytest.raises(StageError, match=r"'blocks.1.mlp.fc1.weight' was changed after it was quantised"):
+        export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
+    assert list(tmp_path.glob("*.onnx")) == []

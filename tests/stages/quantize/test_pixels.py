@@ -1,0 +1,153 @@
+"""Images read as the codes that their pixels are, and patches multiplied as matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.errors import StageError
+from vitslim.graph.edits.fake_quant import input_scale_name
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import is_op, tensor_of
+from vitslim.graph.patches import is_of_patches
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.graph.verify import draw_weights
+from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.check import OnnxFile, check_stored_weights
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.graph_passes.patches import patches_as_rows
+from vitslim.stages.quantize.ptq.stage import PtqStage
+
+aten = torch.ops.aten
+PATCHES = "patch_embed.proj.weight"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+
+
+def images(count: int, size: int = 32) -> torch.Tensor:
+    """Photographs of noise: pixels of 8 bits, normalised."""
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)) / 255
+    return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+
+
+def test_the_graph_computes_what_it_did(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    found = read_pixels(tiny_graph, (PATCHES,), MEAN, STD)
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(images(3)), tiny_graph.module(images(3)), rtol=1e-4, atol=1e-5)
+    assert pixel_layers(found) == {PATCHES} and not pixel_layers(tiny_graph)
+    save_graph(found, tmp_path)
+    assert torch.equal(load_graph(tmp_path).module(images(3)), found.module(images(3)))
+    with pytest.raises(StageError, match="reads patches of the image"):
+        read_pixels(tiny_graph, ("head.weight",), MEAN, STD)
+    with pytest.raises(StageError, match="reads patches of the image"):
+        read_pixels(found, (PATCHES,), MEAN, STD)
+
+
+def test_codes_are_the_pixels_and_lose_nothing(tiny_graph: ModelGraph) -> None:
+    """What the layer reads is a whole number of steps above the middle, between the signed limits of 8 bits."""
+    found = read_pixels(tiny_graph, (PATCHES,), MEAN, STD)
+    conv = next(node for node in found.module.graph.nodes if is_op(node, aten.conv2d.default))
+    (output,) = (node for node in found.module.graph.nodes if node.op == "output")
+    output.args = ((conv.args[0],),)
+    found.module.recompile()
+    (seen,) = found.module(images(2))
+    codes = seen / PIXEL
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    assert codes.round().min() == -128 and codes.round().max() == 127
+    torch.testing.assert_close(seen.amin(), torch.tensor(-MIDDLE), rtol=0, atol=1e-5)
+
+
+def test_quantising_reads_pixels_where_inputs_have_eight_bits(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
+    for keys, bits in (({}, 8), ({"inputs": "dynamic"}, 8), ({"input_bits": 6}, 32), ({"inputs": "float"}, 32)):
+        stage = PtqStage(Ptq(**keys))
+        result = stage.apply(tiny_graph, digits_context(tiny_graph))
+        assert sketch(result.graph).bits[PATCHES].input == bits
+        assert stage.estimate(sketch(tiny_graph)).bits == sketch(result.graph).bits
+        (note,) = (note for note in result.changes if note.layer == PATCHES)
+        if bits == 8:
+            assert float(tensor_of(result.graph.module, input_scale_name(PATCHES))) == pytest.approx(PIXEL)
+            assert note.what.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
+        elif "inputs" not in keys:
+            assert note.reason == "the image stays in float"
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "size"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, 32),
+        ("swin_tiny_patch4_window7_224", SWIN, 64),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, 64),
+    ],
+)
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_patches_are_multiplied_as_matrices(
+    model: str, keys: Any, size: int, target: Any, digits_context: Callable[..., StageContext], tmp_path: Path
+) -> None:
+    if model.startswith("convnext"):
+        keys = keys | {"num_classes": 10}
+    graph = trace_timm(model, keys)
+    draw_weights(graph.module, torch.Generator().manual_seed(0))
+    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=20)).graph
+    rows = quantised.copy()
+    patches_as_rows(rows)
+    before, after = (sum(is_op(n, aten.conv2d.default) for n in g.module.graph.nodes) for g in (quantised, rows))
+    assert after < before
+    batch = images(3, graph.source.image[1])
+    with torch.no_grad():
+        expected = quantised.module(batch)
+        # A code on the edge of rounding falls to either side.
+        assert (rows.module(batch) - expected).square().mean() < 1e-4 * expected.square().mean()
+    path = tmp_path / "model.onnx"
+    export_onnx(quantised, path, target)
+    check_stored_weights(path, quantised)
+    assert not inspect(path).broken
+    found = OnnxFile(path)(batch)
+    assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
+
+
+def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callable[..., StageContext]) -> None:
+    graph = trace_timm("swin_tiny_patch4_window7_224", SWIN)
+    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=8)).graph
+    found = {}
+    for side in (64, 66):
+        one = quantised.copy()
+        one.source = replace(one.source, image=(3, side, side))
+        for node in list(one.module.graph.nodes):
+            if is_op(node, aten.permute.default) and is_op(node.args[0], aten.conv2d.default):
+                output = next(n for n in one.module.graph.nodes if n.op == "output")
+                output.args = ((node,),)
+                break
+        one.module.graph.eliminate_dead_code()
+        patches_as_rows(one)
+        found[side] = sum(is_op(node, aten.conv2d.default) for node in one.module.graph.nodes)
+    assert found == {64: 0, 66: 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "patches"),
+    [
+        ({"stride": 4}, True),
+        ({"stride": 2}, False),
+        ({"stride": 4, "padding": 2}, False),
+        ({"stride": 4, "padding": "valid"}, False),
+        ({"stride": 4, "dilation": 2}, False),
+        ({"stride": 4, "groups": 3}, False),
+    ],
+)
+def test_only_windows_side_by_side_are_patches(keys: Any, patches: bool) -> None:
+    graph = torch.fx.Graph()
+    image, weight = graph.placeholder("image"), graph.get_attr("weight")
+    layer = graph.call_function(aten.conv2d.default, (image, weight), keys)
+    assert is_of_patches(layer, torch.empty(6, 3 // keys.get("groups", 1), 4, 4)) == patches

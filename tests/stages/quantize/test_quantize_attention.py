@@ -1,0 +1,156 @@
+"""Attention whose products are of codes: what it computes, that it is kept, found, written and refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitslim.backends.measured.kernels import read_kernels
+from vitslim.backends.measured.onnxruntime import measure_latency
+from vitslim.graph.anatomy import find_anatomy
+from vitslim.graph.edits.fake_quant import remove_fake_quant
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantise_attention
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Export, Floor, Ptq
+from vitslim.results import Measurement
+from vitslim.stages.contract import Measure, StageContext, StageResult
+from vitslim.stages.export.check import OnnxFile
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.placement import choose_placement
+from vitslim.stages.export.stage import ExportStage
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
+
+SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+SCALES = {"query": 0.02, "key": 0.03, "probability": 0.004, "value": 0.05}
+
+
+def rounded(x: Tensor, scale: float, low: int, high: int) -> Tensor:
+    return (x / scale).round().clamp(low, high) * scale
+
+
+def test_both_products_see_codes(tiny_graph: ModelGraph) -> None:
+    """Softmax and products of the two heads by hand, from the output of the first qkv layer."""
+    scales = {attention_scale_name("blocks.0", name): torch.tensor(value) for name, value in SCALES.items()}
+    graph = quantise_attention(tiny_graph, ("blocks.0",), 8, scales)
+    seen = {}
+    for model in (tiny_graph, graph):
+        copy = model.copy()
+        qkv, proj = (
+            next(
+                n
+                for n in copy.module.graph.nodes
+                if f"blocks_0_attn_{name}_weight" in str(n.args) and "linear" in n.name
+            )
+            for name in ("qkv", "proj")
+        )
+        (output,) = (node for node in copy.module.graph.nodes if node.op == "output")
+        output.args = ((qkv, proj.args[0]),)
+        copy.module.recompile()
+        with torch.no_grad():
+            seen[model is graph] = copy.module(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    before, found = seen[True]
+    torch.testing.assert_close(before, seen[False][0])
+    q, k, v = before.reshape(2, 17, 3, 2, 32).permute(2, 0, 3, 1, 4)
+    q, k, v = (rounded(x, SCALES[n], -128, 127) for x, n in ((q / 32**0.5, "query"), (k, "key"), (v, "value")))
+    probabilities = rounded((q @ k.mT).softmax(-1), SCALES["probability"], 0, 255)
+    expected = (probabilities @ v).transpose(1, 2).reshape(2, 17, 64)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - seen[False][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("model", "keys"), [("vit_tiny_patch16_224", None), ("swin_tiny_patch4_window7_224", SWIN)])
+def test_it_is_kept_found_again_and_taken_away(
+    model: str, keys: Any, tiny_kwargs: dict[str, Any], digits_context: Callable[..., StageContext], tmp_path: Path
+) -> None:
+    graph = trace_timm(model, keys or tiny_kwargs)
+    context = digits_context(graph, calibration=20)
+    quantised = PtqStage(Ptq(attention=True)).apply(graph, context).graph
+    images = torch.stack([context.data.val[index][0] for index in range(4)])
+    with torch.no_grad():
+        logits = quantised.module(images)
+        plain = PtqStage(Ptq()).apply(graph, context).graph
+        assert sqnr_db(graph.module(images), logits) > 25
+        assert not torch.equal(logits, plain.module(images))
+        save_graph(quantised, tmp_path)
+        assert torch.equal(load_graph(tmp_path).module(images), logits)
+        assert attention_blocks(quantised) == attention_blocks(graph)
+        for one, other in zip(find_anatomy(graph).blocks, find_anatomy(quantised).blocks, strict=True):
+            assert one.attention is not None and other.attention is not None
+            assert one.attention.scale == pytest.approx(other.attention.scale)
+            assert (one.attention.heads, one.attention.biased) == (other.attention.heads, other.attention.biased)
+        floats = remove_fake_quant(quantised)
+        assert "fake_quant" not in str(floats.module.graph)
+        assert not any(name.startswith("vitslim.q.") for name in floats.parameters())
+    assert sketch(quantised).cost().bops == PtqStage(Ptq(attention=True)).estimate(sketch(graph)).cost().bops
+    assert sketch(quantised).cost().bops < sketch(plain).cost().bops
+
+
+def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> None:
+    result = PtqStage(Ptq(attention=True)).apply(tiny_graph, digits_context(tiny_graph))
+    scale = {name: float(tensor_of(result.graph.module, attention_scale_name("blocks.1", name))) for name in SCALES}
+    assert 1 / 17 / 255 <= scale["probability"] <= 1 / 255
+    assert all(0 < scale[name] < 1 for name in SCALES)
+    notes = [note for note in result.changes if note.layer.endswith(".attention")]
+    assert [note.layer for note in notes] == ["blocks.0.attention", "blocks.1.attention"]
+    assert notes[0].what == "INT8 queries, keys and values, UINT8 probabilities"
+
+
+def test_the_file_multiplies_codes_and_keeps_its_promises(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
+) -> None:
+    context = digits_context(tiny_graph)
+    graph = PtqStage(Ptq(attention=True)).apply(tiny_graph, context).graph
+    path = tmp_path / "model.onnx"
+    export_onnx(graph, path, "ort-cpu")
+    kinds = Counter(read_kernels(path, "the file").counts)
+    assert kinds["MatMul"] + kinds["FusedMatMul"] == 0
+    assert kinds["MatMulIntegerToFloat"] + kinds["QLinearMatMul"] == 2 * 2
+    assert not inspect(path).broken
+    images = torch.stack([context.data.val[index][0] for index in range(8)])
+    with torch.no_grad():
+        assert sqnr_db(graph.module(images), OnnxFile(path)(images)) > 25
+
+
+def test_auto_tries_attention_in_float_too(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> None:
+    context = digits_context(tiny_graph)
+    graph = PtqStage(Ptq(attention=True)).apply(tiny_graph, context).graph
+
+    def measured(files: Mapping[str, Path]) -> dict[str, Measurement]:
+        found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
+        return {
+            name: rows[0].model_copy(update={"median_ms": 1.0 + ("attention" not in name)})
+            for name, rows in found.items()
+        }
+
+    there = replace(context, measure=Measure(1, measured), result=lambda name: StageResult(tiny_graph))
+    floor = Floor(sqnr_db=15.0, agreement=0.5)
+    best, found = choose_placement(graph, floor, context.data.calibration.balanced(20), there)
+    names = ["static", "static with attention", "dynamic", "dynamic with attention"]
+    assert [one.name for one in found] == names
+    assert best.name in {names[1], names[3]}
+    assert sketch(best.graph).attention_bits == {"blocks.0": 8, "blocks.1": 8}
+    assert not sketch(found[0].graph).attention_bits
+
+
+def test_refusals(tiny_graph: ModelGraph) -> None:
+    stage = PtqStage(Ptq(attention=True))
+    after = stage.estimate(sketch(tiny_graph))
+    (problem,) = ExportStage(Export()).requires(after)
+    assert problem.where == "profile" and "unsigned" in problem.message
+    assert not ExportStage(Export(profile="ort-cpu")).requires(after)
+    (problem,) = stage.requires(sketch(trace_timm("mixer_s32_224", {"img_size": 64})))
+    assert problem.where == "attention" and "no attention" in problem.message

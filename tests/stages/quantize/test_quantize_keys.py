@@ -1,0 +1,295 @@
+"""Keys of `quantize: {method: ptq}`: each changes the result; equalisation, noise and placements on traced models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.graph.edits.records import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
+from vitslim.graph.edits.fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.check import OnnxFile, check_stored_weights
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT
+from vitslim.stages.quantize.smoothing.channels import equalise, equalising, find_equalisable
+from vitslim.stages.quantize.noise import noise_shares
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.training.evaluate import sqnr_db
+from vitslim.units import FLOAT_BITS, PAIR_LIMIT
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=130)
+
+
+def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
+    stage = PtqStage(Ptq(method="ptq", **keys))
+    assert stage.requires(sketch(graph)) == []
+    result = stage.apply(graph, context)
+    assert stage.ensures(graph, result.graph) == []
+    return result.graph
+
+
+def sites(graph: ModelGraph) -> tuple[FakeQuantSite, ...]:
+    edit = graph.edits[-1]
+    assert isinstance(edit, InsertFakeQuant)
+    return edit.sites
+
+
+def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
+    with torch.no_grad():
+        return graph.module(torch.stack([context.data.calibration[i][0] for i in range(8)]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": "none"},
+        {"rounding": "nearest"}, {"rotate": True}, {"bias_correction": False}, {"float_inputs": 2},
+        {"skip": ("head",)}, {"end_bits": 4}, {"full_range": True},
+    ],
+)  # fmt: skip
+def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
+    before, after = (logits(quantise(tiny_graph, context, **keys), context) for keys in ({}, change))
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
+    tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, rounding: str
+) -> None:
+    """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
+    cases: tuple[dict[str, Any], ...] = (
+        {"equalise": False},
+        {"equalise": False, "full_range": True},
+        {"inputs": "float"},
+    )
+    fc2, errors, largest, cut = "blocks.1.mlp.fc2.weight", [], [], []
+    for index, keys in enumerate(cases):
+        graph = quantise(tiny_graph, context, rounding=rounding, **keys)
+        path = tmp_path / f"{index}.onnx"
+        export_onnx(graph, path, "ort-cpu")
+        check_stored_weights(path, graph)
+        layers = inspect(path).facts.layers
+        largest.append(max(layer.pair_max for layer in layers))
+        cut.append(any(layer.exceeds_16_bits for layer in layers))
+        moved = (graph.parameters()[fc2] - tiny_graph.parameters()[fc2]).detach()
+        errors.append(float(moved.square().sum()))
+    assert largest[0] <= PAIR_LIMIT < min(largest[1:]) and max(largest) <= NO_PAIR_LIMIT
+    assert cut == [False, True, False]
+    assert errors[1] < 0.9 * errors[0]
+    assert rounding == "gptq" or errors[2] == pytest.approx(errors[1])
+
+
+def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
+    keys: dict[str, Any] = {"inputs": "float", "bits": 4}
+    whole, blocks = (quantise(tiny_graph, context, **keys, block=block) for block in (0, 16))
+    name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
+    assert whole.parameters()[name].shape == (256,)
+    assert blocks.parameters()[name].shape == (256, 4)
+    reference = logits(tiny_graph, context)
+    errors = [(logits(graph, context) - reference).square().sum() for graph in (whole, blocks)]
+    assert errors[1] < errors[0]
+
+
+BLOCKS: dict[str, Any] = {"inputs": "float", "bits": 4, "block": 16}
+
+
+@pytest.mark.parametrize("keys", [{}, BLOCKS, BLOCKS | {"zero_points": True}, {"inputs": "dynamic"}])
+def test_a_saved_graph_comes_back_equal(
+    tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
+) -> None:  # fmt: skip
+    graph = quantise(tiny_graph, context, **keys)
+    save_graph(graph, context.workdir)
+    again = load_graph(context.workdir)
+    assert again.edits == graph.edits
+    assert torch.equal(logits(again, context), logits(graph, context))
+    assert [axis.name for axis in graph.axes.axes if not axis.frozen] != []
+
+
+def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
+    tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    one_sided, path = tiny_graph.copy(), context.workdir / "model.onnx"
+    with torch.no_grad():
+        for name, parameter in one_sided.parameters().items():
+            if name.endswith("weight") and "blocks" in name and parameter.ndim > 1:
+                parameter.abs_()
+    reference, found = logits(one_sided, context), []
+    for asked in (False, True):
+        graph = quantise(one_sided, context, **BLOCKS, zero_points=asked)
+        found.append(sqnr_db(reference, logits(graph, context)))
+        for target in ("portable", "ort-cpu"):
+            export_onnx(graph, path, target)
+            check_stored_weights(path, graph)
+            images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+            assert sqnr_db(logits(graph, context), OnnxFile(path)(images)) > 80  # weights alone have codes
+            inspected = inspect(path)
+            layer = next(one for one in inspected.facts.layers if one.name == "blocks.0.mlp.fc1")
+            assert inspected.broken == () and inspected.kernel(layer) == "MatMulNBits"
+    assert found[1] > found[0] + 3
+
+
+def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:
+    for keys in ({"bits": 4, "inputs": "float", "block": 16}, {"bits": 3}, {"inputs": "dynamic"},
+                 {"bits": 4, "inputs": "float", "block": 16, "end_bits": 8}):  # fmt: skip
+        stage = PtqStage(Ptq(method="ptq", **keys))  # type: ignore[arg-type]
+        assert sketch(stage.apply(tiny_graph, context).graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
+
+
+def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
+    keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float"}
+    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantise(tiny_graph, context, **keys))}
+    ends = {site.weight: (site.weight_bits, site.block)
+            for site in sites(quantise(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
+    assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
+
+
+def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
+    whole = sketch(tiny_graph)
+    middle = replace(whole, products=tuple(p for p in whole.products if p.role not in {"patch_embed", "head"}))
+    stage = PtqStage(Ptq(end_bits=8))
+    assert stage.requires(whole) == []
+    assert [problem.where for problem in stage.requires(middle)] == ["end_bits"]
+
+
+def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:
+    # So many positions that the exporter leaves their bias to the runtime.
+    graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depth": 1,
+                                                        "num_heads": 2, "num_classes": 10})  # fmt: skip
+    context, constant = digits_context(graph), "blocks.0.attn.rel_pos.mlp.fc1.weight"
+    stage = PtqStage(Ptq())
+    result = stage.apply(graph, context)
+    assert constant not in quantised_layers(result.graph.module)
+    assert {note.layer: note.reason for note in result.skipped}[constant] == "the same for every image"
+    assert stage.estimate(sketch(graph)).cost() == sketch(result.graph).cost()
+    with torch.no_grad():
+        images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+        expected = result.graph.module(images)
+    export_onnx(result.graph, context.workdir / "model.onnx")
+    assert sqnr_db(expected, OnnxFile(context.workdir / "model.onnx", exact=False)(images)) > 20
+    assert inspect(context.workdir / "model.onnx").broken == ()
+
+
+def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: StageContext) -> None:
+    with torch.no_grad():  # one hidden unit a thousand times as large as all others takes the codes from them
+        tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
+        tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
+    found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=False))
+    assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
+
+
+def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
+    """Large for all tokens alike where channels are to be scaled, for few of them where tokens are."""
+    graph = graph.copy()
+    with torch.no_grad():
+        if scaling == "channels":
+            tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] += 30.0
+        else:
+            weight = tensor_of(graph.module, "blocks.1.mlp.fc1.weight")[3].mul_(40.0)
+            tensor_of(graph.module, "blocks.1.mlp.fc1.bias")[3] -= 1.5 * weight.norm()
+        tensor_of(graph.module, "blocks.1.mlp.fc2.weight")[:, 3] *= 0.1
+    return graph
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleInputs), ("tokens", DivideTokens)])
+def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
+    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
+) -> None:
+    large = with_a_large_hidden_unit(tiny_graph, asked)
+    plain, scaled = (quantise(large, context, scale_inputs=one) for one in ("none", asked))
+    (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
+    assert "blocks.1.mlp.fc2.weight" in weights
+    assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
+    assert not any(isinstance(edit, (ScaleInputs, DivideTokens)) for edit in plain.edits)
+    reference = logits(large, context)
+    assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
+    save_graph(scaled, context.workdir)
+    assert torch.equal(logits(load_graph(context.workdir), context), logits(scaled, context))
+    for target in ("portable", "ort-cpu"):
+        export_onnx(scaled, context.workdir / "model.onnx", target)
+        images = torch.stack([context.data.calibration[i][0] for i in range(8)])
+        assert sqnr_db(logits(scaled, context), OnnxFile(context.workdir / "model.onnx")(images)) > 30
+        assert inspect(context.workdir / "model.onnx").broken == ()
+
+
+def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:
+    return edit.weights if isinstance(edit, ScaleInputs) else edit.floors
+
+
+def test_noise_shares_of_a_linear_model_are_exact() -> None:
+    graph = trace_timm("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1,
+                                                "num_heads": 2, "num_classes": 10})  # fmt: skip
+    images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference = graph.module(images)
+    shift = {"head.weight": lambda x: x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))}
+    share = noise_shares(graph.module, shift, [images], 0)["head.weight"]
+    weight = graph.parameters()["head.weight"]
+    error = 0.01 * torch.randn((64, 32), generator=torch.Generator().manual_seed(1)) @ weight.T
+    assert share == pytest.approx(float(error.square().sum() / reference.square().sum()), rel=0.5)
+
+
+def test_removing_quantisers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
+    graph = quantise(tiny_graph, context, equalise=False, rounding="nearest", bias_correction=False)
+    plain = remove_fake_quant(graph)
+    assert not quantised_layers(plain.module)
+    assert plain.edits == (*tiny_graph.edits, ReadPixels(("patch_embed.proj.weight",)))
+    torch.testing.assert_close(logits(plain, context), logits(tiny_graph, context), rtol=1e-5, atol=1e-5)
+    again = insert_fake_quant(plain, sites(graph), dict(graph.parameters()))
+    assert torch.equal(logits(again, context), logits(graph, context))
+
+
+def test_equalising_makes_ranges_equal_and_centred() -> None:
+    low, high = torch.tensor([-1.0, 0.0, -8.0, 2.0]), torch.tensor([1.0, 4.0, 0.0, 2.0])
+    shift, factor = equalising(low, high, 1.0, shifts=True)
+    assert shift.tolist() == [0, 2, -4, 2]
+    reach = torch.maximum((high - shift).abs(), (low - shift).abs()) / factor
+    assert reach[:3].tolist() == [1, 1, 1]
+    assert factor[3] == 1
+    unmoved, _ = equalising(low, high, 1.0, shifts=False)
+    assert (unmoved == 0).all()
+    assert (equalising(low, high, 0.0, shifts=True)[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "places"),
+    [
+        ("deit_tiny_patch16_224", {"depth": 2}, 7),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 2), "embed_dim": 48}, 11),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}, 3),
+        ("xcit_nano_12_p16_224", {"depth": 1}, None),
+    ],
+)
+def test_equalising_leaves_the_function_alone(name: str, kwargs: dict[str, Any], places: int | None) -> None:
+    graph = trace_timm(name, kwargs)
+    generator = torch.Generator().manual_seed(0)
+    found = find_equalisable(graph)
+    assert places is None or len(found) == places
+    with torch.no_grad():
+        for parameter in graph.module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        changes = {}
+        for place in found:
+            channels = tensor_of(graph.module, place.readers[0]).shape[1]
+            low, high = torch.rand(2, channels, generator=generator) + 0.1
+            changes[place.readers[0]] = equalising(-low, high, 1.0, place.shifts)
+        images = torch.randn(2, *graph.source.image, generator=generator)
+        before, after = graph.module(images), equalise(graph, changes).module(images)
+    assert ((before - after).abs().max() / before.abs().max()) < 1e-5
+    assert found

@@ -1,0 +1,191 @@
+"""Inputs scaled at run time, by channel or token by token: what that costs, and graphs that compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitslim.errors import StageError
+from vitslim.graph.edits.divide_tokens import divide_tokens, divided_layers
+from vitslim.graph.edits.fake_quant import has_input_scale, layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, tensor_of
+from vitslim.graph.edits.scale_inputs import scale_inputs
+from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.trace import trace_timm
+from vitslim.graph.verify import draw_weights
+from vitslim.recipe.stages import Ptq
+from vitslim.stages.contract import StageContext
+from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.placement import _ladders
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.rows import work_on_rows
+from vitslim.stages.quantize.smoothing.channels import outlier_factors
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.smoothing.tokens import TokenNoise
+
+aten = torch.ops.aten
+FC2 = [f"blocks.{block}.mlp.fc2.weight" for block in (0, 1)]
+
+
+def tokens(bounded: bool) -> tuple[Tensor, Tensor]:
+    """Inputs of tokens of very different size, behind GELU if bounded, and gradients: float (2, 500, 24) each."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.rand(2, 500, 1, generator=generator).pow(3) * 8 + 0.3
+    x = torch.randn(2, 500, 24, generator=generator) * sizes
+    x = torch.nn.functional.gelu(x) if bounded else x
+    return x, torch.randn(x.shape, generator=generator) * torch.rand(2, 500, 1, generator=generator)
+
+
+def rounded(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    step = (high - low) / 255
+    return (x / step).round() * step
+
+
+def noise(x: Tensor, gradient: Tensor, floor: float, bounded: bool) -> float:
+    """What rounding does in fact, where tokens are divided."""
+    divisor = (x if bounded else x.abs()).amax(dim=-1, keepdim=True).clamp(min=floor)
+    low = x.amin() / floor if bounded else torch.tensor(-1.0)
+    return float(((rounded(x / divisor, low, torch.tensor(1.0)) * divisor - x) * gradient).square().sum())
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_the_best_floor_is_the_one_that_rounding_finds(bounded: bool) -> None:
+    x, gradient = tokens(bounded)
+    seen = TokenNoise(bounded)
+    for some, there in zip(x, gradient, strict=True):
+        seen.observe(some, there)
+    best = seen.best()
+    assert best is not None
+    plain = float(((rounded(x, x.amin(), x.amax()) - x) * gradient).square().sum())
+    found = noise(x, gradient, best.floor, bounded)
+    assert best.left == pytest.approx(found / plain, rel=0.4)
+    assert best.left < 0.3
+    for factor in (0.25, 0.5, 2.0, 4.0):
+        assert found < 1.05 * noise(x, gradient, best.floor * factor, bounded)
+
+
+def test_tokens_of_one_size_gain_nothing_and_empty_ones_have_no_floor() -> None:
+    seen, empty = TokenNoise(bounded_below=True), TokenNoise(bounded_below=True)
+    x = torch.rand(100, 8)
+    x[:, 0] = 1.0
+    seen.observe(x, torch.ones(100, 8))
+    empty.observe(torch.zeros(10, 8), torch.ones(10, 8))
+    best = seen.best()
+    assert best is not None
+    assert best.floor == best.left == 1
+    assert empty.best() is None
+
+
+def test_a_gradient_that_is_no_number_is_refused() -> None:
+    with pytest.raises(StageError, match="no finite number"):
+        TokenNoise(bounded_below=True).observe(torch.ones(1, 8), torch.full((1, 8), torch.inf))
+
+
+def same(first: ModelGraph, second: ModelGraph, batch: int = 3) -> None:
+    images = torch.randn(batch, *first.source.image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(first.module(images), second.module(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("floor", [1e-3, 50.0])
+def test_dividing_tokens_changes_no_output(tiny_graph: ModelGraph, floor: float) -> None:
+    divided = divide_tokens(tiny_graph, dict.fromkeys(FC2, floor))
+    same(divided, tiny_graph)
+    assert divided_layers(divided) == set(FC2) and not divided_layers(tiny_graph)
+    assert sketch(divided).cost().macs == sketch(tiny_graph).cost().macs
+    inputs = [argument(layer_nodes(divided.module)[weight][0], 0) for weight in FC2]
+    seen: dict[Any, Tensor] = {}
+
+    class Watching(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            result = super().run_node(n)
+            if n in inputs:
+                seen[n] = result
+            return result
+
+    Watching(divided.module).run(torch.randn(2, *tiny_graph.source.image))
+    largest = [float(x.detach().abs().amax()) for x in seen.values()]
+    assert max(largest) == pytest.approx(1) if floor < 1 else max(largest) < 1
+
+
+def test_the_bias_of_a_divided_layer_moves_its_outputs_by_the_size_of_each_token(tiny_graph: ModelGraph) -> None:
+    divided = divide_tokens(tiny_graph, {FC2[1]: 1.0})
+    with torch.no_grad():
+        tensor_of(divided.module, "vitslim.d.blocks.1.mlp.fc2.bias")[0] += 0.5
+    with pytest.raises(AssertionError):
+        same(divided, tiny_graph)
+
+
+def test_layers_that_read_one_tensor_share_a_product_or_a_division() -> None:
+    """Runtimes would make one of two equal ones, and then fuse neither layer with its quantiser."""
+    graph = trace_timm("xcit_nano_12_p16_224", {"depth": 1, "num_classes": 10})
+    weights = [f"cls_attn_blocks.0.attn.{name}.weight" for name in ("v", "k", "q")]
+    generator = torch.Generator().manual_seed(0)
+    factors = {weight: torch.rand(128, generator=generator) + 0.5 for weight in weights}
+    for changed in (scale_inputs(graph, weights, factors), divide_tokens(graph, dict.fromkeys(weights, 0.1))):
+        inputs = {weight: argument(layer_nodes(changed.module)[weight][0], 0) for weight in weights}
+        assert inputs[weights[0]] is inputs[weights[1]] is not inputs[weights[2]]
+        with torch.no_grad():
+            images = torch.randn(2, *graph.source.image, generator=generator)
+            torch.testing.assert_close(changed.module(images), graph.module(images), rtol=1e-3, atol=1e-4)
+
+
+def test_the_report_says_whose_tokens_are_divided(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And `auto` gives such inputs no range of each batch: theirs is known."""
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
+    context = digits_context(tiny_graph, calibration=20)
+    result = PtqStage(Ptq(scale_inputs="tokens")).apply(tiny_graph, context)
+    assert [note.layer for note in result.changes if "each token divided" in note.what] == FC2
+    dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
+    assert {site.weight for site in quantiser_sites(dynamic).values() if has_input_scale(site)} == {
+        "patch_embed.proj.weight", *FC2
+    }  # fmt: skip
+
+
+def test_factors_shrink_large_channels_alone() -> None:
+    low, high = torch.tensor([-0.2, -0.2, -0.2, -4.0, -0.2]), torch.tensor([0.0, 1.0, 1.0, 2.0, 8.0])
+    assert outlier_factors(low, high, 1.0).tolist() == [1, 1, 1, 0.25, 0.125]
+    assert outlier_factors(low, high, 0.5).tolist() == pytest.approx([1, 1, 1, 0.5, 0.125**0.5])
+    assert outlier_factors(torch.zeros(3), torch.zeros(3), 1.0).tolist() == [1, 1, 1]
+
+
+def test_scaling_inputs_changes_no_output_and_unknown_layers_are_refused(tiny_graph: ModelGraph) -> None:
+    weight = "blocks.1.mlp.fc2.weight"
+    factors = torch.rand(tiny_graph.parameters()[weight].shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
+    scaled = scale_inputs(tiny_graph, [weight], {weight: factors})
+    images = torch.randn(4, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.module(images), tiny_graph.module(images), rtol=1e-4, atol=1e-5)
+    assert sketch(scaled).cost() == sketch(tiny_graph).cost()
+    with pytest.raises(StageError, match="no layer has a weight"):
+        scale_inputs(tiny_graph, ["blocks.9.mlp.fc2.weight"])
+
+
+def test_layers_that_are_not_there_or_not_linear_are_refused(tiny_graph: ModelGraph) -> None:
+    with pytest.raises(StageError, match=r"no linear layer has a weight 'blocks\.9") as found:
+        divide_tokens(tiny_graph, {"blocks.9.mlp.fc2.weight": 1.0})
+    assert "mlp.fc2" in str(found.value.hint)
+    with pytest.raises(StageError, match="no linear layer"):
+        divide_tokens(tiny_graph, {"patch_embed.proj.weight": 1.0})
+
+
+def test_what_is_read_and_rows_go_through_divisions(tiny_graph: ModelGraph) -> None:
+    """The class token alone is divided in the last block, and nothing between rows is restored."""
+    draw_weights(tiny_graph.module, torch.Generator().manual_seed(0))
+    plain, divided = tiny_graph.copy(), divide_tokens(tiny_graph, dict.fromkeys(FC2, 1.0))
+    for graph in (plain, divided):
+        compute_what_is_read(graph)
+    kinds = (aten.slice.Tensor, aten.select.int)
+    cuts = [[node.target for node in one.module.graph.nodes if node.target in kinds] for one in (plain, divided)]
+    assert cuts[0] == cuts[1]
+    same(divided, tiny_graph)
+    on_rows = divided.copy()
+    work_on_rows(on_rows)
+    same(on_rows, tiny_graph)

@@ -1,0 +1,180 @@
+"""Fake quantisers on the input and the weight of linears and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from vitslim.errors import StageError, closest
+from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
+from vitslim.graph.attention import parameter_of
+from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, QuantiseAttention
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import is_op, tensor_of
+from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
+from vitslim.units import FLOAT_BITS
+
+FAKE_QUANT = torch.ops.vitslim.fake_quant.default
+DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default
+QUANTISER_PREFIX = "vitslim.q."
+_OUTPUT_AXIS = 0
+"""Output channels are the first dimension of the weight of a linear and of a convolution alike."""
+_REDUCTION_AXIS = 1
+
+
+def layer_of(weight: str) -> str:
+    """The layer that a weight belongs to: `head.weight` gives `head`; other names stay as they are."""
+    return weight.removesuffix(".weight")
+
+
+def input_scale_name(weight: str) -> str:
+    """Name of the parameter of shape () that scales the input of the layer with this weight."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.input_scale"
+
+
+def weight_scale_name(weight: str) -> str:
+    """Name of the parameter that scales this weight: (output channels,), or (output channels, blocks)."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_scale"
+
+
+def weight_zeros_name(weight: str) -> str:
+    """Name of the buffer with the zero points of this weight's blocks: float (output channels, blocks)."""
+    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_zeros"
+
+
+def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
+    """Weight parameter name to the linears and convolutions that use it, quantised or not, in graph order."""
+    found: dict[str, tuple[Node, ...]] = {}
+    for node in module.graph.nodes:
+        weight = parameter_of(node.args[1]) if is_op(node, *LAYER_OPS) else ""
+        if weight:
+            found[weight] = (*found.get(weight, ()), node)
+    return found
+
+
+def constant_layers(module: GraphModule) -> frozenset[str]:
+    """Names of the weights of layers that are the same for every image: a runtime computes them once."""
+    moving = moving_nodes(module)
+    return frozenset(weight for weight, nodes in layer_nodes(module).items() if not moving.intersection(nodes))
+
+
+def quantised_layers(module: GraphModule) -> frozenset[str]:
+    """Names of the weights that have fake quantisers."""
+    return frozenset(weight for weight, nodes in layer_nodes(module).items() if is_op(nodes[0].args[1], FAKE_QUANT))
+
+
+def insert_fake_quant(
+    graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
+) -> ModelGraph:
+    """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel or block).
+
+    scales: name, as `input_scale_name`, `weight_scale_name` and `weight_zeros_name` give it, to values; scales that
+    are missing start at one and zero points at zero, to be loaded later. Raises StageError for a weight that no layer
+    has, that is given twice or is already quantised, and for a block on a weight that is no matrix or that does not
+    divide its reduction.
+    """
+    new = graph.copy()
+    layers = layer_nodes(new.module)
+    taken = set(quantised_layers(new.module))
+    for site in sites:
+        if site.weight not in layers:
+            raise StageError(f"no layer has a weight '{site.weight}'", closest(site.weight, layers))
+        if site.weight in taken:
+            raise StageError(f"'{site.weight}' is already quantised", "list each weight in one quantize stage")
+        taken.add(site.weight)
+        _attach(new.module, site, scales or {})
+        _quantise_operands(new.module, layers[site.weight], site)
+    new.module.graph.lint()
+    new.module.recompile()
+    new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
+    return new
+
+
+def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
+    """The whole numbers that the fake quantiser of a weight makes of it: float, of the weight's shape."""
+    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
+    values, steps, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zeros))
+    zero: Any = points[0] if points else zero_point
+    with torch.no_grad():
+        return integer_codes(values, steps, axis, qmin, qmax, zero, block)
+
+
+def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
+    """A new graph without any quantisers: the float weights, as they were quantised, and no scales."""
+    new = graph.copy()
+    bypass_quantisers(new.module)
+    new.module.graph.eliminate_dead_code()
+    new.module.delete_all_unused_submodules()
+    new.module.recompile()
+    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, (InsertFakeQuant, QuantiseAttention)))
+    return new
+
+
+def bypass_quantisers(module: GraphModule) -> None:
+    """In place: whoever reads a fake quantiser reads what it quantises."""
+    for node in module.graph.nodes:
+        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+            node.replace_all_uses_with(node.args[0])
+
+
+def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tensor]) -> None:
+    """Add the scales of a site as parameters."""
+    weight = tensor_of(module, site.weight)
+    holder = nn.Module()
+    shapes: dict[str, tuple[int, ...]] = {weight_scale_name(site.weight): _weight_scale_shape(weight, site)}
+    if has_input_scale(site):
+        shapes[input_scale_name(site.weight)] = ()
+    for name, shape in shapes.items():
+        value = scales[name].detach().clone() if name in scales else torch.ones(shape)
+        if value.shape != shape:
+            raise StageError(f"'{name}' has shape {tuple(value.shape)}, expected {shape}")
+        holder.register_parameter(name.rpartition(".")[2], nn.Parameter(value.to(weight)))
+    if site.weight_zeros:
+        name, shape = weight_zeros_name(site.weight), _weight_scale_shape(weight, site)
+        holder.register_buffer(name.rpartition(".")[2], scales.get(name, torch.zeros(shape)).detach().clone())
+    module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
+
+
+def has_input_scale(site: FakeQuantSite) -> bool:
+    """Whether the input of a site is quantised with a scale that a calibration found."""
+    return site.input_bits < FLOAT_BITS and not site.dynamic
+
+
+def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
+    if site.block and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block):
+        raise StageError(
+            f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.block} along its reduction",
+            "blocks need a linear layer whose inputs they divide",
+        )
+    _, block = site.product_form
+    outputs = weight.shape[_OUTPUT_AXIS]
+    return (outputs, weight.shape[_REDUCTION_AXIS] // block) if block else (outputs,)
+
+
+def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
+    """Quantise the input of each layer that uses the weight, and the weight once for all of them."""
+    graph = module.graph
+    with graph.inserting_before(nodes[0]):
+        scale = graph.get_attr(weight_scale_name(site.weight))
+        bits, block = site.product_form
+        limits = weight_range(bits, block)
+        axis = _REDUCTION_AXIS if block else _OUTPUT_AXIS
+        zeros = (graph.get_attr(weight_zeros_name(site.weight)),) if site.weight_zeros else ()
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, block, *zeros))
+    for node in nodes:
+        with graph.inserting_before(node):
+            node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])
+
+
+def _quantised_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
+    if site.dynamic:
+        return graph.call_function(DYNAMIC_FAKE_QUANT, (x,))
+    if not has_input_scale(site):
+        return x
+    scale = graph.get_attr(input_scale_name(site.weight))
+    limits = input_range(site.input_bits, site.zero_point)
+    return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))

@@ -1,0 +1,161 @@
+"""Editing a graph through its axes: slice every tensor in which an axis occurs, then evaluate the sizes again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from vitslim.errors import StageError
+from vitslim.graph.axes import AxisTable, Prim, Sum, infer_axes
+from vitslim.graph.axes.indices import Indices, kept_positions
+from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
+from vitslim.graph.axes.scope import SizeArgument
+from vitslim.graph.axes.table import IN_NO_PARAMETER
+from vitslim.graph.axes.terms import Term, prims, size
+from vitslim.graph.edits.records import Slice
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import graph_module, tensors_of
+
+
+def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
+    """A new graph in which each named axis keeps only these indices, in this order.
+
+    Parameters, buffers, masks and quantiser scales are cut; sizes in the graph follow. An axis may keep all its indices
+    in another order, which changes no output. Raises StageError for an axis that does not exist or is frozen, and for
+    indices that are empty, repeated or out of range.
+    """
+    table = graph.axes
+    indices = {table.prim(name): _checked(table, name, kept[name]) for name in kept}
+    nodes = copy.deepcopy(graph.module.graph)
+    twins = dict(zip(graph.module.graph.nodes, nodes.nodes, strict=True))
+    for pin in table.pins:
+        twins[pin.node].update_kwarg(pin.keyword, pin.value)
+    lengths = {prim: len(found) for prim, found in indices.items()}
+    for argument in table.size_arguments:
+        _resize(twins[argument.node], argument, table.find(argument.term), lengths)
+    module = graph_module(_tensors(graph.module, table, indices), nodes)
+    module.train(graph.module.training)
+    masks = {
+        name: _sliced(mask, [kept_positions(t, indices) for t in table.parameter_terms(name)])
+        for name, mask in graph.masks.items()
+    }
+    edit = Slice({name: tuple(int(i) for i in kept[name]) for name in kept})
+    return replace(graph, module=module, masks=masks, edits=(*graph.edits, edit))
+
+
+def _tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
+    """Copies of all parameters and buffers of a module, cut where they have to be; one under two names stays one."""
+    cut = _cut_tensors(module, table, kept)
+    done: dict[int, torch.Tensor] = {}
+    found = tensors_of(module)
+    for name, old in found.items():
+        if id(old) not in done:
+            done[id(old)] = cut[name] if name in cut else _like(old, old.detach().clone())
+    return {name: done[id(old)] for name, old in found.items()}
+
+
+def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> None:
+    """In place: cut every parameter and buffer of a module along the axes of a table, by the indices that stay."""
+    for name, new in _cut_tensors(module, table, kept).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, new)
+
+
+def _cut_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that lose or move indices, by name."""
+    done: dict[int, torch.Tensor] = {}
+    found, tensors = {}, tensors_of(module)
+    for name, dims in table.attributes.items():
+        if not any(prim in kept for term in dims for prim in prims(term)):
+            continue
+        old = tensors[name]
+        if id(old) not in done:
+            done[id(old)] = _like(old, _sliced(old.detach(), [kept_positions(term, kept) for term in dims]))
+        found[name] = done[id(old)]
+    return found
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:
+    """In place: whatever follows `source` takes `length` tokens (dimension 1 of its result) in place of those it had.
+
+    Call it before what makes them fewer is inserted behind `source`. The last of the tokens' parts takes the
+    difference: what is read at an index, such as a class token, stays. Raises StageError, before it changes anything,
+    when tokens behind `source` are tied to a parameter or to those before it, or are anything but a dimension.
+    """
+    table = infer_axes(graph.module, graph.source.image, new_tokens=source)
+    tokens = table.terms(source)[1]
+    free = _free_tokens(table, tokens)
+    lengths = {free: free.size + length - size(tokens)}
+    if lengths[free] < 1:
+        raise StageError(f"tokens cannot be squeezed to {length}: {size(tokens) - free.size} have a fixed place")
+    for argument in table.size_arguments:
+        _resize(argument.node, argument, table.find(argument.term), lengths)
+    graph.module.recompile()
+    graph.forget_axes()
+
+
+def _free_tokens(table: AxisTable, tokens: Term) -> Prim:
+    """The axis of tokens whose number may change."""
+    for prim in prims(tokens):
+        sites = table[table.name_of(prim)].sites
+        if sites:
+            raise StageError(
+                f"tokens cannot be squeezed: '{sites[0].parameter}' has an entry for each token",
+                "squeeze tokens of models without position biases between tokens only",
+            )
+    last = tokens.parts[-1] if isinstance(tokens, Sum) else tokens
+    if not isinstance(last, Prim):
+        raise StageError("tokens cannot be squeezed: later blocks arrange them in windows or maps")
+    others = [reason for reason in table.reasons(last) if reason not in {COUNTS_TOKENS, IN_NO_PARAMETER}]
+    if others:
+        raise StageError(f"tokens cannot be squeezed: later on, their axis {others[0]}")
+    return last
+
+
+def _checked(table: AxisTable, name: str, indices: Sequence[int]) -> Indices:
+    axis = table[name]
+    if axis.frozen:
+        raise StageError(f"axis '{name}' cannot be cut: it {axis.frozen}", "`vitslim axes` lists the axes")
+    found = np.asarray(indices, dtype=np.int64)
+    if found.ndim != 1 or not len(found) or len(np.unique(found)) != len(found):
+        raise StageError(f"axis '{name}' needs a list of different indices, at least one")
+    if found.min() < 0 or found.max() >= axis.size:
+        raise StageError(f"axis '{name}' has the indices 0 to {axis.size - 1}, not {found.min()} to {found.max()}")
+    return found
+
+
+def _sliced(tensor: torch.Tensor, positions: Sequence[Indices]) -> torch.Tensor:
+    """A copy of a tensor with these positions of each dimension."""
+    for dim, found in enumerate(positions):
+        if len(found) != tensor.shape[dim] or (np.diff(found) != 1).any():
+            tensor = tensor.index_select(dim, torch.from_numpy(found).to(tensor.device))
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _resize(node: Node, argument: SizeArgument, term: Term, lengths: Mapping[Prim, int]) -> None:
+    """Write the size that a term has when some axes have other lengths; leave it alone when it is what it was."""
+    new = size(term, lengths)
+    if new == size(term):
+        return
+    if argument.computed:
+        raise StageError(f"'{node.name}' computes a size that would have to change", "leave this axis as it is")
+    where, *items = argument.place
+    value: Any = argument.sign * new
+    if items:
+        old: Any = node.kwargs[where] if isinstance(where, str) else node.args[where]
+        value = [value if item == items[0] else x for item, x in enumerate(old)]
+    if isinstance(where, str):
+        node.update_kwarg(where, value)
+    else:
+        node.update_arg(where, value)

@@ -1,0 +1,139 @@
+"""Quantised linear layers as products of two matrices, and what lies between them on the same rows.
+
+ONNX Runtime adds the bias of a Gemm inside its integer kernel, that of a MatMul in a pass of its own over the outputs.
+OpenVINO is slower with Gemm, so that only the form for ONNX Runtime is written so. Inputs (batch, ..., channels) of
+such a layer become rows (batch * ..., channels). What works on each row by itself (norms, GELU, residual sums) stays
+among rows, so that few Reshape nodes are left: each costs microseconds, although it does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from operator import getitem
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from vitslim.graph.attention import parameter_of
+from vitslim.graph.edits.fake_quant import FAKE_QUANT
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.shapes import BATCH, tensor_shapes
+
+aten = torch.ops.aten
+Shape = tuple[int, ...]
+
+ELEMENTWISE = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
+    aten.silu.default, aten.abs.default, aten.clamp.default,
+)  # fmt: skip
+NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+
+
+def work_on_rows(graph: ModelGraph) -> None:
+    """In place: linear layers whose product is of integers, and what follows them row by row, work on matrices.
+
+    Left alone are layers without a bias, whose MatMul has nothing to add, and inputs in which the batch is not the
+    first dimension.
+    """
+    rows = _Rows(graph)
+    for node in list(graph.module.graph.nodes):
+        if rows.are_wanted(node):
+            rows.convert(node)
+    _merge_reshapes(graph)
+    graph.module.graph.eliminate_dead_code()
+    graph.module.graph.lint()
+    graph.module.recompile()
+
+
+class _Rows:
+    """Which tensors of a graph there are as rows."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self._graph = graph.module.graph
+        self._shapes: dict[Node, Any] = tensor_shapes(graph.module, graph.source.image)
+        self._of: dict[Node, Node] = {}
+        """Tensor to its rows."""
+
+    def are_wanted(self, node: Node) -> bool:
+        """Whether a node is an integer product, or its quantiser, or gives rows out of rows."""
+        if is_op(node, aten.split_with_sizes.default):
+            x = argument(node, 0)
+            return x in self._of and argument(node, 2, "dim", 0) in (-1, len(self._shapes[x]) - 1)
+        if node.op != "call_function" or not _has_rows(self._shapes.get(node)):
+            return False
+        if is_op(node, FAKE_QUANT):
+            return any(_is_integer_product(user) for user in node.users)
+        known = any(given in self._of for given in node.all_input_nodes)
+        return known and (_is_integer_product(node) or _works_by_row(node, self._shapes))
+
+    def convert(self, node: Node) -> None:
+        """Compute a node on rows; who reads it reads them in its old shape."""
+        with self._graph.inserting_before(node):
+            args = tuple(self._rows(given) for given in node.args)
+            new = self._graph.call_function(node.target, args, dict(node.kwargs))  # type: ignore[arg-type]
+        if is_op(node, aten.split_with_sizes.default):
+            new.args, new.kwargs = (*args[:2], 1), {}
+            self._of[node] = new
+            return
+        with self._graph.inserting_after(new):
+            restored = self._graph.call_function(aten.reshape.default, (new, (-1, *self._shapes[node][1:])))
+        self._of[restored], self._shapes[restored] = new, self._shapes[node]
+        node.replace_all_uses_with(restored)
+        self._graph.erase_node(node)
+
+    def _rows(self, given: Any) -> Any:
+        """A tensor with a batch as rows; anything else as it is."""
+        if not isinstance(given, Node):
+            return given
+        if given not in self._of and _has_rows(self._shapes.get(given)):
+            with self._graph.inserting_after(given):
+                self._of[given] = self._graph.call_function(
+                    aten.reshape.default, (given, (-1, self._shapes[given][-1]))
+                )
+        return self._of.get(given, given)
+
+
+def _has_rows(shape: Any) -> bool:
+    """Whether a tensor is (batch, ..., channels), no matrix yet."""
+    if not isinstance(shape, tuple) or len(shape) <= len(("rows", "channels")):
+        return False
+    first, *others = shape
+    return first % BATCH == 0 and prod(others) % BATCH != 0
+
+
+def _works_by_row(node: Node, shapes: Mapping[Node, Any]) -> bool:
+    """Whether rows of the result come each from the same rows of operands, and from constants."""
+    shape = shapes[node]
+    if is_op(node, getitem):
+        return True
+    if is_op(node, *NORMS):
+        return len(argument(node, 1)) == 1
+    if is_op(node, aten.amax.default):
+        return bool(argument(node, 1) == [-1] and argument(node, 2))
+    operands = [shapes[given] for given in node.args if isinstance(given, Node)]
+    return is_op(node, *ELEMENTWISE) and all(one in (shape, (*shape[:-1], 1), shape[-1:], ()) for one in operands)
+
+
+def _is_integer_product(node: Node) -> bool:
+    """Whether both operands are codes with one step for each output channel, and a constant is added."""
+    if not is_op(node, aten.linear.default):
+        return False
+    x, weight = node.args[:2]
+    if is_op(x, aten.reshape.default):  # of the rows that its quantiser gives by now
+        x = argument(x, 0)  # type: ignore[arg-type]
+    return (
+        is_op(x, FAKE_QUANT)
+        and is_op(weight, FAKE_QUANT)
+        and not argument(weight, 6)  # type: ignore[arg-type]  # blocks have several steps
+        and parameter_of(argument(node, 2)) != ""
+    )
+
+
+def _merge_reshapes(graph: ModelGraph) -> None:
+    """A Reshape of a Reshape reads what that one read."""
+    for node in graph.module.graph.nodes:
+        while is_op(node, aten.reshape.default) and is_op(argument(node, 0), aten.reshape.default):
+            node.update_arg(0, argument(argument(node, 0), 0))

@@ -1,0 +1,188 @@
+"""Only what is read is computed: behind the last attention of many models that is the class token alone.
+
+The logits stay what they are, but for dynamic quantisers, whose range is then that of what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch.fx import Graph, Node
+
+from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.shapes import BATCH, tensor_shapes
+
+aten = torch.ops.aten
+Shape = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """What is read of a tensor: indices from `start` up to `stop` of one dimension."""
+
+    dim: int
+    start: int
+    stop: int
+
+
+Parts = dict[int, Part | None]
+"""What an operator needs of its operands, by position; None: all. Missing ones are no tensors, or parameters."""
+
+ELEMENTWISE = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
+    aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.clone.default, aten.contiguous.default,
+    aten.abs.default, aten.clamp.default,
+    FAKE_QUANT, DYNAMIC_FAKE_QUANT,
+)  # fmt: skip
+
+
+def compute_what_is_read(graph: ModelGraph) -> None:
+    """In place: operators behind which a `select` or `slice` reads a part alone compute no more than that part.
+
+    Goes back from each such place through operators that work on every index of the dimension by itself, as long as
+    all readers of a tensor want the same part.
+    """
+    module = graph.module
+    shapes = tensor_shapes(module, graph.source.image)
+    read: dict[Node, Part] = {}
+    needs: dict[Node, Parts] = {}
+    for node in reversed(module.graph.nodes):
+        part = _common([_wanted(user, node, needs, shapes) for user in node.users])
+        found = None if part is None else _needed(node, part, shapes)
+        if part is not None and found is not None:
+            read[node], needs[node] = part, found
+    for node in list(module.graph.nodes):
+        if node in read:
+            _narrow(module.graph, node, read[node], needs[node], read)
+        elif _reads_part(node, shapes) is not None and argument(node, 0) in read:
+            _start_at_zero(node, read[argument(node, 0)])
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def _common(parts: list[Part | None]) -> Part | None:
+    return parts[0] if parts and all(part == parts[0] for part in parts) else None
+
+
+def _wanted(user: Node, operand: Node, needs: Mapping[Node, Parts], shapes: Mapping[Node, Any]) -> Part | None:
+    """What a user reads of one of its operands."""
+    if user in needs:
+        return _common([needs[user].get(place) for place, given in enumerate(user.args) if given is operand])
+    return _reads_part(user, shapes) if argument(user, 0) is operand else None
+
+
+def _reads_part(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
+    """The part of its operand that a `select` or a `slice` takes; None for other operators, for batches, and for more
+    than half of a dimension, where copies would cost what is saved."""
+    if not is_op(node, aten.select.int, aten.slice.Tensor):
+        return None
+    shape = shapes[argument(node, 0)]
+    dim = argument(node, 1, "dim", 0) % len(shape)
+    length, start = shape[dim], argument(node, 2, "start", 0) or 0
+    if length % BATCH == 0 or not isinstance(start, int) or argument(node, 4, "step", 1) != 1:
+        return None
+    start %= length
+    stop = start + 1 if is_op(node, aten.select.int) else argument(node, 3, "end")
+    if not isinstance(stop, int):
+        return None
+    stop = min(stop, length)
+    return Part(dim, start, stop) if 0 < 2 * (stop - start) <= length else None
+
+
+def _needed(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    """What a node needs to compute a part of its result; None where it cannot compute a part."""
+    if node.op != "call_function" or not isinstance(shapes.get(node), tuple):
+        return None
+    if is_op(node, *ELEMENTWISE):
+        operands = ((place, given) for place, given in enumerate(node.args) if isinstance(given, Node))
+        return {place: _aligned(part, shapes[node], shapes[given]) for place, given in operands}
+    rule = RULES.get(node.target)
+    return None if rule is None else rule(node, part, shapes)
+
+
+def _aligned(part: Part, result: Shape, operand: Shape) -> Part | None:
+    """The part of an operand that is broadcast to the result; None where every index takes the same."""
+    dim = part.dim - (len(result) - len(operand))
+    return part._replace(dim=dim) if dim >= 0 and operand[dim] == result[part.dim] else None
+
+
+def _norm(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    return {0: part} if part.dim < len(shapes[node]) - len(argument(node, 1)) else None
+
+
+def _linear(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    return {0: part} if part.dim < len(shapes[node]) - 1 else None
+
+
+def _softmax(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    return {0: part} if argument(node, 1) % len(shapes[node]) != part.dim else None
+
+
+def _product(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    rows = len(shapes[argument(node, 0)]) == len(shapes[node]) and part.dim == len(shapes[node]) - 2
+    return {0: part, 1: None} if rows else None
+
+
+def _attention(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    """A part of the queries; probabilities of each are its own."""
+    if part.dim != len(shapes[node]) - 2 or argument(node, 5, "is_causal", False):
+        return None
+    mask = argument(node, 3, "attn_mask")
+    if mask is not None and len(node.args) < 4:
+        return None
+    of_mask = {} if mask is None else {3: _aligned(part, shapes[node], shapes[mask])}
+    return {0: part, 1: None, 2: None, **of_mask}
+
+
+def _largest(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    """The extreme of one dimension, which stays, needs the part of others."""
+    dims, kept = argument(node, 1, "dim", ()), argument(node, 2, "keepdim", False)
+    length = len(shapes[node])
+    return {0: part} if kept and dims and part.dim not in {dim % length for dim in dims} else None
+
+
+def _transpose(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    first, second = (argument(node, place) % len(shapes[node]) for place in (1, 2))
+    return {0: part._replace(dim={first: second, second: first}.get(part.dim, part.dim))}
+
+
+def _permute(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    return {0: part._replace(dim=argument(node, 1)[part.dim] % len(shapes[node]))}
+
+
+def _reshape(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    upto = slice(0, part.dim + 1)
+    return {0: part} if shapes[node][upto] == shapes[argument(node, 0)][upto] else None
+
+
+RULES: dict[Any, Callable[[Node, Part, Mapping[Node, Any]], Parts | None]] = {
+    aten.layer_norm.default: _norm, aten.rms_norm.default: _norm, aten.linear.default: _linear,
+    aten.softmax.int: _softmax, aten.matmul.default: _product, aten.scaled_dot_product_attention.default: _attention,
+    aten.transpose.int: _transpose, aten.permute.default: _permute, aten.reshape.default: _reshape,
+    aten.amax.default: _largest,
+}  # fmt: skip
+
+
+def _narrow(graph: Graph, node: Node, part: Part, needs: Parts, read: Mapping[Node, Part]) -> None:
+    """Make a node compute its part: from operands that are parts themselves by now, or else are cut here."""
+    for place, wanted in needs.items():
+        operand: Any = node.args[place]
+        if wanted is not None and operand not in read:
+            with graph.inserting_before(node):
+                cut = graph.call_function(aten.slice.Tensor, (operand, wanted.dim, wanted.start, wanted.stop))
+            node.update_arg(place, cut)
+    if is_op(node, aten.reshape.default):
+        sizes = list(argument(node, 1))
+        sizes[part.dim] = part.stop - part.start
+        node.update_arg(1, sizes)
+
+
+def _start_at_zero(reader: Node, part: Part) -> None:
+    """A reader of a part reads all of it now, from its first index."""
+    reader.update_arg(2, 0)
+    if is_op(reader, aten.slice.Tensor):
+        reader.update_arg(3, part.stop - part.start)

@@ -1,0 +1,144 @@
+"""Depth pruning: the blocks or residual branches go whose removal changes the outputs least, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from vitslim.data import batches
+from vitslim.errors import Problem, StageError
+from vitslim.graph.branches import Branch, find_branches
+from vitslim.graph.edits.records import RemoveBlock
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.edits.remove_block import remove_blocks, without_branches
+from vitslim.graph.shapes import tensor_shapes
+from vitslim.graph.sketch import ModelSketch
+from vitslim.graph.sketch_graph import sketch
+from vitslim.recipe.stages import Layers
+from vitslim.results import LayerNote
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.prune.depth.units import find_units, mean_kl
+
+Images = list[Tensor]
+"""Batches of calibration images."""
+
+
+class LayersStage:
+    """Carries out `prune: {method: layers}`."""
+
+    def __init__(self, config: Layers) -> None:
+        self.config = config
+
+    def requires(self, sketch: ModelSketch) -> list[Problem]:
+        """A float model without masks that has more blocks or branches than go."""
+        if sketch.bits:
+            return [Problem("", "layers cannot follow quantisation: ranges would no longer fit", "put it before")]
+        if sketch.sparsity:
+            return [Problem("", "layers cannot follow a mask: it would mask what goes", "put layers before it")]
+        kind, remove = self.config.unit, self.config.remove
+        units = find_units(sketch.branches, kind)
+        count, stuck = len(units.removable), len(units.stuck)
+        if not count:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(units.stuck.items())[:3])
+            message = f"this model has no {kind} that can be removed ({reasons or 'no residual branch was found'})"
+            return [Problem("method", message, "leave the stage out")]
+        if remove >= count and not stuck:
+            message = f"the model has {count} {_plural(kind)}: removing {remove} would leave none"
+            return [Problem("remove", message, f"remove at most {count - 1}" if count > 1 else "leave the stage out")]
+        if remove > count:
+            message = f"only {count} of {count + stuck} {_plural(kind)} can be removed, not {remove}"
+            return [Problem("remove", message, f"remove at most {count}")]
+        return []
+
+    def estimate(self, sketch: ModelSketch) -> ModelSketch:
+        """The model without its last blocks or branches: which ones really go depends on data."""
+        units = find_units(sketch.branches, self.config.unit).removable
+        chosen = list(units.values())[-self.config.remove :]
+        return sketch.with_removed([name for names in chosen for name in names]).as_guess()
+
+    def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
+        """Measure the sensitivity of every unit, remove the least sensitive, and again until enough are gone."""
+        before = sketch(graph)
+        for problem in self.requires(before):
+            raise StageError(problem.message, problem.hint)
+        images = self._images(context)
+        removed = self._removed(graph, images, context)
+        noun = _plural(self.config.unit)
+        changes = [
+            LayerNote(layer=name, what="removed", reason=f"changes the outputs by {kl:.3g} nats, least of {of} {noun}")
+            for name, (kl, of) in removed.items()
+        ]
+        stuck = find_units(before.branches, self.config.unit).stuck
+        skipped = [LayerNote(layer=name, what="skipped", reason=reason) for name, reason in stuck.items()]
+        metrics = {
+            "calibration_images": float(sum(map(len, images))),
+            "mean_kl": list(removed.values())[-1][0],
+            **{f"mean_kl.{name}": kl for name, (kl, _) in removed.items()},
+        }
+        return StageResult(remove_blocks(graph, tuple(removed)), tuple(changes), tuple(skipped), metrics)
+
+    def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
+        """As many units went as promised, with their parameters and no others, and what stays is what it was."""
+        edit = after.edits[-1] if len(after.edits) > len(before.edits) else None
+        if not isinstance(edit, RemoveBlock) or len(edit.names) != self.config.remove:
+            return [Problem("remove", f"{self.config.remove} {_plural(self.config.unit)} did not go")]
+        branches = find_branches(before.module, tensor_shapes(before.module, before.source.image))
+        dead = {name for b in branches if {b.name, b.block} & set(edit.names) for name in b.parameters}
+        old, new = before.parameters(), after.parameters()
+        problems = [Problem(name, "went, and belongs to no removed block") for name in old.keys() - new.keys() - dead]
+        problems += [Problem(name, "stays, but its block was removed") for name in new.keys() & dead]
+        changed = [name for name in new.keys() & old.keys() if not torch.equal(old[name], new[name])]
+        return problems + [Problem(name, "was changed") for name in changed]
+
+    def _images(self, context: StageContext) -> Images:
+        """The first batches of the calibration images, in an order that depends on the seed alone; kept in memory."""
+        loader = batches(context.data.calibration, self.config.batch, shuffle_seed=context.seed)
+        loader = replace(loader, positions=loader.positions[: self.config.batches])
+        if not loader.positions:
+            raise StageError("sensitivity needs calibration images, and there are none", "set data.calibration")
+        return [images for images, _ in context.progress.track(loader, "reading calibration images")]
+
+    def _removed(self, graph: ModelGraph, images: Images, context: StageContext) -> dict[str, tuple[float, int]]:
+        """Names in the order in which they go: the KL once each is gone as well, and how many it was chosen from."""
+        module = graph.copy().module.eval()
+        reference = _logits(module, images)
+        removed: dict[str, tuple[float, int]] = {}
+        for turn in range(1, self.config.remove + 1):
+            branches = find_branches(module, tensor_shapes(module, graph.source.image))
+            units = find_units(branches, self.config.unit).removable
+            if not units:
+                done = ", ".join(removed)
+                raise StageError(f"nothing more can be removed once {done} are gone", f"set remove to {turn - 1}")
+            members = {name: [b for b in branches if b.name in names] for name, names in units.items()}
+            label = f"sensitivity, {turn} of {self.config.remove}"
+            scores = {
+                name: _sensitivity(module, own, images, reference)
+                for name, own in context.progress.track(members.items(), label)
+            }
+            name = min(reversed(scores), key=lambda name: scores[name])  # of equal ones the last goes
+            removed[name] = scores[name], len(scores)
+            module = without_branches(module, members[name])
+        return removed
+
+
+def _sensitivity(module: GraphModule, branches: Sequence[Branch], images: Images, reference: Tensor) -> float:
+    """Mean KL divergence of the outputs without these branches to `reference`. Raises StageError when it is NaN."""
+    kl = mean_kl(reference, _logits(without_branches(module, branches), images))
+    if isnan(kl):
+        name = branches[0].name
+        raise StageError(f"the outputs without '{name}' are not finite", "check model.checkpoint")
+    return kl
+
+
+def _logits(module: GraphModule, images: Images) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([module(batch) for batch in images])
+
+
+def _plural(unit: str) -> str:
+    return "branches" if unit == "branch" else "blocks"

@@ -1,0 +1,80 @@
+"""The stage `quantize: {method: qat}`: quantisers are placed by calibration, then learned with the weights."""
+
+from __future__ import annotations
+
+import torch
+
+from vitslim.errors import Problem, StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import ModelSketch
+from vitslim.recipe.stages import Ptq, Qat
+from vitslim.results import LayerNote
+from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.distill.features import block_weights, critical_blocks
+from vitslim.stages.distill.objective import FEATURE_LOSS
+from vitslim.stages.distill.teaching import spoilt, teach, unlearnable
+from vitslim.stages.quantize.ptq.stage import PtqStage
+
+
+class QatStage:
+    """Fake quantisers from calibration, and training with a teacher that learns their steps too (GPUSQ, section 5)."""
+
+    def __init__(self, config: Qat) -> None:
+        self.config = config
+        self.placing = PtqStage(
+            Ptq(
+                method="ptq",
+                bits=config.bits,
+                input_bits=config.input_bits,
+                inputs=config.inputs,
+                end_bits=config.end_bits,
+                block=config.block,
+                calibrate=config.calibrate,
+                rounding=config.rounding,
+                scale_inputs="none",
+                bias_correction=False,
+                skip=config.skip,
+            )
+        )
+
+    def requires(self, sketch: ModelSketch) -> list[Problem]:
+        """What post-training quantisation asks for, and a loss that is not identically zero."""
+        return self.placing.requires(sketch) + unlearnable(self.config)
+
+    def estimate(self, sketch: ModelSketch) -> ModelSketch:
+        """Bits as with post-training quantisation."""
+        return self.placing.estimate(sketch)
+
+    def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
+        """Calibrate, then train. Zero weights stay zero: their codes are."""
+        placed = self.placing.apply(graph, context)
+        weights, notes = self._block_weights(placed.graph, context)
+        note, metrics = teach(placed.graph, self.config, context, "quantize: training", weights)
+        metrics |= {f"before_training_{name}": value for name, value in placed.metrics.items() if "sqnr" in name}
+        return StageResult(placed.graph, (note, *notes, *placed.changes), placed.skipped, metrics)
+
+    def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
+        """Every chosen layer is quantised, steps are positive, masked weights are zero."""
+        return self.placing.ensures(before, after) + spoilt(before, after)
+
+    def _block_weights(
+        self, graph: ModelGraph, context: StageContext
+    ) -> tuple[torch.Tensor | None, tuple[LayerNote, ...]]:
+        """Weights of the feature losses from those that an earlier stage ended with, and notes that say them."""
+        config = self.config.feature_weight
+        if config is None or self.config.loss.feature == 0:
+            return None, ()
+        earlier = context.result(config.stage).metrics
+        blocks = critical_blocks(self.config.features, graph)
+        missing = [block for block in blocks if FEATURE_LOSS + block not in earlier]
+        if missing:
+            message = f"the stage '{config.stage}' has no feature loss of {missing[0]}"
+            raise StageError(message, "give both stages the same features.blocks")
+        weights = block_weights(torch.tensor([earlier[FEATURE_LOSS + b] for b in blocks]), config.sign, config.tau)
+        notes = tuple(
+            LayerNote(
+                layer=block, what=f"feature weight {weight:.3g}", reason=f"sign {config.sign}, tau {config.tau:g}"
+            )
+            for block, weight in zip(blocks, weights.tolist(), strict=True)
+        )
+        return weights, notes
