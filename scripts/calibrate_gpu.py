@@ -4,7 +4,7 @@ Use: .venv/bin/python scripts/calibrate_gpu.py GEMMS.csv --chip a100
 GEMMS.csv has the columns M, N, K, dtype and either dense_us and sparse24_us or sparse and measured_us, as
 `vitslim bench --gemms` fills it on a GPU. Rows with a dimension of 65,536 and more are left out: some are outliers.
 
-What is minimised is the mean of |log(estimate / measured)|, softened near zero so that least squares can follow it,
+What is minimized is the mean of |log(estimate / measured)|, softened near zero so that least squares can follow it,
 from several starting points. Errors in the table are of folds that the fit has not seen; all rows of a shape are in
 one fold. Nothing but this script writes constants.
 """

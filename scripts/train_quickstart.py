@@ -48,7 +48,7 @@ def main() -> None:
 
     torch.manual_seed(SEED)
     model = timm.create_model(NAME, pretrained=False, **KWARGS)
-    # The digits bring their own normalisation; preprocessing of the source is for image folders.
+    # The digits bring their own normalization; preprocessing of the source is for image folders.
     preprocessing = Preprocessing(mean=(0.5,), std=(0.5,), interpolation="bilinear", crop_pct=1.0)
     data = load_data(Data(kind="digits"), ModelSource(NAME, KWARGS, (1, 32, 32), 10, preprocessing), SEED)
 

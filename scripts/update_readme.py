@@ -81,8 +81,8 @@ def _importance_rows(rows: list[dict[str, float]]) -> Iterator[str]:
             yield f"| {row['share']} | {row['importance']} | {row['params'] / 1e6:.2f} M | {' | '.join(figures)} |"
 
 
-def quantised() -> str:
-    """DeiT-Tiny quantised by vitslim and by other tools, on every processor."""
+def quantized() -> str:
+    """DeiT-Tiny quantized by vitslim and by other tools, on every processor."""
     head = "speed-up, batch 1 | batch 8 | agreement, 500 classes / val | SQNR | top-1, val | MB"
     tables = []
     for found in results_of(int8.RESULT):
@@ -216,7 +216,7 @@ BLOCKS = {
     "quickstart": (ROOT / "runs" / "quickstart", quickstart),
     "axes": (axes.TABLE, coverage),
     "depgraph": (DEPGRAPH, importances),
-    "int8": (RESULTS, quantised),
+    "int8": (RESULTS, quantized),
     "int8-speed": (RESULTS, larger),
     "int8-floor": (RESULTS, distances),
     "int8-timm": (int8_timm.TABLE, architectures),

@@ -65,11 +65,11 @@ class LatencyGrid(BaseModel):
             raise ValueError("there must be one entry for each combination of lengths")
         if not all(isfinite(value) and value >= 0 for value in self.ms):
             raise ValueError("entries must be finite and not negative")
-        if any(self.ms[low] > self.ms[high] for low, high in self._neighbours()):
+        if any(self.ms[low] > self.ms[high] for low, high in self._neighbors()):
             raise ValueError("entries must not fall when a length grows")
         return self
 
-    def _neighbours(self) -> Iterator[tuple[int, int]]:
+    def _neighbors(self) -> Iterator[tuple[int, int]]:
         """Indices of entries that differ by one step in one length."""
         for stride, known in zip(self._strides(), self.lengths, strict=True):
             for index in range(len(self.ms)):

@@ -1,7 +1,7 @@
 """Plain values that several rooms share: what was measured, what was estimated, and the report that holds both.
 
 Measured and simulated results are different types on purpose: no table can put them into one column by accident.
-Every model is frozen and serialises to JSON; `Report` is the documented schema of `report.json`.
+Every model is frozen and serializes to JSON; `Report` is the documented schema of `report.json`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class EstimateRow(Value):
     stall_cycles: int | None = None
     """Cycles that it waits for DRAM."""
     latency_us: float = 0.0
-    utilisation: float
+    utilization: float
     """MACs over what the target could do in that time, in [0, 1] for dense weights; stalls do not count as time."""
     bound: Bound = ""
     dram_bytes: int = 0
@@ -79,7 +79,7 @@ class EstimateRow(Value):
     expected_error: str = ""
 
 
-class Utilisation(Value):
+class Utilization(Value):
     """MACs of the whole model over what the target could do in its time, counted three ways, each in [0, 1]."""
 
     ideal: float
@@ -135,7 +135,7 @@ class Estimate(Value):
     """What the latency is the sum of, such as `launch`, `matrix products` and `memory`."""
     kernels: int | None = None
     """Launches, for a target that has them."""
-    utilisation: Utilisation | None = None
+    utilization: Utilization | None = None
     energy: Energy | None = None
     roofline: Roofline | None = None
     settings: dict[str, str] = {}
@@ -148,7 +148,7 @@ class Estimate(Value):
 
 
 class Accuracy(Value):
-    """Top-1 of one model on one labelled set."""
+    """Top-1 of one model on one labeled set."""
 
     dataset: str
     """`val`, or the name given in `data.also_evaluate`."""

@@ -8,11 +8,11 @@ FLOPS_PER_MAC = 2
 """A multiply and an add. Vision-transformer papers print MACs and call them FLOPs; vitslim keeps both apart."""
 
 FLOAT_BITS = 32
-"""Bits that an unquantised operand counts in BOPs (specs, section 3.1)."""
+"""Bits that an unquantized operand counts in BOPs (specs, section 3.1)."""
 
 PAIR_LIMIT = 128
 """Largest sum of two INT8 codes of one sign whose products with inputs up to 255 stay within 16 bits, in which
-processors without VNNI add neighbours along the reduction."""
+processors without VNNI add neighbors along the reduction."""
 
 
 def container_bits(bits: int) -> int:

@@ -37,8 +37,8 @@ from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
-from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depgraph.scores import Scorer
+from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depgraph.targets import find_targets
 from vitslim.training import LOSS, Objective, train
 from vitslim.training.evaluate import predict
@@ -82,7 +82,7 @@ def run() -> dict[str, float]:
             row: dict[str, Any] = {"share": share, "importance": name, "params": _size(module)}
             for phase in ("pruned", "distilled"):
                 if phase == "distilled":
-                    _distil(module, taught, teacher)
+                    _distill(module, taught, teacher)
                 logits, _ = predict(module, val, BATCH, Silent(), "")
                 kept[f"{name} {phase}"] = found = _compare(dense, logits, labels)
                 row |= {f"{phase}_{key}": float(values.mean()) for key, values in found.items()}
@@ -162,7 +162,7 @@ def _size(net: nn.Module) -> int:
     return sum(weight.numel() for weight in net.parameters())
 
 
-def _distil(module: nn.Module, dataset: Dataset, teacher: Tensor) -> None:
+def _distill(module: nn.Module, dataset: Dataset, teacher: Tensor) -> None:
     objective: Objective = lambda logits, batch: {LOSS: soft_loss(logits, teacher[batch.positions])}  # noqa: E731
     train(module, dataset, objective, TRAIN, 0, {}, Silent())
 

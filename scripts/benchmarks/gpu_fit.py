@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "sharpness": (1.5, 12.0, 4.0),
     "l2": (0.2, 1.6, 0.7),
     "reduction": (0.2, 4.0, 1.0),
-    "quantisation": (0.0, 1.0, 0.6),
+    "quantization": (0.0, 1.0, 0.6),
     "resident": (0.05, 1.5, 0.5),
     "spill": (0.0, 2.0, 0.8),
     "raster": (1.0, 16.0, 4.0),
@@ -85,14 +85,14 @@ def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, w
         return np.concatenate([weight * (estimate - one) for one in logs])
 
     low, high, start = np.array(list(RANGES.values())).T
-    centre = np.log((start - low) / (high - start))
+    center = np.log((start - low) / (high - start))
     generator = np.random.default_rng(0)
     best = None
     for index in range(starts):
-        point = centre + (0.7 * generator.standard_normal(len(centre)) if index else 0.0)
+        point = center + (0.7 * generator.standard_normal(len(center)) if index else 0.0)
         found = least_squares(residuals, point, loss="soft_l1", f_scale=NEAR, max_nfev=60, diff_step=1e-3)
         best = found if best is None or found.cost < best.cost else best
-    return constants_of(centre if best is None else best.x)
+    return constants_of(center if best is None else best.x)
 
 
 LARGEST = 65_535

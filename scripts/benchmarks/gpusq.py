@@ -1,6 +1,6 @@
 """GPUSQ on the real DeiT-Tiny, without labels: each step of the method beside the one before it.
 
-Masks, distillation and quantisation see Imagenette's train folder alone; judged are 500 images of its val folder and
+Masks, distillation and quantization see Imagenette's train folder alone; judged are 500 images of its val folder and
 one image each of 500 ImageNet classes. Every model and its logits are kept in runs/gpusq-bench at once, and the state
 of a training each minute, so that a run which was interrupted goes on; delete the folder to begin anew. Six and a half
 hours on two idle cores with AVX512-BF16, of which the longest trainings take 100, 65 and 186 minutes. One row needs a

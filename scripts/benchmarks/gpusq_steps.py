@@ -10,8 +10,8 @@ from vitslim.recipe.teaching import Features, FeatureWeight, Loss, Train
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.qat.stage import QatStage
 
 LOGITS, PERTURBED = "distilled, logits", "the same, images perturbed"
 CRITICAL, BLOCKS = "distilled, critical blocks", "distilled, all blocks"

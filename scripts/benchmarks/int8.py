@@ -47,7 +47,7 @@ RESULT = "int8-deit-tiny"
 MODEL = "deit_tiny_patch16_224"
 CALIBRATION = 256
 BATCH = 1
-"""Images are judged one by one: dynamic quantisers take one range for all images of a batch."""
+"""Images are judged one by one: dynamic quantizers take one range for all images of a batch."""
 FLOOR = Floor(sqnr_db=29.5)
 """On calibration images, for inputs in float as far as they cost next to nothing. Five classes of the train folder were
 calibrated on, and images of the other five were 1 to 2 dB further from the float model."""
@@ -139,8 +139,8 @@ def _ours(graph: ModelGraph, data: DataModule, path: Path, export: Export, keys:
     scratch = path.with_suffix("")
     scratch.mkdir(exist_ok=True)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), scratch, measure_on(config, Silent()))
-    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(graph, context)
-    result = ExportStage(export).apply(quantised.graph, context)
+    quantized = PtqStage(Ptq(method="ptq", **keys)).apply(graph, context)
+    result = ExportStage(export).apply(quantized.graph, context)
     for note in (note for note in result.changes if note.layer.startswith("placement")):
         print(f"  {note.layer}: {note.what} {note.reason}", file=sys.stderr, flush=True)
     (scratch / "model.onnx").rename(path)
@@ -158,7 +158,7 @@ class _Reader(ort_quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _prepared(dense: Path) -> Path:
-    """What ONNX Runtime's documentation asks for before quantisation."""
+    """What ONNX Runtime's documentation asks for before quantization."""
     prepared = dense.with_name("prepared.onnx")
     if not prepared.exists():
         quant_pre_process(str(dense), str(prepared), skip_symbolic_shape=True)

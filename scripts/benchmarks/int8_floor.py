@@ -41,7 +41,7 @@ CLASSES = {
     "norms": ("LayerNormalization", "SkipLayerNormalization"),
     "additions, factors, largest values": ("Add", "Sub", "Mul", "Div", "Clip", "Max", "ReduceMax"),
     "moves": ("Transpose", "Reshape", "Split", "Concat", "Slice", "Gather", "Expand", "Shape", "Squeeze"),
-    "quantisers": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    "quantizers": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 }
 PRODUCTS = {"products of codes": "codes", "products of floats": "floats", "convolution": "floats"}
 """Class to the kind of product whose rate is its floor."""

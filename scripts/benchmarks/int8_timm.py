@@ -13,7 +13,7 @@ from timm_table import fill_table, read_rows, table_of
 TABLE = table_of("int8")
 COLUMNS = (
     "model", "module", "vit_family", "stage", "error", "linears", "linears_fused", "broken", "first_broken", "layers",
-    "layers_quantised", "mb_float", "mb_int8", "batches", "agreement", "sqnr_db", "seconds",
+    "layers_quantized", "mb_float", "mb_int8", "batches", "agreement", "sqnr_db", "seconds",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """One row of the INT8 table, in a process of its own: `python int8_timm_model.py MODEL` prints JSON.
 
-Quantise with the defaults, write the portable file, run it in ONNX Runtime with batches of two sizes, ask what is
+Quantize with the defaults, write the portable file, run it in ONNX Runtime with batches of two sizes, ask what is
 fused. A step that fails ends the row; its reason stands in `error`.
 """
 
@@ -18,7 +18,7 @@ from timm_models import Row, classifier_for, filled_row
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS
 from vitslim.data import DataModule, load_data
-from vitslim.graph.edits.fake_quant import layer_nodes, quantised_layers
+from vitslim.graph.edits.fake_quant import layer_nodes, quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
@@ -52,14 +52,14 @@ def _fill(row: Row, model: str) -> None:
     # Many models begin with a classifier of zeros, whose outputs could not go wrong.
     draw_weights(graph.module, torch.Generator().manual_seed(0))
     data = load_data(Data(kind="digits", calibration=_calibration(graph)), graph.source, 0)
-    row["stage"] = "quantise"
+    row["stage"] = "quantize"
     with TemporaryDirectory() as folder:
         context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), Path(folder))
-        quantised = PtqStage(Ptq(method="ptq")).apply(graph, context).graph
-        row |= {"layers": len(layer_nodes(graph.module)), "layers_quantised": len(quantised_layers(quantised.module))}
+        quantized = PtqStage(Ptq(method="ptq")).apply(graph, context).graph
+        row |= {"layers": len(layer_nodes(graph.module)), "layers_quantized": len(quantized_layers(quantized.module))}
         row["stage"] = "export"
         path = Path(folder) / "model.onnx"
-        row["mb_int8"] = export_onnx(quantised, path).bytes / 1e6
+        row["mb_int8"] = export_onnx(quantized, path).bytes / 1e6
         row["mb_float"] = sum(tensor.numel() * tensor.element_size() for tensor in graph.parameters().values()) / 1e6
         row["stage"] = "run"
         row |= _run(graph, path, data)

@@ -50,10 +50,10 @@ def test_deit_tiny(changes: dict[str, Any], sparsity: str, each: list[int], tota
     assert "DRAM time derived" in result.expected_error
 
 
-def test_utilisation_of_the_table() -> None:
+def test_utilization_of_the_table() -> None:
     result = estimate(deit_tiny_gemms(), load_spec())
-    assert result.utilisation is not None
-    assert result.utilisation.ideal == pytest.approx(0.215, abs=5e-4)
+    assert result.utilization is not None
+    assert result.utilization.ideal == pytest.approx(0.215, abs=5e-4)
 
 
 def test_layers_that_gain_nothing_from_two_four_are_named() -> None:
@@ -122,7 +122,7 @@ def test_what_takes_no_cycles_is_said() -> None:
     )
     result = estimate(workload, load_spec())
     assert result.cycles == 347_280
-    assert result.settings["not modelled"] == "movement (1), select (1), unknown Det (2, 20.0 % of the bytes)"
+    assert result.settings["not modeled"] == "movement (1), select (1), unknown Det (2, 20.0 % of the bytes)"
 
 
 def test_a_whole_model_takes_milliseconds() -> None:

@@ -22,7 +22,7 @@ FORMS = {
 }
 
 
-def serialised(text: str) -> bytes:
+def serialized(text: str) -> bytes:
     codes = np.random.default_rng(0).integers(-7, 8, (64, 96))
     header = '<ir_version: 10, opset_import: ["": 21]>'
     model = onnx.parser.parse_model(f"{header} m (float[N, 17, 64] x) => (float[N, 17, 96] y) {{ {text} }}")
@@ -40,7 +40,7 @@ def serialised(text: str) -> bytes:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_fused_kernel_keeps_the_name_of_its_product(form: str) -> None:
     text, expected = FORMS[form]
-    kernels = read_kernels(serialised(text), form)
+    kernels = read_kernels(serialized(text), form)
     assert kernels.by_node["product"] == expected
     assert kernels.counts[expected] == 1
     assert (expected in INTEGER_KERNELS) == (expected != "MatMul")

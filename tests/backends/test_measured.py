@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from vitslim.backends.environment import cores, device_name, environment
 from vitslim.backends.measured.onnxruntime import OnnxModel, measure_latency, run_onnx
 from vitslim.backends.measured.products import measure_products, one_product, waiting_share
-from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarise
+from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarize
 from vitslim.errors import InputError, UsageError
 from vitslim.progress import Silent, T
 
@@ -103,12 +103,12 @@ def test_an_unknown_baseline(small_model: Path) -> None:
 
 def test_summaries() -> None:
     own, baseline = [[1e-3, 1e-3], [2e-3, 4e-3], [1e-3, 1e-3]], [[2e-3], [9e-3], [4e-3]]
-    result = summarise(own, baseline, "onnxruntime:cpu", 1, 1)
+    result = summarize(own, baseline, "onnxruntime:cpu", 1, 1)
     assert (result.n, result.median_ms) == (6, 1.0)
     assert result.speedup == pytest.approx(3.0)
     assert result.spread_ms == pytest.approx(0.75)
     assert result.speedup_spread == pytest.approx(1.0)
-    assert summarise(own, None, "onnxruntime:cpu", 1, 1).speedup is None
+    assert summarize(own, None, "onnxruntime:cpu", 1, 1).speedup is None
 
 
 def test_rounds() -> None:

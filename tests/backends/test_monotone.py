@@ -20,7 +20,7 @@ def test_an_unknown_entry_is_scaled_by_macs_from_the_nearest() -> None:
     np.testing.assert_allclose(filled(ms, [[8, 16], [8, 16]]), [[1.0, 2.0], [2.0, 4.0]])
 
 
-def test_an_unknown_entry_stays_between_its_neighbours() -> None:
+def test_an_unknown_entry_stays_between_its_neighbors() -> None:
     ms = np.array([[1.0, np.nan, 1.5]])
     np.testing.assert_allclose(filled(ms, [[1], [8, 16, 64]]), [[1.0, 1.5, 1.5]])
 

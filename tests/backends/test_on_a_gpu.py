@@ -47,7 +47,7 @@ def test_kernels_compute_what_the_graph_does(
     model = CudaModel(tmp_path / "model.onnx", 1)
     assert model.kernels["blocks.1.mlp.fc1.weight"] == kernel
     for batch in (1, 5, 1):
-        # Of 8 bits, as all pixels: those that the quantised graph reads are codes.
+        # Of 8 bits, as all pixels: those that the quantized graph reads are codes.
         pixels = np.random.default_rng(batch).integers(0, 256, model.input_shape(batch)) / 255
         images = ((pixels - MEAN) / STD).astype(np.float32)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from vitslim.backends.simulated.systolic import (
     compacted_k,
     compute_cycles,
     mapping_efficiency,
-    overall_utilisation,
+    overall_utilization,
     sparse_sram_traffic,
     sram_traffic,
 )
@@ -49,7 +49,7 @@ def test_dense_rows_of_scalesim(scalesim_rows: list[dict[str, str]]) -> None:
         cycles = compute_cycles(*sizes, array)
         traffic = sram_traffic(*sizes, array, "scalesim")
         assert cycles == int(row["compute_cycles"])
-        assert 100 * overall_utilisation(*sizes, array, cycles) == pytest.approx(
+        assert 100 * overall_utilization(*sizes, array, cycles) == pytest.approx(
             float(row["overall_util_pct"]), abs=1e-3
         )
         assert 100 * mapping_efficiency(*sizes, array) == pytest.approx(float(row["mapping_eff_pct"]), abs=1e-3)
@@ -67,9 +67,9 @@ def test_sparse_rows_of_scalesim(scalesim_rows: list[dict[str, str]], mapping: s
         kept = compacted_k(k, mapping)  # type: ignore[arg-type]
         cycles = compute_cycles(m, n, kept, array)
         traffic = sparse_sram_traffic(m, n, k, array, mapping, "scalesim")  # type: ignore[arg-type]
-        utilisation = 100 * overall_utilisation(m, n, k, array, cycles)
+        utilization = 100 * overall_utilization(m, n, k, array, cycles)
         assert cycles == int(row["compute_cycles"])
-        assert utilisation == pytest.approx(float(row["overall_util_pct"]), abs=1e-3)
+        assert utilization == pytest.approx(float(row["overall_util_pct"]), abs=1e-3)
         assert traffic.input_reads == int(row["sram_ifmap_reads"])
         assert traffic.weight_reads == int(row["sram_filter_reads"])
         assert traffic.output_writes == int(row["sram_ofmap_writes"])
@@ -138,8 +138,8 @@ def test_traffic_is_minimal_when_everything_fits_one_fold(r: int, c: int, datafl
 
 
 @given(SIZES, SIZES, SIZES, ARRAYS)
-def test_utilisation_and_mapping_are_fractions(m: int, n: int, k: int, array: Array) -> None:
+def test_utilization_and_mapping_are_fractions(m: int, n: int, k: int, array: Array) -> None:
     assert 0 < mapping_efficiency(m, n, k, array) <= 1
     if m * n * k > 1:
         cycles = compute_cycles(m, n, k, array)
-        assert cycles == 0 or overall_utilisation(m, n, k, array, cycles) > 0
+        assert cycles == 0 or overall_utilization(m, n, k, array, cycles) > 0

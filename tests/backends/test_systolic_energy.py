@@ -62,7 +62,7 @@ def test_overlap_hides_dram_and_bandwidth_shows() -> None:
     assert {row.bound for row in fast.rows} == {"compute"}
     assert serial.cycles == 347_280
     for result in (serial, slow, fast):
-        u = result.utilisation
+        u = result.utilization
         assert u is not None
         assert 1 >= u.ideal >= u.with_stalls >= u.with_loading > 0
         assert result.latency_ms == pytest.approx(sum(result.terms_ms.values()))

@@ -28,7 +28,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 
 
 def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
-    """Pixels of 8 bits, normalised as digits are."""
+    """Pixels of 8 bits, normalized as digits are."""
     pixels = torch.randint(0, 256, (count, *graph.source.image), generator=torch.Generator().manual_seed(0)) / 255
     return (pixels - MEAN) / STD
 
@@ -45,7 +45,7 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_integer_layers_compute_what_the_quantised_graph_does(
+def test_integer_layers_compute_what_the_quantized_graph_does(
     tiny_graph: ModelGraph,
     digits_context: Callable[..., StageContext],
     monkeypatch: pytest.MonkeyPatch,
@@ -53,31 +53,31 @@ def test_integer_layers_compute_what_the_quantised_graph_does(
     kind: str,
 ) -> None:
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
-    quantised = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
-    module, kernels = deploy(quantised, "cpu")
+    quantized = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantized, "cpu")
     assert kernels.pop("patch_embed.proj.weight") == "float"
     assert set(kernels.values()) == {kind}
     assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
-    # What multiplies inputs channel by channel is part of the steps that integer layers quantise with.
-    factors = sum("input_factor" in str(node.target) for node in quantised.module.graph.nodes)
+    # What multiplies inputs channel by channel is part of the steps that integer layers quantize with.
+    factors = sum("input_factor" in str(node.target) for node in quantized.module.graph.nodes)
     assert factors == (0 if "float" in keys.values() or "tokens" in keys.values() else 2)
-    assert len(divided_layers(quantised)) == (2 if "tokens" in keys.values() else 0)
+    assert len(divided_layers(quantized)) == (2 if "tokens" in keys.values() else 0)
     assert not any("input_factor" in str(node.target) for node in module.graph.nodes)
-    images = pictures(quantised)
+    images = pictures(quantized)
     with torch.no_grad():
-        assert sqnr_db(quantised.module(images), module(images)) > 60
+        assert sqnr_db(quantized.module(images), module(images)) > 60
 
 
-def test_attention_that_was_quantised_is_said_to_be_in_floats(
+def test_attention_that_was_quantized_is_said_to_be_in_floats(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
-    quantised = PtqStage(Ptq(attention=True)).apply(tiny_graph, digits_context(tiny_graph)).graph
-    module, kernels = deploy(quantised, "cpu")
+    quantized = PtqStage(Ptq(attention=True)).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantized, "cpu")
     assert {kernels["blocks.0.attention"], kernels["blocks.1.attention"]} == {"float"}
     assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
-    images = pictures(quantised)
+    images = pictures(quantized)
     with torch.no_grad():
-        assert sqnr_db(quantised.module(images), module(images)) > 20
+        assert sqnr_db(quantized.module(images), module(images)) > 20
 
 
 def test_a_dense_graph_stays_as_it_is(tiny_graph: ModelGraph) -> None:
@@ -111,12 +111,12 @@ def test_a_compiled_graph_computes_the_same(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     """As a GPU has it; a processor compiles it as well."""
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, digits_context(tiny_graph)).graph
-    module, kernels = deploy(quantised, "cpu")
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, digits_context(tiny_graph)).graph
+    module, kernels = deploy(quantized, "cpu")
     fast = compiled(module, dict.fromkeys(kernels, "float"))
     with torch.no_grad():
         for count in (1, 3):
-            images = pictures(quantised, count)
+            images = pictures(quantized, count)
             assert sqnr_db(module(images), fast(images)) > 60
 
 

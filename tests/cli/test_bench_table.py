@@ -16,7 +16,7 @@ ARGUMENTS = ("--table", "vit_tiny_patch16_224", *(part for pair in TINY for part
 SIMULATED = ("--backend", "sim:systolic")
 
 
-def test_a_table_is_written_and_summarised(
+def test_a_table_is_written_and_summarized(
     vitslim: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

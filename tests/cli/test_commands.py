@@ -74,7 +74,7 @@ def test_bench_measures_and_simulates_apart(
     measured, _, simulated = outcome.out.partition("\nsimulated\n")
     assert "baseline" in measured
     assert "sim:" not in measured
-    for words in ("calibration", "utilisation", "SCALE-Sim v3.0.0", "DRAM stalls", "mlp.fc1"):
+    for words in ("calibration", "utilization", "SCALE-Sim v3.0.0", "DRAM stalls", "mlp.fc1"):
         assert words in simulated
     rows = json.loads(vitslim("bench", *files, *options, "--format", "json").out)["rows"]
     assert [row["measurements"][0]["batch"] for row in rows] == [2, 2]

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import save_graph
 from vitslim.pipeline.inspect import inspect
@@ -36,9 +36,9 @@ def run_folder(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPath
         tensor, layer = graph.parameters()[name].detach(), name.removesuffix(".weight")
         scales[f"vitslim.q.{layer}.weight_scale"] = tensor.abs().flatten(1).amax(dim=1).clamp(min=1e-6) / 127
         scales[f"vitslim.q.{layer}.input_scale"] = tensor.new_tensor(0.03 + index / 1000)  # equal ones get merged
-    quantised = insert_fake_quant(graph, [FakeQuantSite(name, 8, 8) for name in weights], scales)
-    export_onnx(quantised, folder / "model.onnx")
-    save_graph(quantised, folder)
+    quantized = insert_fake_quant(graph, [FakeQuantSite(name, 8, 8) for name in weights], scales)
+    export_onnx(quantized, folder / "model.onnx")
+    save_graph(quantized, folder)
     return folder
 
 
@@ -49,7 +49,7 @@ def changed(folder: Path, target: Path, change: Callable[[onnx.ModelProto], None
     return target
 
 
-def initialiser(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
@@ -76,14 +76,14 @@ def add_a_stray_annotation(model: onnx.ModelProto) -> None:
 
 def shift_the_zero_point(model: onnx.ModelProto) -> None:
     node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == WEIGHT)
-    zeros = numpy_helper.to_array(initialiser(model, node.input[2]))
+    zeros = numpy_helper.to_array(initializer(model, node.input[2]))
     model.graph.initializer.append(numpy_helper.from_array(np.full_like(zeros, 3), "shifted"))
     node.input[2] = "shifted"
 
 
 def spoil_a_scale(model: onnx.ModelProto) -> None:
     node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == WEIGHT)
-    tensor = initialiser(model, node.input[1])
+    tensor = initializer(model, node.input[1])
     values = numpy_helper.to_array(tensor).copy()
     values[7] = np.nan
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
@@ -94,11 +94,11 @@ def clip_the_codes(model: onnx.ModelProto) -> None:
     node = next(n for n in model.graph.node if n.op_type == "MatMul" and any(
         p.value == WEIGHT for p in n.metadata_props))  # fmt: skip
     place = next(i for i, n in enumerate(model.graph.node) if node.input[0] in n.output)
-    dequantise = model.graph.node[place]
+    dequantize = model.graph.node[place]
     for name, value in {"low": -100, "high": 100}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.int8(value), name))
-    clip = onnx.helper.make_node("Clip", [dequantise.input[0], "low", "high"], ["clipped"], "clip")
-    dequantise.input[0] = "clipped"
+    clip = onnx.helper.make_node("Clip", [dequantize.input[0], "low", "high"], ["clipped"], "clip")
+    dequantize.input[0] = "clipped"
     model.graph.node.insert(place, clip)
 
 
@@ -184,9 +184,9 @@ def test_codes_of_moved_inputs_are_those_of_the_graph(tiny_session_graph: ModelG
         "vitslim.q.blocks.1.mlp.fc2.weight_scale": weight.abs().amax(dim=1) / 127,
         "vitslim.q.blocks.1.mlp.fc2.input_scale": weight.new_tensor(0.0005),
     }
-    quantised = insert_fake_quant(tiny_session_graph, [FakeQuantSite(name, 8, 8, zero_point=90)], scales)
-    export_onnx(quantised, tmp_path / "model.onnx")
-    save_graph(quantised, tmp_path)
+    quantized = insert_fake_quant(tiny_session_graph, [FakeQuantSite(name, 8, 8, zero_point=90)], scales)
+    export_onnx(quantized, tmp_path / "model.onnx")
+    save_graph(quantized, tmp_path)
     (codes,) = inspect(tmp_path, layers=True).codes
     assert (codes.inputs, codes.weights) == (0.0, 0.0)
     changed(tmp_path, tmp_path / "model.onnx", move_further)
@@ -197,13 +197,13 @@ def test_codes_of_moved_inputs_are_those_of_the_graph(tiny_session_graph: ModelG
 
 def move_further(model: onnx.ModelProto) -> None:
     node = next(node for node in model.graph.node if node.op_type == "Sub")
-    tensor = initialiser(model, node.input[1])
+    tensor = initializer(model, node.input[1])
     assert numpy_helper.to_array(tensor) == pytest.approx(0.0005 * (128 - 90))
     tensor.CopyFrom(numpy_helper.from_array(np.float32(0.0005 * 40), tensor.name))
 
 
 def shift_the_input_scale(model: onnx.ModelProto) -> None:
-    tensor = initialiser(model, "vitslim.q.blocks.1.mlp.fc1.input_scale")
+    tensor = initializer(model, "vitslim.q.blocks.1.mlp.fc1.input_scale")
     tensor.CopyFrom(numpy_helper.from_array(np.float32(0.05), tensor.name))
 
 

@@ -20,7 +20,7 @@ class Numbers:
     def pixels(self, index: int, variation: tuple[int, ...] | None) -> torch.Tensor:
         return torch.full((1, 1, 1), index + (0.0 if variation is None else 0.5))
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels
 
 

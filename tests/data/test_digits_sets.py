@@ -15,7 +15,7 @@ DIGITS = Data(kind="digits", calibration=100)
 
 
 @pytest.fixture
-def grey_source(folder_source: ModelSource) -> ModelSource:
+def gray_source(folder_source: ModelSource) -> ModelSource:
     return replace(folder_source, image=(1, 32, 32), classes=10)
 
 
@@ -23,40 +23,40 @@ def load(source: ModelSource, seed: int = 0) -> DataModule:
     return load_data(DIGITS, source, seed)
 
 
-def test_split_is_stratified_disjoint_and_complete(grey_source: ModelSource) -> None:
-    data = load(grey_source)
+def test_split_is_stratified_disjoint_and_complete(gray_source: ModelSource) -> None:
+    data = load(gray_source)
     assert (len(data.train), len(data.val)) == (1437, 360)
     assert sorted(data.train.indices + data.val.indices) == list(range(1797))
     shares = np.bincount(data.val.labels) / (np.bincount(data.val.labels) + np.bincount(data.train.labels))
     assert np.allclose(shares, 0.2, atol=0.01)
 
 
-def test_run_seed_moves_calibration_but_never_the_split(grey_source: ModelSource) -> None:
-    first, second = load(grey_source, seed=0), load(grey_source, seed=1)
+def test_run_seed_moves_calibration_but_never_the_split(gray_source: ModelSource) -> None:
+    first, second = load(gray_source, seed=0), load(gray_source, seed=1)
     assert first.val.digest == second.val.digest
     assert first.train.digest == second.train.digest
     assert first.calibration.indices != second.calibration.indices
 
 
-def test_calibration_is_balanced_and_from_train_only(grey_source: ModelSource) -> None:
-    data = load(grey_source)
+def test_calibration_is_balanced_and_from_train_only(gray_source: ModelSource) -> None:
+    data = load(gray_source)
     assert set(data.calibration.indices) <= set(data.train.indices)
     assert np.bincount(data.calibration.labels).tolist() == [10] * 10
 
 
-def test_images_are_normalised_and_follow_the_input_size(grey_source: ModelSource) -> None:
-    train = load(grey_source).train
+def test_images_are_normalized_and_follow_the_input_size(gray_source: ModelSource) -> None:
+    train = load(gray_source).train
     images = torch.stack([train[position][0] for position in range(500)])
     assert images.shape[1:] == (1, 32, 32)
     assert abs(images.mean().item()) < 0.02
     assert abs(images.std().item() - 1) < 0.15
-    colour = load(replace(grey_source, image=(3, 40, 24))).train[0][0]
-    assert colour.shape == (3, 40, 24)
-    assert torch.equal(colour[0], colour[2])
+    color = load(replace(gray_source, image=(3, 40, 24))).train[0][0]
+    assert color.shape == (3, 40, 24)
+    assert torch.equal(color[0], color[2])
 
 
-def test_variation_is_random_yet_repeatable_and_keeps_the_digit_in_place(grey_source: ModelSource) -> None:
-    train = load(grey_source).train
+def test_variation_is_random_yet_repeatable_and_keeps_the_digit_in_place(gray_source: ModelSource) -> None:
+    train = load(gray_source).train
     plain, varied = train[7][0], train.varied(3)[7][0]
     assert torch.equal(varied, train.varied(3)[7][0])
     assert not torch.equal(varied, train.varied(4)[7][0])
@@ -65,8 +65,8 @@ def test_variation_is_random_yet_repeatable_and_keeps_the_digit_in_place(grey_so
     assert 0.5 < similarity < 0.999
 
 
-def test_model_with_too_few_classes_is_refused(grey_source: ModelSource) -> None:
+def test_model_with_too_few_classes_is_refused(gray_source: ModelSource) -> None:
     with pytest.raises(InputError, match="10 classes, the model has 5") as caught:
-        load(replace(grey_source, classes=5))
+        load(replace(gray_source, classes=5))
     assert caught.value.exit_code == 5
     assert caught.value.hint

@@ -22,7 +22,7 @@ class Noted:
         self.decoded.append(index)
         return torch.full((1, 1, 1), index + (0.0 if variation is None else 0.5))
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels * 2
 
 

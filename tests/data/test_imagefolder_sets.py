@@ -78,15 +78,15 @@ def test_wordnet_folders_of_a_small_model_are_named_in_words(
     assert data.val.class_names == ("tench, Tinca tinca", "zebra")
 
 
-def test_grey_and_palette_and_transparent_files_decode(image_root: Path, folder_source: ModelSource) -> None:
+def test_gray_and_palette_and_transparent_files_decode(image_root: Path, folder_source: ModelSource) -> None:
     for number, mode in enumerate(("L", "P", "RGBA", "LA", "1", "I;16")):
         Image.new(mode, (50, 40)).save(image_root / "val" / "apple" / f"mode{number}.png")
     val = load_data(folder_data(image_root), folder_source, 0).val
     assert sum(len(labels) for _, labels in batches(val, 4)) == 15
-    grey = replace(
+    gray = replace(
         folder_source, image=(1, 32, 32), preprocessing=replace(folder_source.preprocessing, mean=(0.5,), std=(0.5,))
     )
-    assert load_data(folder_data(image_root), grey, 0).val[0][0].shape == (1, 32, 32)
+    assert load_data(folder_data(image_root), gray, 0).val[0][0].shape == (1, 32, 32)
 
 
 def test_evaluation_subset_is_balanced_and_ignores_the_seed(image_root: Path, folder_source: ModelSource) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from vitslim.graph.anatomy import Anatomy, find_anatomy
 from vitslim.graph.attention import SDPA
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 
@@ -113,7 +113,7 @@ def test_a_network_without_attention() -> None:
     assert not anatomy.has_class_token
 
 
-def test_quantised_layers_keep_their_roles(tiny_graph: ModelGraph) -> None:
+def test_quantized_layers_keep_their_roles(tiny_graph: ModelGraph) -> None:
     before = find_anatomy(tiny_graph)
     sites = [FakeQuantSite(layer.weight, 8, 8) for layer in before.linears]
     after = find_anatomy(insert_fake_quant(tiny_graph, sites))

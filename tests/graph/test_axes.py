@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from vitslim.graph.axes import RULES, infer_axes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
@@ -120,10 +120,10 @@ def test_insertion_leaves_the_axes_alone(tiny_graph: ModelGraph) -> None:
     before = prunable(tiny_graph)
     squeezed = insert_squeeze(tiny_graph, {"blocks.0": 7})
     assert prunable(squeezed) == before
-    quantised = insert_fake_quant(squeezed, [FakeQuantSite(x.weight, 8, 8) for x in sketch(squeezed).linears])
-    assert prunable(quantised) == before
+    quantized = insert_fake_quant(squeezed, [FakeQuantSite(x.weight, 8, 8) for x in sketch(squeezed).linears])
+    assert prunable(quantized) == before
     scale = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
-    assert scale in {site.parameter for site in quantised.axes["blocks.0.mlp"].sites}
+    assert scale in {site.parameter for site in quantized.axes["blocks.0.mlp"].sites}
 
 
 def test_inference_takes_less_than_half_a_second(deit_tiny: ModelGraph) -> None:

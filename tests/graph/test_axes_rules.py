@@ -13,14 +13,14 @@ from torch.nn import functional as f
 from vitslim.graph.axes import infer_axes
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalize import normalise
+from vitslim.graph.normalize import normalize
 from vitslim.graph.verify import verify_axes
 
 SOURCE = ModelSource("small", {}, (3, 8, 8), 5, Preprocessing((0.0,) * 3, (1.0,) * 3, "bicubic", 1.0))
 
 
 class Small(nn.Module):
-    """Eight features of the mean colour, something in between, and five logits of `width` features."""
+    """Eight features of the mean color, something in between, and five logits of `width` features."""
 
     def __init__(self, between: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Small(nn.Module):
 
 def graph_of(model: nn.Module) -> ModelGraph:
     exported = export(model.eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    return ModelGraph(normalise(exported.module()), SOURCE)
+    return ModelGraph(normalize(exported.module()), SOURCE)
 
 
 def _negated_from(h: Tensor, start: int) -> Tensor:
@@ -206,7 +206,7 @@ def test_attention_without_a_scale_keeps_that_of_its_old_width() -> None:
             return result
 
     exported = export(Attends().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    graph = ModelGraph(normalise(exported.module()), SOURCE)
+    graph = ModelGraph(normalize(exported.module()), SOURCE)
     for node in graph.module.graph.nodes:
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "scale"}
     graph.module.recompile()

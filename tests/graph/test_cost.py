@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import LayerBits
@@ -37,7 +37,7 @@ def test_params_are_those_of_the_module(tiny_graph: ModelGraph) -> None:
 
 
 def test_a_sketch_foretells_the_edited_graph(tiny_graph: ModelGraph) -> None:
-    """What `plan` announces is what the stages make: pruning, squeezing and quantising, alone and together."""
+    """What `plan` announces is what the stages make: pruning, squeezing and quantizing, alone and together."""
     foretold, graph = sketch(tiny_graph), tiny_graph
     cuts = {"blocks.0.mlp": 96, "blocks.1.qk": 16, "blocks.0.v": 8, "embed": 48}
     foretold, graph = foretold.with_sizes(cuts), slice_axes(graph, {name: range(n) for name, n in cuts.items()})
@@ -56,12 +56,12 @@ def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
     weight = "blocks.0.mlp.fc1.weight"
     layer = next(product for product in dense.products if product.weight == weight)
     macs, numel = layer.macs(dense.axes), tiny_graph.parameters()[weight].numel()
-    quantised = dense.with_bits([weight], LayerBits(8, 8))
-    assert dense.cost().bops - quantised.cost().bops == macs * (32 * 32 - 8 * 8)
-    sparse = quantised.with_sparsity([weight], "2:4")
-    assert quantised.cost().bops - sparse.cost().bops == macs * 8 * 8 // 2
-    assert sparse.cost().weight_bytes == quantised.cost().weight_bytes
-    assert quantised.cost().device_bytes - sparse.cost().device_bytes == numel * 3 // 8
+    quantized = dense.with_bits([weight], LayerBits(8, 8))
+    assert dense.cost().bops - quantized.cost().bops == macs * (32 * 32 - 8 * 8)
+    sparse = quantized.with_sparsity([weight], "2:4")
+    assert quantized.cost().bops - sparse.cost().bops == macs * 8 * 8 // 2
+    assert sparse.cost().weight_bytes == quantized.cost().weight_bytes
+    assert quantized.cost().device_bytes - sparse.cost().device_bytes == numel * 3 // 8
 
 
 @pytest.fixture(scope="module")

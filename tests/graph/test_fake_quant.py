@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.edits.fake_quant import (
     input_scale_name,
     insert_fake_quant,
     layer_nodes,
-    quantised_layers,
+    quantized_layers,
     weight_scale_name,
 )
+from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import fake_quant, integer_range, weight_range
 
@@ -90,17 +90,17 @@ def test_weights_take_the_narrow_range_inputs_the_full_one() -> None:
 
 def test_insertion_adds_scales_as_parameters_and_one_edit(tiny_graph: ModelGraph) -> None:
     sites = sites_of(tiny_graph)
-    quantised = insert_fake_quant(tiny_graph, sites)
+    quantized = insert_fake_quant(tiny_graph, sites)
     assert len(sites) == 10  # patch embedding, four linears in each of two blocks, head
-    assert quantised.edits == (*tiny_graph.edits, InsertFakeQuant(tuple(sites)))
-    assert quantised_layers(quantised.module) == {site.weight for site in sites}
-    parameters = quantised.parameters()
+    assert quantized.edits == (*tiny_graph.edits, InsertFakeQuant(tuple(sites)))
+    assert quantized_layers(quantized.module) == {site.weight for site in sites}
+    parameters = quantized.parameters()
     assert parameters["vitslim.q.blocks.0.attn.qkv.input_scale"].shape == ()
     assert parameters["vitslim.q.blocks.0.attn.qkv.weight_scale"].shape == (192,)
     assert set(parameters) == set(tiny_graph.parameters()) | {
         name for s in sites for name in (input_scale_name(s.weight), weight_scale_name(s.weight))
     }
-    assert not quantised_layers(tiny_graph.module), "the graph that was given must stay as it was"
+    assert not quantized_layers(tiny_graph.module), "the graph that was given must stay as it was"
 
 
 def test_fine_scales_change_little_and_everything_can_be_trained(tiny_graph: ModelGraph) -> None:
@@ -109,12 +109,12 @@ def test_fine_scales_change_little_and_everything_can_be_trained(tiny_graph: Mod
         tensor = tiny_graph.module.get_parameter(weight)
         scales[weight_scale_name(weight)] = tensor.detach().abs().flatten(1).amax(1) / 127
         scales[input_scale_name(weight)] = torch.tensor(6.0 / 127)
-    quantised = insert_fake_quant(tiny_graph, sites_of(tiny_graph), scales)
+    quantized = insert_fake_quant(tiny_graph, sites_of(tiny_graph), scales)
     images = torch.randn(4, 3, 32, 32)
-    expected, found = tiny_graph.module(images), quantised.module(images)
+    expected, found = tiny_graph.module(images), quantized.module(images)
     assert 0 < (expected - found).norm() < 0.5 * expected.norm()
     found.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in quantised.parameters().values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in quantized.parameters().values())
 
 
 def test_structure_can_be_built_first_and_scales_loaded_later(tiny_graph: ModelGraph) -> None:
@@ -133,7 +133,7 @@ def test_structure_can_be_built_first_and_scales_loaded_later(tiny_graph: ModelG
     ("weights", "message", "hint"),
     [
         (["blocks.0.attn.qvk.weight"], "no layer has a weight", "blocks.0.attn.qkv.weight"),
-        (["head.weight", "head.weight"], "already quantised", ""),
+        (["head.weight", "head.weight"], "already quantized", ""),
     ],
 )
 def test_wrong_sites_are_named(tiny_graph: ModelGraph, weights: list[str], message: str, hint: str) -> None:

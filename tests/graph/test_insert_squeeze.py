@@ -13,8 +13,8 @@ import torch
 
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.records import InsertSqueeze
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import squeeze_tokens

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vitslim.errors import InputError
-from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite, Mask
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph

@@ -16,12 +16,12 @@ from torch.export import Dim, export
 from vitslim.errors import StageError
 from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.cost import cost
+from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.normalize import normalise
+from vitslim.graph.normalize import normalize
 from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.shapes import tensor_shapes
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
@@ -182,7 +182,7 @@ class Reader(nn.Module):
 
 def test_the_only_reader_of_other_layers_stays() -> None:
     exported = export(Reader(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=({0: Dim("batch")},))
-    module = normalise(exported.module())
+    module = normalize(exported.module())
     found = find_branches(module, tensor_shapes(module, (3, 4, 4)))
     assert {branch.name: branch.obstacle for branch in found} == {
         "blocks.0": "other layers work for it alone",

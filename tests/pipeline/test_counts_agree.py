@@ -8,15 +8,15 @@ import pytest
 
 from vitslim.backends.registry import Simulated, parse_backend
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
 
 
@@ -24,14 +24,14 @@ def test_macs_of_a_compressed_graph(tiny_graph: ModelGraph, tmp_path: Path) -> N
     graph = slice_axes(tiny_graph, {"blocks.0.mlp": range(96), "blocks.1.v": range(16)})
     graph = insert_squeeze(graph, {"blocks.0": 9})
     export_onnx(graph, tmp_path / "model.onnx")
-    quantised = insert_fake_quant(graph, [FakeQuantSite(x.weight, 8, 8) for x in sketch(graph).linears])
-    export_onnx(quantised, tmp_path / "quantised.onnx")
-    read = quantised.copy()
+    quantized = insert_fake_quant(graph, [FakeQuantSite(x.weight, 8, 8) for x in sketch(graph).linears])
+    export_onnx(quantized, tmp_path / "quantized.onnx")
+    read = quantized.copy()
     compute_what_is_read(read)
-    assert cost(read).macs < cost(graph).macs == cost(quantised).macs
+    assert cost(read).macs < cost(graph).macs == cost(quantized).macs
     for batch in (1, 3):
         assert read_workload(tmp_path / "model.onnx", batch).macs == batch * cost(graph).macs
-        assert read_workload(tmp_path / "quantised.onnx", batch).macs == batch * cost(read).macs
+        assert read_workload(tmp_path / "quantized.onnx", batch).macs == batch * cost(read).macs
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,6 @@ def test_the_file_of_a_recipe_keeps_its_promises(name: str, tmp_path: Path) -> N
     found = inspect(artifact.onnx, layers=True)
     assert found.broken == ()
     assert len(found.facts.layers) >= (9 if own else 25)
-    quantised = [stage for stage in artifact.report.stages if stage.kind == "quantize"]
-    integers = [layer for layer in found.facts.layers if layer.quantised]
-    assert len(integers) == (len(found.facts.layers) if quantised else 0)
+    quantized = [stage for stage in artifact.report.stages if stage.kind == "quantize"]
+    integers = [layer for layer in found.facts.layers if layer.quantized]
+    assert len(integers) == (len(found.facts.layers) if quantized else 0)

@@ -164,7 +164,7 @@ ORDERS = {
         {"quantize": {"method": "ptq", "calibrate": "minmax"}},
         "export",
     ],
-    "quantise, then squeeze": [
+    "quantize, then squeeze": [
         {"prune": {"method": "depgraph", "ratio": 0.25, "mode": "bottleneck"}},
         {"quantize": {"method": "ptq"}},
         {"token-squeeze": {"method": "etps", "blocks": [1], "keep": 0.5}},

@@ -243,9 +243,9 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"block": 32, "bits": 4, "zero_points": True}, "ort-cpu", "zero_points", "multiplied as integers"),
         ({"inputs": "float", "float_inputs": 2}, "portable", "float_inputs", "has no use for"),
         ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
-        ({"inputs": "float", "equalise": False}, "portable", "equalise", "has no use for"),
+        ({"inputs": "float", "equalize": False}, "portable", "equalize", "has no use for"),
         ({"inputs": "float", "scale_inputs": "none"}, "portable", "scale_inputs", "has no use for"),
-        ({"equalise": False, "scale_inputs": "tokens"}, "portable", "scale_inputs", "scales no inputs"),
+        ({"equalize": False, "scale_inputs": "tokens"}, "portable", "scale_inputs", "scales no inputs"),
         ({"zero_points": True}, "portable", "zero_points", "without blocks"),
         ({"inputs": "float", "full_range": True}, "portable", "full_range", "has no use for"),
         ({"bits": 7, "full_range": True}, "auto", "full_range", "weights of 7 bits stay within 16 bits"),
@@ -257,7 +257,7 @@ def test_a_packaged_file_is_no_teacher() -> None:
         ({"method": "qat", "inputs": "float", "input_bits": 4}, "portable", "input_bits", "has no use for"),
     ],
 )
-def test_keys_of_quantisation_that_contradict_each_other(
+def test_keys_of_quantization_that_contradict_each_other(
     keys: dict[str, Any], profile: str, key: str, says: str
 ) -> None:
     errors, _ = _check({"quantize": {"method": "ptq", **keys}}, {"export": {"profile": profile}})
@@ -281,5 +281,5 @@ def test_keys_of_quantisation_that_contradict_each_other(
         ({"method": "qat", "inputs": "float", "bits": 4, "block": 32}, "portable"),
     ],
 )
-def test_keys_of_quantisation_that_fit(keys: dict[str, Any], profile: str) -> None:
+def test_keys_of_quantization_that_fit(keys: dict[str, Any], profile: str) -> None:
     assert _check({"quantize": {"method": "ptq", **keys}}, {"export": {"profile": profile}})[0] == {}

@@ -180,7 +180,7 @@ def test_forms_of_a_stage_with_one_method(document: Document, entry: object) -> 
 def test_all_problems_come_at_once(problems: Problems, document: Document) -> None:
     document |= {"seed": "x", "sead": 1, "data": {"kind": "digit", "calibration": -3}, "report": {"seconds": 0}}
     document["stages"][0]["prune"] |= {"ratio": 2, "importance": "tailor"}
-    document["stages"][2] = "quantise"
+    document["stages"][2] = "quantize"
     del document["model"]
     assert set(problems(validate, document)) == {
         "seed", "sead", "data.kind", "data.calibration", "report.seconds", "stages.0.prune.ratio",

@@ -64,7 +64,7 @@ def _estimate(cycles: int, dense: int, batch: int) -> Estimate:
             count=count,
             macs=3_000_000 * share,
             cycles=cycles * batch * share // 100,
-            utilisation=share / 100 + 0.3,
+            utilization=share / 100 + 0.3,
         )
         for name, op, count, share in CLASSES
     )

@@ -12,11 +12,11 @@ from vitslim.report.roofline import dots, roofline_plot
 from vitslim.results import Energy, Estimate, EstimateRow, Report, Roofline
 
 ROWS = (
-    EstimateRow(name="fc1 <b>", op="gemm", count=12, macs=10**9, latency_us=40.0, utilisation=0.5, bound="compute",
+    EstimateRow(name="fc1 <b>", op="gemm", count=12, macs=10**9, latency_us=40.0, utilization=0.5, bound="compute",
                 dram_bytes=10**7, energy_uj=9.0, calibration="738 products", expected_error="5 %"),
-    EstimateRow(name="fc2", op="gemm", count=12, macs=10**9, latency_us=60.0, utilisation=0.4, bound="bandwidth",
+    EstimateRow(name="fc2", op="gemm", count=12, macs=10**9, latency_us=60.0, utilization=0.4, bound="bandwidth",
                 dram_bytes=10**8, energy_uj=16.0, calibration="uncalibrated", expected_error="unknown"),
-    EstimateRow(name="Norm", op="norm", count=25, macs=0, latency_us=50.0, utilisation=0.0, bound="launch",
+    EstimateRow(name="Norm", op="norm", count=25, macs=0, latency_us=50.0, utilization=0.0, bound="launch",
                 dram_bytes=10**6, energy_uj=12.0, calibration="assumed", expected_error="unknown"),
 )  # fmt: skip
 GPU = Estimate(
@@ -55,7 +55,7 @@ def test_the_report_shows_them(full_report: Report) -> None:
     titles = [breakdown.title for breakdown in breakdowns(report)]
     assert titles[:2] == ["by class: 00-dense on sim:a100, batch 1", "00-dense on sim:a100, batch 1"]
     headers = [column.header for group in breakdowns(report)[1].groups for column in group.columns]
-    assert {"us", "utilisation", "bound", "uJ", "calibration", "expected error"} <= set(headers)
+    assert {"us", "utilization", "bound", "uJ", "calibration", "expected error"} <= set(headers)
     assert "cycles" not in headers
     page = render_html(report)
     assert "fc1 &lt;b&gt;" in page

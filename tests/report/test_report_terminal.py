@@ -75,9 +75,9 @@ def test_nothing_but_text_when_not_a_terminal(full_report: Report, monkeypatch: 
 
 
 def test_no_color_is_respected(full_report: Report) -> None:
-    coloured = printed(full_report, force_terminal=True, color_system="standard")  # type: ignore[arg-type]
+    colored = printed(full_report, force_terminal=True, color_system="standard")  # type: ignore[arg-type]
     plain = printed(full_report, force_terminal=True, no_color=True, color_system="standard")  # type: ignore[arg-type]
-    assert re.search(r"\x1b\[3[0-9]m", coloured)
+    assert re.search(r"\x1b\[3[0-9]m", colored)
     assert not re.search(r"\x1b\[(3|4)[0-9]m", plain)
 
 

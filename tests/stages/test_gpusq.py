@@ -1,4 +1,4 @@
-"""Feature losses, training without labels, and quantisation-aware training (GPUSQ, sections 4 and 5)."""
+"""Feature losses, training without labels, and quantization-aware training (GPUSQ, sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
@@ -139,7 +139,7 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     result = stage.apply(sparse, there)
     assert stage.ensures(sparse, result.graph) == []
     assert sketch(result.graph).cost() == stage.estimate(sketch(sparse)).cost()
-    assert len(quantised_layers(result.graph.module)) == 10
+    assert len(quantized_layers(result.graph.module)) == 10
     untrained = stage.placing.apply(sparse, there).graph.parameters()
     steps = {name for name in untrained if name.endswith("_scale")}
     assert steps and all(not torch.equal(untrained[name], result.graph.parameters()[name]) for name in steps)

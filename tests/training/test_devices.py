@@ -74,7 +74,7 @@ def test_without_auto_a_precision_is_what_the_recipe_says() -> None:
     assert [find_precision(Train(precision="tfloat32"), one) for one in (here, there)] == ["float32", "tfloat32"]
 
 
-def test_mixtures_lie_between_an_image_and_its_neighbour() -> None:
+def test_mixtures_lie_between_an_image_and_its_neighbor() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
     result = mixed(images)
     assert result.shape == images.shape
@@ -138,7 +138,7 @@ def test_training_goes_on_on_a_gpu(tiny_graph: ModelGraph, some_digits: Dataset,
     assert again == pytest.approx(metrics, rel=1e-4)
 
 
-def test_strong_variations_are_crops_of_the_image_in_other_colours() -> None:
+def test_strong_variations_are_crops_of_the_image_in_other_colors() -> None:
     """On an image that is a ramp from -1 to 1 along each side, a crop shows a part of both ramps."""
     ramp = torch.linspace(-1, 1, 32)
     across, down = ramp.expand(32, 32), ramp[:, None].expand(32, 32)

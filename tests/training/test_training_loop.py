@@ -13,7 +13,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.teaching import Train
 from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
-from vitslim.training.loop import lr_factor, make_optimiser
+from vitslim.training.loop import lr_factor, make_optimizer
 
 
 def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -163,7 +163,7 @@ def test_schedule_warms_up_then_falls_to_zero() -> None:
 
 
 def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
-    groups = make_optimiser(dict(tiny_graph.module.named_parameters()), Train(wd=0.1)).param_groups
+    groups = make_optimizer(dict(tiny_graph.module.named_parameters()), Train(wd=0.1)).param_groups
     assert {group["weight_decay"]: min(p.ndim for p in group["params"]) > 1 for group in groups} == {
         0.1: True,
         0.0: False,
@@ -171,15 +171,15 @@ def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
     assert sum(len(group["params"]) for group in groups) == len(tiny_graph.parameters())
 
 
-def test_steps_of_quantisers_move_in_proportion_to_their_size() -> None:
+def test_steps_of_quantizers_move_in_proportion_to_their_size() -> None:
     moved = []
     for step in (0.001, 0.1):
         name = "vitslim.q.head.input_scale"
         parameter = torch.nn.Parameter(torch.tensor(step))
-        optimiser = make_optimiser({name: parameter}, Train(lr=1e-3))
-        (group,) = optimiser.param_groups
+        optimizer = make_optimizer({name: parameter}, Train(lr=1e-3))
+        (group,) = optimizer.param_groups
         group["lr"] *= group["rate"]
         (3.0 * parameter).backward()
-        optimiser.step()
+        optimizer.step()
         moved.append((step - parameter.item()) / step)
     assert moved == pytest.approx([0.01, 0.01], rel=1e-3)

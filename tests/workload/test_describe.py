@@ -19,8 +19,8 @@ from vitslim.workload.facts import FileFacts, Layer
 
 WriteGraph = Callable[..., Path]
 
-QUANTISED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, zero)"
-PER_CHANNEL = f"{QUANTISED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
+QUANTIZED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, zero)"
+PER_CHANNEL = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
 
 
 def codes(kept_per_four: int = 4, largest: int = 100) -> np.ndarray:
@@ -62,7 +62,7 @@ def four_bits(kind: int, values: np.ndarray) -> onnx.TensorProto:
 
 def test_int8_per_channel(write_graph: WriteGraph) -> None:
     layer = only_layer(write_graph(PER_CHANNEL, **constants(w=codes())))
-    assert (layer.name, layer.type, layer.quantised_by) == ("w", "MatMul", "Q/DQ")
+    assert (layer.name, layer.type, layer.quantized_by) == ("w", "MatMul", "Q/DQ")
     assert (layer.outputs, layer.reduction, layer.weights) == (6, 8, 48)
     assert (layer.container, layer.weight_bits, layer.input_bits, layer.granularity) == ("INT8", 8, 8, "channel")
     assert (layer.code_min, layer.code_max, layer.zeros, layer.patterns) == (int(codes().min()), 100, 0, ())
@@ -70,7 +70,7 @@ def test_int8_per_channel(write_graph: WriteGraph) -> None:
 
 
 def test_pairs_of_products_that_exceed_16_bits(write_graph: WriteGraph) -> None:
-    """Neighbours along the reduction, of one sign, signed, and multiplied as codes."""
+    """Neighbors along the reduction, of one sign, signed, and multiplied as codes."""
     weight = np.zeros((8, 6), np.int8)
     weight[[0, 1, 2, 4, 5], 0] = 64, 64, 64, -100, 90
     weight[[3, 4], 1] = 100, 100  # of different pairs
@@ -104,7 +104,7 @@ def test_pairs_count_two_and_a_half_bits(write_graph: WriteGraph) -> None:
 
 def test_half_precision(write_graph: WriteGraph) -> None:
     layer = only_layer(write_graph("f = Cast<to = 1>(w)  y = MatMul(x, f)", w=codes(2).astype(np.float16)))
-    assert (layer.container, layer.weight_bits, layer.quantised, layer.quantised_by) == ("FLOAT16", 16, False, "")
+    assert (layer.container, layer.weight_bits, layer.quantized, layer.quantized_by) == ("FLOAT16", 16, False, "")
     assert (layer.pattern, layer.code_min, layer.true_bytes, layer.stored_bytes) == ("2:4", None, 48 * 9 / 8, 96)
 
 
@@ -134,17 +134,17 @@ def test_blocks_with_whole_numbers(write_graph: WriteGraph) -> None:
         tensors = constants(w=stored, m=numbers, s=np.array([8, 6], np.int64))
         facts = facts_of(write_graph(f"{whole}  {text}", **tensors))
         (layer,) = facts.layers
-        assert (layer.container, layer.weight_bits, layer.granularity, layer.quantised_by) == ("INT4", 4, "block 4", by)
+        assert (layer.container, layer.weight_bits, layer.granularity, layer.quantized_by) == ("INT4", 4, "block 4", by)
         assert (layer.outputs, layer.reduction, layer.patterns) == (6, 8, ("2:4", "2:4-pairs"))
         assert (layer.code_max, layer.stored_bytes, facts.scale_bytes) == (4, 24, 6 + 6 * 4)
         assert layer.pair_max == (3 + 4) * 15
 
 
-def test_dynamic_quantisation(write_graph: WriteGraph) -> None:
+def test_dynamic_quantization(write_graph: WriteGraph) -> None:
     text = "q, a, b = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, b, zw)  y = Cast<to = 1>(i)"
     path = write_graph(text, w=(codes(2).astype(int) + 5).clip(-128, 127).astype(np.int8), zw=np.full(6, 5, np.int8))
     layer = only_layer(path)
-    assert (layer.type, layer.quantised_by, layer.weight_bits, layer.input_bits) == ("MatMulInteger", "integer", 8, 8)
+    assert (layer.type, layer.quantized_by, layer.weight_bits, layer.input_bits) == ("MatMulInteger", "integer", 8, 8)
     assert (layer.pattern, layer.code_max) == ("2:4", 100)
 
 
@@ -171,13 +171,13 @@ def test_convolution_and_gemm(write_graph: WriteGraph) -> None:
 
 
 def test_a_weight_on_the_left(write_graph: WriteGraph) -> None:
-    text = f"{QUANTISED_INPUT}  f = DequantizeLinear<axis = 0>(w, sw)  t = Transpose(d)  y = MatMul(f, t)"
+    text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 0>(w, sw)  t = Transpose(d)  y = MatMul(f, t)"
     layer = only_layer(write_graph(text, output="float[6, N] y", **constants(w=codes(2).T.copy())))
     assert (layer.outputs, layer.reduction, layer.pattern, layer.input_bits) == (6, 8, "2:4", 8)
 
 
 def test_a_clip_narrows_the_input(write_graph: WriteGraph) -> None:
-    """Of the codes, or of the numbers before they are quantised: 4 bits either way."""
+    """Of the codes, or of the numbers before they are quantized: 4 bits either way."""
     tail = "f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
     after = f"q = QuantizeLinear(x, s, zero)  k = Clip(q, low, high)  d = DequantizeLinear(k, s, zero)  {tail}"
     limits = {"low": np.int8(-8), "high": np.int8(7)}
@@ -188,7 +188,7 @@ def test_a_clip_narrows_the_input(write_graph: WriteGraph) -> None:
 
 
 def test_products_of_two_activations(write_graph: WriteGraph) -> None:
-    text = f"{QUANTISED_INPUT}  t = Transpose(d)  y = MatMul(d, t)"
+    text = f"{QUANTIZED_INPUT}  t = Transpose(d)  y = MatMul(d, t)"
     facts = facts_of(write_graph(text, output="float[N, N] y", **constants()))
     assert (facts.layers, len(facts.activation_products)) == ((), 1)
 
@@ -292,7 +292,7 @@ def test_notes_on_nodes(write_graph: WriteGraph) -> None:
     }
 
 
-def test_a_weight_that_does_not_fit_its_quantiser(write_graph: WriteGraph) -> None:
+def test_a_weight_that_does_not_fit_its_quantizer(write_graph: WriteGraph) -> None:
     text = PER_CHANNEL.replace("(w, sw)", "(w, sw, zw)")
     path = write_graph(text, **constants(w=codes(), zw=np.ones(5, np.int8)))
     with pytest.raises(InputError, match=r"weight 'w' of MatMul .* cannot be read"):

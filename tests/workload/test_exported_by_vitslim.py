@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
 
 
@@ -27,7 +27,7 @@ def squeezed(graph: ModelGraph) -> ModelGraph:
     return insert_squeeze(graph, {"blocks.0": 6})
 
 
-def quantised(graph: ModelGraph) -> ModelGraph:
+def quantized(graph: ModelGraph) -> ModelGraph:
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     sites = [FakeQuantSite(f"blocks.{block}.{layer}.weight", 8, 8) for block in (0, 1) for layer in layers]
     new = insert_fake_quant(graph, sites)
@@ -42,8 +42,8 @@ CHAINS: dict[str, tuple[Callable[[ModelGraph], ModelGraph], ...]] = {
     "dense": (),
     "pruned": (pruned,),
     "squeezed": (squeezed,),
-    "quantised": (quantised,),
-    "all": (pruned, squeezed, quantised),
+    "quantized": (quantized,),
+    "all": (pruned, squeezed, quantized),
 }
 
 
@@ -54,7 +54,7 @@ def test_costs_are_those_of_the_graph(tiny_graph: ModelGraph, tmp_path: Path, ch
         graph = step(graph)
     export_onnx(graph, tmp_path / "model.onnx")
     workload = read_workload(tmp_path / "model.onnx")
-    if "quantised" in {step.__name__ for step in CHAINS[chain]}:
+    if "quantized" in {step.__name__ for step in CHAINS[chain]}:
         compute_what_is_read(graph)  # as its file does
     expected = cost(graph)
     assert (workload.macs, workload.bops) == (expected.macs, expected.bops)

@@ -48,7 +48,7 @@ def test_a_result_that_several_read_is_not_fused(write_graph: Callable[..., Path
     assert shared.kernels[1].read == {32: 8}
 
 
-def test_what_lies_between_quantise_and_dequantise_is_narrow(write_graph: Callable[..., Path]) -> None:
+def test_what_lies_between_quantize_and_dequantize_is_narrow(write_graph: Callable[..., Path]) -> None:
     text = """h = Relu(x)  q = QuantizeLinear(h, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(d, w)"""
     constants = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((8, 4), np.float32)}
     workload = read_workload(

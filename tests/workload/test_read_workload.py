@@ -83,14 +83,14 @@ def test_swin_windows_are_counted(export_timm: Callable[[str, dict[str, Any]], P
     assert products(workload)["attention", "QK^T", 49, 49, 32] == 2 * (64 * 3) + 2 * (16 * 6) + 6 * (4 * 12) + 2 * 24
 
 
-def test_a_file_of_another_quantiser(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_quantizer(tiny_onnx: Path, tmp_path: Path) -> None:
     quantize_dynamic(tiny_onnx, tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True)
-    dense, quantised = read_workload(tiny_onnx, 2), read_workload(tmp_path / "dynamic.onnx", 2)
-    assert quantised.macs == dense.macs
-    assert not quantised.unknown
-    assert {(o.weight_bits, o.input_bits) for o in quantised.operators if o.weight} == {(8, 8)}
-    assert {(o.weight_bits, o.input_bits) for o in quantised.operators if o.op == "attention"} == {(32, 32)}
-    assert quantised.params == pytest.approx(dense.params, rel=0.02)
+    dense, quantized = read_workload(tiny_onnx, 2), read_workload(tmp_path / "dynamic.onnx", 2)
+    assert quantized.macs == dense.macs
+    assert not quantized.unknown
+    assert {(o.weight_bits, o.input_bits) for o in quantized.operators if o.weight} == {(8, 8)}
+    assert {(o.weight_bits, o.input_bits) for o in quantized.operators if o.op == "attention"} == {(32, 32)}
+    assert quantized.params == pytest.approx(dense.params, rel=0.02)
 
 
 class Squeezing(torch.nn.Module):

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from vitslim.workload import Operator, read_workload
 
-QUANTISED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, zero)"
+QUANTIZED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, zero)"
 
 
 def integers(rows: int, columns: int, kept_per_four: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def product_of(path: Path) -> Operator:
 
 
 def test_int8_weight_with_pattern(write_graph: Callable[..., Path]) -> None:
-    text = f"{QUANTISED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
+    text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
     path = write_graph(text, **scales(w=integers(8, 6, 2)))
     product = product_of(path)
     assert (product.m, product.n, product.k) == (1, 6, 8)
@@ -48,7 +48,7 @@ def test_int8_weight_with_pattern(write_graph: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("kept", [3, 4])
 def test_denser_weights_have_no_pattern(write_graph: Callable[..., Path], kept: int) -> None:
-    text = f"{QUANTISED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
+    text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
     assert product_of(write_graph(text, **scales(w=integers(8, 6, kept)))).sparsity == ""
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
-    """Rows of products and classes of everything else with time, utilisation, bound and calibration; then the sums."""
+    """Rows of products and classes of everything else with time, utilization, bound and calibration; then the sums."""
     from vitslim.cli.console import plain_table
     from vitslim.report.breakdowns import class_rows, time_of
 
@@ -26,10 +26,10 @@ def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
         )
     yield classes
     rows = plain_table(
-        None, ("operator",), ("count", "latency", "utilisation", "bound", "expected error", "calibration")
+        None, ("operator",), ("count", "latency", "utilization", "bound", "expected error", "calibration")
     )
     for row in sorted(found.rows, key=time_of, reverse=True):
-        rows.add_row(row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * row.utilisation:.1f} %", row.bound,
+        rows.add_row(row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * row.utilization:.1f} %", row.bound,
                      row.expected_error, row.calibration)  # fmt: skip
     yield rows
     sums = plain_table(None, ("",), ("",))

@@ -94,7 +94,7 @@ def _layers(found: Inspection, width: int) -> Table:
     def key(layer: Layer) -> Hashable:
         facts = (layer.container, layer.weight_bits, layer.input_bits, layer.granularity, layer.pattern)
         noted = layer.annotation.sparsity if layer.annotation else ""
-        return (*facts, noted, found.kernel(layer), layer.type, layer.quantised_by)
+        return (*facts, noted, found.kernel(layer), layer.type, layer.quantized_by)
 
     wide = width >= WIDE
     more = ("stored as", "scales") if wide else ()
@@ -129,7 +129,7 @@ def _zeros(layers: Sequence[Layer]) -> Text:
 
 def _kernel(found: Inspection, layer: Layer) -> Text:
     kernel = found.kernel(layer) or "-"
-    fails = layer.quantised_by == "Q/DQ" and kernel not in INTEGER_KERNELS and kernel != "-"
+    fails = layer.quantized_by == "Q/DQ" and kernel not in INTEGER_KERNELS and kernel != "-"
     return Text(
         f"{kernel}, in float" if fails else kernel, "" if not fails else "yellow" if "Conv" in kernel else "red"
     )
@@ -163,7 +163,7 @@ def _codes(found: Inspection) -> Table:
 
 def _promises(found: Inspection, console: Console) -> None:
     facts = found.facts
-    fused = sum(1 for layer in facts.layers if layer.quantised_by == "Q/DQ" and "Conv" not in layer.type)
+    fused = sum(1 for layer in facts.layers if layer.quantized_by == "Q/DQ" and "Conv" not in layer.type)
     noted = counted(len(facts.annotations) or sum(1 for one in facts.layers if one.annotation), "annotated layer")
     promised = f"{noted}, {counted(fused + len(facts.activation_products), 'product')} between Q/DQ"
     if not found.broken:

@@ -1,4 +1,4 @@
-"""Batches of labelled images, in order or shuffled, decoded one batch ahead of their use."""
+"""Batches of labeled images, in order or shuffled, decoded one batch ahead of their use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Batches:
     """The image at a position."""
     labels: tuple[int, ...]
     """Of the whole dataset."""
-    normalise: Callable[[Pixels], torch.Tensor]
+    normalize: Callable[[Pixels], torch.Tensor]
     workers: int
     """Threads that decode; 0 decodes in the calling thread."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are values
@@ -36,13 +36,13 @@ class Batches:
         return replace(self, positions=self.positions[max(count, 0) :])
 
     def on(self, device: torch.device) -> Batches:
-        """The same batches, given on a device: pixels travel as they were decoded and are normalised there."""
+        """The same batches, given on a device: pixels travel as they were decoded and are normalized there."""
         return replace(self, device=device)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for positions, pixels in zip(self.positions, self.decoded(), strict=True):
             labels = torch.tensor([self.labels[position] for position in positions])
-            yield self.normalise(pixels), labels.to(self.device, non_blocking=True)
+            yield self.normalize(pixels), labels.to(self.device, non_blocking=True)
 
     def decoded(self) -> Iterator[Pixels]:
         """Each batch as it was decoded: (b, C, H, W) on the device."""

@@ -1,4 +1,4 @@
-"""What a labelled set of images is: a source that decodes, and the positions of it that the set uses."""
+"""What a labeled set of images is: a source that decodes, and the positions of it that the set uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_BATCH = 64
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in a fixed order. An item is (normalised float32 tensor (C, H, W), class index of the model)."""
+    """Labeled images in a fixed order. An item is (normalized float32 tensor (C, H, W), class index of the model)."""
 
     name: str
     """`digits`, or the name of the folder."""
@@ -43,7 +43,7 @@ class Dataset:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        return self.source.normalise(self.pixels(position)[None])[0], self.labels[position]
+        return self.source.normalize(self.pixels(position)[None])[0], self.labels[position]
 
     @cached_property
     def digest(self) -> str:
@@ -52,14 +52,14 @@ class Dataset:
         return hashlib.sha256(self.source_digest.encode() + positions).hexdigest()
 
     def pixels(self, position: int) -> Pixels:
-        """The decoded image at a position, before normalisation."""
+        """The decoded image at a position, before normalization."""
         index = self.indices[position]
         return self.source.pixels(index, None if self.variation is None else (self.variation, index))
 
     def batches(self, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
         """Batches of `batch` images, in order, or shuffled by a seed; the last may be smaller, unless it is dropped."""
         positions = split_positions(len(self), batch, shuffle_seed, drop_last)
-        return Batches(positions, self.pixels, self.labels, self.source.normalise, self.source.workers)
+        return Batches(positions, self.pixels, self.labels, self.source.normalize, self.source.workers)
 
     def varied(self, seed: int) -> Dataset:
         """The same images under a small random variation; equal seeds give equal images."""

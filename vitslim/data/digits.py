@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from vitslim.data.dataset import Dataset
-from vitslim.data.source import Normalisation, Pixels
+from vitslim.data.source import Normalization, Pixels
 
 MEAN, STD = 0.305, 0.376
 """Mean and standard deviation of all pixels in [0, 1], before resizing."""
@@ -50,11 +50,11 @@ class DigitImages:
         return image[0].expand(self.channels, -1, -1)
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """The fixed mean and standard deviation of the digits, for every channel."""
-        return Normalisation((MEAN,) * self.channels, (STD,) * self.channels)
+        return Normalization((MEAN,) * self.channels, (STD,) * self.channels)
 
-    def normalise(self, pixels: Pixels) -> torch.Tensor:
+    def normalize(self, pixels: Pixels) -> torch.Tensor:
         """By the fixed mean and standard deviation of the digits."""
         return (pixels - MEAN) / STD
 

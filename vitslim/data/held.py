@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vitslim.data.source import Normalisation, Pixels, Source
+from vitslim.data.source import Normalization, Pixels, Source
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class HeldImages:
         return self.held[self.place[index]] if variation is None else self.source.pixels(index, variation)
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """That of the source."""
-        return self.source.normalisation
+        return self.source.normalization
 
-    def normalise(self, pixels: Pixels) -> torch.Tensor:
+    def normalize(self, pixels: Pixels) -> torch.Tensor:
         """As the source does."""
-        return self.source.normalise(pixels)
+        return self.source.normalize(pixels)

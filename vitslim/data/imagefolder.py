@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from vitslim.data.classes import ClassMap, labels_of, map_classes
 from vitslim.data.dataset import Dataset
 from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
-from vitslim.data.source import KEPT_BYTES_MAX, Normalisation, Pixels
+from vitslim.data.source import KEPT_BYTES_MAX, Normalization, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 
@@ -35,7 +35,7 @@ class FileImages:
     image: tuple[int, int, int]
     preprocessing: Preprocessing
     transform: Callable[[Image.Image], torch.Tensor] = field(repr=False)
-    """timm's evaluation transform up to the normalisation: uint8 (C, H, W)."""
+    """timm's evaluation transform up to the normalization: uint8 (C, H, W)."""
     kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
     workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
 
@@ -54,12 +54,12 @@ class FileImages:
         return pixels
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """Mean and standard deviation that the model asks for."""
-        return Normalisation(self.preprocessing.mean, self.preprocessing.std)
+        return Normalization(self.preprocessing.mean, self.preprocessing.std)
 
-    def normalise(self, pixels: Pixels) -> torch.Tensor:
-        """To float32 and normalised: operation by operation what timm's transform does."""
+    def normalize(self, pixels: Pixels) -> torch.Tensor:
+        """To float32 and normalized: operation by operation what timm's transform does."""
         images = pixels.to(torch.float32).div_(255)
         mean, std = (
             torch.tensor(v).view(-1, 1, 1).to(pixels.device, non_blocking=True)
@@ -71,7 +71,7 @@ class FileImages:
 def load_folder_sets(
     root: Path, also: Mapping[str, Path], source: ModelSource
 ) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
-    """`train` and `val` below `root`, and further folders by name, labelled with the model's classes.
+    """`train` and `val` below `root`, and further folders by name, labeled with the model's classes.
 
     Raises InputError for missing folders, unreadable images, and folders that are no class of the model.
     """
@@ -83,11 +83,11 @@ def load_folder_sets(
         raise InputError(f"{root} is missing", hint="set data.root to a folder that holds train/ and val/")
     folders = {name: scan_folder(path) for name, path in {"train": root / "train", "val": root / "val", **also}.items()}
     class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes)
-    sets = {name: _labelled(name, folder, class_map, source) for name, folder in folders.items()}
+    sets = {name: _labeled(name, folder, class_map, source) for name, folder in folders.items()}
     return sets["train"], sets["val"], {name: sets[name] for name in also}
 
 
-def _labelled(split: str, folder: ImageFolder, class_map: ClassMap, source: ModelSource) -> Dataset:
+def _labeled(split: str, folder: ImageFolder, class_map: ClassMap, source: ModelSource) -> Dataset:
     label = labels_of(folder.root, folder.classes, class_map)
     channels, height, width = source.image
     transform = create_transform(

@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 import torch
 
 Pixels = torch.Tensor
-"""Decoded images (C, H, W) or (n, C, H, W) at the model's size, before normalisation; uint8 for files, float32 for
+"""Decoded images (C, H, W) or (n, C, H, W) at the model's size, before normalization; uint8 for files, float32 for
 digits."""
 
 KEPT_BYTES_MAX = 1_000_000_000
 """Decoded pixels of one set that are kept in memory: 6,600 images of 224 px. Every stage evaluates the same images."""
 
 
-class Normalisation(NamedTuple):
+class Normalization(NamedTuple):
     """What is done to pixels between 0 and 1: `(pixel - mean) / std`, by channel."""
 
     mean: tuple[float, ...]
@@ -34,10 +34,10 @@ class Source(Protocol):
         ...
 
     @property
-    def normalisation(self) -> Normalisation:
-        """What `normalise` does."""
+    def normalization(self) -> Normalization:
+        """What `normalize` does."""
         ...
 
-    def normalise(self, pixels: Pixels) -> torch.Tensor:
-        """Decoded images (n, C, H, W) on any device to float32, normalised."""
+    def normalize(self, pixels: Pixels) -> torch.Tensor:
+        """Decoded images (n, C, H, W) on any device to float32, normalized."""
         ...

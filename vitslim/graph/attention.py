@@ -57,7 +57,7 @@ def find_attentions(graph: Graph, shapes: dict[Node, tuple[int, ...]]) -> list[A
 
 
 def parameter_of(operand: Any) -> str:
-    """Name of the parameter that an operand is, directly or through a fake quantiser; empty for anything else."""
+    """Name of the parameter that an operand is, directly or through a fake quantizer; empty for anything else."""
     node = operand
     while isinstance(node, Node) and node.op == "call_function" and "vitslim" in str(node.target):
         node = node.args[0]
@@ -93,7 +93,7 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
         logits = argument(logits, 0)
     if not is_op(logits, *MATMUL):
         return None
-    q, k, v = (_unquantised(operand) for operand in (argument(logits, 0), argument(logits, 1), v))
+    q, k, v = (_unquantized(operand) for operand in (argument(logits, 0), argument(logits, 1), v))
     if is_op(q, aten.mul.Tensor) and isinstance(argument(q, 1), float):
         q, scale = argument(q, 0), scale * argument(q, 1)
     if is_op(k, aten.transpose.int):
@@ -103,5 +103,5 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
     return Attention(node, logits, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH)
 
 
-def _unquantised(operand: Any) -> Any:
+def _unquantized(operand: Any) -> Any:
     return argument(operand, 0) if is_op(operand, FAKE_QUANT) else operand

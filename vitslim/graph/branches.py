@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from vitslim.graph.anatomy import ADD, LAYER_OPS
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.axes.names import NUMBERED
-from vitslim.graph.edits.fake_quant import QUANTISER_PREFIX
+from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.sketch import USED_ELSEWHERE
 
@@ -191,8 +191,8 @@ def _names(layers: list[Node], parameters: Sequence[str] = ()) -> tuple[str, str
 
 
 def _module(parameter: str) -> str:
-    """The module of a parameter; quantiser scales stand with the layer that they belong to."""
-    return parameter.removeprefix(QUANTISER_PREFIX).rpartition(".")[0]
+    """The module of a parameter; quantizer scales stand with the layer that they belong to."""
+    return parameter.removeprefix(QUANTIZER_PREFIX).rpartition(".")[0]
 
 
 def _common(paths: list[str]) -> str:

@@ -31,7 +31,7 @@ FULL_SLICE_END = 2**31
 ASSERTS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 
 
-def normalise(exported: GraphModule) -> GraphModule:
+def normalize(exported: GraphModule) -> GraphModule:
     """A graph module with one tensor in and one tensor out, from `torch.export.export(...).module()`.
 
     Takes over the tensors of `exported`. Parameter names stay; buffers that several nodes share get a copy a use.

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
 from vitslim.graph.edits.divide_tokens import divide_tokens
-from vitslim.graph.edits.slice import slice_axes
+from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.quantize_attention import quantize_attention
+from vitslim.graph.edits.read_pixels import read_pixels
 from vitslim.graph.edits.records import (
     DivideTokens,
     Edit,
@@ -26,19 +28,17 @@ from vitslim.graph.edits.records import (
     InsertFakeQuant,
     InsertSqueeze,
     Mask,
-    QuantiseAttention,
+    QuantizeAttention,
     ReadPixels,
     RemoveBlock,
     ScaleInputs,
     Slice,
 )
-from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.squeeze import insert_squeeze
-from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.edits.quantize_attention import quantise_attention
-from vitslim.graph.edits.read_pixels import read_pixels
 from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.edits.scale_inputs import scale_inputs
+from vitslim.graph.edits.slice import slice_axes
+from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.trace import trace_timm
 
 SCHEMA_VERSION = 1
@@ -115,7 +115,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Edit]] = {
     "DivideTokens": lambda fields: DivideTokens(**fields),
     "ReadPixels": lambda fields: ReadPixels(tuple(fields["weights"])),
     "InsertFakeQuant": lambda fields: InsertFakeQuant(tuple(FakeQuantSite(**site) for site in fields["sites"])),
-    "QuantiseAttention": lambda fields: QuantiseAttention(tuple(fields["blocks"]), fields["bits"]),
+    "QuantizeAttention": lambda fields: QuantizeAttention(tuple(fields["blocks"]), fields["bits"]),
 }
 """Name of an edit to what makes it of its fields."""
 
@@ -143,8 +143,8 @@ def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
             new = read_pixels(graph, edit.weights)
         case InsertFakeQuant():
             new = insert_fake_quant(graph, edit.sites)
-        case QuantiseAttention():
-            new = quantise_attention(graph, edit.blocks, edit.bits)
+        case QuantizeAttention():
+            new = quantize_attention(graph, edit.blocks, edit.bits)
         case Mask():
             new = graph.copy()
             new.edits = (*new.edits, edit)

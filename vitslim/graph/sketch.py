@@ -48,7 +48,7 @@ class Product:
 
 
 class LayerBits(NamedTuple):
-    """How the operands of a layer are quantised."""
+    """How the operands of a layer are quantized."""
 
     weight: int
     input: int
@@ -101,7 +101,7 @@ class ModelSketch:
     """Names of axes that cannot be cut, with the reason."""
     products: tuple[Product, ...]
     parameters: Mapping[str, Size]
-    """Parameter name to number of elements; quantiser scales are not model parameters."""
+    """Parameter name to number of elements; quantizer scales are not model parameters."""
     blocks: tuple[str, ...]
     token_axes: Mapping[str, str]
     """Block name to the axis that counts tokens after the block's attention; empty where there is no token axis."""
@@ -110,7 +110,7 @@ class ModelSketch:
     """Why tokens cannot be squeezed in this model; empty when they can."""
     squeezed: tuple[str, ...] = ()
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
-    """Weight name to how its layer is quantised."""
+    """Weight name to how its layer is quantized."""
     attention_bits: Mapping[str, int] = field(default_factory=dict)
     """Block name to bits of the operands of its attention products; blocks that are left out have floats."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
@@ -221,11 +221,11 @@ class ModelSketch:
         )
 
     def with_bits(self, weights: Iterable[str], bits: LayerBits) -> ModelSketch:
-        """Some layers are quantised."""
+        """Some layers are quantized."""
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
     def with_attention_bits(self, bits: int) -> ModelSketch:
-        """The attention of every block is quantised."""
+        """The attention of every block is quantized."""
         return replace(self, attention_bits=dict.fromkeys(self.attending, bits))
 
     @property
@@ -265,7 +265,7 @@ class ModelSketch:
         return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
-        """One float scale an output channel, or a block of one, and one for the input of a quantised layer; or one a
+        """One float scale an output channel, or a block of one, and one for the input of a quantized layer; or one a
         channel and a whole number of four bits a block."""
         if name not in self.bits:
             return 0

@@ -13,12 +13,12 @@ from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_n
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.edits.records import InsertFakeQuant, Mask, QuantiseAttention
-from vitslim.graph.edits.fake_quant import QUANTISER_PREFIX
+from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
+from vitslim.graph.edits.read_pixels import reads_pixels
+from vitslim.graph.edits.records import InsertFakeQuant, Mask, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.size import ONE, Size
 from vitslim.graph.sketch import LayerBits, ModelSketch, Product, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle
@@ -31,7 +31,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
     anatomy = find_anatomy(graph)
     sizes = _Sizes(graph.axes, anatomy)
     branches = find_branches(graph.module, anatomy.shapes)
-    quantised = [site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites]
+    quantized = [site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites]
     masked = [(name, edit.pattern) for edit in graph.edits if isinstance(edit, Mask) for name in edit.parameters]
     return ModelSketch(
         axes=sizes.lengths,
@@ -42,16 +42,16 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         parameters={
             name: sizes.product(graph.axes.parameter_terms(name))
             for name, _ in graph.module.named_parameters()
-            if not name.startswith(QUANTISER_PREFIX)
+            if not name.startswith(QUANTIZER_PREFIX)
         },
         blocks=tuple(block.name for block in anatomy.blocks),
         token_axes=sizes.token_axes,
         prefix_tokens=anatomy.prefix_tokens,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
-        bits={s.weight: LayerBits(s.weight_bits, s.input_bits, s.block, s.integer_scales) for s in quantised},
+        bits={s.weight: LayerBits(s.weight_bits, s.input_bits, s.block, s.integer_scales) for s in quantized},
         attention_bits={
-            block: edit.bits for edit in graph.edits if isinstance(edit, QuantiseAttention) for block in edit.blocks
+            block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks
         },
         sparsity=dict(masked),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),

@@ -1,4 +1,4 @@
-"""From a timm name to a `ModelGraph`: build, load the checkpoint, export with a dynamic batch, normalise."""
+"""From a timm name to a `ModelGraph`: build, load the checkpoint, export with a dynamic batch, normalize."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.export import Dim, export
 from vitslim.errors import InputError, UsageError
 from vitslim.graph.checkpoint import load_checkpoint
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalize import normalise
+from vitslim.graph.normalize import normalize
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of timm.create_model that would load weights past the checks made here."""
@@ -42,7 +42,7 @@ def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None =
         exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
-    module = normalise(exported.module())
+    module = normalize(exported.module())
     module.eval()
     source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing)
     return ModelGraph(module, source)

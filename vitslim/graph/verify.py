@@ -101,7 +101,7 @@ def _error(
 def draw_weights(module: GraphModule, generator: torch.Generator) -> None:
     """In place: random weights that keep the size of signals.
 
-    Matrices by their fan-in, vectors about one, biases about zero. Buffers and what stages added (quantiser scales)
+    Matrices by their fan-in, vectors about one, biases about zero. Buffers and what stages added (quantizer scales)
     keep their values but for a jitter: they may have to be positive. What is not finite stays, so that it shows.
     """
     with torch.no_grad():

@@ -90,7 +90,7 @@ def _codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progress: Pro
 def _not_fused(facts: FileFacts, kernels: Kernels | None, refusal: str) -> Iterator[BrokenPromise]:
     """Matrix products between Q/DQ that do not run on integers."""
     promised = {one.node: one.name for one in facts.layers
-                if one.quantised_by == "Q/DQ" and one.type not in CONVOLUTIONS}  # fmt: skip
+                if one.quantized_by == "Q/DQ" and one.type not in CONVOLUTIONS}  # fmt: skip
     promised |= {node: node for node in facts.activation_products}
     if kernels is None:
         if promised:

@@ -1,7 +1,7 @@
-"""Codes of every layer of a file against those of the fake-quantised graph, on identical inputs.
+"""Codes of every layer of a file against those of the fake-quantized graph, on identical inputs.
 
 Layer by layer, because end to end a code on the edge of rounding falls to either side, and the difference cascades.
-Numbers are compared after dequantising: two of one quantiser are equal exactly when their codes are.
+Numbers are compared after dequantizing: two of one quantizer are equal exactly when their codes are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch.fx import Interpreter, Node
 
-from vitslim.backends.measured.quantizers import Floats, Quantiser, find_quantisers
+from vitslim.backends.measured.quantizers import Floats, Quantizer, find_quantizers
 from vitslim.data import load_data
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
@@ -39,22 +39,22 @@ class LayerCodes:
 
     layer: str
     inputs: float | None
-    """None where the file or the graph does not quantise the input."""
+    """None where the file or the graph does not quantize the input."""
     weights: float | None
     in_file: bool = True
     """Whether the file has a layer of this name at all."""
 
 
 def compare_codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progress: Progress) -> tuple[LayerCodes, ...]:
-    """Differing codes of every layer that the graph quantises, in its order, on pictures of digits.
+    """Differing codes of every layer that the graph quantizes, in its order, on pictures of digits.
 
     Every layer of both gets the float input that the graph's layer sees, one image at a time. Raises InputError when
     the folder holds no saved graph.
     """
     graph = load_graph(folder)
     images = load_data(Data(kind="digits", calibration=IMAGES), graph.source, seed=0).calibration
-    quantisers = find_quantisers(model, facts.layers)
-    comparison = _Comparison(graph, quantisers)
+    quantizers = find_quantizers(model, facts.layers)
+    comparison = _Comparison(graph, quantizers)
     for index in progress.track(range(IMAGES), "comparing codes"):
         with torch.no_grad():
             comparison.run(images[index][0].unsqueeze(0))
@@ -63,61 +63,61 @@ def compare_codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progre
             layer=layer,
             inputs=_share(comparison.differing[f"{weight}:input"]),
             weights=_share(comparison.differing[f"{weight}:weight"]),
-            in_file=layer in quantisers,
+            in_file=layer in quantizers,
         )
         for weight, layer in comparison.layers.items()
     )
 
 
 class _Comparison(Interpreter):
-    """Runs a graph and, at every fake quantiser, the file's quantiser on the same numbers."""
+    """Runs a graph and, at every fake quantizer, the file's quantizer on the same numbers."""
 
-    def __init__(self, graph: ModelGraph, quantisers: Mapping[str, Quantiser]) -> None:
+    def __init__(self, graph: ModelGraph, quantizers: Mapping[str, Quantizer]) -> None:
         super().__init__(graph.module)
         self.layers: dict[str, str] = {}
-        """Weight to the name of its layer, for all that the graph quantises."""
+        """Weight to the name of its layer, for all that the graph quantizes."""
         self.differing: dict[str, list[float]] = defaultdict(list)
         """Weight and operand to the fraction that differs, for each image."""
-        self._quantisers = quantisers
+        self._quantizers = quantizers
         self._sites: dict[Node, list[tuple[str, str]]] = defaultdict(list)
         for weight, nodes in layer_nodes(graph.module).items():
             for operand, name in enumerate(("input", "weight")):
                 argument = nodes[0].args[operand]
-                if isinstance(argument, Node) and _is_quantiser(argument):
+                if isinstance(argument, Node) and _is_quantizer(argument):
                     self._sites[argument].append((weight, name))
                     self.layers[weight] = layer_of(weight)
 
     def run_node(self, n: Node) -> Any:
-        """Compute a node; at a fake quantiser compare what comes out."""
+        """Compute a node; at a fake quantizer compare what comes out."""
         result = super().run_node(n)
         for weight, operand in self._sites.get(n, ()):
-            quantiser = self._quantisers.get(layer_of(weight))
-            if quantiser is None or (operand == "weight" and self.differing[weight + ":weight"]):
+            quantizer = self._quantizers.get(layer_of(weight))
+            if quantizer is None or (operand == "weight" and self.differing[weight + ":weight"]):
                 continue
             given = self._given(n).numpy()
             found = (
-                quantiser.weight() if operand == "weight" else _input(quantiser, given, unsigned=bool(n.args[4] == 0))
+                quantizer.weight() if operand == "weight" else _input(quantizer, given, unsigned=bool(n.args[4] == 0))
             )
             if found is not None:
                 near = given if operand == "input" else result.numpy()
                 self.differing[f"{weight}:{operand}"].append(_differing(result.numpy(), found, near))
         return result
 
-    def _given(self, quantiser: Node) -> torch.Tensor:
-        """The numbers that a fake quantiser gets."""
-        tensor: torch.Tensor = self.map_nodes_to_values(quantiser.args[0], quantiser)  # type: ignore[assignment]
+    def _given(self, quantizer: Node) -> torch.Tensor:
+        """The numbers that a fake quantizer gets."""
+        tensor: torch.Tensor = self.map_nodes_to_values(quantizer.args[0], quantizer)  # type: ignore[assignment]
         return tensor.detach()
 
 
-def _is_quantiser(node: Node) -> bool:
+def _is_quantizer(node: Node) -> bool:
     return node.op == "call_function" and str(node.target).startswith("vitslim.fake_quant")
 
 
-def _input(quantiser: Quantiser, given: Floats, *, unsigned: bool) -> Floats | None:
+def _input(quantizer: Quantizer, given: Floats, *, unsigned: bool) -> Floats | None:
     """What a file makes of an input. Where it has signed codes for unsigned ones, it takes a constant away before and
     makes up for it in the bias."""
-    moved = quantiser.moved if unsigned else np.float32(0)
-    found = quantiser.input(given - moved)
+    moved = quantizer.moved if unsigned else np.float32(0)
+    found = quantizer.input(given - moved)
     return None if found is None else found + moved
 
 

@@ -12,7 +12,7 @@ import torch
 from vitslim.data import DataModule
 from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.latency import measure_on
@@ -110,8 +110,8 @@ class StageRunner:
             return self.finished[0].result()
         if name == "previous":
             return self.finished[-1].result()
-        if name == "unquantised":
-            return next(s for s in reversed(self.finished) if not quantised_layers(s.graph.module)).result()
+        if name == "unquantized":
+            return next(s for s in reversed(self.finished) if not quantized_layers(s.graph.module)).result()
         index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
         return self.finished[index + 1].result()
 

@@ -58,7 +58,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
         raise UsageError(f"'{name[:200]}' is not a usable file name", "give a packaged name or a YAML file") from error
     if is_folder:
         raise UsageError(f"'{name}' is a folder, not a recipe", "give a packaged name or a YAML file")
-    raise UsageError(f"there is no recipe '{name}'", closest(Path(name).name, _neighbours(path)))
+    raise UsageError(f"there is no recipe '{name}'", closest(Path(name).name, _neighbors(path)))
 
 
 def resolve_checkpoint(recipe: Recipe) -> Path | None:
@@ -86,7 +86,7 @@ def _packaged_path(name: str) -> Path | None:
     return known.get(name)
 
 
-def _neighbours(path: Path) -> list[str]:
+def _neighbors(path: Path) -> list[str]:
     names = [info.stem for info in packaged_folder().glob("*.yaml")]
     if path.suffix in SUFFIXES and path.parent.is_dir():
         names += [file.name for file in path.parent.iterdir() if file.suffix in SUFFIXES]

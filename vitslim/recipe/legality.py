@@ -15,7 +15,7 @@ from vitslim.recipe.quantize_keys import contradictions
 from vitslim.recipe.schema import Recipe, kind_of
 from vitslim.recipe.stages import (
     KINDS,
-    QUANTISE,
+    QUANTIZE,
     AnyStage,
     Budget,
     DepGraph,
@@ -64,7 +64,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _teachers(recipe.stages),
         _losses(recipe.stages),
         _prunings(recipe.stages),
-        _quantisers(recipe.stages),
+        _quantizers(recipe.stages),
         _files(recipe),
         wrong_backends(recipe.report.backends, recipe.gates.speedup_min),
     )
@@ -89,11 +89,11 @@ def _export(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
 
 
 def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
-    """O1, O2 and O3: prune structure, then mask weights, then train, then quantise."""
+    """O1, O2 and O3: prune structure, then mask weights, then train, then quantize."""
     for position, config in enumerate(stages):
         before, where = stages[:position], _where(position, config)
         masked = next((c.method for c in before if isinstance(c, MASKS)), "")
-        quantized = any(isinstance(c, QUANTISE) for c in before)
+        quantized = any(isinstance(c, QUANTIZE) for c in before)
         if isinstance(config, STRUCTURAL) and quantized:
             yield Problem(where, f"{_words(config)} after quantize (rule O1): scales and ranges would no longer fit",
                           "move it before quantize")  # fmt: skip
@@ -104,12 +104,12 @@ def _order(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
             message = f"a second mask, {config.method} after {masked} (rule O2): the mask is chosen once"
             yield Problem(where, message, "leave one of them")
         if isinstance(config, MASKS) and quantized:
-            message = f"{config.method} after quantize (rule O3): quantisation must see the sparse weights"
+            message = f"{config.method} after quantize (rule O3): quantization must see the sparse weights"
             yield Problem(where, message, "move it before quantize")
         if isinstance(config, Distill) and quantized:
             yield Problem(where, "distill after quantize (rule O3): it trains in floating point, away from the scales "
                           "that calibration fixed", "move it before quantize")  # fmt: skip
-        if isinstance(config, QUANTISE) and quantized:
+        if isinstance(config, QUANTIZE) and quantized:
             yield Problem(where, "a second quantize stage: the weights are integers already", "leave one of them")
         if isinstance(config, Etps) and any(isinstance(c, Layers) and c.unit == "branch" for c in before):
             yield Problem(where, "token-squeeze after layers with `unit: branch`: a block may have lost the attention "
@@ -229,10 +229,10 @@ def _budget(budget: Budget, where: str) -> Iterator[Problem]:
         yield Problem(f"{where}.table", "a latency table without a latency budget", "add latency, or leave it out")
 
 
-def _quantisers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
+def _quantizers(stages: tuple[AnyStage, ...]) -> Iterator[Problem]:
     portable = any(isinstance(config, Export) and config.profile == "portable" for config in stages)
     for position, config in enumerate(stages):
-        for key, message, hint in contradictions(config, portable) if isinstance(config, QUANTISE) else ():
+        for key, message, hint in contradictions(config, portable) if isinstance(config, QUANTIZE) else ():
             yield Problem(_where(position, config, key), message, hint)
 
 
@@ -258,7 +258,7 @@ def _files(recipe: Recipe) -> Iterator[Problem]:
 def _warnings(recipe: Recipe) -> Iterator[Problem]:
     for position, config in enumerate(recipe.stages):
         before = recipe.stages[:position]
-        if isinstance(config, Etps) and any(isinstance(c, QUANTISE) for c in before):
+        if isinstance(config, Etps) and any(isinstance(c, QUANTIZE) for c in before):
             where = _where(position, config)
             message = f"{where}: token-squeeze after quantize (rule O6): ranges were calibrated on tokens that now go"
             yield Problem(where, message, "token-squeeze before quantize usually loses less accuracy")

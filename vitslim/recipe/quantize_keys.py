@@ -1,4 +1,4 @@
-"""Keys of quantisation that contradict each other, or the profile of the file."""
+"""Keys of quantization that contradict each other, or the profile of the file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from vitslim.recipe.stages import Ptq, Qat
 
 UNUSED_BESIDE_INPUTS = {
-    "float": ("input_bits", "calibrate", "float_inputs", "equalise", "scale_inputs", "attention", "full_range"),
+    "float": ("input_bits", "calibrate", "float_inputs", "equalize", "scale_inputs", "attention", "full_range"),
     "dynamic": ("input_bits", "calibrate"),
 }
-"""Form of quantised inputs to the keys of quantisation that it does not look at."""
+"""Form of quantized inputs to the keys of quantization that it does not look at."""
 
 FULL_BITS = 8
 """Of weights whose pairs can exceed 16 bits: those of 7 cannot."""
@@ -37,8 +37,8 @@ def contradictions(config: Ptq | Qat, portable: bool) -> Iterator[Found]:
     if isinstance(config, Ptq) and config.full_range and not config.block and not _eight_bits(config):
         message = f"pairs of weights of {config.bits} bits stay within 16 bits with any processor"
         yield "full_range", message, "leave it out"
-    if isinstance(config, Ptq) and not config.equalise and config.scale_inputs == "tokens":
-        yield "scale_inputs", "`equalise: false` scales no inputs", "leave out one of the two"
+    if isinstance(config, Ptq) and not config.equalize and config.scale_inputs == "tokens":
+        yield "scale_inputs", "`equalize: false` scales no inputs", "leave out one of the two"
     if config.inputs == "dynamic" and portable:
         message = "a portable file has static scales, dynamic inputs have none"
         yield "inputs", message, "write `export: {profile: ort-cpu}`"

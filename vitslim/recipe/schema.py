@@ -31,7 +31,7 @@ class Data(Config):
     root: str | None = None
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on so many images; all when left out")
-    also_evaluate: dict[str, str] = Field({}, description="name to folder of further labelled images")
+    also_evaluate: dict[str, str] = Field({}, description="name to folder of further labeled images")
 
 
 class ReportConfig(Config):

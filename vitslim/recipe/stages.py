@@ -34,7 +34,7 @@ class Budget(Config):
 class GroupSparsity(Config):
     """Training before the cut that pushes weak groups towards zero (DepGraph, section 3.3)."""
 
-    gamma: PositiveFloat = Field(1e-4, description="strength of the regularisation")
+    gamma: PositiveFloat = Field(1e-4, description="strength of the regularization")
     alpha: PositiveFloat = Field(4.0, description="the weakest group is pushed 2**alpha times as hard as the strongest")
     train: Train = Train()
 
@@ -125,8 +125,8 @@ class Distill(Taught):
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 
-class Quantised(StageConfig):
-    """Keys that all ways of quantising share."""
+class Quantized(StageConfig):
+    """Keys that all ways of quantizing share."""
 
     bits: Bits = Field(8, description="of weights")
     input_bits: Bits = Field(8, description="of the inputs of layers")
@@ -142,19 +142,19 @@ class Quantised(StageConfig):
     skip: tuple[str, ...] = Field((), description="layers that stay in float")
 
 
-class Ptq(Quantised):
-    """Post-training quantisation from calibration images."""
+class Ptq(Quantized):
+    """Post-training quantization from calibration images."""
 
     method: Literal["ptq"] = "ptq"
     inputs: Literal["static", "symmetric", "dynamic", "float"] = Field(
         "static",
         description="static: calibrated, with a zero point where it helps; symmetric: without; dynamic: from each "
-        "batch; float: only weights are quantised",
+        "batch; float: only weights are quantized",
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field("minmax", description="how the range of inputs is chosen")
-    equalise: bool = Field(
+    equalize: bool = Field(
         True,
-        description="channels of norm outputs and of values are brought to one centred range, the inverse folded into "
+        description="channels of norm outputs and of values are brought to one centered range, the inverse folded into "
         "the weights behind; each place as far as calibration images of other classes than its range is from allow",
     )
     rotate: bool = Field(
@@ -164,7 +164,7 @@ class Ptq(Quantised):
     )
     scale_inputs: Literal["channels", "tokens", "none"] = Field(
         "channels",
-        description="what becomes at run time of inputs that `equalise` cannot reach, as those behind GELU. channels: "
+        description="what becomes at run time of inputs that `equalize` cannot reach, as those behind GELU. channels: "
         "multiplied channel by channel, so that none is much larger than the others; tokens: divided token by token by "
         "their largest magnitude, which is closer by 2 dB for DeiT-Tiny, and 2 % slower (OpenVINO: up to 6 %)",
     )
@@ -175,7 +175,7 @@ class Ptq(Quantised):
     )
     mean_bits: Annotated[float, Field(gt=2, le=8)] | None = Field(
         None,
-        description="of all weights that are quantised, at most: those whose few bits harm the outputs most for their "
+        description="of all weights that are quantized, at most: those whose few bits harm the outputs most for their "
         "size get 8. Left out: all have `bits`",
     )
     zero_points: bool = Field(
@@ -196,14 +196,14 @@ class Ptq(Quantised):
     )
 
 
-class Qat(Quantised, Taught):
-    """Quantisation-aware training: the steps of all quantisers are learned with the weights (LSQ, GPUSQ section 5)."""
+class Qat(Quantized, Taught):
+    """Quantization-aware training: the steps of all quantizers are learned with the weights (LSQ, GPUSQ section 5)."""
 
     method: Literal["qat"]
     inputs: Literal["symmetric", "static", "float"] = Field(
         "symmetric",
         json_schema_extra={ASSUMED: True},
-        description="static: with a zero point where it helps; float: only weights are quantised",
+        description="static: with a zero point where it helps; float: only weights are quantized",
     )
     calibrate: Literal["minmax", "mse", "entropy"] = Field(
         "mse", json_schema_extra={ASSUMED: True}, description="how the range of inputs is chosen before training"
@@ -215,7 +215,7 @@ class Qat(Quantised, Taught):
     teacher: Teacher = "previous"
 
 
-QUANTISE = (Ptq, Qat)
+QUANTIZE = (Ptq, Qat)
 """Methods that make a model integer."""
 
 
@@ -231,9 +231,9 @@ class Etps(StageConfig):
 
 
 class Floor(Config):
-    """How close a quantised file must stay to the model before quantisation, on calibration images."""
+    """How close a quantized file must stay to the model before quantization, on calibration images."""
 
-    sqnr_db: float = Field(23.0, description="signal to quantisation noise of the logits, in decibels")
+    sqnr_db: float = Field(23.0, description="signal to quantization noise of the logits, in decibels")
     agreement: Annotated[float, Field(ge=0, le=1)] = Field(
         0.985, description="fraction of equal predictions, refused where the images show less and not by chance"
     )
@@ -247,8 +247,8 @@ class Export(StageConfig):
     profile: Literal["portable", "ort-cpu", "auto", "fp16"] = Field(
         "portable",
         description="portable: signed codes, zero points of 0; ort-cpu: the forms that ONNX Runtime is fastest with; "
-        "auto: the placement of quantisers that is measured to be fastest there and holds the floor; fp16: floats of "
-        "half precision, for a model that is not quantised",
+        "auto: the placement of quantizers that is measured to be fastest there and holds the floor; fp16: floats of "
+        "half precision, for a model that is not quantized",
     )
     floor: Floor = Field(Floor(), description="for `profile: auto`")
 

@@ -23,7 +23,7 @@ model:
 data:
   kind: imagefolder       # DIR/train/CLASS/* and DIR/val/CLASS/*; the other kind, digits, needs no files
   # root: DIR             # or give it on the command line: --set data.root=DIR
-  calibration: 256        # training images that pruning and quantisation look at
+  calibration: 256        # training images that pruning and quantization look at
 
 seed: 0
 

@@ -21,7 +21,7 @@ Teacher = str | TeacherModel
 
 
 class Train(Config):
-    """One training schedule; the optimiser is AdamW with a cosine schedule."""
+    """One training schedule; the optimizer is AdamW with a cosine schedule."""
 
     epochs: PositiveInt = 3
     batch: PositiveInt = 64
@@ -32,7 +32,7 @@ class Train(Config):
     images: PositiveInt | None = Field(None, description="use only so many training images; all when left out")
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "light", "strong"] = Field(
-        "none", description="light: crops of 70 % of the area or more; strong: of 10 % or more, and other colours"
+        "none", description="light: crops of 70 % of the area or more; strong: of 10 % or more, and other colors"
     )
     mix: bool = Field(False, description="show mixtures of two images; only a teacher can tell what they are")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")

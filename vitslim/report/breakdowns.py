@@ -61,7 +61,7 @@ def time_of(row: EstimateRow) -> float:
 
 
 def class_rows(found: Estimate) -> tuple[EstimateRow, ...]:
-    """Rows of the same operator kind summed up, the costliest first. Utilisation and bound are left open."""
+    """Rows of the same operator kind summed up, the costliest first. Utilization and bound are left open."""
     kinds = dict.fromkeys(row.op for row in found.rows)
     sums = [_sum(kind, [row for row in found.rows if row.op == kind]) for kind in kinds]
     return tuple(sorted(sums, key=lambda row: -time_of(row)))
@@ -76,7 +76,7 @@ def _sum(kind: str, rows: list[EstimateRow]) -> EstimateRow:
         macs=sum(row.macs for row in rows),
         cycles=sum(row.cycles for row in rows if row.cycles is not None) or None,
         latency_us=sum(row.latency_us for row in rows),
-        utilisation=0.0,
+        utilization=0.0,
         dram_bytes=sum(row.dram_bytes for row in rows),
         energy_uj=sum(energies) if energies else None,
     )
@@ -99,7 +99,7 @@ def row_group(found: Estimate) -> Group:
             Column("operator", "", tuple(Cell(row.name) for row in rows), numeric=False),
             Column("kind", "", tuple(Cell(row.op) for row in rows), numeric=False),
             *_figures(found, rows),
-            Column("utilisation", "simulated", tuple(Cell(format_percent(row.utilisation)) for row in rows)),
+            Column("utilization", "simulated", tuple(Cell(format_percent(row.utilization)) for row in rows)),
             Column("bound", "simulated", tuple(Cell(row.bound) for row in rows), numeric=False),
             Column("calibration", "simulated", tuple(Cell(row.calibration) for row in rows), numeric=False),
             Column("expected error", "simulated", tuple(Cell(row.expected_error) for row in rows), numeric=False),

@@ -108,7 +108,7 @@ def estimate(stage: StageRecord, setting: Setting) -> Estimate | None:
 
 
 def datasets(report: Report) -> tuple[str, ...]:
-    """Names of the labelled sets, `val` first."""
+    """Names of the labeled sets, `val` first."""
     found = [a.dataset for stage in report.stages for a in stage.accuracies]
     names = dict.fromkeys([*found, *(a.dataset for a in report.final_accuracies)])
     return tuple(sorted(names, key=lambda name: name != "val"))

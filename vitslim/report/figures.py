@@ -21,7 +21,7 @@ from vitslim.results import Accuracy, Estimate, Measurement, Report
 from vitslim.units import decimals, format_bytes, format_median, format_ms, format_percent
 
 SHOWN_SETS = 3
-"""More labelled sets than that would hide each other in one plot; the table has them all."""
+"""More labeled sets than that would hide each other in one plot; the table has them all."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def further_figures(report: Report, source: Source) -> Iterator[Figure]:
 
 
 def accuracy_figure(report: Report) -> Figure | None:
-    """Top-1 per stage, one series a labelled set."""
+    """Top-1 per stage, one series a labeled set."""
     names = datasets(report)[:SHOWN_SETS]
     rows = range(len(report.stages))
     series = [Series(name, tuple(_accuracy_mark(accuracy(report, i, name)) for i in rows)) for name in names]

@@ -1,6 +1,6 @@
 """Plots as inline SVG, made by pure functions: one row a stage, the same order and the same rows in every plot.
 
-Colours come from the page (classes `measured`, `simulated`, `counted`), so light and dark need no second drawing.
+Colors come from the page (classes `measured`, `simulated`, `counted`), so light and dark need no second drawing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Mark:
     hint: str
     """What a person reads who points at the mark: the value with its provenance."""
     spread: float = 0.0
-    """Length of the whisker, centred on the value; 0 draws none."""
+    """Length of the whisker, centered on the value; 0 draws none."""
 
 
 @dataclass(frozen=True)

@@ -83,16 +83,16 @@ def simulators(report: Report) -> tuple[Estimate, ...]:
 
 
 def estimate_sums(found: Estimate) -> tuple[str, ...]:
-    """What a simulated time is made of, utilisation counted three ways, and energy with its table and parts."""
+    """What a simulated time is made of, utilization counted three ways, and energy with its table and parts."""
     parts = []
     if found.terms_ms:
         parts.append("time: " + ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.terms_ms.items()))
     if found.kernels is not None:
         parts.append(f"{found.kernels} kernels")
-    if found.utilisation:
-        ways = (found.utilisation.ideal, found.utilisation.with_stalls, found.utilisation.with_loading)
+    if found.utilization:
+        ways = (found.utilization.ideal, found.utilization.with_stalls, found.utilization.with_loading)
         ideal, stalls, loading = map(format_percent, ways)
-        parts.append(f"utilisation: {ideal} ideal, {stalls} with stalls, {loading} with loading")
+        parts.append(f"utilization: {ideal} ideal, {stalls} with stalls, {loading} with loading")
     if found.energy:
         e = found.energy
         split = ", ".join(f"{name} {mj:.3g}" for name, mj in e.parts_mj.items())

@@ -44,7 +44,7 @@ class StageContext:
     seed: int
     progress: Progress
     result: Callable[[str], StageResult]
-    """Result of an earlier stage: `dense`, `previous`, `unquantised` (the last before weights became integers), or the
+    """Result of an earlier stage: `dense`, `previous`, `unquantized` (the last before weights became integers), or the
     stage's name. Never change its graph."""
     workdir: Path
     """Where the stage may write files; `export` writes `model.onnx` here. Gone when the stage is interrupted."""

@@ -15,8 +15,8 @@ from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depth.stage import LayersStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
-from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 

@@ -28,18 +28,18 @@ History = dict[str, list[float]]
 
 
 class Checkpoint:
-    """Weights, moments of the optimiser and recorded losses in one file, which is always whole."""
+    """Weights, moments of the optimizer and recorded losses in one file, which is always whole."""
 
     def __init__(
-        self, folder: Path | None, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+        self, folder: Path | None, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         """None as the folder keeps nothing and finds nothing."""
         self.path = folder / STATE_FILE if folder is not None else None
-        self.parameters, self.optimiser = parameters, optimiser
+        self.parameters, self.optimizer = parameters, optimizer
         self.saved_at, self.writing_s = time.monotonic(), 0.0
 
     def load(self) -> History:
-        """Bring weights and optimiser to the kept state, and give its history; empty where nothing was kept.
+        """Bring weights and optimizer to the kept state, and give its history; empty where nothing was kept.
 
         Raises InputError for a damaged file, and for one of another model.
         """
@@ -51,8 +51,8 @@ class Checkpoint:
                 for name, weight in self.parameters.items():
                     weight.copy_(kept["weight"][name])
                     state = {key: kept[key][name] for key in MOMENTS if name in kept.get(key, {})}
-                    # The optimiser wants its count of steps on the CPU, and moments where the weight is.
-                    self.optimiser.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in state.items()}
+                    # The optimizer wants its count of steps on the CPU, and moments where the weight is.
+                    self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in state.items()}
             return {name: values.tolist() for name, values in kept["history"].items()}
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the kept training state '{self.path}' is damaged", "run again with --fresh") from error
@@ -68,7 +68,7 @@ class Checkpoint:
         state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history().items()}
         for name, weight in self.parameters.items():
             state[f"weight:{name}"] = weight.detach().contiguous()
-            for key, value in self.optimiser.state.get(weight, {}).items():
+            for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{key}:{name}"] = value.contiguous()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, save(state), "free some disk space")

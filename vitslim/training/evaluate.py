@@ -9,14 +9,14 @@ import torch
 from scipy.stats import binom
 
 from vitslim.progress import Progress
-from vitslim.training.images import LabelledImages
+from vitslim.training.images import LabeledImages
 
 TOO_RARE = 0.05
 """Predictions are too far from others where chance alone would make so few that are."""
 
 
 def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], dataset: LabelledImages, batch: int, progress: Progress, label: str
+    model: Callable[[torch.Tensor], torch.Tensor], dataset: LabeledImages, batch: int, progress: Progress, label: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 (n, classes) and labels int64 (n,) of all images in order.
 
@@ -43,7 +43,7 @@ def agreement(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def sqnr_db(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Signal to quantisation noise, `10 log10(sum reference^2 / sum (reference - other)^2)`, in decibels.
+    """Signal to quantization noise, `10 log10(sum reference^2 / sum (reference - other)^2)`, in decibels.
 
     Infinite when both are equal. Any shape, the same for both; summed in double precision.
     """

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitslim.graph.edits.fake_quant import QUANTISER_PREFIX
+from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.teaching import Train
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import arithmetic, compilation, find_device, placed, products
-from vitslim.training.images import LabelledImages
+from vitslim.training.images import LabeledImages
 from vitslim.training.record import LOSS, SECONDS, Record
 from vitslim.training.variation import mixed, strongly_varied
 
 STEP_RATE = 10.0
-"""Relative change of a quantiser's step at one update, as a multiple of the learning rate."""
+"""Relative change of a quantizer's step at one update, as a multiple of the learning rate."""
 
 
 class Batch(NamedTuple):
@@ -36,12 +36,12 @@ class Batch(NamedTuple):
 
 Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
 """From what the student gives on a batch (logits (b, classes), and features where it is tapped) to scalars by name:
-`loss` is minimised, the others are only recorded."""
+`loss` is minimized, the others are only recorded."""
 
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
     student: nn.Module,
-    dataset: LabelledImages,
+    dataset: LabeledImages,
     objective: Objective,
     config: Train,
     seed: int,
@@ -70,8 +70,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     with placed(student, device), products(config), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
-        optimiser = make_optimiser(parameters, config)
-        checkpoint = Checkpoint(keep, parameters, optimiser)
+        optimizer = make_optimizer(parameters, config)
+        checkpoint = Checkpoint(keep, parameters, optimizer)
         history = checkpoint.load()
         per_epoch = len(dataset.batches(config.batch))
         steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
@@ -85,11 +85,11 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         for step, batch in enumerate(batches, start=done):
             # Every step draws numbers of its own, so that training can go on from any of them.
             torch.manual_seed(seed + step)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
             with arithmetic(config, device):
                 losses = learn(_varied(batch, config, vary))
-            _update(optimiser, losses[LOSS], fixed, config.clip, after_backward)
+            _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
             record.add(losses)
             if step + 1 < steps:
                 checkpoint.save(record.read, due=(step + 1) % per_epoch == 0)
@@ -126,17 +126,17 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))
 
 
-def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
+def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
     """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay.
 
-    Steps of quantisers move in proportion to their size, by `rate`: AdamW moves every number by about the learning
+    Steps of quantizers move in proportion to their size, by `rate`: AdamW moves every number by about the learning
     rate, which is a good part of a step as small as 0.001.
     """
     decaying: list[nn.Parameter] = []
     constant: list[nn.Parameter] = []
     steps: list[nn.Parameter] = []
     for name, parameter in parameters.items():
-        kind = steps if name.startswith(QUANTISER_PREFIX) else decaying if parameter.ndim > 1 else constant
+        kind = steps if name.startswith(QUANTIZER_PREFIX) else decaying if parameter.ndim > 1 else constant
         kind.append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": config.wd, "rate": 1.0},
@@ -146,7 +146,7 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
-def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
+def _batches(dataset: LabeledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
     """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
     variation."""
     for epoch in range(config.epochs):
@@ -159,23 +159,23 @@ def _batches(dataset: LabelledImages, config: Train, seed: int, done: int, devic
 
 
 def _update(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     loss: torch.Tensor,
     fixed: Mapping[nn.Parameter, torch.Tensor],
     clip: float,
     after_backward: Callable[[], None] | None,
 ) -> None:
-    """One step of the optimiser, with gradients clipped to a total norm and masked weights held at zero."""
-    optimiser.zero_grad()
+    """One step of the optimizer, with gradients clipped to a total norm and masked weights held at zero."""
+    optimizer.zero_grad()
     torch.autograd.backward(loss)
     if after_backward is not None:
         after_backward()
     for weight, mask in fixed.items():
         if weight.grad is not None:
             weight.grad.mul_(mask)
-    nn.utils.clip_grad_norm_([weight for group in optimiser.param_groups for weight in group["params"]], clip)
-    optimiser.step()
-    # Masked gradients alone are not enough: the optimiser's own state must not let a pruned weight grow back.
+    nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
+    optimizer.step()
+    # Masked gradients alone are not enough: the optimizer's own state must not let a pruned weight grow back.
     with torch.no_grad():
         for weight, mask in fixed.items():
             weight.mul_(mask)

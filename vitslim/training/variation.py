@@ -26,11 +26,11 @@ def mixed(images: Tensor) -> Tensor:
 
 
 def strongly_varied(images: Tensor) -> Tensor:
-    """A crop of at least 10 % of each normalised image, flipped half of the time, in other colours.
+    """A crop of at least 10 % of each normalized image, flipped half of the time, in other colors.
 
     float (b, C, H, W) before and after. Crops are enlarged to the size of the image, bilinearly.
     """
-    return _recoloured(functional.grid_sample(images, _crops(images), padding_mode="border", align_corners=False))
+    return _recolored(functional.grid_sample(images, _crops(images), padding_mode="border", align_corners=False))
 
 
 def _crops(images: Tensor) -> Tensor:
@@ -45,13 +45,13 @@ def _crops(images: Tensor) -> Tensor:
     return functional.affine_grid(_beside(images, rows), list(images.shape), align_corners=False)
 
 
-def _recoloured(images: Tensor) -> Tensor:
+def _recolored(images: Tensor) -> Tensor:
     """Another saturation, contrast and brightness for each image."""
     count = len(images)
     changes = _beside(images, _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1))
     saturation, contrast, brightness = 1 + changes[0], 1 + changes[1], changes[2]
-    grey = images.mean(dim=1, keepdim=True)
-    saturated = grey + saturation * (images - grey)
+    gray = images.mean(dim=1, keepdim=True)
+    saturated = gray + saturation * (images - gray)
     middle = saturated.mean(dim=(1, 2, 3), keepdim=True)
     return middle + contrast * (saturated - middle) + brightness
 

@@ -12,7 +12,7 @@ from vitslim.workload.annotations import LAYERS, find_annotation, listed_annotat
 from vitslim.workload.facts import Annotation, BrokenPromise, FileFacts, Layer
 from vitslim.workload.layers import activation_products, read_layers
 from vitslim.workload.onnx_graph import LAYER, OnnxGraph
-from vitslim.workload.scales import broken_scales, quantiser_constants
+from vitslim.workload.scales import broken_scales, quantizer_constants
 from vitslim.workload.whole import tensor_bytes
 
 
@@ -34,14 +34,14 @@ def describe(model: onnx.ModelProto) -> FileFacts:
     """What a model as `load_onnx` gives it holds, with a name on every node (`name_nodes`).
 
     Dynamic sizes stay open; operators that vitslim does not know are counted. Raises InputError for a graph that is
-    not whole, or a weight that does not fit its quantiser.
+    not whole, or a weight that does not fit its quantizer.
     """
     graph = OnnxGraph(model, batch=None)
     notes = read_notes(model)
     listed, unreadable = listed_annotations(notes)
     layers, broken = read_layers(graph, listed)
     by_output = {node.output[0]: layer.name for node in graph.nodes for layer in layers if layer.node == node.name}
-    quantisers, weights = quantiser_constants(graph), {layer.weight for layer in layers}
+    quantizers, weights = quantizer_constants(graph), {layer.weight for layer in layers}
     sizes = {name: tensor_bytes(tensor) for name, tensor in graph.initializers.items()}
     return FileFacts(
         ir_version=model.ir_version,
@@ -53,8 +53,8 @@ def describe(model: onnx.ModelProto) -> FileFacts:
         operators=dict(Counter(_type(node) for node in graph.nodes).most_common()),
         layers=layers,
         activation_products=activation_products(graph),
-        scale_bytes=sum(size for name, size in sizes.items() if name in quantisers - weights),
-        other_bytes=sum(size for name, size in sizes.items() if name not in quantisers | weights),
+        scale_bytes=sum(size for name, size in sizes.items() if name in quantizers - weights),
+        other_bytes=sum(size for name, size in sizes.items() if name not in quantizers | weights),
         annotations=listed,
         broken=(*unreadable, *_stray(graph, layers, listed), *broken, *broken_scales(graph, by_output)),
     )

@@ -36,12 +36,12 @@ class Layer:
     type: str
     """ONNX operator type, such as `MatMul`."""
     weight: str
-    """Name of the initialiser."""
+    """Name of the initializer."""
     outputs: int
     reduction: int
     """Weights that one output sums up over."""
     container: str
-    """ONNX type of the initialiser: `INT8`, `INT4`, `FLOAT16`, ..."""
+    """ONNX type of the initializer: `INT8`, `INT4`, `FLOAT16`, ..."""
     weight_bits: int
     """Annotated bits where the integers keep within them, else those of the container."""
     input_bits: int
@@ -52,13 +52,13 @@ class Layer:
     """Least code, less the zero point for signed types; None for a float weight."""
     code_max: int | None
     pair_max: int
-    """Largest sum of two codes of one sign that are neighbours along the reduction; 0 for a float weight."""
+    """Largest sum of two codes of one sign that are neighbors along the reduction; 0 for a float weight."""
     zeros: int
     """Weights that are zero: codes at the zero point."""
     patterns: tuple[str, ...]
     """`2:4` and `2:4-pairs` where the stored numbers follow them along the reduction."""
     annotation: Annotation | None
-    quantised_by: str
+    quantized_by: str
     """`Q/DQ` when it is a float operator with integers behind DequantizeLinear, `integer` for an integer operator, `at
     load` when integers are multiplied by their scales before the model runs; empty for floats."""
     stored_bytes: int
@@ -69,14 +69,14 @@ class Layer:
         return self.outputs * self.reduction
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether its weights are integers."""
         return self.weight_bits <= INTEGER_BITS_MAX
 
     @property
     def exceeds_16_bits(self) -> bool:
         """Whether processors that add pairs of products in 16 bits can cut some of its sums off."""
-        of_codes = self.quantised_by in {"Q/DQ", "integer"} and self.input_bits <= INTEGER_BITS_MAX
+        of_codes = self.quantized_by in {"Q/DQ", "integer"} and self.input_bits <= INTEGER_BITS_MAX
         return of_codes and not self.container.startswith("U") and self.pair_max > PAIR_LIMIT
 
     @property

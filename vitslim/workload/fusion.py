@@ -1,10 +1,10 @@
 """Which nodes run as one kernel: the usual fusions of inference engines and of torch.compile.
 
-- Views (reshape, transpose, split, slice, dequantise) take no kernel; the reader takes the memory as it lies.
+- Views (reshape, transpose, split, slice, dequantize) take no kernel; the reader takes the memory as it lies.
 - Attention is one kernel: scale, scores, mask, softmax, values (flash attention).
 - A product takes along what is done to each element of its result when nobody else reads it: bias, GELU, residual
-  add, quantise, batch norm.
-- Neighbouring elementwise operators are one kernel, and a norm takes along the elementwise kernel before it.
+  add, quantize, batch norm.
+- Neighboring elementwise operators are one kernel, and a norm takes along the elementwise kernel before it.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from vitslim.workload.onnx_graph import OnnxGraph
 from vitslim.workload.weight_codes import optional_input
 from vitslim.workload.weights import ACTIVATION_CHAIN, activation_bits, find_weight
 
-QUANTISES_ITSELF = {"DynamicQuantizeMatMul": 8}
-"""Operators that take a float input and quantise it, with the bits of their codes."""
+QUANTIZES_ITSELF = {"DynamicQuantizeMatMul": 8}
+"""Operators that take a float input and quantize it, with the bits of their codes."""
 
 
 def input_bits(graph: OnnxGraph, node: NodeProto, value: str) -> int:
     """Bits that the codes of an input need: of their type, or fewer where a Clip narrows them."""
-    if node.op_type in QUANTISES_ITSELF:
-        return QUANTISES_ITSELF[node.op_type]
+    if node.op_type in QUANTIZES_ITSELF:
+        return QUANTIZES_ITSELF[node.op_type]
     bits = activation_bits(graph, value)
     if bits > INTEGER_BITS_MAX:
         return bits
@@ -26,7 +26,7 @@ def input_bits(graph: OnnxGraph, node: NodeProto, value: str) -> int:
 
 
 def _clipped_span(graph: OnnxGraph, value: str) -> int | None:
-    """Largest minus least code that a Clip of the codes, or of the numbers before they are quantised, lets through."""
+    """Largest minus least code that a Clip of the codes, or of the numbers before they are quantized, lets through."""
     scale: float | None = 1.0
     while value in graph.producers and scale is not None:
         node = graph.producers[value]

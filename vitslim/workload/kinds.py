@@ -34,4 +34,4 @@ VIEWS = frozenset(
     {"DequantizeLinear", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
     | {"Transpose", "Unsqueeze"}
 )
-"""Operators that need no kernel: the next one reads the same memory with other strides, or dequantises as it reads."""
+"""Operators that need no kernel: the next one reads the same memory with other strides, or dequantizes as it reads."""

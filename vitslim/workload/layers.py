@@ -25,7 +25,7 @@ from vitslim.workload.weight_codes import (
     read_codes,
     runs_too_dense,
 )
-from vitslim.workload.weights import DEQUANTISING, Weight, block_numbers, find_weight, weight_bits
+from vitslim.workload.weights import DEQUANTIZING, Weight, block_numbers, find_weight, weight_bits
 from vitslim.workload.whole import tensor_bytes
 
 
@@ -56,7 +56,7 @@ def read_layers(graph: OnnxGraph, listed: Sequence[Annotation]) -> tuple[tuple[L
 
 
 def activation_products(graph: OnnxGraph) -> tuple[str, ...]:
-    """Nodes that multiply two activations, both dequantised."""
+    """Nodes that multiply two activations, both dequantized."""
     return tuple(
         node.name for node in graph.nodes
         if node.op_type in {"MatMul", "Gemm"} and _weight_of(graph, node) is None
@@ -93,15 +93,15 @@ def _layer(
         code_min=codes.limits[0] if codes.limits else None, code_max=codes.limits[1] if codes.limits else None,
         pair_max=codes.pair_max, zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros),
         annotation=annotation,
-        quantised_by=_quantised_by(node, weight, codes.integer),
+        quantized_by=_quantized_by(node, weight, codes.integer),
         stored_bytes=tensor_bytes(weight.tensor),
     )  # fmt: skip
 
 
-def _quantised_by(node: NodeProto, weight: Weight, integer: bool) -> str:
+def _quantized_by(node: NodeProto, weight: Weight, integer: bool) -> str:
     steps = {step.op_type for step in weight.chain}
     if node.op_type not in FLOAT_OPERATORS:
-        return "integer" if integer or steps & DEQUANTISING else ""
+        return "integer" if integer or steps & DEQUANTIZING else ""
     if steps & {"DequantizeLinear", "QuantizeLinear"}:
         return "Q/DQ"
     return "at load" if integer else ""
@@ -114,7 +114,7 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
     """
     if node.op_type == PACKED:
         return f"block {attribute(node, 'block_size', 0)}"
-    steps = [step for step in weight.chain if step.op_type in DEQUANTISING]
+    steps = [step for step in weight.chain if step.op_type in DEQUANTIZING]
     if steps and attribute(steps[-1], "block_size", 0):
         return f"block {attribute(steps[-1], 'block_size', 0)}"
     if (numbers := block_numbers(graph, weight)) is not None:

@@ -42,7 +42,7 @@ class Operator:
     role: str = ""
     """What it does in its block: `attn.qkv`, `QK^T`, `PV`, `head`, ...; the same in every block."""
     read_bytes: int = 0
-    """Activations that go in, at the widths of the file: a tensor behind a DequantizeLinear counts as quantised."""
+    """Activations that go in, at the widths of the file: a tensor behind a DequantizeLinear counts as quantized."""
     constant_bytes: int = 0
     """Weights and other constants that go in, at the widths of the file, zeros included."""
     written_bytes: int = 0
@@ -86,7 +86,7 @@ class Workload:
     batch: int
     operators: tuple[Operator, ...]
     params: int
-    """Float and quantised constants in the file without quantiser scales; exporters may store equal ones once."""
+    """Float and quantized constants in the file without quantizer scales; exporters may store equal ones once."""
     file_bytes: int
     folded: int = 0
     """Nodes that depend on constants only: runtimes compute them once at load, so they are no operators here."""

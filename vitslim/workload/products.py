@@ -160,10 +160,10 @@ def _attention_role(graph: OnnxGraph, node: NodeProto, rows: int) -> str:
     return "product of activations"
 
 
-def _reaches_softmax(start: NodeProto, neighbours: Callable[[NodeProto], list[NodeProto]]) -> bool:
-    frontier = neighbours(start)
+def _reaches_softmax(start: NodeProto, neighbors: Callable[[NodeProto], list[NodeProto]]) -> bool:
+    frontier = neighbors(start)
     for _ in range(SEARCH_DEPTH):
         if any(node.op_type == "Softmax" for node in frontier):
             return True
-        frontier = [further for node in frontier if node.op_type in SCORE_CHAIN for further in neighbours(node)]
+        frontier = [further for node in frontier if node.op_type in SCORE_CHAIN for further in neighbors(node)]
     return False

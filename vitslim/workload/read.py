@@ -172,7 +172,7 @@ def _scales(graph: OnnxGraph, node: NodeProto) -> bool:
 
 def _params(graph: OnnxGraph) -> int:
     """Elements of float and narrow integer constants, without scales, zero points and single numbers."""
-    beside = {name for node in graph.nodes for name in _quantiser_inputs(node)}
+    beside = {name for node in graph.nodes for name in _quantizer_inputs(node)}
     return sum(
         prod(tensor.dims)
         for name, tensor in graph.initializers.items()
@@ -180,7 +180,7 @@ def _params(graph: OnnxGraph) -> int:
     )
 
 
-def _quantiser_inputs(node: NodeProto) -> list[str]:
+def _quantizer_inputs(node: NodeProto) -> list[str]:
     """Scales and zero points among the inputs of a node."""
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
         return list(node.input[1:])

@@ -26,8 +26,8 @@ ON_THE_WAY = TRANSPARENT | {"QuantizeLinear", "DequantizeLinear", "Clip"}
 STEPS_MAX = 8
 
 
-def quantiser_constants(graph: OnnxGraph) -> set[str]:
-    """Names of the initialisers that are scales or zero points."""
+def quantizer_constants(graph: OnnxGraph) -> set[str]:
+    """Names of the initializers that are scales or zero points."""
     names = (
         optional_input(node, index)
         for node in graph.nodes
@@ -60,7 +60,7 @@ def broken_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[Broke
 
 
 def _served(graph: OnnxGraph, node: NodeProto, layers: Mapping[str, str]) -> str:
-    """The layer that a quantiser stands in front of, or is."""
+    """The layer that a quantizer stands in front of, or is."""
     frontier = [node]
     for _ in range(STEPS_MAX):
         for current in frontier:

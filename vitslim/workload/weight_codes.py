@@ -62,7 +62,7 @@ class Codes:
     limits: tuple[int, int] | None = None
     """Smallest and largest code, less its zero point but where a block has its own; None for floats."""
     pair_max: int = 0
-    """Largest sum of two codes of one sign that are neighbours along the reduction, as they are multiplied."""
+    """Largest sum of two codes of one sign that are neighbors along the reduction, as they are multiplied."""
 
 
 def optional_input(node: NodeProto, index: int | None) -> str:
@@ -113,7 +113,7 @@ def _pair_max(codes: npt.NDArray[np.int64]) -> int:
 
 
 def container(weight: Weight) -> str:
-    """ONNX type of the initialiser."""
+    """ONNX type of the initializer."""
     return str(TensorProto.DataType.Name(weight.tensor.data_type))
 
 

@@ -19,14 +19,14 @@ from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integ
 T = TypeVar("T", bound=np.generic)
 
 CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
-DEQUANTISING = {"DequantizeLinear", "QuantizeLinear", "Mul"}
+DEQUANTIZING = {"DequantizeLinear", "QuantizeLinear", "Mul"}
 """In the chain of a weight: nodes whose second input holds scales."""
 ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant operand: its initialiser, and the nodes between that and the product, the initialiser's first."""
+    """A constant operand: its initializer, and the nodes between that and the product, the initializer's first."""
 
     tensor: TensorProto
     chain: tuple[NodeProto, ...]
@@ -46,7 +46,7 @@ def element_bits(element: int) -> int:
 
 
 def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
-    """The initialiser behind a value, through Q/DQ, casts, their scales and transposes; None for an activation."""
+    """The initializer behind a value, through Q/DQ, casts, their scales and transposes; None for an activation."""
     chain: list[NodeProto] = []
     while value not in graph.initializers:
         node = graph.producers.get(value)
@@ -78,10 +78,10 @@ def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
 
 
 def weight_bits(graph: OnnxGraph, weight: Weight) -> int:
-    """Bits of a weight: of its initialiser, or of the quantised values when Q is still in the graph."""
-    quantised = (graph.types[node.output[0]] for node in weight.chain
+    """Bits of a weight: of its initializer, or of the quantized values when Q is still in the graph."""
+    quantized = (graph.types[node.output[0]] for node in weight.chain
                  if node.op_type == "QuantizeLinear" and node.output[0] in graph.types)  # fmt: skip
-    return min([weight.bits, *(element_bits(kind.element) for kind in quantised)])
+    return min([weight.bits, *(element_bits(kind.element) for kind in quantized)])
 
 
 def activation_bits(graph: OnnxGraph, value: str) -> int:
@@ -123,7 +123,7 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
 
 
 def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
-    """The values of an initialiser. Raises InputError when they do not fit its shape."""
+    """The values of an initializer. Raises InputError when they do not fit its shape."""
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
@@ -140,12 +140,12 @@ def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
 
 
 def whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
-    """Whether all of so many neighbours along the last axis of a matrix are zero."""
+    """Whether all of so many neighbors along the last axis of a matrix are zero."""
     return np.asarray(zeros.reshape(len(zeros), -1, size).all(axis=2))
 
 
 def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.NDArray[T]:
-    """What a node between an initialiser and its product makes of the places of the values."""
+    """What a node between an initializer and its product makes of the places of the values."""
     if node.op_type == "Transpose":
         return np.transpose(array, integers(node, "perm") or None)
     shape = graph.types[node.output[0]].shape if node.output[0] in graph.types else array.shape
@@ -153,7 +153,7 @@ def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.
 
 
 def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
-    """Zero point of the weight's DequantizeLinear, shaped to broadcast against the initialiser; 0 when it has none."""
+    """Zero point of the weight's DequantizeLinear, shaped to broadcast against the initializer; 0 when it has none."""
     none = np.zeros((), np.int64)
     node = next((n for n in weight.chain if n.op_type == "DequantizeLinear"), None)
     found = find_weight(graph, node.input[2]) if node is not None and len(node.input) > 2 else None

@@ -118,7 +118,7 @@ def check_order(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """All constants: initialisers, attributes of nodes, and those of subgraphs and local functions."""
+    """All constants: initializers, attributes of nodes, and those of subgraphs and local functions."""
     yield from model.graph.initializer
     yield from _attributes(model.graph.node)
     for function in model.functions:

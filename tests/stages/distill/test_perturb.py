@@ -110,7 +110,7 @@ def test_perturbed_training_is_another_and_leaves_the_teacher(tiny_graph: ModelG
         assert weight.grad is None
 
 
-def test_quantisation_aware_training_takes_it_too(tiny_graph: ModelGraph, digits: DataModule) -> None:
+def test_quantization_aware_training_takes_it_too(tiny_graph: ModelGraph, digits: DataModule) -> None:
     train, losses = Train(epochs=1, batch=32, images=64), []
     for most in (0.0, 0.5):
         stage = QatStage(Qat(method="qat", teacher="dense", loss=SOFT, perturb=most, train=train))

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
@@ -79,7 +79,7 @@ def session_context(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def sparse_int8(tiny_session_graph: ModelGraph, session_context: StageContext) -> ModelGraph:
-    """Quantised, with 2:4 weights in one linear."""
+    """Quantized, with 2:4 weights in one linear."""
     sparse = mask_two_four(tiny_session_graph, "blocks.0.mlp.fc1.weight")
     return PtqStage(Ptq(method="ptq")).apply(sparse, session_context).graph
 
@@ -131,7 +131,7 @@ def test_same_graph_gives_the_same_bytes(sparse_int8: ModelGraph, int8_file: Pat
     assert export_onnx(sparse_int8, tmp_path / "again.onnx").path.read_bytes() == int8_file.read_bytes()
 
 
-def test_quantised_weights_are_integers_only(sparse_int8: ModelGraph, float_file: Path, int8_file: Path) -> None:
+def test_quantized_weights_are_integers_only(sparse_int8: ModelGraph, float_file: Path, int8_file: Path) -> None:
     stored = initializers(onnx.load(int8_file))
     for name in layer_nodes(sparse_int8.module):
         assert stored[name].dtype == np.int8, name
@@ -142,25 +142,25 @@ def test_quantised_weights_are_integers_only(sparse_int8: ModelGraph, float_file
     assert int8_file.stat().st_size < 0.36 * float_file.stat().st_size
 
 
-def test_only_inputs_of_layers_are_quantised(sparse_int8: ModelGraph, int8_file: Path) -> None:
+def test_only_inputs_of_layers_are_quantized(sparse_int8: ModelGraph, int8_file: Path) -> None:
     model = onnx.load(int8_file)
     users: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             users.setdefault(name, []).append((node, index))
-    quantise = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantise) == len(layer_nodes(sparse_int8.module))
-    for node in quantise:
-        ((dequantise, _),) = users[node.output[0]]
-        assert dequantise.op_type == "DequantizeLinear"
-        assert all(user.op_type in PRODUCTS and index == 0 for user, index in users[dequantise.output[0]])
+    quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantize) == len(layer_nodes(sparse_int8.module))
+    for node in quantize:
+        ((dequantize, _),) = users[node.output[0]]
+        assert dequantize.op_type == "DequantizeLinear"
+        assert all(user.op_type in PRODUCTS and index == 0 for user, index in users[dequantize.output[0]])
 
 
 def test_codes_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph, int8_file: Path) -> None:
     """On the same input, layer by layer: end-to-end closeness is no test, because flipped roundings cascade."""
     model = onnx.load(int8_file)
-    quantise = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    wanted = [name for node in quantise for name in (node.input[0], node.output[0])]
+    quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    wanted = [name for node in quantize for name in (node.input[0], node.output[0])]
     for name in wanted:
         if name != "image":
             model.graph.output.append(onnx.ValueInfoProto(name=name))
@@ -171,7 +171,7 @@ def test_codes_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph, in
     values = dict(zip((o.name for o in session.get_outputs()), session.run(None, {"image": images}), strict=True))
     values["image"] = images
     stored = initializers(model)
-    for node in quantise:
+    for node in quantize:
         x, scale = torch.from_numpy(values[node.input[0]]), torch.tensor(stored[node.input[1]])
         expected = torch.clamp(torch.round(x / scale), -128, 127)
         assert torch.equal(expected, torch.from_numpy(values[node.output[0]]).float()), node.name
@@ -220,13 +220,13 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
         "vitslim.q.blocks.1.mlp.fc1.weight_scale": torch.full((256,), 0.005),
         "vitslim.q.blocks.1.mlp.fc1.input_scale": torch.tensor(0.2),
     }
-    quantised = insert_fake_quant(tiny_graph, [FakeQuantSite(weight, 4, 4)], scales)
-    summary = export_onnx(quantised, tmp_path / "narrow.onnx")
+    quantized = insert_fake_quant(tiny_graph, [FakeQuantSite(weight, 4, 4)], scales)
+    summary = export_onnx(quantized, tmp_path / "narrow.onnx")
     codes = initializers(onnx.load(summary.path))[weight]
     assert (codes.min(), codes.max()) == (-7, 7)
     images = images_for(tiny_graph)
-    torch.testing.assert_close(OnnxFile(summary.path)(images), logits_of(quantised, images), rtol=0, atol=2e-3)
-    assert weight not in summary.unquantised and len(summary.unquantised) == 9
+    torch.testing.assert_close(OnnxFile(summary.path)(images), logits_of(quantized, images), rtol=0, atol=2e-3)
+    assert weight not in summary.unquantized and len(summary.unquantized) == 9
 
 
 def test_squeezed_graph_exports_with_its_batch_free(tiny_graph: ModelGraph, tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_squeezed_graph_exports_with_its_batch_free(tiny_graph: ModelGraph, tmp_
         expected = logits_of(squeezed, images[:count])
         torch.testing.assert_close(OnnxFile(path)(images[:count]), expected, rtol=0, atol=1e-5)
     context = context_for(squeezed, tmp_path)
-    quantised = PtqStage(Ptq(method="ptq")).apply(squeezed, context).graph
-    ExportStage(Export()).apply(quantised, context)
+    quantized = PtqStage(Ptq(method="ptq")).apply(squeezed, context).graph
+    ExportStage(Export()).apply(quantized, context)
 
 
 def test_weights_can_be_2_4_in_float(tiny_graph: ModelGraph, tmp_path: Path) -> None:

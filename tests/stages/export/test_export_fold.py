@@ -9,9 +9,9 @@ import onnxscript
 import pytest
 
 from vitslim.backends.measured.kernels import read_kernels
+from vitslim.stages.export.graph_passes.lower import Form, Stored
 from vitslim.stages.export.onnx_passes.fold import fold_transposes, keep_constants, store_weights
 from vitslim.stages.export.onnx_passes.integer_matmul import relus_as_maxima
-from vitslim.stages.export.graph_passes.lower import Form, Stored
 
 SHARED = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -51,7 +51,7 @@ g (float[n, 2] x) => (float[n, 2] near, float[n, 2] far)
 """
 
 
-def test_constants_that_the_optimiser_loses_are_kept() -> None:
+def test_constants_that_the_optimizer_loses_are_kept() -> None:
     model = ir.from_onnx_text(TWO_CLIPS)
     images = {"x": np.linspace(-5, 5, 40).reshape(20, 2).astype(np.float32)}
     before = results(model, images)
@@ -72,7 +72,7 @@ def test_a_product_before_a_relu_is_of_integers() -> None:
     np.testing.assert_allclose(results(model, images)[0], before[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "form"), [(8, Form.MULTIPLY), (4, Form.MULTIPLY), (4, Form.DEQUANTISE)])
+@pytest.mark.parametrize(("bits", "form"), [(8, Form.MULTIPLY), (4, Form.MULTIPLY), (4, Form.DEQUANTIZE)])
 def test_constants_that_nothing_reads_any_more_go(bits: int, form: Form) -> None:
     model = ir.from_onnx_text(SHARED)
     images = {name: np.ones((4, 3), np.float32) for name in ("x", "y")}

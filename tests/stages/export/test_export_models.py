@@ -38,8 +38,8 @@ def test_families_export_in_float_and_int8(name: str, kwargs: dict[str, Any], tm
     torch.testing.assert_close(OnnxFile(path)(images), graph.module(images).detach(), rtol=0, atol=1e-4)
     data = load_data(Data(kind="digits", calibration=64), graph.source, seed=0)
     context = StageContext(data, 0, Silent(), lambda name: StageResult(graph), tmp_path)
-    quantised = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(graph, context).graph
-    result = ExportStage(Export()).apply(quantised, context)
+    quantized = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(graph, context).graph
+    result = ExportStage(Export()).apply(quantized, context)
     assert result.skipped == ()
 
 
@@ -50,10 +50,10 @@ def test_real_deit_tiny(shared_data: Path, tmp_path: Path) -> None:
         Data(kind="imagefolder", root=str(shared_data / "imagenette"), calibration=64), graph.source, seed=0
     )
     context = StageContext(data, 0, Silent(), lambda name: StageResult(graph), tmp_path)
-    quantised = PtqStage(Ptq(method="ptq")).apply(graph, context)
-    assert quantised.metrics["calibration_sqnr_db"] > 12
-    assert quantised.metrics["calibration_agreement"] > 0.9
-    result = ExportStage(Export()).apply(quantised.graph, context)
+    quantized = PtqStage(Ptq(method="ptq")).apply(graph, context)
+    assert quantized.metrics["calibration_sqnr_db"] > 12
+    assert quantized.metrics["calibration_agreement"] > 0.9
+    result = ExportStage(Export()).apply(quantized.graph, context)
     assert result.metrics["onnx_bytes"] < 6.3e6
     assert result.metrics["parity_agreement"] >= 0.95
     fused = read_kernels(tmp_path / "model.onnx", "the file").counts

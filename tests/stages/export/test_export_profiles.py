@@ -18,8 +18,8 @@ import torch
 from vitslim.backends.measured.kernels import read_kernels
 from vitslim.backends.measured.onnxruntime import measure_latency
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.sketch_graph import sketch
@@ -30,7 +30,7 @@ from vitslim.recipe.stages import Export, Floor, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Measure, StageContext, StageResult
 from vitslim.stages.export import placement
-from vitslim.stages.export.annotate import LayerAnnotation, quantiser_sites
+from vitslim.stages.export.annotate import LayerAnnotation, quantizer_sites
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement, floats_by_cost
@@ -47,7 +47,7 @@ def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext])
 
 @pytest.fixture
 def write(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> Callable[..., tuple[ModelGraph, Path]]:
-    """Quantise the tiny graph by some keys and write it for a target; checked against the graph."""
+    """Quantize the tiny graph by some keys and write it for a target; checked against the graph."""
 
     def build(target: Any, **keys: Any) -> tuple[ModelGraph, Path]:
         graph = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, context).graph
@@ -158,7 +158,7 @@ def measured_once(files: Mapping[str, Path]) -> dict[str, Measurement]:
 
 
 def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: StageContext) -> None:
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
     measured: list[str] = []
 
     def measure(files: Mapping[str, Path]) -> dict[str, Measurement]:
@@ -167,32 +167,32 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
 
     there = replace(context, measure=Measure(1, measure), result=lambda name: StageResult(tiny_graph))
     stage = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=20.0, agreement=0.5)))
-    result = stage.apply(quantised, there)
+    result = stage.apply(quantized, there)
     assert measured == ["static", "dynamic"]  # both hold so low a floor with every input in codes
     chosen = [note for note in result.changes if note.reason == "chosen"]
     assert len(chosen) == 1 and "dB" in chosen[0].what
     assert (there.workdir / "model.onnx").is_file()
     assert [path.name for path in there.workdir.iterdir()] == ["model.onnx"]
     impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))
-    assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantised, there).changes)
+    assert any("none holds 200 dB" in note.reason for note in impossible.apply(quantized, there).changes)
 
 
 def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float", "zero_points": True}
-    quantised = PtqStage(Ptq(**keys)).apply(tiny_graph, context).graph
+    quantized = PtqStage(Ptq(**keys)).apply(tiny_graph, context).graph
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
-    chosen = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=0.0, agreement=0.0))).apply(quantised, there).graph
+    chosen = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=0.0, agreement=0.0))).apply(quantized, there).graph
     images = torch.stack([context.data.calibration[i][0] for i in range(4)])
     with torch.no_grad():
-        assert torch.equal(chosen.module(images), quantised.module(images))
+        assert torch.equal(chosen.module(images), quantized.module(images))
 
 
-def test_auto_places_quantisers_beside_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
-    quantised = PtqStage(Ptq(bits=4, block=16)).apply(tiny_graph, context).graph
+def test_auto_places_quantizers_beside_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
+    quantized = PtqStage(Ptq(bits=4, block=16)).apply(tiny_graph, context).graph
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
-    closest = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0))).apply(quantised, there)
+    closest = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0))).apply(quantized, there)
     assert any("none holds 200 dB" in note.reason for note in closest.changes)
-    blocks = [site for site in quantiser_sites(closest.graph).values() if site.block]
+    blocks = [site for site in quantizer_sites(closest.graph).values() if site.block]
     assert all(site.integer_scales for site in blocks) and any(site.input_bits == FLOAT_BITS for site in blocks)
     assert inspect(there.workdir / "model.onnx").broken == ()
 
@@ -200,7 +200,7 @@ def test_auto_places_quantisers_beside_blocks(tiny_graph: ModelGraph, context: S
 def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(
     tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
 
     def spoilt(path: Path, exact: bool) -> Any:
         file = OnnxFile(path, exact=exact)
@@ -208,7 +208,7 @@ def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(
 
     monkeypatch.setattr(placement, "OnnxFile", spoilt)
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
-    best, found = choose_placement(quantised, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
+    best, found = choose_placement(quantized, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
     assert {re.sub("[0-9]+", "N", one.name) for one in found} == {"static, N in float", "dynamic, N in float"}
     assert best.latency_ms == min(one.latency_ms or 0 for one in found)
 
@@ -234,7 +234,7 @@ def test_auto_judges_in_batches_as_they_are_measured(
     tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dynamic ranges are those of a batch: a larger one has wider ranges, and its outputs are further off."""
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
     sizes: list[int] = []
 
     def noted(model: Any, images: Any, batch: int, *rest: Any) -> Any:
@@ -243,16 +243,16 @@ def test_auto_judges_in_batches_as_they_are_measured(
 
     monkeypatch.setattr(placement, "predict", noted)
     there = replace(context, measure=Measure(3, measured_once), result=lambda name: StageResult(tiny_graph))
-    choose_placement(quantised, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
+    choose_placement(quantized, Floor(sqnr_db=20.0, agreement=0.5), context.data.calibration, there)
     assert len(sizes) == 5 and set(sizes) == {3}
 
 
-def test_auto_needs_quantisers_and_something_that_measures(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_auto_needs_quantizers_and_something_that_measures(tiny_graph: ModelGraph, context: StageContext) -> None:
     stage = ExportStage(Export(profile="auto"))
-    assert "nothing is quantised" in stage.requires(sketch(tiny_graph))[0].message
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    assert "nothing is quantized" in stage.requires(sketch(tiny_graph))[0].message
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
     with pytest.raises(StageError, match="measures"):
-        stage.apply(quantised, context)
+        stage.apply(quantized, context)
 
 
 def test_half_precision_halves_the_file_and_keeps_its_type_outside(
@@ -267,8 +267,8 @@ def test_half_precision_halves_the_file_and_keeps_its_type_outside(
     assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.FLOAT16}
     properties = {p.key: p.value for p in model.metadata_props}
     assert {layer["weight_bits"] for layer in json.loads(properties["vitslim.layers"])} == {16}
-    quantised = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
-    assert "is quantised" in ExportStage(Export(profile="fp16")).requires(sketch(quantised))[0].message
+    quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph
+    assert "is quantized" in ExportStage(Export(profile="fp16")).requires(sketch(quantized))[0].message
 
 
 def test_the_file_knows_its_classes(tiny_graph: ModelGraph, context: StageContext) -> None:
@@ -281,9 +281,9 @@ def test_the_file_knows_its_classes(tiny_graph: ModelGraph, context: StageContex
 def test_layers_that_read_one_tensor_are_all_fused(digits_context: Callable[..., StageContext], tmp_path: Path) -> None:
     graph = trace_timm("convit_tiny", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2,
                                        "local_up_to_layer": 1, "num_classes": 10})  # fmt: skip
-    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph)).graph
+    quantized = PtqStage(Ptq()).apply(graph, digits_context(graph)).graph
     readers = [argument(nodes[0], 0) for nodes in layer_nodes(graph.module).values()]
     assert max(Counter(readers).values()) > 1  # qk and v read what one norm gives
-    export_onnx(quantised, tmp_path / "model.onnx")
+    export_onnx(quantized, tmp_path / "model.onnx")
     found = kernels(tmp_path / "model.onnx")
     assert found["MatMulIntegerToFloat"] + found["QGemm"] == len(readers)

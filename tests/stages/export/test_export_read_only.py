@@ -20,8 +20,8 @@ from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
@@ -97,7 +97,7 @@ def test_a_few_tokens_may_be_read(tiny_graph: ModelGraph) -> None:
 
 
 @pytest.mark.parametrize("inputs", ["static", "dynamic"])
-def test_a_quantised_file_for_onnx_runtime_has_the_logits_of_the_graph(
+def test_a_quantized_file_for_onnx_runtime_has_the_logits_of_the_graph(
     inputs: str, tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     context = digits_context(tiny_graph, calibration=130)

@@ -1,4 +1,4 @@
-"""Between quantised layers a file for ONNX Runtime works on matrices, and computes what the graph computes."""
+"""Between quantized layers a file for ONNX Runtime works on matrices, and computes what the graph computes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.rows import work_on_rows
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_
 
 
 @pytest.fixture
-def quantise(digits_context: Callable[..., StageContext]) -> Callable[..., ModelGraph]:
+def quantize(digits_context: Callable[..., StageContext]) -> Callable[..., ModelGraph]:
     def build(model: str, keys: dict[str, Any], **ptq: Any) -> ModelGraph:
         torch.manual_seed(0)
         graph = trace_timm(model, keys | {"num_classes": 10})
@@ -48,8 +48,8 @@ def quantise(digits_context: Callable[..., StageContext]) -> Callable[..., Model
         ("mixer_s32_224", {"img_size": 64}),
     ],
 )
-def test_the_graph_on_rows_computes_the_same(quantise: Callable[..., ModelGraph], model: str, keys: Any) -> None:
-    graph = quantise(model, keys)
+def test_the_graph_on_rows_computes_the_same(quantize: Callable[..., ModelGraph], model: str, keys: Any) -> None:
+    graph = quantize(model, keys)
     rows = graph.copy()
     work_on_rows(rows)
     for batch in (1, 3):
@@ -60,12 +60,12 @@ def test_the_graph_on_rows_computes_the_same(quantise: Callable[..., ModelGraph]
 
 @pytest.mark.parametrize("scaling", ["channels", "tokens"])
 def test_few_reshapes_are_left(
-    quantise: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
+    quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
     found = {}
     for depth in (2, 4):
-        graph = quantise("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
+        graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
         assert len(divided_layers(graph)) == (depth if scaling == "tokens" else 0)
         export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
         found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
@@ -77,8 +77,8 @@ def test_few_reshapes_are_left(
     torch.testing.assert_close(OnnxFile(tmp_path / "model.onnx")(images), expected, rtol=0.05, atol=0.05)
 
 
-def test_what_is_read_in_its_own_shape_too_is_restored(quantise: Callable[..., ModelGraph]) -> None:
-    graph = quantise("vit_tiny_patch16_224", VIT)
+def test_what_is_read_in_its_own_shape_too_is_restored(quantize: Callable[..., ModelGraph]) -> None:
+    graph = quantize("vit_tiny_patch16_224", VIT)
     gelu = next(node for node in graph.module.graph.nodes if node.target is aten.gelu.default)
     (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
     with graph.module.graph.inserting_before(output):
@@ -93,8 +93,8 @@ def test_what_is_read_in_its_own_shape_too_is_restored(quantise: Callable[..., M
 
 
 @pytest.mark.parametrize("keys", [{"inputs": "float"}, {"inputs": "dynamic"}])
-def test_layers_without_calibrated_codes_stay_as_they_are(quantise: Callable[..., ModelGraph], keys: Any) -> None:
-    graph = quantise("vit_tiny_patch16_224", VIT, **keys)
+def test_layers_without_calibrated_codes_stay_as_they_are(quantize: Callable[..., ModelGraph], keys: Any) -> None:
+    graph = quantize("vit_tiny_patch16_224", VIT, **keys)
     before = [str(node.target) for node in graph.module.graph.nodes]
     work_on_rows(graph)
     assert [str(node.target) for node in graph.module.graph.nodes] == before

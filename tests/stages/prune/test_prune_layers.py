@@ -12,18 +12,18 @@ from torch.nn.functional import kl_div, log_softmax
 from vitslim.data import batches
 from vitslim.errors import StageError
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.records import FakeQuantSite, RemoveBlock
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite, RemoveBlock
+from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.edits.remove_block import remove_blocks
 from vitslim.graph.sketch import SketchBranch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.stages import Layers, Unstructured
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depth.units import find_units, mean_kl
 from vitslim.stages.prune.depth.stage import LayersStage
+from vitslim.stages.prune.depth.units import find_units, mean_kl
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 
 Shorten = Callable[..., StageResult]
@@ -184,8 +184,8 @@ def test_a_model_without_residuals_is_refused() -> None:
     assert "no block that can be removed (no residual branch was found)" in problem.message
 
 
-def test_masked_and_quantised_models_are_refused(graph: ModelGraph, shorten: Shorten, context: StageContext) -> None:
-    with pytest.raises(StageError, match="cannot follow quantisation"):
+def test_masked_and_quantized_models_are_refused(graph: ModelGraph, shorten: Shorten, context: StageContext) -> None:
+    with pytest.raises(StageError, match="cannot follow quantization"):
         shorten(insert_fake_quant(graph, [FakeQuantSite("head.weight", 8, 8)]))
     sparse = UnstructuredStage(Unstructured(method="unstructured")).apply(graph, context).graph
     with pytest.raises(StageError, match="cannot follow a mask"):

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vitslim.stages.prune.depgraph.importance import group_scores, magnitude_l2, member_scores, normalised, slice_sums, taylor
+from vitslim.stages.prune.depgraph.importance import (
+    group_scores,
+    magnitude_l2,
+    member_scores,
+    normalized,
+    slice_sums,
+    taylor,
+)
 from vitslim.stages.prune.depgraph.lengths import keep_count, kept_indices, step_of
 from vitslim.stages.prune.two_four.patterns import is_two_four, magnitudes, obstacles, two_four_mask
 
@@ -158,5 +165,5 @@ def test_taylor_is_elementwise() -> None:
 
 def test_group_score_is_the_mean_of_members_over_the_mean_of_indices() -> None:
     scores = group_scores([torch.tensor([1.0, 3.0]).double(), torch.tensor([3.0, 9.0]).double()])
-    assert normalised(scores).tolist() == [0.5, 1.5]
-    assert normalised(torch.zeros(3).double()).tolist() == [0.0, 0.0, 0.0]
+    assert normalized(scores).tolist() == [0.5, 1.5]
+    assert normalized(torch.zeros(3).double()).tolist() == [0.0, 0.0, 0.0]

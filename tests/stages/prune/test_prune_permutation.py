@@ -22,15 +22,15 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.reconstruction.curvature import DAMPING, Curvature, effective_rows
-from vitslim.stages.reconstruction.layerwise import LayerSolver
 from vitslim.stages.prune import two_four_stage
 from vitslim.stages.prune.two_four.alps import alps_mask, best_refit
+from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation, kept_magnitude
 from vitslim.stages.prune.two_four.permute import permute_channels
 from vitslim.stages.prune.two_four.sparsegpt import refit, sparsegpt_mask, wanda_scores
-from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.reconstruction.curvature import DAMPING, Curvature, effective_rows
+from vitslim.stages.reconstruction.layerwise import LayerSolver
 from vitslim.stages.reconstruction.sensitivity import Sensitivity, row_weights
 from vitslim.training.evaluate import sqnr_db
 from vitslim.training.taps import with_taps
@@ -150,9 +150,9 @@ def test_rows_count_by_weight_and_mean_outputs_of_a_changed_layer_stay(tiny_grap
     weights = row_weights(norms)
     _, (x,) = with_taps(tiny_graph.module, [argument(layer, 0)])(images)
     x = x.detach()
-    centred = x - weights @ x / len(x)
+    centered = x - weights @ x / len(x)
     seen = effective_rows(weights)
-    expected = Curvature.of(centred.T @ torch.diag(weights) @ centred, gradients.T @ gradients, seen)
+    expected = Curvature.of(centered.T @ torch.diag(weights) @ centered, gradients.T @ gradients, seen)
     torch.testing.assert_close(costs[0].inputs, expected.inputs, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(costs[0].outputs, expected.outputs)
     torch.testing.assert_close(weights @ after, weights @ before, rtol=0, atol=1e-4)

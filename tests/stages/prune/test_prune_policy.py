@@ -118,10 +118,10 @@ def test_nothing_to_prune_is_a_problem_with_its_reason() -> None:
     assert "no axis" in problem.message
 
 
-def test_pruning_after_two_four_or_quantisation_is_refused() -> None:
+def test_pruning_after_two_four_or_quantization_is_refused() -> None:
     stage = DepGraphStage(depgraph())
     assert "2:4" in stage.requires(two_four().estimate(vit()))[0].message
-    assert "quantisation" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], LayerBits(8, 8)))[0].message
+    assert "quantization" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], LayerBits(8, 8)))[0].message
 
 
 def test_estimate_of_pruning_is_quadratic() -> None:

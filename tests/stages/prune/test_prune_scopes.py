@@ -18,9 +18,9 @@ from vitslim.graph.sketch_graph import sketch
 from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, Ratios
 from vitslim.recipe.teaching import Train
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depgraph.groups import find_members
 from vitslim.stages.prune.depgraph.sparse_training import train_sparse
+from vitslim.stages.prune.depgraph.stage import DepGraphStage
 
 Prune = Callable[..., StageResult]
 

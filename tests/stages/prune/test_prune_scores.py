@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vitslim.stages.prune.depgraph.group_sparsity import group_strengths, push, pusher
+from vitslim.stages.prune.depgraph.groups import Member
 from vitslim.stages.prune.depgraph.importance import (
     group_scores,
     hessian,
@@ -15,11 +17,9 @@ from vitslim.stages.prune.depgraph.importance import (
     magnitude_l1,
     magnitude_l2,
     member_scores,
-    normalised,
+    normalized,
     slice_sums,
 )
-from vitslim.stages.prune.depgraph.groups import Member
-from vitslim.stages.prune.depgraph.group_sparsity import group_strengths, push, pusher
 from vitslim.stages.prune.depgraph.lengths import keep_count, least_count
 
 SCORES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=20).map(lambda x: torch.tensor(x).double())
@@ -58,8 +58,8 @@ def test_reductions(reduction: str, expected: list[float]) -> None:
     ("normalization", "expected"), [("mean", [0.5, 1.5]), ("max", [1 / 3, 1]), ("sum", [0.25, 0.75]), ("none", [1, 3])]
 )
 def test_normalizations(normalization: str, expected: list[float]) -> None:
-    assert normalised(doubles(1, 3), normalization).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
-    assert normalised(doubles(0, 0), normalization).tolist() == [0, 0]  # type: ignore[arg-type]
+    assert normalized(doubles(1, 3), normalization).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+    assert normalized(doubles(0, 0), normalization).tolist() == [0, 0]  # type: ignore[arg-type]
 
 
 def test_lamp_of_known_scores() -> None:

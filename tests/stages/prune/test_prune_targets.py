@@ -14,9 +14,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.recipe.stages import Budget, DepGraph, Ratios
+from vitslim.stages.prune.depgraph.ranking import pattern_of, ranked_schedule
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
-from vitslim.stages.prune.depgraph.ranking import pattern_of, ranked_schedule
 from vitslim.stages.prune.depgraph.targets import Target
 
 

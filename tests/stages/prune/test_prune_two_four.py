@@ -79,7 +79,7 @@ def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, sparsify: Sparsi
     assert estimate.cost().bops < sketch(tiny_graph).cost().bops
 
 
-def test_masks_stay_exact_over_ten_optimiser_steps(sparsify: Sparsify, context: StageContext) -> None:
+def test_masks_stay_exact_over_ten_optimizer_steps(sparsify: Sparsify, context: StageContext) -> None:
     graph = sparsify().graph
     before = {name: weight.detach().clone() for name, weight in graph.parameters().items()}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant
+from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
@@ -174,10 +174,10 @@ def test_what_makes_no_sense_is_refused(prune: Prune, config: dict[str, Any], sa
         prune(**config)
 
 
-def test_a_mask_is_chosen_once_and_before_quantisation(prune: Prune, tiny_graph: ModelGraph) -> None:
+def test_a_mask_is_chosen_once_and_before_quantization(prune: Prune, tiny_graph: ModelGraph) -> None:
     sparse = prune(layers=("fc1",)).graph
     with pytest.raises(StageError, match=r"unstructured:0\.5 weights already"):
         prune(graph=sparse)
     assert "chosen once" in TwoFourStage(TwoFour(method="two-four")).requires(sketch(sparse))[0].message
-    with pytest.raises(StageError, match="cannot follow quantisation"):
+    with pytest.raises(StageError, match="cannot follow quantization"):
         prune(graph=insert_fake_quant(tiny_graph, [FakeQuantSite("head.weight", 8, 8)]))

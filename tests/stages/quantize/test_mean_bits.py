@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch_graph import sketch
@@ -18,12 +18,12 @@ from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.quantize.ptq.forms import widened
 from vitslim.stages.quantize.noise import weight_noise_shares
+from vitslim.stages.quantize.ptq.forms import widened
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
@@ -33,7 +33,7 @@ def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext])
     return digits_context(tiny_graph, calibration=60)
 
 
-def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> StageResult:
+def quantize(graph: ModelGraph, context: StageContext, **keys: Any) -> StageResult:
     stage = PtqStage(Ptq(bits=4, **keys))
     assert stage.requires(sketch(graph)) == []
     result = stage.apply(graph, context)
@@ -42,8 +42,8 @@ def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> StageResu
 
 
 def mean_of(graph: ModelGraph) -> float:
-    sizes = {site.weight: tensor_of(graph.module, site.weight).numel() for site in quantiser_sites(graph).values()}
-    return sum(site.weight_bits * sizes[site.weight] for site in quantiser_sites(graph).values()) / sum(sizes.values())
+    sizes = {site.weight: tensor_of(graph.module, site.weight).numel() for site in quantizer_sites(graph).values()}
+    return sum(site.weight_bits * sizes[site.weight] for site in quantizer_sites(graph).values()) / sum(sizes.values())
 
 
 def test_the_most_harmful_for_their_size_are_widened() -> None:
@@ -85,12 +85,12 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     x = torch.stack([context.data.calibration[i][0] for i in range(50)])
     reference, found = tiny_graph.module(x).detach(), list[float]()
     for mean in (None, 5.5, 7.0):
-        result = quantise(tiny_graph, context, rounding="nearest", mean_bits=mean, **keys)
+        result = quantize(tiny_graph, context, rounding="nearest", mean_bits=mean, **keys)
         found.append(sqnr_db(reference, result.graph.module(x).detach()))
         if mean is not None:
             assert mean - 1.2 < mean_of(result.graph) <= mean  # the largest layer has a fourth of all weights
     assert found[0] < found[1] < found[2]
-    wide = [site for site in quantiser_sites(result.graph).values() if site.weight_bits == 8]
+    wide = [site for site in quantizer_sites(result.graph).values() if site.weight_bits == 8]
     assert wide and not any(site.block or site.integer_scales for site in wide)
     noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2

@@ -23,16 +23,16 @@ from vitslim.graph.sketch_graph import sketch
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT, weight_scale
 from vitslim.stages.quantize.ptq.integer_scales import block_multiples, part_codes, whole_scale
-from vitslim.stages.reconstruction.gptq import gptq, refine
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.reconstruction.gptq import gptq, refine
 from vitslim.training.evaluate import sqnr_db
 from vitslim.units import PAIR_LIMIT
 
@@ -56,7 +56,7 @@ def weight() -> Tensor:
     return found
 
 
-def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
+def quantize(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
     stage = PtqStage(Ptq(**KEYS | keys))
     assert stage.requires(sketch(graph)) == []
     result = stage.apply(graph, context)
@@ -165,11 +165,11 @@ def written(graph: ModelGraph, context: StageContext, path: Path, target: Target
 def test_a_file_holds_four_bits_and_multiplies_eight(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any], fused: dict[str, int]
 ) -> None:
-    graph, path = quantise(tiny_graph, context, **keys), tmp_path / "model.onnx"
+    graph, path = quantize(tiny_graph, context, **keys), tmp_path / "model.onnx"
     found = written(graph, context, path)
     assert {name: found[name] for name in fused} == fused
     types = Counter(one.data_type for one in onnx.load(path).graph.initializer if len(one.dims) == 3)
-    in_blocks = [site for site in quantiser_sites(graph).values() if site.integer_scales]
+    in_blocks = [site for site in quantizer_sites(graph).values() if site.integer_scales]
     assert len(in_blocks) == (8 if "end_bits" in keys else 9)
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
@@ -188,7 +188,7 @@ def test_blocks_are_closer_than_channels_and_take_little_more(
 ) -> None:
     x, sizes, found = images(context, 50), {}, {}
     for block in (0, BLOCK):
-        graph = quantise(tiny_graph, context, block=block, rounding="nearest")
+        graph = quantize(tiny_graph, context, block=block, rounding="nearest")
         found[block] = sqnr_db(logits(tiny_graph, x), logits(graph, x))
         sizes[block] = inspect(_exported(graph, tmp_path)).facts
     assert found[BLOCK] > found[0] + 1
@@ -213,14 +213,14 @@ def test_plan_foretells_the_bytes_of_blocks(tiny_graph: ModelGraph, context: Sta
 
 
 def test_a_saved_graph_computes_the_same(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
-    graph, x = quantise(tiny_graph, context), images(context, 4)
+    graph, x = quantize(tiny_graph, context), images(context, 4)
     save_graph(graph, tmp_path)
     assert torch.equal(logits(load_graph(tmp_path), x), logits(graph, x))
 
 
 def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
-    graph = quantise(sparse, context)
+    graph = quantize(sparse, context)
     assert written(graph, context, tmp_path / "model.onnx")["QGemm"] == 10
     facts = inspect(tmp_path / "model.onnx")
     masked = [layer for layer in facts.facts.layers if layer.annotation and layer.annotation.sparsity == "2:4"]
@@ -229,10 +229,10 @@ def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context:
 
 
 def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, context: StageContext) -> None:
-    graph = quantise(tiny_graph, context)
+    graph = quantize(tiny_graph, context)
     for weight, (node, *_) in layer_nodes(graph.module).items():
         codes = weight_codes(graph.module, node.args[1]).to(torch.int8)
-        if quantiser_sites(graph)[weight].integer_scales:
+        if quantizer_sites(graph)[weight].integer_scales:
             assert len(set(codes.abs().flatten().tolist())) > 16  # more than four bits have
             part_codes(codes, 4, BLOCK)
 
@@ -240,9 +240,9 @@ def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, contex
 def test_weights_that_were_changed_since_are_refused(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
 ) -> None:
-    graph = quantise(tiny_graph, context, rounding="nearest")
+    graph = quantize(tiny_graph, context, rounding="nearest")
     with torch.no_grad():
         tensor_of(graph.module, "blocks.1.mlp.fc1.weight").mul_(1.1)
-    with pytest.raises(StageError, match=r"'blocks.1.mlp.fc1.weight' was changed after it was quantised"):
+    with pytest.raises(StageError, match=r"'blocks.1.mlp.fc1.weight' was changed after it was quantized"):
         export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
     assert list(tmp_path.glob("*.onnx")) == []

@@ -12,11 +12,11 @@ import torch
 
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import input_scale_name
+from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.patches import is_of_patches
 from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
@@ -24,8 +24,8 @@ from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.patches import patches_as_rows
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_
 
 
 def images(count: int, size: int = 32) -> torch.Tensor:
-    """Photographs of noise: pixels of 8 bits, normalised."""
+    """Photographs of noise: pixels of 8 bits, normalized."""
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)) / 255
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
@@ -67,7 +67,7 @@ def test_codes_are_the_pixels_and_lose_nothing(tiny_graph: ModelGraph) -> None:
     torch.testing.assert_close(seen.amin(), torch.tensor(-MIDDLE), rtol=0, atol=1e-5)
 
 
-def test_quantising_reads_pixels_where_inputs_have_eight_bits(
+def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     for keys, bits in (({}, 8), ({"inputs": "dynamic"}, 8), ({"input_bits": 6}, 32), ({"inputs": "float"}, 32)):
@@ -99,19 +99,19 @@ def test_patches_are_multiplied_as_matrices(
         keys = keys | {"num_classes": 10}
     graph = trace_timm(model, keys)
     draw_weights(graph.module, torch.Generator().manual_seed(0))
-    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=20)).graph
-    rows = quantised.copy()
+    quantized = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=20)).graph
+    rows = quantized.copy()
     patches_as_rows(rows)
-    before, after = (sum(is_op(n, aten.conv2d.default) for n in g.module.graph.nodes) for g in (quantised, rows))
+    before, after = (sum(is_op(n, aten.conv2d.default) for n in g.module.graph.nodes) for g in (quantized, rows))
     assert after < before
     batch = images(3, graph.source.image[1])
     with torch.no_grad():
-        expected = quantised.module(batch)
+        expected = quantized.module(batch)
         # A code on the edge of rounding falls to either side.
         assert (rows.module(batch) - expected).square().mean() < 1e-4 * expected.square().mean()
     path = tmp_path / "model.onnx"
-    export_onnx(quantised, path, target)
-    check_stored_weights(path, quantised)
+    export_onnx(quantized, path, target)
+    check_stored_weights(path, quantized)
     assert not inspect(path).broken
     found = OnnxFile(path)(batch)
     assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
@@ -119,10 +119,10 @@ def test_patches_are_multiplied_as_matrices(
 
 def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callable[..., StageContext]) -> None:
     graph = trace_timm("swin_tiny_patch4_window7_224", SWIN)
-    quantised = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=8)).graph
+    quantized = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=8)).graph
     found = {}
     for side in (64, 66):
-        one = quantised.copy()
+        one = quantized.copy()
         one.source = replace(one.source, image=(3, side, side))
         for node in list(one.module.graph.nodes):
             if is_op(node, aten.permute.default) and is_op(node.args[0], aten.conv2d.default):

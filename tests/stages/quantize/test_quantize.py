@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
+from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes, quantized_layers
+from vitslim.graph.edits.read_pixels import read_pixels
 from vitslim.graph.edits.records import InsertFakeQuant
-from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes, quantised_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import fake_quant, input_range
-from vitslim.graph.edits.read_pixels import read_pixels
 from vitslim.graph.sketch_graph import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
-from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.calibration.observe import ChannelRanges, Observer, layer_inputs
 from vitslim.stages.quantize.calibration.ranges import (
     Histogram,
     Range,
@@ -33,9 +33,9 @@ from vitslim.stages.quantize.calibration.ranges import (
     pair_safe_scale,
     weight_scale,
 )
-from vitslim.stages.quantize.calibration.observe import ChannelRanges, Observer, layer_inputs
-from vitslim.stages.reconstruction.gptq import gptq
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.reconstruction.gptq import gptq
 
 
 def squared_error(values: torch.Tensor, scale: torch.Tensor, top: int) -> float:
@@ -100,13 +100,13 @@ def test_histogram_of_zeros_gives_a_usable_scale() -> None:
 
 
 def test_a_zero_point_comes_where_values_lie_to_one_side() -> None:
-    skewed, centred = Histogram(), Histogram()
+    skewed, centered = Histogram(), Histogram()
     skewed.observe(torch.tensor([-0.17, 0.0, 5.0]))
-    centred.observe(torch.tensor([-5.0, 0.0, 4.9]))
+    centered.observe(torch.tensor([-5.0, 0.0, 4.9]))
     found = skewed.find_range(8, "minmax")
     assert found.scale == pytest.approx(5.17 / 255)
     assert found.zero_point == round(0.17 / found.scale)
-    assert centred.find_range(8, "minmax").zero_point is None
+    assert centered.find_range(8, "minmax").zero_point is None
     assert skewed.find_range(8, "minmax", symmetric=True).zero_point is None
 
 
@@ -122,9 +122,9 @@ def test_ranges_are_usable_and_minmax_clips_nothing(values: object, bits: int, m
     histogram.observe(x)
     scale, zero_point = histogram.find_range(bits, method)
     assert scale > 0 and (zero_point is None or 0 <= zero_point < 2**bits)
-    quantised = fake_quant(x, torch.tensor(scale), zero_point or 0, None, *input_range(bits, zero_point), 0)
+    quantized = fake_quant(x, torch.tensor(scale), zero_point or 0, None, *input_range(bits, zero_point), 0)
     if method == "minmax":
-        assert ((quantised - x).abs() <= 0.51 * scale + 1e-6).all()
+        assert ((quantized - x).abs() <= 0.51 * scale + 1e-6).all()
 
 
 def test_a_divergence_is_zero_where_every_value_has_its_code() -> None:
@@ -212,17 +212,17 @@ def test_codes_of_four_bits_alone_know_what_outputs_have_in_common(
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse", "entropy"])
-def test_every_layer_is_quantised_and_stays_close(tiny_graph: ModelGraph, context: StageContext, method: str) -> None:
+def test_every_layer_is_quantized_and_stays_close(tiny_graph: ModelGraph, context: StageContext, method: str) -> None:
     stage = PtqStage(Ptq(method="ptq", calibrate=method))
     result = stage.apply(tiny_graph, context)
     assert stage.ensures(tiny_graph, result.graph) == []
-    assert quantised_layers(result.graph.module) == layer_nodes(tiny_graph.module).keys()
+    assert quantized_layers(result.graph.module) == layer_nodes(tiny_graph.module).keys()
     assert isinstance(result.graph.edits[-1], InsertFakeQuant)
     assert result.skipped == ()
     assert {note.layer for note in result.changes} == layer_nodes(tiny_graph.module).keys()
     assert result.metrics["calibration_images"] == 70
     assert result.metrics["calibration_sqnr_db"] > (12 if method == "entropy" else 20)
-    assert not quantised_layers(tiny_graph.module)
+    assert not quantized_layers(tiny_graph.module)
 
 
 def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageContext) -> None:
@@ -248,7 +248,7 @@ def test_skipped_layers_stay_in_float_and_are_listed(tiny_graph: ModelGraph, con
     result = stage.apply(tiny_graph, context)
     assert {note.layer for note in result.skipped} == {"head.weight", "blocks.0.mlp.fc2.weight"}
     assert all(note.reason for note in result.skipped)
-    assert quantised_layers(result.graph.module).isdisjoint({"head.weight", "blocks.0.mlp.fc2.weight"})
+    assert quantized_layers(result.graph.module).isdisjoint({"head.weight", "blocks.0.mlp.fc2.weight"})
     assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
 
 
@@ -261,7 +261,7 @@ def test_wrong_skips_are_named(tiny_graph: ModelGraph) -> None:
     assert "nothing is left" in problem.message
 
 
-def test_a_quantised_model_is_not_quantised_again(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_a_quantized_model_is_not_quantized_again(tiny_graph: ModelGraph, context: StageContext) -> None:
     once = PtqStage(Ptq(method="ptq", calibrate="minmax")).apply(tiny_graph, context).graph
     (problem,) = PtqStage(Ptq(method="ptq")).requires(sketch(once))
     assert "already" in problem.message
@@ -269,12 +269,12 @@ def test_a_quantised_model_is_not_quantised_again(tiny_graph: ModelGraph, contex
 
 def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, context: StageContext) -> None:
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
-    quantised = PtqStage(Ptq(method="ptq")).apply(sparse, context).graph
+    quantized = PtqStage(Ptq(method="ptq")).apply(sparse, context).graph
     name = "blocks.0.attn.qkv.weight"
-    (node,) = layer_nodes(quantised.module)[name]
-    weight, scale = quantised.parameters()[name], quantised.parameters()["vitslim.q.blocks.0.attn.qkv.weight_scale"]
+    (node,) = layer_nodes(quantized.module)[name]
+    weight, scale = quantized.parameters()[name], quantized.parameters()["vitslim.q.blocks.0.attn.qkv.weight_scale"]
     values = fake_quant(weight, scale, *node.args[1].args[2:])
-    assert (values[~quantised.masks[name]] == 0).all()
+    assert (values[~quantized.masks[name]] == 0).all()
     assert (values != 0).any()
 
 
@@ -286,11 +286,11 @@ def test_activations_that_are_not_finite_stop_the_stage(tiny_graph: ModelGraph, 
 
 
 def test_scales_survive_a_rebuild_of_the_graph(tiny_graph: ModelGraph, context: StageContext) -> None:
-    quantised = PtqStage(Ptq(method="ptq", calibrate="minmax", scale_inputs="none")).apply(tiny_graph, context).graph
-    edit = quantised.edits[-1]
+    quantized = PtqStage(Ptq(method="ptq", calibrate="minmax", scale_inputs="none")).apply(tiny_graph, context).graph
+    edit = quantized.edits[-1]
     assert isinstance(edit, InsertFakeQuant)
     rebuilt = insert_fake_quant(read_pixels(tiny_graph, ("patch_embed.proj.weight",)), edit.sites)
-    rebuilt.module.load_state_dict(quantised.module.state_dict(), strict=True)
+    rebuilt.module.load_state_dict(quantized.module.state_dict(), strict=True)
     images = torch.stack([context.data.calibration[i][0] for i in range(4)])
     with torch.no_grad():
-        assert torch.equal(rebuilt.module(images), quantised.module(images))
+        assert torch.equal(rebuilt.module(images), quantized.module(images))

@@ -16,10 +16,10 @@ from vitslim.backends.measured.kernels import read_kernels
 from vitslim.backends.measured.onnxruntime import measure_latency
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.fake_quant import remove_fake_quant
+from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantize_attention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantise_attention
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
@@ -45,7 +45,7 @@ def rounded(x: Tensor, scale: float, low: int, high: int) -> Tensor:
 def test_both_products_see_codes(tiny_graph: ModelGraph) -> None:
     """Softmax and products of the two heads by hand, from the output of the first qkv layer."""
     scales = {attention_scale_name("blocks.0", name): torch.tensor(value) for name, value in SCALES.items()}
-    graph = quantise_attention(tiny_graph, ("blocks.0",), 8, scales)
+    graph = quantize_attention(tiny_graph, ("blocks.0",), 8, scales)
     seen = {}
     for model in (tiny_graph, graph):
         copy = model.copy()
@@ -78,25 +78,25 @@ def test_it_is_kept_found_again_and_taken_away(
 ) -> None:
     graph = trace_timm(model, keys or tiny_kwargs)
     context = digits_context(graph, calibration=20)
-    quantised = PtqStage(Ptq(attention=True)).apply(graph, context).graph
+    quantized = PtqStage(Ptq(attention=True)).apply(graph, context).graph
     images = torch.stack([context.data.val[index][0] for index in range(4)])
     with torch.no_grad():
-        logits = quantised.module(images)
+        logits = quantized.module(images)
         plain = PtqStage(Ptq()).apply(graph, context).graph
         assert sqnr_db(graph.module(images), logits) > 25
         assert not torch.equal(logits, plain.module(images))
-        save_graph(quantised, tmp_path)
+        save_graph(quantized, tmp_path)
         assert torch.equal(load_graph(tmp_path).module(images), logits)
-        assert attention_blocks(quantised) == attention_blocks(graph)
-        for one, other in zip(find_anatomy(graph).blocks, find_anatomy(quantised).blocks, strict=True):
+        assert attention_blocks(quantized) == attention_blocks(graph)
+        for one, other in zip(find_anatomy(graph).blocks, find_anatomy(quantized).blocks, strict=True):
             assert one.attention is not None and other.attention is not None
             assert one.attention.scale == pytest.approx(other.attention.scale)
             assert (one.attention.heads, one.attention.biased) == (other.attention.heads, other.attention.biased)
-        floats = remove_fake_quant(quantised)
+        floats = remove_fake_quant(quantized)
         assert "fake_quant" not in str(floats.module.graph)
         assert not any(name.startswith("vitslim.q.") for name in floats.parameters())
-    assert sketch(quantised).cost().bops == PtqStage(Ptq(attention=True)).estimate(sketch(graph)).cost().bops
-    assert sketch(quantised).cost().bops < sketch(plain).cost().bops
+    assert sketch(quantized).cost().bops == PtqStage(Ptq(attention=True)).estimate(sketch(graph)).cost().bops
+    assert sketch(quantized).cost().bops < sketch(plain).cost().bops
 
 
 def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> None:

@@ -1,4 +1,4 @@
-"""Keys of `quantize: {method: ptq}`: each changes the result; equalisation, noise and placements on traced models."""
+"""Keys of `quantize: {method: ptq}`: each changes the result; equalization, noise and placements on traced models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.edits.fake_quant import insert_fake_quant, quantized_layers, remove_fake_quant
 from vitslim.graph.edits.records import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
-from vitslim.graph.edits.fake_quant import insert_fake_quant, quantised_layers, remove_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.persist import load_graph, save_graph
@@ -23,9 +23,9 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT
-from vitslim.stages.quantize.smoothing.channels import equalise, equalising, find_equalisable
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.smoothing.channels import equalize, equalizing, find_equalizable
 from vitslim.training.evaluate import sqnr_db
 from vitslim.units import FLOAT_BITS, PAIR_LIMIT
 
@@ -35,7 +35,7 @@ def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext])
     return digits_context(tiny_graph, calibration=130)
 
 
-def quantise(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
+def quantize(graph: ModelGraph, context: StageContext, **keys: Any) -> ModelGraph:
     stage = PtqStage(Ptq(method="ptq", **keys))
     assert stage.requires(sketch(graph)) == []
     result = stage.apply(graph, context)
@@ -58,13 +58,13 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
     "change",
     [
         {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
-        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalise": False}, {"scale_inputs": "none"},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalize": False}, {"scale_inputs": "none"},
         {"rounding": "nearest"}, {"rotate": True}, {"bias_correction": False}, {"float_inputs": 2},
         {"skip": ("head",)}, {"end_bits": 4}, {"full_range": True},
     ],
 )  # fmt: skip
 def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
-    before, after = (logits(quantise(tiny_graph, context, **keys), context) for keys in ({}, change))
+    before, after = (logits(quantize(tiny_graph, context, **keys), context) for keys in ({}, change))
     assert not torch.equal(before, after)
 
 
@@ -74,13 +74,13 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
 ) -> None:
     """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
     cases: tuple[dict[str, Any], ...] = (
-        {"equalise": False},
-        {"equalise": False, "full_range": True},
+        {"equalize": False},
+        {"equalize": False, "full_range": True},
         {"inputs": "float"},
     )
     fc2, errors, largest, cut = "blocks.1.mlp.fc2.weight", [], [], []
     for index, keys in enumerate(cases):
-        graph = quantise(tiny_graph, context, rounding=rounding, **keys)
+        graph = quantize(tiny_graph, context, rounding=rounding, **keys)
         path = tmp_path / f"{index}.onnx"
         export_onnx(graph, path, "ort-cpu")
         check_stored_weights(path, graph)
@@ -97,7 +97,7 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
 
 def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"inputs": "float", "bits": 4}
-    whole, blocks = (quantise(tiny_graph, context, **keys, block=block) for block in (0, 16))
+    whole, blocks = (quantize(tiny_graph, context, **keys, block=block) for block in (0, 16))
     name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
     assert whole.parameters()[name].shape == (256,)
     assert blocks.parameters()[name].shape == (256, 4)
@@ -113,7 +113,7 @@ BLOCKS: dict[str, Any] = {"inputs": "float", "bits": 4, "block": 16}
 def test_a_saved_graph_comes_back_equal(
     tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
 ) -> None:  # fmt: skip
-    graph = quantise(tiny_graph, context, **keys)
+    graph = quantize(tiny_graph, context, **keys)
     save_graph(graph, context.workdir)
     again = load_graph(context.workdir)
     assert again.edits == graph.edits
@@ -131,7 +131,7 @@ def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
                 parameter.abs_()
     reference, found = logits(one_sided, context), []
     for asked in (False, True):
-        graph = quantise(one_sided, context, **BLOCKS, zero_points=asked)
+        graph = quantize(one_sided, context, **BLOCKS, zero_points=asked)
         found.append(sqnr_db(reference, logits(graph, context)))
         for target in ("portable", "ort-cpu"):
             export_onnx(graph, path, target)
@@ -153,9 +153,9 @@ def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageCo
 
 def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float"}
-    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantise(tiny_graph, context, **keys))}
+    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantize(tiny_graph, context, **keys))}
     ends = {site.weight: (site.weight_bits, site.block)
-            for site in sites(quantise(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
+            for site in sites(quantize(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
     assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
 
 
@@ -174,7 +174,7 @@ def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callabl
     context, constant = digits_context(graph), "blocks.0.attn.rel_pos.mlp.fc1.weight"
     stage = PtqStage(Ptq())
     result = stage.apply(graph, context)
-    assert constant not in quantised_layers(result.graph.module)
+    assert constant not in quantized_layers(result.graph.module)
     assert {note.layer: note.reason for note in result.skipped}[constant] == "the same for every image"
     assert stage.estimate(sketch(graph)).cost() == sketch(result.graph).cost()
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
     with torch.no_grad():  # one hidden unit a thousand times as large as all others takes the codes from them
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
-    found = sites(quantise(tiny_graph, context, float_inputs=1, equalise=False))
+    found = sites(quantize(tiny_graph, context, float_inputs=1, equalize=False))
     assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
@@ -211,7 +211,7 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
     tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
 ) -> None:
     large = with_a_large_hidden_unit(tiny_graph, asked)
-    plain, scaled = (quantise(large, context, scale_inputs=one) for one in ("none", asked))
+    plain, scaled = (quantize(large, context, scale_inputs=one) for one in ("none", asked))
     (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
     assert "blocks.1.mlp.fc2.weight" in weights
     assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
@@ -244,26 +244,26 @@ def test_noise_shares_of_a_linear_model_are_exact() -> None:
     assert share == pytest.approx(float(error.square().sum() / reference.square().sum()), rel=0.5)
 
 
-def test_removing_quantisers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
-    graph = quantise(tiny_graph, context, equalise=False, rounding="nearest", bias_correction=False)
+def test_removing_quantizers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
+    graph = quantize(tiny_graph, context, equalize=False, rounding="nearest", bias_correction=False)
     plain = remove_fake_quant(graph)
-    assert not quantised_layers(plain.module)
+    assert not quantized_layers(plain.module)
     assert plain.edits == (*tiny_graph.edits, ReadPixels(("patch_embed.proj.weight",)))
     torch.testing.assert_close(logits(plain, context), logits(tiny_graph, context), rtol=1e-5, atol=1e-5)
     again = insert_fake_quant(plain, sites(graph), dict(graph.parameters()))
     assert torch.equal(logits(again, context), logits(graph, context))
 
 
-def test_equalising_makes_ranges_equal_and_centred() -> None:
+def test_equalizing_makes_ranges_equal_and_centered() -> None:
     low, high = torch.tensor([-1.0, 0.0, -8.0, 2.0]), torch.tensor([1.0, 4.0, 0.0, 2.0])
-    shift, factor = equalising(low, high, 1.0, shifts=True)
+    shift, factor = equalizing(low, high, 1.0, shifts=True)
     assert shift.tolist() == [0, 2, -4, 2]
     reach = torch.maximum((high - shift).abs(), (low - shift).abs()) / factor
     assert reach[:3].tolist() == [1, 1, 1]
     assert factor[3] == 1
-    unmoved, _ = equalising(low, high, 1.0, shifts=False)
+    unmoved, _ = equalizing(low, high, 1.0, shifts=False)
     assert (unmoved == 0).all()
-    assert (equalising(low, high, 0.0, shifts=True)[1] == 1).all()
+    assert (equalizing(low, high, 0.0, shifts=True)[1] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -275,10 +275,10 @@ def test_equalising_makes_ranges_equal_and_centred() -> None:
         ("xcit_nano_12_p16_224", {"depth": 1}, None),
     ],
 )
-def test_equalising_leaves_the_function_alone(name: str, kwargs: dict[str, Any], places: int | None) -> None:
+def test_equalizing_leaves_the_function_alone(name: str, kwargs: dict[str, Any], places: int | None) -> None:
     graph = trace_timm(name, kwargs)
     generator = torch.Generator().manual_seed(0)
-    found = find_equalisable(graph)
+    found = find_equalizable(graph)
     assert places is None or len(found) == places
     with torch.no_grad():
         for parameter in graph.module.parameters():
@@ -288,8 +288,8 @@ def test_equalising_leaves_the_function_alone(name: str, kwargs: dict[str, Any],
         for place in found:
             channels = tensor_of(graph.module, place.readers[0]).shape[1]
             low, high = torch.rand(2, channels, generator=generator) + 0.1
-            changes[place.readers[0]] = equalising(-low, high, 1.0, place.shifts)
+            changes[place.readers[0]] = equalizing(-low, high, 1.0, place.shifts)
         images = torch.randn(2, *graph.source.image, generator=generator)
-        before, after = graph.module(images), equalise(graph, changes).module(images)
+        before, after = graph.module(images), equalize(graph, changes).module(images)
     assert ((before - after).abs().max() / before.abs().max()) < 1e-5
     assert found

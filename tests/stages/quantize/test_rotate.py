@@ -15,8 +15,8 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.rotation import find_streams, rotate, rotation
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.rotation import find_streams, rotate, rotation
 from vitslim.training.evaluate import sqnr_db
 
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)}
@@ -114,7 +114,7 @@ def test_a_channel_of_large_values_harms_no_more(
     images = torch.stack([context.data.calibration[i][0] for i in range(8)])
     found = {}
     for asked in (False, True):
-        keys: dict[str, Any] = {"equalise": False, "scale_inputs": "none", "inputs": "symmetric", "bits": 8}
+        keys: dict[str, Any] = {"equalize": False, "scale_inputs": "none", "inputs": "symmetric", "bits": 8}
         result = PtqStage(Ptq(method="ptq", rotate=asked, **keys)).apply(graph, context)
         with torch.no_grad():
             found[asked] = sqnr_db(graph.module(images), result.graph.module(images))

@@ -10,8 +10,8 @@ from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
-from vitslim.stages.reconstruction.curvature import Curvature, weighted_gram
 from vitslim.stages.quantize.calibration.ranges import weight_scale
+from vitslim.stages.reconstruction.curvature import Curvature, weighted_gram
 from vitslim.stages.reconstruction.gptq import gptq, refine
 from vitslim.stages.reconstruction.sensitivity import Sensitivity
 

@@ -12,20 +12,20 @@ from torch import Tensor
 from vitslim.errors import StageError
 from vitslim.graph.edits.divide_tokens import divide_tokens, divided_layers
 from vitslim.graph.edits.fake_quant import has_input_scale, layer_nodes
+from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.export.annotate import quantiser_sites
-from vitslim.stages.export.placement import _ladders
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.graph_passes.rows import work_on_rows
-from vitslim.stages.quantize.smoothing.channels import outlier_factors
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.placement import _ladders
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.smoothing.channels import outlier_factors
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise
 
 aten = torch.ops.aten
@@ -122,7 +122,7 @@ def test_the_bias_of_a_divided_layer_moves_its_outputs_by_the_size_of_each_token
 
 
 def test_layers_that_read_one_tensor_share_a_product_or_a_division() -> None:
-    """Runtimes would make one of two equal ones, and then fuse neither layer with its quantiser."""
+    """Runtimes would make one of two equal ones, and then fuse neither layer with its quantizer."""
     graph = trace_timm("xcit_nano_12_p16_224", {"depth": 1, "num_classes": 10})
     weights = [f"cls_attn_blocks.0.attn.{name}.weight" for name in ("v", "k", "q")]
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def test_the_report_says_whose_tokens_are_divided(
     result = PtqStage(Ptq(scale_inputs="tokens")).apply(tiny_graph, context)
     assert [note.layer for note in result.changes if "each token divided" in note.what] == FC2
     dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
-    assert {site.weight for site in quantiser_sites(dynamic).values() if has_input_scale(site)} == {
+    assert {site.weight for site in quantizer_sites(dynamic).values() if has_input_scale(site)} == {
         "patch_embed.proj.weight", *FC2
     }  # fmt: skip
 

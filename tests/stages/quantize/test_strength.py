@@ -1,4 +1,4 @@
-"""How far channels are equalised: costs against quantisation done, and what images of other classes change."""
+"""How far channels are equalized: costs against quantization done, and what images of other classes change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.smoothing.channels import equalising
-from vitslim.stages.quantize.smoothing.search import Equaliser, Place, _centred, _tapped
+from vitslim.stages.quantize.smoothing.channels import equalizing
+from vitslim.stages.quantize.smoothing.search import Equalizer, Place, _centered, _tapped
 from vitslim.stages.quantize.smoothing.strength import STRENGTHS, HeldOut, Spread, halves, spread
 
 CHANNELS = 24
-PLACE = Place(("layer.weight",), _centred)
+PLACE = Place(("layer.weight",), _centered)
 
 
 def rows(count: int, scales: Tensor, seed: int = 0) -> Tensor:
@@ -40,7 +40,7 @@ def codes(x: Tensor, one: Spread) -> Tensor:
 
 def test_a_spread_has_one_step_and_reaches_every_value() -> None:
     low, high = torch.tensor([-1.0, 0.0, -2.0]), torch.tensor([1.0, 8.0, 2.0])
-    shift, factor = equalising(low, high, 1.0, shifts=True)
+    shift, factor = equalizing(low, high, 1.0, shifts=True)
     one = spread((low, high), shift, factor, bits=8)
     torch.testing.assert_close((one.low, one.high), (low, high))
     torch.testing.assert_close(one.step, (high - low) / 255)
@@ -61,11 +61,11 @@ def test_halves_share_no_class_where_classes_allow_it() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_the_cost_is_that_of_quantising(strength: float) -> None:
+def test_the_cost_is_that_of_quantizing(strength: float) -> None:
     scales = torch.logspace(-1, 1, CHANNELS)
     seen, unseen = rows(400, scales), rows(4000, 1.3 * scales, seed=1)
     gradient = torch.randn(unseen.shape, generator=torch.Generator().manual_seed(2)) + 0.5
-    one = spread(limits(seen), *equalising(*limits(seen), strength, shifts=True), bits=8)
+    one = spread(limits(seen), *equalizing(*limits(seen), strength, shifts=True), bits=8)
     held = HeldOut(limits(seen), [one])
     held.observe(unseen[:1000].view(10, 100, CHANNELS), gradient[:1000].view(10, 100, CHANNELS))
     held.observe(unseen[1000:], gradient[1000:])
@@ -86,7 +86,7 @@ def test_the_cost_of_weights_is_that_of_rounding_them(strength: float) -> None:
     x = rows(3000, torch.logspace(-1, 1, CHANNELS)) + 2.0
     weight = torch.randn(64, CHANNELS, generator=generator)
     outputs = torch.randn(len(x), len(weight), generator=generator)
-    one = spread(limits(x), *equalising(*limits(x), strength, shifts=True), bits=8)
+    one = spread(limits(x), *equalizing(*limits(x), strength, shifts=True), bits=8)
     held = HeldOut(limits(x), [one])
     held.observe(x, outputs @ weight)
     matrix = weight * one.factor
@@ -97,7 +97,7 @@ def test_the_cost_of_weights_is_that_of_rounding_them(strength: float) -> None:
     assert float(found) == pytest.approx(float(moved), rel=0.4)
 
 
-def test_what_other_classes_excite_is_equalised_less() -> None:
+def test_what_other_classes_excite_is_equalized_less() -> None:
     scales = torch.logspace(-1, 1, CHANNELS)
     seen, alike = rows(400, scales), rows(400, scales, seed=1)
     unlike = alike.clone()
@@ -118,14 +118,14 @@ def test_a_gradient_that_is_no_number_is_refused() -> None:
     held = HeldOut(limits(x), PLACE.candidates(limits(x), bits=8, symmetric=False))
     with pytest.raises(StageError, match="no finite number") as caught:
         held.observe(x, torch.full_like(x, torch.inf))
-    assert "equalise: false" in caught.value.hint
+    assert "equalize: false" in caught.value.hint
 
 
 def test_places_show_what_their_layers_read_and_nothing_else(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
-    equaliser = Equaliser(Ptq(), digits_context(tiny_graph))
-    places = equaliser._places(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
+    equalizer = Equalizer(Ptq(), digits_context(tiny_graph))
+    places = equalizer._places(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
     assert {"blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight", "blocks.1.mlp.fc2.weight"} <= set(places)
     names, tapped = _tapped(tiny_graph, {name: place.readers for name, place in places.items()})
     assert set(names) == set(places)
@@ -147,7 +147,7 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], calibration: int
 ) -> None:
     context = digits_context(tiny_graph, calibration=calibration)
-    new = Equaliser(Ptq(), context)(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
+    new = Equalizer(Ptq(), context)(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
     images = torch.stack([context.data.val[i][0] for i in range(8)])
     with torch.no_grad():
         torch.testing.assert_close(new.module(images), tiny_graph.module(images), rtol=1e-3, atol=1e-4)
@@ -155,14 +155,14 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     assert any(not torch.equal(tensor, old[name]) for name, tensor in new.parameters().items() if name in old)
 
 
-def test_channels_are_centred_on_the_images_of_both_halves(
+def test_channels_are_centered_on_the_images_of_both_halves(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     context, weight = digits_context(tiny_graph, calibration=60), "blocks.1.mlp.fc1.weight"
-    equaliser = Equaliser(Ptq(), context)
-    new = equaliser(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
+    equalizer = Equalizer(Ptq(), context)
+    new = equalizer(tiny_graph, tuple(layer_nodes(tiny_graph.module)))
     images = context.data.calibration
-    low, high = equaliser._ranges(new, {weight: Place((weight,), _centred)}, images)[weight]
+    low, high = equalizer._ranges(new, {weight: Place((weight,), _centered)}, images)[weight]
     torch.testing.assert_close(low, -high, rtol=1e-3, atol=1e-4)
 
 
@@ -170,11 +170,11 @@ def test_ranges_of_each_batch_cut_nothing_off(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     context, weight = digits_context(tiny_graph, calibration=20), "blocks.1.mlp.fc1.weight"
-    places, costs = {weight: Place((weight,), _centred)}, []
+    places, costs = {weight: Place((weight,), _centered)}, []
     for inputs in ("static", "dynamic"):
-        equaliser = Equaliser(Ptq(inputs=inputs), context)  # type: ignore[arg-type]
-        low, high = equaliser._ranges(tiny_graph, places, context.data.calibration)[weight]
-        held = equaliser._held_out(places, {weight: (low / 2, high / 2)})
-        equaliser._look(tiny_graph, {weight: [weight]}, held, context.data.calibration)
-        costs.append(equaliser._losses(tiny_graph, places, held)[weight])
+        equalizer = Equalizer(Ptq(inputs=inputs), context)  # type: ignore[arg-type]
+        low, high = equalizer._ranges(tiny_graph, places, context.data.calibration)[weight]
+        held = equalizer._held_out(places, {weight: (low / 2, high / 2)})
+        equalizer._look(tiny_graph, {weight: [weight]}, held, context.data.calibration)
+        costs.append(equalizer._losses(tiny_graph, places, held)[weight])
     assert (costs[0] > 2 * costs[1]).all()

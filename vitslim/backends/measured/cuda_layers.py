@@ -1,7 +1,7 @@
-"""A saved graph as a GPU runs it: FP16, linear layers in INT8 where they are quantised, 2:4 where weights are.
+"""A saved graph as a GPU runs it: FP16, linear layers in INT8 where they are quantized, 2:4 where weights are.
 
 cuBLAS multiplies dense weights, cuSPARSELt 2:4 ones. A layer that has no such kernel runs in FP16, with the values that
-the quantiser of its weight leaves.
+the quantizer of its weight leaves.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
-from vitslim.graph.edits.records import Mask, QuantiseAttention
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypass_quantisers, layer_nodes
+from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypass_quantizers, layer_nodes
+from vitslim.graph.edits.records import Mask, QuantizeAttention
+from vitslim.graph.edits.scale_inputs import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import integer_codes
-from vitslim.graph.edits.scale_inputs import FACTOR_PREFIX
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
     """A copy of a graph on a device, in FP16 on a GPU, and the kernel of every layer by the name of its weight.
 
     Kernels are `int8`, `int8 2:4`, `float` and `float 2:4`; attention is in floats, `blocks.0.attention` says so where
-    it was quantised. A CPU, for tests, has floats of 32 bits and no 2:4.
+    it was quantized. A CPU, for tests, has floats of 32 bits and no 2:4.
     """
     module, kernels = graph.copy().module, dict[str, str]()
     on_gpu = device.startswith("cuda")
@@ -50,9 +50,9 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
             if layer is not None:
                 _put(module, node, layer)
                 packing += [layer.pack] if two_four else []
-    blocks = (name for edit in graph.edits if isinstance(edit, QuantiseAttention) for name in edit.blocks)
+    blocks = (name for edit in graph.edits if isinstance(edit, QuantizeAttention) for name in edit.blocks)
     kernels |= dict.fromkeys(map("{}.attention".format, blocks), "float")
-    bypass_quantisers(module)  # of operands of attention, which no integer layer took in
+    bypass_quantizers(module)  # of operands of attention, which no integer layer took in
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -63,12 +63,12 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
 
 
 def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
-    """A layer whose input and weight both have quantisers with scales of their own; None for any other."""
-    x, quantised = _operands(node)[:2]
-    if not (is_op(node, aten.linear.default) and is_op(x, FAKE_QUANT) and is_op(quantised, FAKE_QUANT)):
+    """A layer whose input and weight both have quantizers with scales of their own; None for any other."""
+    x, quantized = _operands(node)[:2]
+    if not (is_op(node, aten.linear.default) and is_op(x, FAKE_QUANT) and is_op(quantized, FAKE_QUANT)):
         return None
     weight, tensors = tensor_of(module, name).detach(), tensors_of(module)
-    _, scale, _, axis, low, high, block = _operands(quantised)
+    _, scale, _, axis, low, high, block = _operands(quantized)
     _, step, zero_point, _, least, most, _ = _operands(x)
     if block:
         return None
@@ -101,7 +101,7 @@ def _two_four(module: GraphModule, node: Node, name: str) -> TwoFourLinear:
 
 
 def _put(module: GraphModule, node: Node, layer: nn.Module) -> None:
-    """The layer in place of a node; one in integers reads what the quantiser of its input reads, before any factors."""
+    """The layer in place of a node; one in integers reads what the quantizer of its input reads, before any factors."""
     name = f"vitslim_{node.name}"
     module.add_submodule(name, layer)
     x = _operands(node)[0]
@@ -115,7 +115,7 @@ def _put(module: GraphModule, node: Node, layer: nn.Module) -> None:
 
 
 def _in_float(module: GraphModule, node: Node, name: str) -> None:
-    """Give a layer the values that its weight's quantiser leaves, and its input as it is."""
+    """Give a layer the values that its weight's quantizer leaves, and its input as it is."""
     x, weight, *rest = _operands(node)
     if is_op(weight, FAKE_QUANT):
         source, *given = _operands(weight)

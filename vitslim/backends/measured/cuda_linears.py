@@ -1,7 +1,7 @@
 """Linear layers as a GPU multiplies them: INT8 by cuBLAS or Triton, 2:4 weights by cuSPARSELt.
 
-What comes before and after an integer product (quantising; scaling, adding the bias) is left to the compiler, which
-makes one kernel of it and of its neighbours: operation by operation it would take longer than the product.
+What comes before and after an integer product (quantizing; scaling, adding the bias) is left to the compiler, which
+makes one kernel of it and of its neighbors: operation by operation it would take longer than the product.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNSIGNED_SHIFT = 128
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in integers: quantise, multiply, scale, add the bias, in which zero points are folded."""
+    """A linear layer in integers: quantize, multiply, scale, add the bias, in which zero points are folded."""
 
     codes: Tensor
     step: Tensor

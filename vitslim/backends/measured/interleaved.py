@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarise
+from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarize
 from vitslim.errors import InputError, UsageError, closest
 from vitslim.progress import Progress
 from vitslim.results import Measurement
@@ -59,7 +59,7 @@ def measure_interleaved(
             rounds = _time(models, batch, seconds, progress, f"{runtime.backend}: batch {batch}, threads {count}")
             for name, times in rounds.items():
                 reference = None if name == baseline else rounds[baseline]
-                results[name].append(summarise(times, reference, runtime.backend, batch, count))
+                results[name].append(summarize(times, reference, runtime.backend, batch, count))
     return {name: tuple(measurements) for name, measurements in results.items()}
 
 

@@ -24,7 +24,7 @@ RENAMED = re.compile(r"(_token_\d+|/MatMulAddFusion)$")
 
 @dataclass(frozen=True)
 class Kernels:
-    """The optimised graph of a file."""
+    """The optimized graph of a file."""
 
     by_node: Mapping[str, str]
     """Name of a node of the file to the operator that ONNX Runtime runs under that name, without its domain."""
@@ -33,14 +33,14 @@ class Kernels:
 
 
 def read_kernels(model: Path | bytes, shown: str) -> Kernels:
-    """Kernels of a file, or of a serialised model that errors call `shown`, at the highest level of optimisation.
+    """Kernels of a file, or of a serialized model that errors call `shown`, at the highest level of optimization.
 
     Every node needs a name of its own: a fused kernel keeps that of its product. Raises InputError for a model that
     ONNX Runtime does not take, BackendUnavailableError without ONNX Runtime.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        open_session(model, shown, threads=1, optimised=path)
+        path = Path(folder) / "optimized.onnx"
+        open_session(model, shown, threads=1, optimized=path)
         nodes = onnx.load(path, load_external_data=False).graph.node
     counts = Counter(node.op_type for node in nodes)
     return Kernels({RENAMED.sub("", node.name): node.op_type for node in nodes}, dict(counts.most_common()))

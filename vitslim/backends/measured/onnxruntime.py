@@ -77,10 +77,10 @@ def measure_latency(
     return measure_interleaved(OnnxModel, files, baseline, batches, threads, seconds, progress)
 
 
-def open_session(model: Path | bytes, shown: str, threads: int, optimised: Path | None = None) -> Any:
-    """A session of a file or of a serialised model, which errors call `shown`; `threads` 0 takes all cores.
+def open_session(model: Path | bytes, shown: str, threads: int, optimized: Path | None = None) -> Any:
+    """A session of a file or of a serialized model, which errors call `shown`; `threads` 0 takes all cores.
 
-    optimised: where to write the graph that the session runs, its weights beside it.
+    optimized: where to write the graph that the session runs, its weights beside it.
     Raises InputError for a model that ONNX Runtime does not take, BackendUnavailableError without ONNX Runtime.
     """
     runtime = _runtime()
@@ -89,10 +89,10 @@ def open_session(model: Path | bytes, shown: str, threads: int, optimised: Path 
                 errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
     source = model if isinstance(model, bytes) else str(model)
     options = _options(runtime, threads)
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
         # One protobuf holds 2 GiB at most.
-        options.add_session_config_entry(EXTERNAL + "file_name", f"{optimised.name}.data")
+        options.add_session_config_entry(EXTERNAL + "file_name", f"{optimized.name}.data")
         options.add_session_config_entry(EXTERNAL + "min_size_in_bytes", "1024")
     try:
         return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

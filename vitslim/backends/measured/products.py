@@ -102,7 +102,7 @@ def single_product(shape: Shape, threads: int) -> Callable[[], object]:
 
 
 def one_product(inputs: dict[str, Floats], weight: Floats | None) -> bytes:
-    """A serialised ONNX model of `c = a b`; `b` is a constant weight or the second input."""
+    """A serialized ONNX model of `c = a b`; `b` is a constant weight or the second input."""
     declared = [helper.make_tensor_value_info(name, TensorProto.FLOAT, v.shape) for name, v in inputs.items()]
     constants = [] if weight is None else [numpy_helper.from_array(weight, "b")]
     result = helper.make_tensor_value_info("c", TensorProto.FLOAT, None)

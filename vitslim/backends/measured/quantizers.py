@@ -1,4 +1,4 @@
-"""The quantisers in front of the products of an ONNX file, each as a small model that ONNX Runtime runs by itself."""
+"""The quantizers in front of the products of an ONNX file, each as a small model that ONNX Runtime runs by itself."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vitslim.workload.weight_codes import FLOAT_OPERATORS, OPERANDS
 Floats = npt.NDArray[np.float32]
 
 PARTS = {"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"}
-"""Operators of a quantiser of activations."""
+"""Operators of a quantizer of activations."""
 DYNAMIC = "DynamicQuantizeLinear"
 
 
-class Quantiser:
-    """Quantises and dequantises the operands of one product just as the file does."""
+class Quantizer:
+    """Quantizes and dequantizes the operands of one product just as the file does."""
 
     def __init__(self, model: onnx.ModelProto, graph: OnnxGraph, layer: Layer) -> None:
         self._model, self._graph, self._layer = model, graph, layer
         self._node = next(node for node in graph.nodes if node.name == layer.node)
 
     def input(self, values: Floats) -> Floats | None:
-        """Values float32 of any shape that the layer may get, quantised and dequantised; None for a float input."""
+        """Values float32 of any shape that the layer may get, quantized and dequantized; None for a float input."""
         if self._input_model is None:
             return None
         session, name = self._input_model
@@ -43,7 +43,7 @@ class Quantiser:
 
     @property
     def moved(self) -> np.float32:
-        """The constant that is taken from the input before it is quantised to signed codes; 0 for none."""
+        """The constant that is taken from the input before it is quantized to signed codes; 0 for none."""
         if not self._signed:
             return np.float32(0)
         before = self._graph.producers.get(self._input_model[1]) if self._input_model is not None else None
@@ -59,9 +59,9 @@ class Quantiser:
         return zero is not None and zero.data_type in (TensorProto.INT8, TensorProto.INT4)
 
     def weight(self) -> Floats | None:
-        """The dequantised weight as (outputs, reduction...); None for an integer operator, whose scale is elsewhere."""
+        """The dequantized weight as (outputs, reduction...); None for an integer operator, whose scale is elsewhere."""
         operand = OPERANDS[self._node.op_type].weight
-        if self._node.op_type not in FLOAT_OPERATORS or not self._layer.quantised:
+        if self._node.op_type not in FLOAT_OPERATORS or not self._layer.quantized:
             return None
         value = self._node.input[operand]
         session = self._session(_collected(self._graph, value, ""), "", [value])
@@ -71,21 +71,21 @@ class Quantiser:
 
     @cached_property
     def _input_model(self) -> tuple[Any, str] | None:
-        """A session from the float input of the layer to its dequantised form, and the name of that input."""
+        """A session from the float input of the layer to its dequantized form, and the name of that input."""
         target = self._node.input[OPERANDS[self._node.op_type].data]
-        source, quantised = target, ""
+        source, quantized = target, ""
         while source in self._graph.producers and self._graph.producers[source].op_type in {*PARTS, DYNAMIC}:
             node = self._graph.producers[source]
-            if quantised and node.op_type != "Clip":
+            if quantized and node.op_type != "Clip":
                 break
             source = node.input[0]
-            if quantised or node.op_type == DYNAMIC:
-                quantised = node.op_type
+            if quantized or node.op_type == DYNAMIC:
+                quantized = node.op_type
                 break
-            quantised = node.op_type if node.op_type == "QuantizeLinear" else ""
-        if not quantised:
+            quantized = node.op_type if node.op_type == "QuantizeLinear" else ""
+        if not quantized:
             return None
-        outputs = list(self._graph.producers[target].output) if quantised == DYNAMIC else [target]
+        outputs = list(self._graph.producers[target].output) if quantized == DYNAMIC else [target]
         return self._session(_collected(self._graph, target, source), source, outputs), source
 
     def _session(self, nodes: Sequence[NodeProto], source: str, outputs: Sequence[str]) -> Any:
@@ -93,20 +93,20 @@ class Quantiser:
         needed = {name for node in nodes for name in node.input} | set(outputs)
         declared = [helper.make_tensor_value_info(source, TensorProto.FLOAT, None)] if source else []
         graph = helper.make_graph(
-            list(nodes), "quantiser", declared, [onnx.ValueInfoProto(name=name) for name in outputs], []
+            list(nodes), "quantizer", declared, [onnx.ValueInfoProto(name=name) for name in outputs], []
         )
         for name in needed - made:
             if name in self._graph.initializers:
                 graph.initializer.add().CopyFrom(self._graph.initializers[name])
                 graph.initializer[-1].name = name
         model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
-        return open_session(model.SerializeToString(), f"the quantiser of '{self._layer.name}'", threads=1)
+        return open_session(model.SerializeToString(), f"the quantizer of '{self._layer.name}'", threads=1)
 
 
-def find_quantisers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Quantiser]:
-    """Layer to its quantiser, for a model with a name on every node."""
+def find_quantizers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Quantizer]:
+    """Layer to its quantizer, for a model with a name on every node."""
     graph = OnnxGraph(model, batch=None)
-    return {layer.name: Quantiser(model, graph, layer) for layer in layers}
+    return {layer.name: Quantizer(model, graph, layer) for layer in layers}
 
 
 def _collected(graph: OnnxGraph, target: str, source: str) -> list[NodeProto]:

@@ -28,7 +28,7 @@ def round_count(budget_seconds: float, round_seconds: float) -> int:
 
 
 def rotated(items: Sequence[T], start: int) -> list[T]:
-    """The items beginning at another one each round, so that none always runs in the wake of the same neighbour."""
+    """The items beginning at another one each round, so that none always runs in the wake of the same neighbor."""
     shift = start % len(items)
     return [*items[shift:], *items[:shift]]
 
@@ -37,7 +37,7 @@ Rounds = Sequence[Sequence[float]]
 """Seconds of single runs, one sequence a round."""
 
 
-def summarise(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:
+def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:
     """Median and interquartile range of the runs of one file, and of its speed-up round by round.
 
     `baseline` holds the same rounds of the baseline; None for the baseline itself.

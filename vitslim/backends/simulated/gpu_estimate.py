@@ -11,7 +11,7 @@ from vitslim.backends.simulated.gpu_spec import GpuSpec
 from vitslim.backends.simulated.groups import unknown_words
 from vitslim.backends.simulated.systolic import Ints
 from vitslim.backends.simulated.tensor_core import Floats, Widths, gemm_time
-from vitslim.results import Bound, Energy, Estimate, EstimateRow, Roofline, Utilisation
+from vitslim.results import Bound, Energy, Estimate, EstimateRow, Roofline, Utilization
 from vitslim.units import FLOPS_PER_MAC
 from vitslim.workload import Workload
 
@@ -73,7 +73,7 @@ def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Es
         terms_ms={"launch": launches / 1e3, "matrix products": products / 1e3,
                   "memory": (total_us - launches - products) / 1e3},
         kernels=sum(row.launches for row in rows.values()),
-        utilisation=_utilisation(workload, spec.peak_tops(precision), timer.compute_us(), products, total_us),
+        utilization=_utilization(workload, spec.peak_tops(precision), timer.compute_us(), products, total_us),
         energy=_energy(total_us, spec),
         roofline=Roofline(peak_tops=spec.peak_tops(precision), bandwidth_gbps=spec.dram_gbps, precision=precision),
         settings=_settings(workload, spec, timer),
@@ -83,13 +83,13 @@ def estimate(workload: Workload, spec: GpuSpec, backend: str = "sim:a100") -> Es
     )  # fmt: skip
 
 
-def _utilisation(
+def _utilization(
     workload: Workload, peak_tops: float, compute_us: float, products_us: float, total_us: float
-) -> Utilisation:
+) -> Utilization:
     """MACs over what the tensor cores could do: while they work, with their waiting, and in the whole time."""
     used = FLOPS_PER_MAC * workload.macs / (peak_tops * 1e6)
     shares = [used / max(used, us, 1e-12) for us in (compute_us, products_us, total_us)]
-    return Utilisation(ideal=shares[0], with_stalls=shares[1], with_loading=shares[2])
+    return Utilization(ideal=shares[0], with_stalls=shares[1], with_loading=shares[2])
 
 
 def _row(name: str, row: _Row, spec: GpuSpec) -> EstimateRow:
@@ -104,7 +104,7 @@ def _row(name: str, row: _Row, spec: GpuSpec) -> EstimateRow:
         count=row.count,
         macs=row.macs,
         latency_us=row.total_us,
-        utilisation=used / row.total_us,
+        utilization=used / row.total_us,
         bound=bound,
         dram_bytes=round(row.bytes),
         energy_uj=row.total_us * spec.power.limit_w * spec.power.fraction,

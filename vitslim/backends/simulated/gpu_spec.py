@@ -34,7 +34,7 @@ class Fitted(Settings):
     sharpness: Annotated[float, Field(ge=1)]
     l2: Positive
     reduction: NotNegative
-    quantisation: Annotated[float, Field(ge=0, le=1)]
+    quantization: Annotated[float, Field(ge=0, le=1)]
     resident: NotNegative
     spill: NotNegative
     raster: Annotated[float, Field(ge=1)]

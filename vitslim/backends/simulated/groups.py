@@ -37,9 +37,9 @@ def grouped(operators: Sequence[Operator]) -> list[Group]:
     return [Group(*key, count=count) for key, count in counts.items()]
 
 
-def not_modelled(workload: Workload, modelled: Collection[str]) -> str:
+def not_modeled(workload: Workload, modeled: Collection[str]) -> str:
     """Kinds that cost nothing in an estimate with their number, and unknown operators with their share of the bytes."""
-    free = Counter(o.op for o in workload.operators if o.op not in (*PRODUCTS, *modelled))
+    free = Counter(o.op for o in workload.operators if o.op not in (*PRODUCTS, *modeled))
     return ", ".join([f"{op} ({count})" for op, count in sorted(free.items())] + unknown_words(workload))
 
 

@@ -77,7 +77,7 @@ def compacted_k(k: Size, mapping: Literal["layer", "row"], kept: int = KEPT, blo
     return block * _ceil_div(k, 2 * block)
 
 
-def overall_utilisation(m: Size, n: Size, k: Size, array: Array, cycles: Size) -> Floats:
+def overall_utilization(m: Size, n: Size, k: Size, array: Array, cycles: Size) -> Floats:
     """MACs over the MACs that the array could do in `cycles`; above 1 when `k` is dense and the weights are 2:4."""
     return np.asarray(m, np.float64) * n * k / (np.asarray(cycles, np.float64) * array.macs_per_cycle)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vitslim.backends.simulated.dram import dram_traffic, edge_cycles, stall_cycles
 from vitslim.backends.simulated.energy import EnergyTable, Work, energy_of, load_table, parts_pj
-from vitslim.backends.simulated.groups import Group, grouped, not_modelled
+from vitslim.backends.simulated.groups import Group, grouped, not_modeled
 from vitslim.backends.simulated.spec import SystolicSpec
 from vitslim.backends.simulated.systolic import (
     Array,
@@ -19,11 +19,11 @@ from vitslim.backends.simulated.systolic import (
     Ints,
     compacted_k,
     compute_cycles,
-    overall_utilisation,
+    overall_utilization,
     sparse_sram_traffic,
     sram_traffic,
 )
-from vitslim.results import Energy, Estimate, EstimateRow, Roofline, Utilisation
+from vitslim.results import Energy, Estimate, EstimateRow, Roofline, Utilization
 from vitslim.workload import Operator, Workload
 
 Bools = npt.NDArray[np.bool_]
@@ -81,7 +81,7 @@ def estimate(workload: Workload, spec: SystolicSpec, backend: str = "sim:systoli
         rows=tuple(rows),
         terms_ms={"array": array_cycles * to_ms, "DRAM stalls": stalls * to_ms,
                   "vector unit": (total - array_cycles) * to_ms},
-        utilisation=_utilisation(workload.macs, array_cycles, stalls, int((work.edges * counts).sum()), spec),
+        utilization=_utilization(workload.macs, array_cycles, stalls, int((work.edges * counts).sum()), spec),
         energy=_energy(energies, groups, spec, table),
         roofline=Roofline(peak_tops=2 * spec.array[0] * spec.array[1] * spec.clock_ghz / 1e3,
                           bandwidth_gbps=spec.dram_gbps, precision=f"int{spec.bits.act}"),
@@ -141,7 +141,7 @@ def _parts(work: ArrayWork, index: int, spec: SystolicSpec, table: EnergyTable |
 
 def _product_row(g: Group, work: ArrayWork, i: int, spec: SystolicSpec, parts: dict[str, float]) -> EstimateRow:
     cycles, stalls = int(work.cycles[i]), int(work.stalls[i])
-    utilisation = overall_utilisation(g.m, g.n, g.k, Array(*spec.array, spec.dataflow), np.maximum(1, cycles))
+    utilization = overall_utilization(g.m, g.n, g.k, Array(*spec.array, spec.dataflow), np.maximum(1, cycles))
     waiting = work.dram_bytes[i] / spec.bytes_per_cycle > cycles
     exact = spec.overlap == "none"
     return EstimateRow(
@@ -152,7 +152,7 @@ def _product_row(g: Group, work: ArrayWork, i: int, spec: SystolicSpec, parts: d
         cycles=cycles * g.count,
         stall_cycles=stalls * g.count,
         latency_us=(cycles + stalls) * g.count / (spec.clock_ghz * 1e3),
-        utilisation=float(utilisation),
+        utilization=float(utilization),
         bound="bandwidth" if waiting else "compute",
         dram_bytes=round(float(work.dram_bytes[i]) * g.count),
         energy_uj=sum(parts.values()) * g.count / 1e6 if parts else None,
@@ -173,10 +173,10 @@ def _energy(
     return energy_of(spec.energy, table, totals, max(spec.bits.act, spec.bits.weight))
 
 
-def _utilisation(macs: int, cycles: int, stalls: int, edges: int, spec: SystolicSpec) -> Utilisation:
+def _utilization(macs: int, cycles: int, stalls: int, edges: int, spec: SystolicSpec) -> Utilization:
     peak = spec.array[0] * spec.array[1]
     waited = cycles + stalls + (edges if spec.overlap == "double_buffer" else 0)  # else the stalls hold the edges
-    return Utilisation(
+    return Utilization(
         ideal=macs / max(1, cycles * peak),
         with_stalls=macs / max(1, (cycles + stalls) * peak),
         with_loading=macs / max(1, waited * peak),
@@ -195,7 +195,7 @@ def _vector_rows(operators: Sequence[Operator], spec: SystolicSpec) -> list[Esti
             cycles[key] += -(-o.elements * passes[unit] // spec.lanes)
             counts[key] += 1
     return [
-        EstimateRow(name=name, op=op, count=counts[op, name], macs=0, cycles=c, stall_cycles=0, utilisation=0.0,
+        EstimateRow(name=name, op=op, count=counts[op, name], macs=0, cycles=c, stall_cycles=0, utilization=0.0,
                     latency_us=c / (spec.clock_ghz * 1e3), bound="compute", calibration="assumed",
                     expected_error="unknown")
         for (op, name), c in sorted(cycles.items(), key=lambda item: VECTOR.index(item[0][0]))
@@ -234,5 +234,5 @@ def _settings(workload: Workload, spec: SystolicSpec) -> dict[str, str]:
         "bits": f"act {bits.act}, weight {bits.weight}, acc {bits.acc}, out {bits.out}",
         "energy": spec.energy if spec.energy != "none" else "none (name a table, such as energy: horowitz45)",
         "vector": f"{spec.lanes} lanes; passes: {passes}",
-        "not modelled": not_modelled(workload, (*VECTOR,)) or "nothing",
+        "not modeled": not_modeled(workload, (*VECTOR,)) or "nothing",
     }

@@ -63,7 +63,7 @@ class Constants:
     l2: float
     reduction: float
     """Traffic of adding up split sums, against writing and reading each of them once."""
-    quantisation: float
+    quantization: float
     """1: a last wave that is not full costs as much as a full one; 0: it costs its share."""
     resident: float
     """Fraction of L2 that keeps weights between two passes."""
@@ -121,7 +121,7 @@ def _chunk(sizes: Floats, chip: Chip, ops: float, c: Constants, widths: Widths, 
     down, across = np.ceil(m / tile_m), np.ceil(n / tile_n)
     blocks = count * down * across * split
     load = blocks / chip.multiprocessors
-    waves = c.quantisation * np.ceil(load) + (1 - c.quantisation) * np.maximum(1.0, load)
+    waves = c.quantization * np.ceil(load) + (1 - c.quantization) * np.maximum(1.0, load)
     steps = np.ceil(k / split / STEP)
     rate = ops * chip.clock_mhz * np.array(c.tiles)[None, :, None]
     step_us = np.maximum(2 * tile_m * tile_n * STEP / rate, c.step_us)

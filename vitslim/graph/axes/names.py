@@ -1,4 +1,4 @@
-"""Names of axes that a person recognises, from the parameters that each ties together: unique, stable under edits."""
+"""Names of axes that a person recognizes, from the parameters that each ties together: unique, stable under edits."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.edits.records import DivideTokens
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.records import DivideTokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 

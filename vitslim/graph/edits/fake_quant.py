@@ -1,4 +1,4 @@
-"""Fake quantisers on the input and the weight of linears and convolutions."""
+"""Fake quantizers on the input and the weight of linears and convolutions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
 from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, QuantiseAttention
+from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
@@ -20,7 +20,7 @@ from vitslim.units import FLOAT_BITS
 
 FAKE_QUANT = torch.ops.vitslim.fake_quant.default
 DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default
-QUANTISER_PREFIX = "vitslim.q."
+QUANTIZER_PREFIX = "vitslim.q."
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution alike."""
 _REDUCTION_AXIS = 1
@@ -33,21 +33,21 @@ def layer_of(weight: str) -> str:
 
 def input_scale_name(weight: str) -> str:
     """Name of the parameter of shape () that scales the input of the layer with this weight."""
-    return f"{QUANTISER_PREFIX}{layer_of(weight)}.input_scale"
+    return f"{QUANTIZER_PREFIX}{layer_of(weight)}.input_scale"
 
 
 def weight_scale_name(weight: str) -> str:
     """Name of the parameter that scales this weight: (output channels,), or (output channels, blocks)."""
-    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_scale"
+    return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
 def weight_zeros_name(weight: str) -> str:
     """Name of the buffer with the zero points of this weight's blocks: float (output channels, blocks)."""
-    return f"{QUANTISER_PREFIX}{layer_of(weight)}.weight_zeros"
+    return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_zeros"
 
 
 def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
-    """Weight parameter name to the linears and convolutions that use it, quantised or not, in graph order."""
+    """Weight parameter name to the linears and convolutions that use it, quantized or not, in graph order."""
     found: dict[str, tuple[Node, ...]] = {}
     for node in module.graph.nodes:
         weight = parameter_of(node.args[1]) if is_op(node, *LAYER_OPS) else ""
@@ -62,41 +62,41 @@ def constant_layers(module: GraphModule) -> frozenset[str]:
     return frozenset(weight for weight, nodes in layer_nodes(module).items() if not moving.intersection(nodes))
 
 
-def quantised_layers(module: GraphModule) -> frozenset[str]:
-    """Names of the weights that have fake quantisers."""
+def quantized_layers(module: GraphModule) -> frozenset[str]:
+    """Names of the weights that have fake quantizers."""
     return frozenset(weight for weight, nodes in layer_nodes(module).items() if is_op(nodes[0].args[1], FAKE_QUANT))
 
 
 def insert_fake_quant(
     graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
-    """A new graph whose layers at `sites` see quantised inputs (per tensor) and weights (per output channel or block).
+    """A new graph whose layers at `sites` see quantized inputs (per tensor) and weights (per output channel or block).
 
     scales: name, as `input_scale_name`, `weight_scale_name` and `weight_zeros_name` give it, to values; scales that
     are missing start at one and zero points at zero, to be loaded later. Raises StageError for a weight that no layer
-    has, that is given twice or is already quantised, and for a block on a weight that is no matrix or that does not
+    has, that is given twice or is already quantized, and for a block on a weight that is no matrix or that does not
     divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
-    taken = set(quantised_layers(new.module))
+    taken = set(quantized_layers(new.module))
     for site in sites:
         if site.weight not in layers:
             raise StageError(f"no layer has a weight '{site.weight}'", closest(site.weight, layers))
         if site.weight in taken:
-            raise StageError(f"'{site.weight}' is already quantised", "list each weight in one quantize stage")
+            raise StageError(f"'{site.weight}' is already quantized", "list each weight in one quantize stage")
         taken.add(site.weight)
         _attach(new.module, site, scales or {})
-        _quantise_operands(new.module, layers[site.weight], site)
+        _quantize_operands(new.module, layers[site.weight], site)
     new.module.graph.lint()
     new.module.recompile()
     new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
     return new
 
 
-def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
-    """The whole numbers that the fake quantiser of a weight makes of it: float, of the weight's shape."""
-    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantiser.args
+def weight_codes(module: GraphModule, quantizer: Any) -> Tensor:
+    """The whole numbers that the fake quantizer of a weight makes of it: float, of the weight's shape."""
+    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantizer.args
     values, steps, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zeros))
     zero: Any = points[0] if points else zero_point
     with torch.no_grad():
@@ -104,18 +104,18 @@ def weight_codes(module: GraphModule, quantiser: Any) -> Tensor:
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
-    """A new graph without any quantisers: the float weights, as they were quantised, and no scales."""
+    """A new graph without any quantizers: the float weights, as they were quantized, and no scales."""
     new = graph.copy()
-    bypass_quantisers(new.module)
+    bypass_quantizers(new.module)
     new.module.graph.eliminate_dead_code()
     new.module.delete_all_unused_submodules()
     new.module.recompile()
-    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, (InsertFakeQuant, QuantiseAttention)))
+    new.edits = tuple(edit for edit in new.edits if not isinstance(edit, (InsertFakeQuant, QuantizeAttention)))
     return new
 
 
-def bypass_quantisers(module: GraphModule) -> None:
-    """In place: whoever reads a fake quantiser reads what it quantises."""
+def bypass_quantizers(module: GraphModule) -> None:
+    """In place: whoever reads a fake quantizer reads what it quantizes."""
     for node in module.graph.nodes:
         if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
             node.replace_all_uses_with(node.args[0])
@@ -136,11 +136,11 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
     if site.weight_zeros:
         name, shape = weight_zeros_name(site.weight), _weight_scale_shape(weight, site)
         holder.register_buffer(name.rpartition(".")[2], scales.get(name, torch.zeros(shape)).detach().clone())
-    module.add_submodule(QUANTISER_PREFIX + layer_of(site.weight), holder)
+    module.add_submodule(QUANTIZER_PREFIX + layer_of(site.weight), holder)
 
 
 def has_input_scale(site: FakeQuantSite) -> bool:
-    """Whether the input of a site is quantised with a scale that a calibration found."""
+    """Whether the input of a site is quantized with a scale that a calibration found."""
     return site.input_bits < FLOAT_BITS and not site.dynamic
 
 
@@ -155,8 +155,8 @@ def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
     return (outputs, weight.shape[_REDUCTION_AXIS] // block) if block else (outputs,)
 
 
-def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
-    """Quantise the input of each layer that uses the weight, and the weight once for all of them."""
+def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
+    """Quantize the input of each layer that uses the weight, and the weight once for all of them."""
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
@@ -167,10 +167,10 @@ def _quantise_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
         weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, block, *zeros))
     for node in nodes:
         with graph.inserting_before(node):
-            node.args = (_quantised_input(graph, node.args[0], site), weight, *node.args[2:])
+            node.args = (_quantized_input(graph, node.args[0], site), weight, *node.args[2:])
 
 
-def _quantised_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
+def _quantized_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if site.dynamic:
         return graph.call_function(DYNAMIC_FAKE_QUANT, (x,))
     if not has_input_scale(site):

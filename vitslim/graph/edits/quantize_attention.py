@@ -1,4 +1,4 @@
-"""Fake quantisers on the operands of both products of attention: queries, keys, probabilities and values."""
+"""Fake quantizers on the operands of both products of attention: queries, keys, probabilities and values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.fx import Node
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.attention import SDPA
 from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.edits.records import QuantiseAttention
-from vitslim.graph.edits.fake_quant import FAKE_QUANT, QUANTISER_PREFIX
+from vitslim.graph.edits.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX
+from vitslim.graph.edits.records import QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.ops.fake_quant import input_range
 
 
 class Operand(NamedTuple):
-    """What is quantised: one operand of a product."""
+    """What is quantized: one operand of a product."""
 
     product: Node
     place: int
@@ -35,13 +35,13 @@ class Operand(NamedTuple):
 
 
 def attention_blocks(graph: ModelGraph) -> tuple[str, ...]:
-    """Names of the blocks whose attention can be quantised, in graph order."""
+    """Names of the blocks whose attention can be quantized, in graph order."""
     return tuple(block.name for block in find_anatomy(graph).blocks if block.attention is not None)
 
 
 def attention_scale_name(block: str, operand: str) -> str:
     """Name of the parameter of shape () that scales an operand: `vitslim.q.blocks.0.attention.query_scale`."""
-    return f"{QUANTISER_PREFIX}{block}.attention.{operand}_scale"
+    return f"{QUANTIZER_PREFIX}{block}.attention.{operand}_scale"
 
 
 def decomposed(graph: ModelGraph, blocks: Collection[str]) -> ModelGraph:
@@ -69,7 +69,7 @@ def operands(graph: ModelGraph, blocks: Collection[str]) -> dict[str, Operand]:
     return found
 
 
-def quantise_attention(
+def quantize_attention(
     graph: ModelGraph, blocks: Collection[str], bits: int, scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
     """A new graph whose attention products, in these blocks, are of codes.
@@ -91,5 +91,5 @@ def quantise_attention(
         operand.product.update_arg(operand.place, codes)
     new.module.graph.lint()
     new.module.recompile()
-    new.edits = (*new.edits, QuantiseAttention(tuple(blocks), bits))
+    new.edits = (*new.edits, QuantizeAttention(tuple(blocks), bits))
     return new

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.records import ReadPixels
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.records import ReadPixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.patches import is_of_patches
@@ -26,7 +26,7 @@ MIDDLE = 128 * PIXEL
 
 
 def reads_pixels(node: Node, weight: Tensor) -> bool:
-    """Whether a layer can read pixels in place of normalised ones: of patches of the image, with a bias."""
+    """Whether a layer can read pixels in place of normalized ones: of patches of the image, with a bias."""
     image, bias = argument(node, 0), argument(node, 2)
     return image.op == "placeholder" and parameter_of(bias) != "" and is_of_patches(node, weight)
 

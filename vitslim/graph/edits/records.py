@@ -59,14 +59,14 @@ class DivideTokens:
 
 @dataclass(frozen=True)
 class ReadPixels:
-    """These layers read pixels in place of the normalised image; the constants that undo it travel with the weights."""
+    """These layers read pixels in place of the normalized image; the constants that undo it travel with the weights."""
 
     weights: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FakeQuantSite:
-    """One linear or convolution whose input and weight are quantised. Scales travel with the weights."""
+    """One linear or convolution whose input and weight are quantized. Scales travel with the weights."""
 
     weight: str
     """Parameter name of the weight, such as `blocks.0.mlp.fc1.weight`."""
@@ -92,14 +92,14 @@ class FakeQuantSite:
 
 @dataclass(frozen=True)
 class InsertFakeQuant:
-    """Fake quantisers on the input and the weight of each site."""
+    """Fake quantizers on the input and the weight of each site."""
 
     sites: tuple[FakeQuantSite, ...]
 
 
 @dataclass(frozen=True)
-class QuantiseAttention:
-    """Fake quantisers on the operands of both attention products of these blocks. Scales travel with the weights."""
+class QuantizeAttention:
+    """Fake quantizers on the operands of both attention products of these blocks. Scales travel with the weights."""
 
     blocks: tuple[str, ...]
     bits: int
@@ -107,5 +107,5 @@ class QuantiseAttention:
 
 Edit = (
     Slice | InsertSqueeze | RemoveBlock | Mask | ScaleInputs | DivideTokens | ReadPixels | InsertFakeQuant
-    | QuantiseAttention
+    | QuantizeAttention
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Factors on the input channels of layers, which quantisers like to be of one size."""
+"""Factors on the input channels of layers, which quantizers like to be of one size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.edits.records import ScaleInputs
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.records import ScaleInputs
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 
@@ -28,7 +28,7 @@ def scale_inputs(graph: ModelGraph, weights: Sequence[str], factors: Mapping[str
 
     factors: weight name to float (in,), positive; what is missing is one, to be loaded later with the weights. Layers
     that read one tensor share a product, with the factors of the first: of equal ones runtimes would make one, and of
-    the quantisers behind it, too. Raises StageError for a weight that no layer has.
+    the quantizers behind it, too. Raises StageError for a weight that no layer has.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)

@@ -27,7 +27,7 @@ from vitslim.graph.nodes import graph_module, tensors_of
 def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
     """A new graph in which each named axis keeps only these indices, in this order.
 
-    Parameters, buffers, masks and quantiser scales are cut; sizes in the graph follow. An axis may keep all its indices
+    Parameters, buffers, masks and quantizer scales are cut; sizes in the graph follow. An axis may keep all its indices
     in another order, which changes no output. Raises StageError for an axis that does not exist or is frozen, and for
     indices that are empty, repeated or out of range.
     """

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import Anatomy, find_anatomy
-from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.edits.records import InsertSqueeze
+from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.squeezable import squeeze_obstacle

@@ -1,7 +1,7 @@
-"""The operators `vitslim::fake_quant` and `vitslim::dynamic_fake_quant`: quantise and dequantise in floating point.
+"""The operators `vitslim::fake_quant` and `vitslim::dynamic_fake_quant`: quantize and dequantize in floating point.
 
 One node in the graph each, with an ONNX lowering of its own (specs, ONNX lowering, section 1). Scales are learnable by
-the gradients of learned step size quantisation (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration,
+the gradients of learned step size quantization (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration,
 training and export.
 """
 
@@ -16,7 +16,7 @@ MIN_SCALE = torch.finfo(torch.float32).tiny
 """A scale below the smallest normal number would make `x / scale` overflow."""
 
 DYNAMIC_TOP = 255
-"""Largest code of a dynamic quantiser: that of the ONNX operator DynamicQuantizeLinear."""
+"""Largest code of a dynamic quantizer: that of the ONNX operator DynamicQuantizeLinear."""
 
 
 def integer_range(bits: int, narrow: bool) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def fake_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and number
     x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int,
     zeros: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Values of `x` that its quantised form can represent.
+    """Values of `x` that its quantized form can represent.
 
     x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],); with
     `block` > 0 of x's shape but for ceil(x.shape[axis] / block) entries along `axis`. axis: not negative. zeros: float

@@ -54,7 +54,7 @@ def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Ten
 
 
 def _distinct(score: torch.Tensor) -> torch.Tensor:
-    """The same order of scores in [0, inf) in float64, with ties broken in favour of lower indices.
+    """The same order of scores in [0, inf) in float64, with ties broken in favor of lower indices.
 
     torch.topk leaves the order of equal values open, and a stable sort has no ONNX form. Two float32 numbers differ by
     at least 2^-24 of the larger one, so relative steps of TIE_STEP (up to 2^14 tokens) never change their order.

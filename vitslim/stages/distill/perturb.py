@@ -20,7 +20,7 @@ from vitslim.training.device import find_device
 
 
 def perturber(teacher: ModelGraph, config: Taught) -> Callable[[Tensor], Tensor]:
-    """A function that perturbs batches of normalised images, float (b, C, H, W), on the device that trains."""
+    """A function that perturbs batches of normalized images, float (b, C, H, W), on the device that trains."""
     module = teacher.copy().module.eval().requires_grad_(False)
     move(module, find_device(config.train))
     sees = torch.compile(module, dynamic=False) if config.train.compile else module

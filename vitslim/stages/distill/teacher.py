@@ -27,7 +27,7 @@ NO_TEACHER = "none"
 def find_teacher(teacher: Teacher, student: ModelSource, context: StageContext) -> ModelGraph | None:
     """The teacher's graph, None for `none`.
 
-    Raises StageError when its classes, its input size or its normalisation differ from the student's: its logits
+    Raises StageError when its classes, its input size or its normalization differ from the student's: its logits
     would mean something else.
     """
     if teacher == NO_TEACHER:
@@ -75,9 +75,9 @@ def tapped_teacher(teacher: ModelGraph, blocks: Sequence[str], device: torch.dev
 def _meaning(source: ModelSource) -> tuple[str, str, str]:
     """What two models must share for their logits on one batch to be comparable, in words."""
     size = "x".join(map(str, source.image))
-    normalisation = source.preprocessing
+    normalization = source.preprocessing
     return (
         f"{source.classes} classes",
         f"inputs of {size}",
-        f"images normalised by mean {normalisation.mean} and std {normalisation.std}",
+        f"images normalized by mean {normalization.mean} and std {normalization.std}",
     )

@@ -1,4 +1,4 @@
-"""Training with a teacher, as the distill stage and quantisation-aware training share it."""
+"""Training with a teacher, as the distill stage and quantization-aware training share it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class StoredWeight:
 
     name: str
     values: NDArray[Any]
-    """Integers when the weight is quantised."""
+    """Integers when the weight is quantized."""
     scales: NDArray[np.float32] | None
     """Per output channel, per block of one, or a single one; None for a float weight."""
     bits: int
@@ -123,8 +123,8 @@ def masked_layers(graph: ModelGraph) -> dict[str, str]:
     return {name: mask.pattern for mask in masks for name in mask.parameters}
 
 
-def quantiser_sites(graph: ModelGraph) -> dict[str, FakeQuantSite]:
-    """How each quantised layer is quantised, by the name of its weight."""
+def quantizer_sites(graph: ModelGraph) -> dict[str, FakeQuantSite]:
+    """How each quantized layer is quantized, by the name of its weight."""
     return {site.weight: site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites}
 
 
@@ -163,8 +163,8 @@ def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> 
 def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> LayerAnnotation:
     """True bits are those of the graph where it says so: three-bit codes lie in a four-bit type."""
     pattern = masked_layers(graph).get(weight.name, "")
-    quantised = weight.scales is not None
-    site = quantiser_sites(graph).get(weight.name) if quantised else None
+    quantized = weight.scales is not None
+    site = quantizer_sites(graph).get(weight.name) if quantized else None
     granularity = "" if weight.scales is None else "channel" if weight.scales.ndim else "tensor"
     return LayerAnnotation(
         layer=weight.name,

@@ -1,6 +1,6 @@
 """Whether an exported file computes what the graph computes, judged on the file itself.
 
-A float file must agree number by number. A quantised one cannot: a value that lies on the edge between two codes falls
+A float file must agree number by number. A quantized one cannot: a value that lies on the edge between two codes falls
 to either side, and the difference cascades to about 30 dB (specs, ONNX lowering, section 6). There the stored integers
 must be exactly those of the graph, and the predicted classes must agree.
 """
@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from torch import Tensor
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import layer_nodes, quantised_layers, weight_codes
+from vitslim.graph.edits.fake_quant import layer_nodes, quantized_layers, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, shown_below, sqnr_db
@@ -128,12 +128,12 @@ def check_parity(parity: Parity, exact: bool) -> None:
 
 
 def check_stored_weights(path: Path, graph: ModelGraph) -> None:
-    """Raise StageError unless every quantised weight is stored as exactly its codes, and masks hold."""
+    """Raise StageError unless every quantized weight is stored as exactly its codes, and masks hold."""
     stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
     layers = layer_nodes(graph.module)
-    for name in sorted(quantised_layers(graph.module)):
+    for name in sorted(quantized_layers(graph.module)):
         if not _is_stored(stored, name, weight_codes(graph.module, layers[name][0].args[1]).numpy()):
-            raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantiser")
+            raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantizer")
     masked = masked_layers(graph)
     for weight in stored:
         if weight.name in masked and not keeps_mask(weight, graph):

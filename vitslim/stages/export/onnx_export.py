@@ -1,4 +1,4 @@
-"""From a graph to an ONNX file: export, fold, optimise, annotate, check, and only then put the file in its place."""
+"""From a graph to an ONNX file: export, fold, optimize, annotate, check, and only then put the file in its place."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ import vitslim
 from vitslim.errors import StageError
 from vitslim.files import write_whole
 from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.edits.fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
+from vitslim.stages.export.graph_passes.lower import Target, lower_quantizers
+from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.stages.export.onnx_passes.fold import (
     fold_gemm_biases,
     fold_transposes,
@@ -30,10 +32,8 @@ from vitslim.stages.export.onnx_passes.fold import (
     part_zero_points,
     store_weights,
 )
-from vitslim.stages.export.onnx_passes.integer_matmul import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.onnx_passes.half import in_half_precision
-from vitslim.stages.export.graph_passes.lower import Target, lower_quantisers
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.onnx_passes.integer_matmul import integer_products, relus_as_maxima, split_gemms
 from vitslim.stages.export.translate import translations
 
 OPSET = 21
@@ -50,7 +50,7 @@ class ExportSummary:
     opset: int
     annotations: tuple[LayerAnnotation, ...]
     """Every layer with a weight, in graph order."""
-    unquantised: tuple[str, ...]
+    unquantized: tuple[str, ...]
     """Names of the weights that stay in float."""
 
 
@@ -59,15 +59,15 @@ def export_onnx(
 ) -> ExportSummary:
     """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
 
-    Quantised weights are stored as integers, inputs of quantised layers get Q/DQ pairs, both in the form that suits
+    Quantized weights are stored as integers, inputs of quantized layers get Q/DQ pairs, both in the form that suits
     the target, and tokens that nothing reads are not computed. `class_names`, by class index, are noted in the file. An
     existing file is replaced in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be
     exported or the file breaks the ONNX standard, InputError when it cannot be written.
     """
     copy = graph.copy()
-    if target == "ort-cpu" or quantised_layers(graph.module):  # a float model is what others are compared with
+    if target == "ort-cpu" or quantized_layers(graph.module):  # a float model is what others are compared with
         compute_what_is_read(copy)
-    stored = lower_quantisers(copy, target)
+    stored = lower_quantizers(copy, target)
     model = _exported(copy)
     split_gemms(model)
     fold_transposes(model)
@@ -88,12 +88,12 @@ def export_onnx(
     model.ir_version = IR_VERSION
     data = _checked(ir.to_proto(model))
     write_whole(path, data, "check the folder and its free space")
-    unquantised = tuple(a.layer for a in annotations if a.granularity == "")
-    return ExportSummary(path, len(data), OPSET, annotations, unquantised)
+    unquantized = tuple(a.layer for a in annotations if a.granularity == "")
+    return ExportSummary(path, len(data), OPSET, annotations, unquantized)
 
 
 def _exported(graph: ModelGraph) -> ir.Model:
-    """The exporter's model, not yet optimised: constants still stand where the graph has them. Changes the graph."""
+    """The exporter's model, not yet optimized: constants still stand where the graph has them. Changes the graph."""
     decompose_attention(graph)
     module = graph.module.eval()
     example = torch.zeros(2, *graph.source.image)
@@ -140,7 +140,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _checked(proto: onnx.ModelProto) -> bytes:
-    """The serialised model with inferred shapes, after the checker of onnx has found nothing wrong."""
+    """The serialized model with inferred shapes, after the checker of onnx has found nothing wrong."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred, full_check=True)

@@ -1,7 +1,7 @@
-"""The profile `auto`: where quantisers pay, measured. The fastest placement that stays close enough is written.
+"""The profile `auto`: where quantizers pay, measured. The fastest placement that stays close enough is written.
 
 Every candidate has the weights and the scales that the quantize stage found; they differ in what the inputs of layers
-become: calibrated codes, codes of each batch's own range, or float. Attention that was quantised is tried in float too.
+become: calibrated codes, codes of each batch's own range, or float. Attention that was quantized is tried in float too.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor
 from vitslim.data import Dataset
 from vitslim.errors import StageError
 from vitslim.graph.edits.divide_tokens import divided_layers
-from vitslim.graph.edits.records import FakeQuantSite, QuantiseAttention
 from vitslim.graph.edits.fake_quant import (
     has_input_scale,
     input_scale_name,
     insert_fake_quant,
     remove_fake_quant,
 )
+from vitslim.graph.edits.quantize_attention import quantize_attention
+from vitslim.graph.edits.read_pixels import pixel_layers
+from vitslim.graph.edits.records import FakeQuantSite, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
-from vitslim.graph.edits.quantize_attention import quantise_attention
-from vitslim.graph.edits.read_pixels import pixel_layers
 from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
-from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.quantize.calibration.observe import input_quantizer, solvable_layers
 from vitslim.stages.quantize.noise import measure_noise
-from vitslim.stages.quantize.calibration.observe import input_quantiser, solvable_layers
 from vitslim.training.evaluate import agreement, predict, shown_below, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -53,7 +53,7 @@ class Placement:
     name: str
     graph: ModelGraph
     sqnr_db: float = -math.inf
-    """Against the model before quantisation, on calibration images."""
+    """Against the model before quantization, on calibration images."""
     agreement: float = 0.0
     images: int = 0
     """That it was judged on."""
@@ -80,7 +80,7 @@ def choose_placement(
     if context.measure is None:
         raise StageError("profile auto needs a backend that measures", "add onnxruntime:cpu to report.backends")
     progress, batch = context.progress, context.measure.batch
-    reference, _ = predict(context.result("unquantised").graph.module, images, batch, progress, "auto: float model")
+    reference, _ = predict(context.result("unquantized").graph.module, images, batch, progress, "auto: float model")
     held: list[Placement] = []
     others: list[Placement] = []
     with TemporaryDirectory(dir=context.workdir) as folder:
@@ -106,15 +106,15 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     """
     plain = remove_fake_quant(graph)
     products = set(solvable_layers(plain.module))
-    base = {w: site if w in products else _float(site) for w, site in quantiser_sites(graph).items()}
+    base = {w: site if w in products else _float(site) for w, site in quantizer_sites(graph).items()}
     scales = tensors_of(graph.module)
     forms = {"static": base}
     if any(map(has_input_scale, base.values())):
         known = pixel_layers(graph) | divided_layers(graph)
         forms["dynamic"] = {w: site if w in known else _dynamic(site) for w, site in base.items()}
     around = {"": plain}
-    for edit in (edit for edit in graph.edits if isinstance(edit, QuantiseAttention)):
-        around[" with attention"] = quantise_attention(plain, edit.blocks, edit.bits, scales)
+    for edit in (edit for edit in graph.edits if isinstance(edit, QuantizeAttention)):
+        around[" with attention"] = quantize_attention(plain, edit.blocks, edit.bits, scales)
     costs = _multiplications(plain)
     for form, sites in forms.items():
         steps = floats_by_cost(_noise(plain, sites, scales, context), costs)
@@ -164,9 +164,9 @@ def _multiplications(graph: ModelGraph) -> dict[str, int]:
 def _noise(
     plain: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor], context: StageContext
 ) -> dict[str, float]:
-    quantised = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
-    quantisers = {s.weight: input_quantiser(s, scales.get(input_scale_name(s.weight))) for s in quantised}
-    return measure_noise(plain, quantisers, context)
+    quantized = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
+    quantizers = {s.weight: input_quantizer(s, scales.get(input_scale_name(s.weight))) for s in quantized}
+    return measure_noise(plain, quantizers, context)
 
 
 def _float(site: FakeQuantSite) -> FakeQuantSite:

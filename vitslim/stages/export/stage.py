@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitslim.data import Dataset
 from vitslim.errors import Problem
-from vitslim.graph.edits.fake_quant import quantised_layers
+from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Export
@@ -33,15 +33,15 @@ class ExportStage:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Every graph can be tried; quantisers can be placed only where there are some."""
+        """Every graph can be tried; quantizers can be placed only where there are some."""
         if self.config.profile == "auto" and not sketch.bits:
-            return [Problem("profile", "auto places quantisers, and nothing is quantised", "add a quantize stage")]
+            return [Problem("profile", "auto places quantizers, and nothing is quantized", "add a quantize stage")]
         if self.config.profile == "portable" and sketch.attention_bits:
             message = "portable has signed codes alone, and the probabilities of attention have unsigned ones"
             return [Problem("profile", message, "use auto or ort-cpu, or quantize without attention")]
         if self.config.profile == "fp16" and sketch.bits:
             return [
-                Problem("profile", "fp16 stores floats, and the model is quantised", "use portable, or no quantize")
+                Problem("profile", "fp16 stores floats, and the model is quantized", "use portable, or no quantize")
             ]
         return []
 
@@ -66,23 +66,23 @@ class ExportStage:
         expected, _ = predict(module, images, BATCH, context.progress, "checking: graph")
         found, _ = predict(OnnxFile(summary.path), images, BATCH, context.progress, "checking: ONNX file")
         parity = compare_logits(expected, found)
-        quantised = quantised_layers(graph.module)
-        check_parity(parity, exact=not quantised and target != "fp16")
+        quantized = quantized_layers(graph.module)
+        check_parity(parity, exact=not quantized and target != "fp16")
         metrics = {"onnx_bytes": float(summary.bytes), **parity.metrics()}
-        if quantised:
+        if quantized:
             plain, _ = predict(OnnxFile(summary.path, exact=False), images, BATCH, context.progress, "checking: fused")
             metrics["parity_fused_sqnr_db"] = sqnr_db(expected, plain)
-        skipped = summary.unquantised if quantised else ()
+        skipped = summary.unquantized if quantized else ()
         layers = tuple(LayerNote(layer=a.layer, what=_describe(a)) for a in summary.annotations if _describe(a))
         return StageResult(
             graph,
             changes=placement + layers,
-            skipped=tuple(LayerNote(layer=name, what="stored in float", reason="not quantised") for name in skipped),
+            skipped=tuple(LayerNote(layer=name, what="stored in float", reason="not quantized") for name in skipped),
             metrics=metrics,
         )
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """The graph has no new edits, unless quantisers were placed; the file was checked when it was written."""
+        """The graph has no new edits, unless quantizers were placed; the file was checked when it was written."""
         if self.config.profile == "auto" or before.edits == after.edits:
             return []
         return [Problem("export", "changed the graph")]
@@ -107,7 +107,7 @@ class ExportStage:
 
 def _describe(layer: LayerAnnotation) -> str:
     """`INT8 per channel, 2:4`; empty for a dense float layer."""
-    quantised = (
+    quantized = (
         f"INT{layer.weight_bits} per {layer.granularity.replace(':', ' of ')}" if layer.weight_bits < FLOAT_BITS else ""
     )
-    return ", ".join(part for part in (quantised, layer.sparsity) if part)
+    return ", ".join(part for part in (quantized, layer.sparsity) if part)

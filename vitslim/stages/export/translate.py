@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, opset21
 
-from vitslim.stages.export.graph_passes.lower import DEQUANTISE
+from vitslim.stages.export.graph_passes.lower import DEQUANTIZE
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -18,7 +18,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.vitslim.fake_quant.default: fake_quant,
         torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
-        DEQUANTISE: dequantise,
+        DEQUANTIZE: dequantize,
     }
 
 
@@ -47,7 +47,7 @@ def dynamic_fake_quant(x: FLOAT) -> Any:
     return opset21.DequantizeLinear(codes, scale, zero)
 
 
-def dequantise(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0, zeros: INT8 | None = None) -> Any:
+def dequantize(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0, zeros: INT8 | None = None) -> Any:
     """The stored codes of a weight as float.
 
     Zero points are written out where each channel has one: ONNX Runtime puts a single one in the place of none.

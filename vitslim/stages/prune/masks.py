@@ -20,7 +20,7 @@ def unmasked_float(sketch: ModelSketch, method: str) -> list[Problem]:
         message = f"the model has {next(iter(sketch.sparsity.values()))} weights already: a mask is chosen once"
         return [Problem("", message, "leave one stage that masks weights")]
     if sketch.bits:
-        return [Problem("", f"{method} cannot follow quantisation", f"put {method} before quantize")]
+        return [Problem("", f"{method} cannot follow quantization", f"put {method} before quantize")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""How much each quantised input or weight disturbs the outputs: one backward pass in place of one evaluation for each
+"""How much each quantized input or weight disturbs the outputs: one backward pass in place of one evaluation for each
 layer."""
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Errors = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def measure_noise(
-    graph: ModelGraph, quantisers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
+    graph: ModelGraph, quantizers: Mapping[str, Callable[[Tensor], Tensor]], context: StageContext
 ) -> dict[str, float]:
-    """`noise_shares` on a few calibration images of all classes; empty without quantisers."""
+    """`noise_shares` on a few calibration images of all classes; empty without quantizers."""
     shown = _images(graph, context, "looking for harmful inputs")
-    return noise_shares(graph.module, quantisers, shown, context.seed) if quantisers else {}
+    return noise_shares(graph.module, quantizers, shown, context.seed) if quantizers else {}
 
 
 def measure_weight_noise(graph: ModelGraph, rounded: Mapping[str, Tensor], context: StageContext) -> dict[str, float]:
@@ -44,19 +44,19 @@ def measure_weight_noise(graph: ModelGraph, rounded: Mapping[str, Tensor], conte
 
 
 def noise_shares(
-    module: GraphModule, quantisers: Mapping[str, Callable[[Tensor], Tensor]], batches: Iterable[Tensor], seed: int
+    module: GraphModule, quantizers: Mapping[str, Callable[[Tensor], Tensor]], batches: Iterable[Tensor], seed: int
 ) -> dict[str, float]:
-    """Weight name to the share of the outputs' power that quantising the layer's input alone adds as noise.
+    """Weight name to the share of the outputs' power that quantizing the layer's input alone adds as noise.
 
     module: the float graph. To first order an error d of an input moves the logits by J d; for a random direction v
     the mean of (v^T J d)^2 is |J d|^2, and v^T J comes from one backward pass for all layers at once. d is summed over
     an image before it is squared, so errors that cancel do not count.
     """
     layers = layer_nodes(module)
-    places = [(name, argument(node, 0)) for name in quantisers for node in layers[name]]
+    places = [(name, argument(node, 0)) for name in quantizers for node in layers[name]]
 
     def errors(shown: Sequence[Tensor]) -> list[Tensor]:
-        return [quantisers[name](x) - x for (name, _), x in zip(places, shown, strict=True)]
+        return [quantizers[name](x) - x for (name, _), x in zip(places, shown, strict=True)]
 
     return _shares(with_taps(module, [node for _, node in places]), [name for name, _ in places], errors, batches, seed)
 

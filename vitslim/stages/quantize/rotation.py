@@ -21,7 +21,7 @@ from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
-from vitslim.stages.quantize.smoothing.channels import MOVES, NORMS, Equalisable, find_equalisable, used_once
+from vitslim.stages.quantize.smoothing.channels import MOVES, NORMS, Equalizable, find_equalizable, used_once
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class Stream:
     name: str
     places: tuple[tuple[str, int], ...]
     """Parameters and buffers, and their dimension along the axis."""
-    norms: tuple[Equalisable, ...]
+    norms: tuple[Equalizable, ...]
     """Those with an affine part, which goes into the layers behind."""
     scales: tuple[LayerScale, ...]
 
@@ -62,7 +62,7 @@ def find_streams(graph: ModelGraph) -> tuple[tuple[Stream, ...], dict[str, str]]
     name."""
     norms = [node for node in graph.module.graph.nodes if is_op(node, *NORMS)]
     axes = dict.fromkeys(term for node in norms if isinstance(term := graph.axes.terms(node)[-1], Prim))
-    foldable = {place.weight: place for place in find_equalisable(graph)}
+    foldable = {place.weight: place for place in find_equalizable(graph)}
     streams, fixed = list[Stream](), dict[str, str]()
     for axis in axes:
         try:
@@ -99,12 +99,12 @@ def rotation(width: int, generator: torch.Generator) -> Tensor:
     return turned
 
 
-def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalisable]) -> Stream:
+def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalizable]) -> Stream:
     """Raises FixedAxisError where something is not linear along the axis."""
     table = graph.axes
     for reason in table.reasons(axis):
         raise FixedAxisError(reason)
-    norms, scales = list[Equalisable](), list[LayerScale]()
+    norms, scales = list[Equalizable](), list[LayerScale]()
     calls = [node for node in graph.module.graph.nodes if node.op == "call_function"]
     for node in (call for call in calls if _touches(table, call, axis)):
         if is_op(node, *NORMS):
@@ -147,7 +147,7 @@ def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
     return kept and is_op(node, aten.cat.default, *PASSING)
 
 
-def _norm(norm: Node, foldable: Mapping[str, Equalisable]) -> list[Equalisable]:
+def _norm(norm: Node, foldable: Mapping[str, Equalizable]) -> list[Equalizable]:
     """The affine part of a norm over the whole axis, if it has one."""
     if len(argument(norm, 1)) != 1:
         raise FixedAxisError("is one of several that a norm goes over")
@@ -183,8 +183,8 @@ def _places(graph: ModelGraph, axis: Prim) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _fold_norm(tensors: Mapping[str, Tensor], norm: Equalisable) -> None:
-    """As `equalise`, whose factors must be positive: those of a norm may be zero."""
+def _fold_norm(tensors: Mapping[str, Tensor], norm: Equalizable) -> None:
+    """As `equalize`, whose factors must be positive: those of a norm may be zero."""
     for position, name in enumerate(norm.readers):
         if norm.bias:
             tensors[norm.reader_biases[position]].add_(tensors[name] @ tensors[norm.bias])

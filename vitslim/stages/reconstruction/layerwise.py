@@ -49,7 +49,7 @@ class LayerSolver:
     progress: Progress
     label: str
     inputs: Mapping[str, Change] = field(default_factory=dict)
-    """What the inputs of layers become in the changed copy, by the name of the weight: those that are quantised."""
+    """What the inputs of layers become in the changed copy, by the name of the weight: those that are quantized."""
     sensitive: bool = True
     """Whether outputs count by how much they move the logits; otherwise all count the same, and nothing runs
     backwards."""

@@ -14,12 +14,12 @@ TABLE = "is read by a table of indices"
 
 
 def index(scope: Scope, node: Node) -> Dims:
-    """Neighbouring dimensions read by tensors of indices, whose dimensions come in their place."""
+    """Neighboring dimensions read by tensors of indices, whose dimensions come in their place."""
     (x,) = scope.operands(node, "self")
     indices = scope.value(node, "indices")
     read = [dim for dim, tensor in enumerate(indices) if tensor is not None]
     if read != list(range(read[0], read[-1] + 1)):
-        raise ConflictError("is read by indices of dimensions that are not neighbours")
+        raise ConflictError("is read by indices of dimensions that are not neighbors")
     scope.freeze(x[read[0] : read[-1] + 1], TABLE)
     return (*x[: read[0]], *scope.pair(*(scope.of(indices[dim]) for dim in read)), *x[read[-1] + 1 :])
 

@@ -1,4 +1,4 @@
-"""vitslim's own operators: token squeezing and fake quantisation."""
+"""vitslim's own operators: token squeezing and fake quantization."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fake_quant(scope: Scope, node: Node) -> Dims:
     axis = scope.value(node, "axis")
     if scope.value(node, "block"):
         for each in scope.operands(node, "scale", "zeros") if len(node.args) > 7 else (scale,):
-            scope.freeze((x[int(axis)], each[int(axis)]), "is quantised in blocks")
+            scope.freeze((x[int(axis)], each[int(axis)]), "is quantized in blocks")
             for dim in set(range(len(x))) - {int(axis)}:
                 scope.tie(x[dim], each[dim])
     elif axis is not None:

@@ -1,6 +1,6 @@
-"""Quantisers of a graph in the form that a file stores: integer weights, and inputs as the profile wants them.
+"""Quantizers of a graph in the form that a file stores: integer weights, and inputs as the profile wants them.
 
-What the graph computes stays: codes of weights and inputs are those of its fake quantisers.
+What the graph computes stays: codes of weights and inputs are those of its fake quantizers.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
-from vitslim.graph.ops.dequantize import dequantise
-from vitslim.stages.export.annotate import quantiser_sites
+from vitslim.graph.ops.dequantize import dequantize
+from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.graph_passes.patches import patches_as_rows
 from vitslim.stages.export.graph_passes.rows import work_on_rows
 from vitslim.units import container_bits
 
 aten = torch.ops.aten
 
-DEQUANTISE = dequantise._opoverload
+DEQUANTIZE = dequantize._opoverload
 
 Target = Literal["portable", "ort-cpu", "fp16"]
-"""`portable`: zero points are 0 and weights are dequantised, as TensorRT and OpenVINO read them. `ort-cpu`: the forms
+"""`portable`: zero points are 0 and weights are dequantized, as TensorRT and OpenVINO read them. `ort-cpu`: the forms
 that ONNX Runtime is fastest with. `fp16`: a float model in half precision."""
 
 
 class Form(Enum):
     """How a file turns the codes of a weight into what the product takes."""
 
-    DEQUANTISE = "DequantizeLinear, which runtimes fuse into the product behind it"
+    DEQUANTIZE = "DequantizeLinear, which runtimes fuse into the product behind it"
     WIDEN = "INT4 codes become INT8 at load and go on as such"
     MULTIPLY = "a product with the scales at load: the weight is float from then on"
 
@@ -49,27 +49,27 @@ class Stored(NamedTuple):
     """Weights that share a whole number, which is stored beside codes of `bits` bits; 0: there are none."""
 
 
-def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
+def lower_quantizers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
     """In place: weights become INT8 codes. For `portable` unsigned inputs become signed ones about zero, for `ort-cpu`
     signed ones become unsigned ones about the middle.
 
-    Returns how the file is to hold each quantised weight, by name.
+    Returns how the file is to hold each quantized weight, by name.
     """
-    module, sites = graph.module, quantiser_sites(graph)
+    module, sites = graph.module, quantizer_sites(graph)
     found = {}
     patches_as_rows(graph)
     if target == "ort-cpu":
         work_on_rows(graph)
     for weight, nodes in layer_nodes(module).items():
-        quantiser: Any = nodes[0].args[1]
-        if not is_op(quantiser, FAKE_QUANT):
+        quantizer: Any = nodes[0].args[1]
+        if not is_op(quantizer, FAKE_QUANT):
             continue
         for node in nodes:
             (_sign_input if target == "portable" else _unsign_input)(module, node)
         bits = sites[weight].weight_bits
         block = sites[weight].block if sites[weight].integer_scales else 0
         found[weight] = Stored(bits, _form(nodes, target, bits), block)
-        _store_codes(module, weight, quantiser)
+        _store_codes(module, weight, quantizer)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -77,27 +77,27 @@ def lower_quantisers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
 
 
 def _form(nodes: tuple[Node, ...], target: Target, bits: int) -> Form:
-    quantiser: Any = nodes[0].args[1]
-    if target == "portable" or quantiser.args[6]:
-        return Form.DEQUANTISE
+    quantizer: Any = nodes[0].args[1]
+    if target == "portable" or quantizer.args[6]:
+        return Form.DEQUANTIZE
     integer_product = all(
         is_op(node, aten.linear.default) and is_op(node.args[0], FAKE_QUANT, DYNAMIC_FAKE_QUANT) for node in nodes
     )
     if not integer_product:
         return Form.MULTIPLY
-    return Form.WIDEN if container_bits(bits) == 4 else Form.DEQUANTISE
+    return Form.WIDEN if container_bits(bits) == 4 else Form.DEQUANTIZE
 
 
-def _store_codes(module: GraphModule, weight: str, quantiser: Node) -> None:
+def _store_codes(module: GraphModule, weight: str, quantizer: Node) -> None:
     """Replace a float weight by its codes, under the same name."""
-    _, scale, _, axis, _, _, block, *zeros = quantiser.args
-    _put(module, weight, weight_codes(module, quantiser))
+    _, scale, _, axis, _, _, block, *zeros = quantizer.args
+    _put(module, weight, weight_codes(module, quantizer))
     for one in zeros:
         _put(module, parameter_of(one), tensor_of(module, parameter_of(one)))
-    with module.graph.inserting_before(quantiser):
-        stored = module.graph.call_function(DEQUANTISE, (quantiser.args[0], scale, axis, block, *zeros))
-    quantiser.replace_all_uses_with(stored)
-    module.graph.erase_node(quantiser)
+    with module.graph.inserting_before(quantizer):
+        stored = module.graph.call_function(DEQUANTIZE, (quantizer.args[0], scale, axis, block, *zeros))
+    quantizer.replace_all_uses_with(stored)
+    module.graph.erase_node(quantizer)
 
 
 def _put(module: GraphModule, name: str, codes: Tensor) -> None:
@@ -113,31 +113,31 @@ def _sign_input(module: GraphModule, layer: Node) -> None:
 
     The bias makes up for the constant. Behind a convolution that pads with zeros it could not: such an input stays.
     """
-    quantiser: Any = layer.args[0]
-    if not is_op(quantiser, FAKE_QUANT) or quantiser.args[4] != 0 or _pads(layer):
+    quantizer: Any = layer.args[0]
+    if not is_op(quantizer, FAKE_QUANT) or quantizer.args[4] != 0 or _pads(layer):
         return
-    x, scale, zero_point, _, _, qmax, _ = quantiser.args
+    x, scale, zero_point, _, _, qmax, _ = quantizer.args
     half = (qmax + 1) // 2
     step = float(tensor_of(module, parameter_of(scale)).detach())
     constant = step * (half - zero_point)
     graph = module.graph
-    with graph.inserting_before(quantiser):
+    with graph.inserting_before(quantizer):
         moved = graph.call_function(aten.sub.Tensor, (x, constant))
         signed = graph.call_function(FAKE_QUANT, (moved, scale, 0, None, -half, half - 1, 0))
-    layer.replace_input_with(quantiser, signed)
+    layer.replace_input_with(quantizer, signed)
     _add_to_bias(module, layer, _row_sums(module, layer) * constant)
 
 
 def _unsign_input(module: GraphModule, layer: Node) -> None:
     """Codes about 0 become codes from 0 on, of the same numbers: ONNX Runtime has its fast products for these alone."""
-    quantiser: Any = layer.args[0]
-    if is_op(quantiser, FAKE_QUANT) and quantiser.args[4] < 0:
-        x, scale, zero_point, axis, qmin, qmax, block = quantiser.args
-        with module.graph.inserting_before(quantiser):
+    quantizer: Any = layer.args[0]
+    if is_op(quantizer, FAKE_QUANT) and quantizer.args[4] < 0:
+        x, scale, zero_point, axis, qmin, qmax, block = quantizer.args
+        with module.graph.inserting_before(quantizer):
             unsigned = module.graph.call_function(
                 FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, block)
             )
-        layer.replace_input_with(quantiser, unsigned)
+        layer.replace_input_with(quantizer, unsigned)
 
 
 def _pads(layer: Node) -> bool:
@@ -149,11 +149,11 @@ def _pads(layer: Node) -> bool:
 
 def _row_sums(module: GraphModule, layer: Node) -> Tensor:
     """What each output adds up of an input of ones: float (out,)."""
-    quantiser: Any = layer.args[1]
-    weight = tensor_of(module, parameter_of(quantiser))
-    scale = tensor_of(module, parameter_of(quantiser.args[1]))
+    quantizer: Any = layer.args[1]
+    weight = tensor_of(module, parameter_of(quantizer))
+    scale = tensor_of(module, parameter_of(quantizer.args[1]))
     with torch.no_grad():
-        values: Tensor = FAKE_QUANT(weight, scale, *quantiser.args[2:])
+        values: Tensor = FAKE_QUANT(weight, scale, *quantizer.args[2:])
     return values.double().flatten(start_dim=1).sum(dim=1)
 
 

@@ -44,9 +44,9 @@ def patches_as_rows(graph: ModelGraph) -> None:
 
 def _is_product(layer: Node, weight: Tensor, image: Any) -> bool:
     """Whether codes are multiplied by codes, window by window."""
-    quantised = is_op(argument(layer, 0), FAKE_QUANT, DYNAMIC_FAKE_QUANT) and is_op(argument(layer, 1), FAKE_QUANT)
+    quantized = is_op(argument(layer, 0), FAKE_QUANT, DYNAMIC_FAKE_QUANT) and is_op(argument(layer, 1), FAKE_QUANT)
     return (
-        quantised
+        quantized
         and is_of_patches(layer, weight)
         and parameter_of(argument(layer, 2)) != ""
         and len(image) == weight.dim()
@@ -60,13 +60,13 @@ def _patches(layer: Node, weight: Tensor, image: tuple[int, ...]) -> Node:
     graph, (_, channels, high, wide) = layer.graph, image
     window = tuple(weight.shape[2:])
     rows, columns = high // window[0], wide // window[1]
-    quantiser = argument(layer, 0)
+    quantizer = argument(layer, 0)
     with graph.inserting_before(layer):
         call: Any = graph.call_function
-        apart = call(aten.reshape.default, (quantiser.args[0], (-1, channels, rows, window[0], columns, window[1])))
+        apart = call(aten.reshape.default, (quantizer.args[0], (-1, channels, rows, window[0], columns, window[1])))
         turned = call(aten.permute.default, (apart, (0, 2, 4, 1, 3, 5)))
         patches = call(aten.reshape.default, (turned, (-1, rows * columns, channels * prod(window))))
-        codes = call(quantiser.target, (patches, *quantiser.args[1:]))
+        codes = call(quantizer.target, (patches, *quantizer.args[1:]))
         found: Node = call(aten.linear.default, (codes, *layer.args[1:3]))
     return found
 

@@ -1,4 +1,4 @@
-"""Quantised linear layers as products of two matrices, and what lies between them on the same rows.
+"""Quantized linear layers as products of two matrices, and what lies between them on the same rows.
 
 ONNX Runtime adds the bias of a Gemm inside its integer kernel, that of a MatMul in a pass of its own over the outputs.
 OpenVINO is slower with Gemm, so that only the form for ONNX Runtime is written so. Inputs (batch, ..., channels) of
@@ -58,7 +58,7 @@ class _Rows:
         """Tensor to its rows."""
 
     def are_wanted(self, node: Node) -> bool:
-        """Whether a node is an integer product, or its quantiser, or gives rows out of rows."""
+        """Whether a node is an integer product, or its quantizer, or gives rows out of rows."""
         if is_op(node, aten.split_with_sizes.default):
             x = argument(node, 0)
             return x in self._of and argument(node, 2, "dim", 0) in (-1, len(self._shapes[x]) - 1)
@@ -122,7 +122,7 @@ def _is_integer_product(node: Node) -> bool:
     if not is_op(node, aten.linear.default):
         return False
     x, weight = node.args[:2]
-    if is_op(x, aten.reshape.default):  # of the rows that its quantiser gives by now
+    if is_op(x, aten.reshape.default):  # of the rows that its quantizer gives by now
         x = argument(x, 0)  # type: ignore[arg-type]
     return (
         is_op(x, FAKE_QUANT)

@@ -1,6 +1,6 @@
 """Only what is read is computed: behind the last attention of many models that is the class token alone.
 
-The logits stay what they are, but for dynamic quantisers, whose range is then that of what is left.
+The logits stay what they are, but for dynamic quantizers, whose range is then that of what is left.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def fold_transposes(model: ir.Model) -> None:
         if source is not None and source.is_initializer():
             _replace(model, source, _transposed(_needed(source), order), node, [node])
         elif producer is not None and producer.op_type == "DequantizeLinear" and _only_user(producer) is node:
-            _transpose_before_dequantise(model, producer, node, order)
+            _transpose_before_dequantize(model, producer, node, order)
 
 
 def _merge_transposes(model: ir.Model) -> None:
@@ -56,27 +56,27 @@ def keep_constants(model: ir.Model) -> None:
 
 
 def fold_gemm_biases(model: ir.Model) -> None:
-    """Give each Gemm of quantised operands an INT32 bias: without one ONNX Runtime computes the whole Gemm in float.
+    """Give each Gemm of quantized operands an INT32 bias: without one ONNX Runtime computes the whole Gemm in float.
 
     The bias has the step of the accumulator, input scale times weight scale, so half a step is all it moves.
     """
     for node in list(model.graph):
         if node.op_type != "Gemm" or len(node.inputs) < 3 or node.inputs[2] is None:
             continue
-        scales = [_dequantise_scale(value) for value in node.inputs[:2]]
+        scales = [_dequantize_scale(value) for value in node.inputs[:2]]
         bias = _constant(node.inputs[2])
         if bias is None or scales[0] is None or scales[1] is None or bias.ndim != 1:
             continue
         step = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
         codes = np.rint(bias.astype(np.float64) / step)
         if np.abs(codes).max() <= np.iinfo(np.int32).max:
-            _dequantised_bias(model, node, codes.astype(np.int32), step)
+            _dequantized_bias(model, node, codes.astype(np.int32), step)
 
 
 def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
-    """Give codes the type and the form that `lower_quantisers` chose for each weight.
+    """Give codes the type and the form that `lower_quantizers` chose for each weight.
 
-    After the optimiser, which would compute casts and products of small constants and store floats.
+    After the optimizer, which would compute casts and products of small constants and store floats.
     """
     for node in list(model.graph):
         codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
@@ -99,26 +99,26 @@ def store_weights(model: ir.Model, stored: Mapping[str, Stored]) -> None:
             _multiply(model, node, codes)
 
 
-def _in_multiples(model: ir.Model, dequantise: ir.Node, codes: ir.Value, bits: int, block: int) -> ir.Value:
+def _in_multiples(model: ir.Model, dequantize: ir.Node, codes: ir.Value, bits: int, block: int) -> ir.Value:
     """In place of codes of 8 bits, codes of 4 bits times the whole number of their block, which runtimes multiply when
     they load the file."""
-    whole, last = _needed(codes), dequantise.attributes.get_int("axis", 1)
+    whole, last = _needed(codes), dequantize.attributes.get_int("axis", 1)
     try:
         parted = part_codes(torch.from_numpy(whole if last == 0 else whole.T), bits, block)
     except ValueError as error:
-        raise StageError(f"'{codes.name}' was changed after it was quantised: {error}", "quantise last") from error
+        raise StageError(f"'{codes.name}' was changed after it was quantized: {error}", "quantize last") from error
     narrow, by = (part.numpy() if last == 0 else part.numpy().transpose(1, 2, 0) for part in parted)
     stored = _add_initializer(model, codes, narrow.astype(ml_dtypes.int4))
     multiples = add_constant(model, f"{stored.name}_multiples", by.astype(ml_dtypes.uint4))
     shape = add_constant(model, f"{stored.name}_shape", np.array(whole.shape, np.int64))
     floats = ir.DataType.FLOAT
     factors = [
-        insert(model, dequantise, "Cast", [one], floats, one.shape, to=floats.value) for one in (stored, multiples)
+        insert(model, dequantize, "Cast", [one], floats, one.shape, to=floats.value) for one in (stored, multiples)
     ]
-    product = insert(model, dequantise, "Mul", factors, floats, stored.shape)
-    matrix = insert(model, dequantise, "Reshape", [product, shape], floats, codes.shape)
-    wide = insert(model, dequantise, "Cast", [matrix], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
-    dequantise.replace_input_with(0, wide)
+    product = insert(model, dequantize, "Mul", factors, floats, stored.shape)
+    matrix = insert(model, dequantize, "Reshape", [product, shape], floats, codes.shape)
+    wide = insert(model, dequantize, "Cast", [matrix], ir.DataType.INT8, codes.shape, to=ir.DataType.INT8.value)
+    dequantize.replace_input_with(0, wide)
     _drop_unused(model, codes)
     return wide
 
@@ -142,59 +142,59 @@ def _narrow_zeros(model: ir.Model, node: ir.Node, form: Form) -> None:
     if zeros is not None and node.attributes.get_int("block_size", 0) > 0:
         node.replace_input_with(2, _add_initializer(model, zeros, _needed(zeros).astype(ml_dtypes.int4)))
         _drop_unused(model, zeros)
-    elif form is Form.DEQUANTISE:
+    elif form is Form.DEQUANTIZE:
         node.resize_inputs(2)
         _drop_unused(model, zeros)
 
 
-def _multiply(model: ir.Model, dequantise: ir.Node, codes: ir.Value) -> None:
+def _multiply(model: ir.Model, dequantize: ir.Node, codes: ir.Value) -> None:
     """Cast and Mul in place of DequantizeLinear, which ONNX Runtime would carry out anew for every image."""
-    scale, axis = dequantise.inputs[1], dequantise.attributes.get_int("axis", 1)
+    scale, axis = dequantize.inputs[1], dequantize.attributes.get_int("axis", 1)
     if scale is None:
         raise ValueError("a folded node has no input")
     steps = _needed(scale)
     shape = [-1 if dim == axis else 1 for dim in range(len(codes.shape or ()))]
     spread = _add_initializer(model, scale, steps.reshape(shape) if steps.ndim else steps)
-    cast = insert(model, dequantise, "Cast", [codes], ir.DataType.FLOAT, codes.shape, to=ir.DataType.FLOAT.value)
-    product = insert(model, dequantise, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
-    operands = dequantise.inputs[1:]
-    redirect(model, dequantise.outputs[0], product, [dequantise])
+    cast = insert(model, dequantize, "Cast", [codes], ir.DataType.FLOAT, codes.shape, to=ir.DataType.FLOAT.value)
+    product = insert(model, dequantize, "Mul", [cast, spread], ir.DataType.FLOAT, codes.shape)
+    operands = dequantize.inputs[1:]
+    redirect(model, dequantize.outputs[0], product, [dequantize])
     for value in operands:
         _drop_unused(model, value)
 
 
-def _dequantise_scale(value: ir.Value | None) -> Array | None:
+def _dequantize_scale(value: ir.Value | None) -> Array | None:
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
     return _constant(producer.inputs[1])
 
 
-def _dequantised_bias(model: ir.Model, gemm: ir.Node, codes: Array, step: Array) -> None:
+def _dequantized_bias(model: ir.Model, gemm: ir.Node, codes: Array, step: Array) -> None:
     bias = gemm.inputs[2]
     if bias is None:
         raise ValueError("a folded node has no input")
     stored = _add_initializer(model, bias, codes)
     scale = add_constant(model, f"{stored.name}_scale", step)
-    dequantised = insert(model, gemm, "DequantizeLinear", [stored, scale], ir.DataType.FLOAT, scale.shape, axis=0)
-    gemm.replace_input_with(2, dequantised)
+    dequantized = insert(model, gemm, "DequantizeLinear", [stored, scale], ir.DataType.FLOAT, scale.shape, axis=0)
+    gemm.replace_input_with(2, dequantized)
     _drop_unused(model, bias)
 
 
-def _transpose_before_dequantise(model: ir.Model, dequantise: ir.Node, transpose: ir.Node, order: list[int]) -> None:
-    codes = dequantise.inputs[0]
+def _transpose_before_dequantize(model: ir.Model, dequantize: ir.Node, transpose: ir.Node, order: list[int]) -> None:
+    codes = dequantize.inputs[0]
     if codes is None or not codes.is_initializer():
         return
-    if "axis" in dequantise.attributes:
-        axis = order.index(dequantise.attributes.get_int("axis", 1))
-        dequantise.attributes["axis"] = ir.AttrInt64("axis", axis)
+    if "axis" in dequantize.attributes:
+        axis = order.index(dequantize.attributes.get_int("axis", 1))
+        dequantize.attributes["axis"] = ir.AttrInt64("axis", axis)
     turned = _add_initializer(model, codes, _transposed(_needed(codes), order))
-    dequantise.replace_input_with(0, turned)
-    for place, value in enumerate(dequantise.inputs[1:], 1):
+    dequantize.replace_input_with(0, turned)
+    for place, value in enumerate(dequantize.inputs[1:], 1):
         if value is not None and len(value.shape or ()) == len(order):
-            dequantise.replace_input_with(place, _add_initializer(model, value, _transposed(_needed(value), order)))
+            dequantize.replace_input_with(place, _add_initializer(model, value, _transposed(_needed(value), order)))
             _drop_unused(model, value)
-    output = dequantise.outputs[0]
+    output = dequantize.outputs[0]
     output.shape = transpose.outputs[0].shape
     redirect(model, transpose.outputs[0], output, [transpose])
     _drop_unused(model, codes)

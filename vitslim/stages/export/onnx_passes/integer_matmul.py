@@ -12,7 +12,7 @@ from vitslim.stages.export.onnx_passes.rewrite import add_constant, insert, redi
 DYNAMIC = "DynamicQuantizeLinear"
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """The inputs of a DequantizeLinear."""
 
     codes: ir.Value
@@ -21,7 +21,7 @@ class Quantised(NamedTuple):
 
 
 def split_gemms(model: ir.Model) -> None:
-    """In place: a Gemm of dynamically quantised inputs, or of a weight in blocks, becomes a MatMul and an addition.
+    """In place: a Gemm of dynamically quantized inputs, or of a weight in blocks, becomes a MatMul and an addition.
 
     Before transposed weights are folded. The one is the form that `integer_products` knows, the other what ONNX Runtime
     makes MatMulNBits of.
@@ -29,7 +29,7 @@ def split_gemms(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "Gemm" or len(node.inputs) < len(("x", "weight", "bias")):
             continue
-        x = _quantised(node.inputs[0])
+        x = _quantized(node.inputs[0])
         if not _in_blocks(node.inputs[1]) and (x is None or not _is_dynamic(x)):
             continue
         (_, weight, bias), output = node.inputs[:3], node.outputs[0]
@@ -41,7 +41,7 @@ def split_gemms(model: ir.Model) -> None:
 
 
 def integer_products(model: ir.Model) -> None:
-    """In place: products of dynamically quantised inputs by stored codes become MatMulInteger, scaled behind it.
+    """In place: products of dynamically quantized inputs by stored codes become MatMulInteger, scaled behind it.
 
     ONNX Runtime makes one kernel of DynamicQuantizeLinear, MatMulInteger, Cast, Mul and the addition of a bias. Behind
     a DequantizeLinear and a MatMul the addition stays a pass of its own over the outputs.
@@ -49,7 +49,7 @@ def integer_products(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "MatMul":
             continue
-        x, weight = (_quantised(value) for value in node.inputs)
+        x, weight = (_quantized(value) for value in node.inputs)
         if x is not None and weight is not None and _is_dynamic(x):
             _multiply_codes(model, node, x, weight)
 
@@ -63,7 +63,7 @@ def relus_as_maxima(model: ir.Model) -> None:
         product = None if node.op_type != "Relu" or node.inputs[0] is None else node.inputs[0].producer()
         if product is None or product.op_type not in {"MatMul", "Gemm"}:
             continue
-        if all(_quantised(value) is not None for value in product.inputs[:2]):
+        if all(_quantized(value) is not None for value in product.inputs[:2]):
             output = node.outputs[0]
             zero = add_constant(model, f"{output.name}.zero", np.zeros((), np.float32))
             redirect(
@@ -71,7 +71,7 @@ def relus_as_maxima(model: ir.Model) -> None:
             )
 
 
-def _multiply_codes(model: ir.Model, node: ir.Node, x: Quantised, weight: Quantised) -> None:
+def _multiply_codes(model: ir.Model, node: ir.Node, x: Quantized, weight: Quantized) -> None:
     before, output = [value.producer() for value in node.inputs if value is not None], node.outputs[0]
     floats, shape = ir.DataType.FLOAT, output.shape
     scales = insert(model, node, "Mul", [x.scale, weight.scale], floats, weight.scale.shape)
@@ -84,18 +84,18 @@ def _multiply_codes(model: ir.Model, node: ir.Node, x: Quantised, weight: Quanti
 
 def _in_blocks(weight: ir.Value | None) -> bool:
     producer = None if weight is None else weight.producer()
-    dequantised = producer is not None and producer.op_type == "DequantizeLinear"
-    return dequantised and producer.attributes.get_int("block_size", 0) > 0  # type: ignore[union-attr]
+    dequantized = producer is not None and producer.op_type == "DequantizeLinear"
+    return dequantized and producer.attributes.get_int("block_size", 0) > 0  # type: ignore[union-attr]
 
 
-def _is_dynamic(x: Quantised) -> bool:
+def _is_dynamic(x: Quantized) -> bool:
     producer = x.codes.producer()
     return producer is not None and producer.op_type == DYNAMIC
 
 
-def _quantised(value: ir.Value | None) -> Quantised | None:
+def _quantized(value: ir.Value | None) -> Quantized | None:
     producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < len(Quantised._fields):
+    if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < len(Quantized._fields):
         return None
     inputs = [one for one in producer.inputs if one is not None]
-    return Quantised(*inputs) if len(inputs) == len(Quantised._fields) else None
+    return Quantized(*inputs) if len(inputs) == len(Quantized._fields) else None

@@ -14,10 +14,10 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import DepGraph
 from vitslim.stages.prune.depgraph.budget import Schedule
-from vitslim.stages.prune.depgraph.schedule import local_schedule, plan_lengths
-from vitslim.stages.prune.depgraph.ranking import list_of, ranked_schedule
-from vitslim.stages.prune.depgraph.scores import Scorer
 from vitslim.stages.prune.depgraph.lengths import kept_indices
+from vitslim.stages.prune.depgraph.ranking import list_of, ranked_schedule
+from vitslim.stages.prune.depgraph.schedule import local_schedule, plan_lengths
+from vitslim.stages.prune.depgraph.scores import Scorer
 from vitslim.stages.prune.depgraph.targets import Target
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitslim.stages.prune.depgraph.importance import Reduction, magnitude_l2
 from vitslim.stages.prune.depgraph.groups import Member, axis_scores
+from vitslim.stages.prune.depgraph.importance import Reduction, magnitude_l2
 
 
 def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:

@@ -44,7 +44,7 @@ def find_members(axes: Iterable[Axis], parameters: Mapping[str, Tensor]) -> list
 def axis_scores(
     members: Iterable[Member], parameters: Mapping[str, Tensor], elements: ElementScores, reduction: Reduction = "mean"
 ) -> dict[str, Tensor]:
-    """Score of each index by axis name: float64 (axis size,), not yet normalised. The elements of a parameter are
+    """Score of each index by axis name: float64 (axis size,), not yet normalized. The elements of a parameter are
     scored once."""
     by_parameter: dict[str, list[Member]] = {}
     for member in members:

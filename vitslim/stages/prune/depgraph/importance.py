@@ -74,7 +74,7 @@ def group_scores(members: Sequence[Tensor], reduction: Reduction = "mean") -> Te
             return stacked.amax(dim=0)
 
 
-def normalised(scores: Tensor, normalization: Normalization = "mean") -> Tensor:
+def normalized(scores: Tensor, normalization: Normalization = "mean") -> Tensor:
     """Scores of one group divided by their mean, largest or sum, so that groups compare. Zeros stay zeros. (size,)."""
     by: dict[Normalization, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "max": Tensor.amax, "sum": Tensor.sum}
     if normalization == "none":

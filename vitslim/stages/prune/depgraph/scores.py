@@ -12,8 +12,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import DepGraph
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.depgraph.gradients import calibration_batches, squared_gradients, summed_gradients
-from vitslim.stages.prune.depgraph.importance import hessian, lamp, magnitude_l1, magnitude_l2, normalised, taylor
 from vitslim.stages.prune.depgraph.groups import ElementScores, axis_scores, find_members
+from vitslim.stages.prune.depgraph.importance import hessian, lamp, magnitude_l1, magnitude_l2, normalized, taylor
 
 
 class Scorer:
@@ -38,7 +38,7 @@ class Scorer:
         scores = axis_scores(members, parameters, self._elements(graph), config.reduction)
         if config.importance == "lamp":
             return {axis: lamp(found) for axis, found in scores.items()}
-        return {axis: normalised(found, config.normalization) for axis, found in scores.items()}
+        return {axis: normalized(found, config.normalization) for axis, found in scores.items()}
 
     def _elements(self, graph: ModelGraph) -> ElementScores:
         config, context = self.config, self.context

@@ -10,9 +10,9 @@ import torch
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import GroupSparsity
 from vitslim.stages.contract import StageContext
-from vitslim.stages.prune.depgraph.importance import Reduction
-from vitslim.stages.prune.depgraph.groups import Member
 from vitslim.stages.prune.depgraph.group_sparsity import pusher
+from vitslim.stages.prune.depgraph.groups import Member
+from vitslim.stages.prune.depgraph.importance import Reduction
 from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
 from vitslim.training.device import find_device
 

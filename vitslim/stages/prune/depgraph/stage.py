@@ -16,9 +16,9 @@ from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.budget import cost_function
-from vitslim.stages.prune.depgraph.schedule import choose_cuts, spoken_of
 from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
 from vitslim.stages.prune.depgraph.groups import find_members
+from vitslim.stages.prune.depgraph.schedule import choose_cuts, spoken_of
 from vitslim.stages.prune.depgraph.scores import Scorer
 from vitslim.stages.prune.depgraph.sparse_training import train_sparse
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
@@ -41,7 +41,7 @@ class DepGraphStage:
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """A float model without 2:4 weights that has what the recipe names, something to cut, and a budget in reach."""
         if sketch.bits:
-            return [Problem("", "structural pruning cannot follow quantisation", "put prune before quantize")]
+            return [Problem("", "structural pruning cannot follow quantization", "put prune before quantize")]
         if sketch.sparsity:
             return [Problem("", "structural pruning would break the 2:4 pattern", "put depgraph before two-four")]
         if self.config.sparsity is not None and self.config.sparsity.train.mix:

@@ -14,8 +14,8 @@ from vitslim.data import batches
 from vitslim.errors import Problem, StageError
 from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.edits.records import RemoveBlock
-from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.edits.remove_block import remove_blocks, without_branches
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.shapes import tensor_shapes
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch
@@ -37,7 +37,7 @@ class LayersStage:
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """A float model without masks that has more blocks or branches than go."""
         if sketch.bits:
-            return [Problem("", "layers cannot follow quantisation: ranges would no longer fit", "put it before")]
+            return [Problem("", "layers cannot follow quantization: ranges would no longer fit", "put it before")]
         if sketch.sparsity:
             return [Problem("", "layers cannot follow a mask: it would mask what goes", "put layers before it")]
         kind, remove = self.config.unit, self.config.remove

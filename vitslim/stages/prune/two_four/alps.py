@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.sparse import Pattern
-from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.prune.two_four.sparsegpt import refit, refit_rows, sparsegpt_mask
 from vitslim.stages.prune.two_four.patterns import pattern_mask
+from vitslim.stages.prune.two_four.sparsegpt import refit, refit_rows, sparsegpt_mask
+from vitslim.stages.reconstruction.curvature import Curvature
 
 PENALTY = 0.1
 """At the start, for curvatures whose diagonals are one."""
@@ -53,7 +53,7 @@ def alps_mask(weight: Tensor, curvature: Curvature, pattern: Pattern) -> Tensor:
 def best_refit(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Mask and weights within it, by ALPS or by SparseGPT: whichever costs less.
 
-    weight: float (out, in). ALPS wins but where inputs hardly differ, as neighbouring pixels.
+    weight: float (out, in). ALPS wins but where inputs hardly differ, as neighboring pixels.
     """
     masks = [alps_mask(weight, curvature, pattern), sparsegpt_mask(weight, curvature, pattern)]
     best = min(masks, key=lambda mask: curvature.cost(weight - refit_rows(weight, mask, curvature)))

@@ -13,8 +13,8 @@ from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Permute
-from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation
 from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR
+from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation
 
 
 @dataclass(frozen=True)

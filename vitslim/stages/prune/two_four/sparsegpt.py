@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.sparse import Pattern
-from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.prune.two_four.patterns import pattern_mask
+from vitslim.stages.reconstruction.curvature import Curvature
 
 SOLVED_AT_ONCE_BYTES = 2**28
 EXACT = 1e-6

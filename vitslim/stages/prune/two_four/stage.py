@@ -19,13 +19,9 @@ from vitslim.graph.sparse import Pattern, parse_pattern
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
-from vitslim.stages.prune.two_four.alps import best_refit
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.masks import leaks, unmasked_float, with_masks
-from vitslim.stages.prune.two_four.permute import Reordered, permute_channels
-from vitslim.stages.prune.two_four.sparsegpt import refit_rows, sparsegpt_mask, wanda_scores
+from vitslim.stages.prune.two_four.alps import best_refit
 from vitslim.stages.prune.two_four.patterns import (
     IN_MULTIPLE,
     OUT_MULTIPLE,
@@ -35,6 +31,10 @@ from vitslim.stages.prune.two_four.patterns import (
     obstacles,
     pattern_mask,
 )
+from vitslim.stages.prune.two_four.permute import Reordered, permute_channels
+from vitslim.stages.prune.two_four.sparsegpt import refit_rows, sparsegpt_mask, wanda_scores
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
 
 BATCH = 32
 GRADIENTS = 1024

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import has_input_scale, layer_nodes
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import dynamic_fake_quant, fake_quant, input_range
 from vitslim.graph.patches import is_of_patches
@@ -105,7 +105,7 @@ def solvable_layers(module: GraphModule) -> tuple[str, ...]:
     )
 
 
-def input_quantiser(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
+def input_quantizer(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
     """What a site does to its input. `scale` () is needed where the site has one."""
     if site.dynamic:
         return dynamic_fake_quant

@@ -101,7 +101,7 @@ def block_range(weight: Tensor, limits: tuple[int, int], block: int) -> tuple[Te
 
 
 def pair_safe_scale(weight: Tensor, scale: Tensor, limit: int = PAIR_LIMIT) -> Tensor:
-    """The scales (out,) of a weight (out, ...), raised where two neighbours along the reduction would exceed a limit.
+    """The scales (out,) of a weight (out, ...), raised where two neighbors along the reduction would exceed a limit.
 
     PAIR_LIMIT widens the steps of weights like those of DeiT-Tiny in a random basis by 1.3; weights of 7 bits would
     double them.

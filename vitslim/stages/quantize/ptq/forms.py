@@ -1,4 +1,4 @@
-"""Which layers of a model are quantised in another way than the rest."""
+"""Which layers of a model are quantized in another way than the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDE_BITS = 8
 
 
 class WeightForm(NamedTuple):
-    """How the weights of a layer are quantised."""
+    """How the weights of a layer are quantized."""
 
     bits: int
     block: int = 0
@@ -72,7 +72,7 @@ def end_layers(graph: ModelGraph) -> frozenset[str]:
 def reads_image(module: GraphModule, weight: str) -> bool:
     """Whether a layer reads the image itself.
 
-    Such an input stays in float where it cannot be read as pixels: 8 bits of the normalised image harm the outputs more
+    Such an input stays in float where it cannot be read as pixels: 8 bits of the normalized image harm the outputs more
     than those of a whole block (DeiT-Tiny: alone 32 dB), for a few percent of the products.
     """
     return any(argument(node, 0).op == "placeholder" for node in layer_nodes(module)[weight])

@@ -1,4 +1,4 @@
-"""The passes over calibration images that decide how a float graph is quantised."""
+"""The passes over calibration images that decide how a float graph is quantized."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import has_input_scale, input_scale_name, layer_nodes
+from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantize_attention
+from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantise_attention
-from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
-from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
-from vitslim.stages.quantize.calibration.ranges import Histogram
-from vitslim.stages.quantize.smoothing.search import Equaliser
-from vitslim.stages.quantize.ptq.forms import WIDE_BITS, end_layers, reads_image, weight_form, widened
-from vitslim.stages.quantize.noise import measure_noise, measure_weight_noise
 from vitslim.stages.quantize.calibration.observe import (
     FORWARD_BATCH,
     Observer,
     Operands,
     Statistic,
-    input_quantiser,
+    input_quantizer,
     layer_inputs,
     solvable_layers,
 )
-from vitslim.stages.quantize.rotation import find_streams, rotate
+from vitslim.stages.quantize.calibration.ranges import Histogram
+from vitslim.stages.quantize.noise import measure_noise, measure_weight_noise
+from vitslim.stages.quantize.ptq.forms import WIDE_BITS, end_layers, reads_image, weight_form, widened
 from vitslim.stages.quantize.ptq.weights import REFINED_BITS, pair_limit, rounded, weight_scales
+from vitslim.stages.quantize.rotation import find_streams, rotate
+from vitslim.stages.quantize.smoothing.search import Equalizer
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
 
@@ -60,11 +60,11 @@ class Calibration:
         left = tuple(LayerNote(layer=name, what="stays in its basis", reason=why) for name, why in fixed.items())
         return rotate(graph, streams, self.context.seed), turned, left
 
-    def equalise(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
+    def equalize(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A copy whose inputs are spread evenly over their channels, where the recipe asks for it."""
-        if not self.config.equalise or self.config.inputs == "float":
+        if not self.config.equalize or self.config.inputs == "float":
             return graph.copy()
-        return Equaliser(self.config, self.context)(graph, weights)
+        return Equalizer(self.config, self.context)(graph, weights)
 
     def read_pixels(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A graph whose layers read the image in codes that lose nothing, where inputs have the bits for it."""
@@ -74,10 +74,10 @@ class Calibration:
         able = [all(reads_pixels(node, tensor_of(graph.module, w)) for node in layers[w]) for w in weights]
         if not any(able):
             return graph
-        mean, std = self.context.data.calibration.source.normalisation
+        mean, std = self.context.data.calibration.source.normalization
         return read_pixels(graph, tuple(compress(weights, able)), mean, std)
 
-    def quantise_attention(self, graph: ModelGraph) -> ModelGraph:
+    def quantize_attention(self, graph: ModelGraph) -> ModelGraph:
         """A graph whose attention products are of codes, where the recipe asks for it."""
         if not self.config.attention:
             return graph
@@ -92,7 +92,7 @@ class Calibration:
             for name, operand in places.items()
         }
         scales = {name: torch.tensor(found.scale) for name, found in ranges.items()}
-        return quantise_attention(graph, blocks, self.config.input_bits, scales)
+        return quantize_attention(graph, blocks, self.config.input_bits, scales)
 
     def observe(self, graph: ModelGraph, weights: Collection[str]) -> Mapping[str, Histogram]:
         """Values of every input by weight name, where ranges are calibrated."""
@@ -114,7 +114,7 @@ class Calibration:
     def round(self, graph: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: dict[str, Tensor]) -> ModelGraph:
         """A graph with rounded weights and moved biases, where the recipe asks for either.
 
-        Layer after layer, each for the quantised inputs that those before it leave. Scales may change in place.
+        Layer after layer, each for the quantized inputs that those before it leave. Scales may change in place.
         """
         gptq_asked = self.config.rounding == "gptq"
         whole = any(site.integer_scales for site in sites.values())
@@ -128,7 +128,7 @@ class Calibration:
             torch.cat([images for images, _ in self.rounding_set(graph).batches(FORWARD_BATCH)]),
             self.context.progress,
             "rounding",
-            inputs={w: input_quantiser(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
+            inputs={w: input_quantizer(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
             sensitive=gptq_asked,
             joint=[w for w, s in sites.items() if s.weight_bits <= REFINED_BITS],
             biases=self.config.bias_correction,
@@ -182,8 +182,8 @@ class Calibration:
     ) -> dict[str, FakeQuantSite]:
         if not self.config.float_inputs or self.config.inputs == "float":
             return sites
-        quantisers = {weight: input_quantiser(s, scales.get(input_scale_name(weight))) for weight, s in sites.items()}
-        shares = measure_noise(graph, quantisers, self.context)
+        quantizers = {weight: input_quantizer(s, scales.get(input_scale_name(weight))) for weight, s in sites.items()}
+        shares = measure_noise(graph, quantizers, self.context)
         worst = sorted(shares, key=lambda weight: -shares[weight])[: self.config.float_inputs]
         for weight in worst:
             scales.pop(input_scale_name(weight), None)
@@ -200,7 +200,7 @@ class Calibration:
 def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
     """Give layers that read one tensor scales that differ in the last digit.
 
-    Runtimes merge equal quantisers, and ONNX Runtime fuses no product whose input has other readers.
+    Runtimes merge equal quantizers, and ONNX Runtime fuses no product whose input has other readers.
     """
     readers: dict[Node, list[str]] = {}
     for weight, nodes in layer_nodes(module).items():

@@ -1,4 +1,4 @@
-"""The stage `quantize: {method: ptq}`: equalise, observe, choose scales, round, insert quantisers, correct biases."""
+"""The stage `quantize: {method: ptq}`: equalize, observe, choose scales, round, insert quantizers, correct biases."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from collections.abc import Collection, Iterable, Sequence
 
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits.divide_tokens import divided_layers
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import (
-    QUANTISER_PREFIX,
+    QUANTIZER_PREFIX,
     constant_layers,
     insert_fake_quant,
     layer_nodes,
     layer_of,
-    quantised_layers,
+    quantized_layers,
 )
-from vitslim.graph.memory import images_at_once
-from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.edits.quantize_attention import attention_blocks
 from vitslim.graph.edits.read_pixels import PIXEL_BITS
+from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.ptq.forms import END_ROLES, end_layers, reads_image, weight_form, widened
 from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH
+from vitslim.stages.quantize.ptq.forms import END_ROLES, end_layers, reads_image, weight_form, widened
 from vitslim.stages.quantize.ptq.passes import Calibration
 from vitslim.training.evaluate import agreement, predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
 JUDGED_IMAGES = 128
-"""The quantised graph is compared with the float graph on so many of the calibration images, at most."""
+"""The quantized graph is compared with the float graph on so many of the calibration images, at most."""
 
 
 class PtqStage:
-    """Post-training quantisation: weights per output channel or block, inputs of layers per tensor."""
+    """Post-training quantization: weights per output channel or block, inputs of layers per tensor."""
 
     def __init__(self, config: Ptq) -> None:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Layers to skip exist, keys fit together, and something is left to quantise."""
+        """Layers to skip exist, keys fit together, and something is left to quantize."""
         known = {layer_of(linear.weight): linear.weight for linear in sketch.linears}
         problems = [
             Problem("skip", f"the model has no layer '{name}'", closest(name, known))
@@ -48,7 +48,7 @@ class PtqStage:
             if layer_of(name) not in known
         ]
         if sketch.bits:
-            problems.append(Problem("method", "the model is quantised already", "keep one quantize stage"))
+            problems.append(Problem("method", "the model is quantized already", "keep one quantize stage"))
         if self.config.end_bits is not None and not any(linear.role in END_ROLES for linear in sketch.linears):
             message = "the model has neither a patch embedding nor a head that is a layer"
             problems.append(Problem("end_bits", message, "leave it out"))
@@ -57,11 +57,11 @@ class PtqStage:
             message = f"a mean of {self.config.mean_bits:g} bits has no room for eight bits of any weight"
             problems.append(Problem("mean_bits", message, f"write more than {self._mean_bits(sketch):.2f}"))
         if not problems and not chosen:
-            problems.append(Problem("skip", "every layer is skipped: nothing is left to quantise", "shorten the list"))
+            problems.append(Problem("skip", "every layer is skipped: nothing is left to quantize", "shorten the list"))
         if self.config.attention and not sketch.attending:
-            problems.append(Problem("attention", "the model has no attention that can be quantised", "leave it out"))
+            problems.append(Problem("attention", "the model has no attention that can be quantized", "leave it out"))
         if self.config.float_inputs > len(chosen):
-            what = f"got {self.config.float_inputs}, but only {len(chosen)} layers are quantised"
+            what = f"got {self.config.float_inputs}, but only {len(chosen)} layers are quantized"
             problems.append(Problem("float_inputs", what, "for weights alone use `inputs: float`"))
         return problems
 
@@ -83,18 +83,18 @@ class PtqStage:
         weights = self._chosen(graph)
         calibration = Calibration(self.config, context)
         rotated, turned, fixed = calibration.rotate(graph)
-        prepared = calibration.quantise_attention(
-            calibration.read_pixels(calibration.equalise(rotated, weights), weights)
+        prepared = calibration.quantize_attention(
+            calibration.read_pixels(calibration.equalize(rotated, weights), weights)
         )
         sites, scales = calibration.place(prepared, weights, calibration.observe(prepared, weights))
         rounded = calibration.round(prepared, sites, scales)
-        quantised = insert_fake_quant(rounded, tuple(sites.values()), scales)
+        quantized = insert_fake_quant(rounded, tuple(sites.values()), scales)
         images = context.data.calibration
         judged, batch = images.balanced(JUDGED_IMAGES), images_at_once(graph, FORWARD_BATCH)
         before, _ = predict(graph.module, judged, batch, context.progress, "comparing: float model")
-        after, _ = predict(quantised.module, judged, batch, context.progress, "comparing: quantised model")
+        after, _ = predict(quantized.module, judged, batch, context.progress, "comparing: quantized model")
         return StageResult(
-            quantised,
+            quantized,
             changes=(
                 *turned,
                 *self._changes(graph, tuple(sites.values()), divided_layers(prepared)),
@@ -110,11 +110,11 @@ class PtqStage:
         )
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every chosen layer is quantised, with positive finite scales."""
-        done = quantised_layers(after.module)
+        """Every chosen layer is quantized, with positive finite scales."""
+        done = quantized_layers(after.module)
         missing = [weight for weight in self._chosen(before) if weight not in done]
-        problems = [Problem(weight, "is not quantised after the stage") for weight in missing]
-        scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTISER_PREFIX)}
+        problems = [Problem(weight, "is not quantized after the stage") for weight in missing]
+        scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTIZER_PREFIX)}
         bad = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
         return problems + [Problem(name, "a scale is not a positive finite number") for name in bad]
 
@@ -123,7 +123,7 @@ class PtqStage:
         return [linear for linear in sketch.linears if linear.weight in chosen]
 
     def _mean_bits(self, sketch: ModelSketch) -> float:
-        """Of all weights that are quantised, where none gets more."""
+        """Of all weights that are quantized, where none gets more."""
         linears = self._linears(sketch)
         sizes = [linear.in_features * linear.out_features for linear in linears]
         return sum(self._bits(linear).weight * size for linear, size in zip(linears, sizes, strict=True)) / sum(sizes)
@@ -182,7 +182,7 @@ class PtqStage:
         if self.config.inputs != "float" and reads_image(graph.module, site.weight):
             return "the image stays in float" if site.input_bits == FLOAT_BITS else "pixels are codes as they are"
         if site.input_bits == FLOAT_BITS and self.config.inputs != "float":
-            return "among the inputs whose quantisation disturbs the outputs most"
+            return "among the inputs whose quantization disturbs the outputs most"
         return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
 
     def _skipped(self, graph: ModelGraph, chosen: Collection[str]) -> tuple[LayerNote, ...]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.edits.fake_quant import weight_scale_name, weight_zeros_name
+from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.recipe.stages import Ptq
-from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.quantize.calibration.ranges import (
     NO_PAIR_LIMIT,
     block_range,
@@ -17,6 +16,7 @@ from vitslim.stages.quantize.calibration.ranges import (
     weight_scale,
 )
 from vitslim.stages.quantize.ptq.integer_scales import block_multiples, whole_scale
+from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.gptq import Limits, gptq, refine
 from vitslim.units import PAIR_LIMIT
 
@@ -26,12 +26,12 @@ DeiT-Tiny so, on classes that were not calibrated on: 26.6 dB in place of 26.5, 
 
 
 def pair_limit(config: Ptq) -> int:
-    """What two neighbouring codes may add up to: without a limit where their products need not fit 16 bits."""
+    """What two neighboring codes may add up to: without a limit where their products need not fit 16 bits."""
     return NO_PAIR_LIMIT if config.full_range or config.inputs == "float" else PAIR_LIMIT
 
 
 def weight_scales(weight: Tensor, site: FakeQuantSite, pairs: int) -> dict[str, Tensor]:
-    """Scales of a weight, and zero points where it has some, by name. `pairs` is the limit of neighbouring codes."""
+    """Scales of a weight, and zero points where it has some, by name. `pairs` is the limit of neighboring codes."""
     limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
     if site.integer_scales:
         return {name: whole_scale(weight, site.weight_bits, site.block, pairs)}

@@ -1,4 +1,4 @@
-"""The stage `quantize: {method: qat}`: quantisers are placed by calibration, then learned with the weights."""
+"""The stage `quantize: {method: qat}`: quantizers are placed by calibration, then learned with the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitslim.stages.quantize.ptq.stage import PtqStage
 
 
 class QatStage:
-    """Fake quantisers from calibration, and training with a teacher that learns their steps too (GPUSQ, section 5)."""
+    """Fake quantizers from calibration, and training with a teacher that learns their steps too (GPUSQ, section 5)."""
 
     def __init__(self, config: Qat) -> None:
         self.config = config
@@ -38,11 +38,11 @@ class QatStage:
         )
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """What post-training quantisation asks for, and a loss that is not identically zero."""
+        """What post-training quantization asks for, and a loss that is not identically zero."""
         return self.placing.requires(sketch) + unlearnable(self.config)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Bits as with post-training quantisation."""
+        """Bits as with post-training quantization."""
         return self.placing.estimate(sketch)
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
@@ -54,7 +54,7 @@ class QatStage:
         return StageResult(placed.graph, (note, *notes, *placed.changes), placed.skipped, metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every chosen layer is quantised, steps are positive, masked weights are zero."""
+        """Every chosen layer is quantized, steps are positive, masked weights are zero."""
         return self.placing.ensures(before, after) + spoilt(before, after)
 
     def _block_weights(

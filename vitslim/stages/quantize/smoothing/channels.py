@@ -1,4 +1,4 @@
-"""Inputs of layers whose channels share one centred range, without changing what the model computes.
+"""Inputs of layers whose channels share one centered range, without changing what the model computes.
 
 Where a norm or the values of attention come before a linear layer, every channel can be shifted and scaled there and
 the inverse folded into the weights behind: SmoothQuant (Xiao et al., ICML 2023) with the shifts of Outlier
@@ -34,7 +34,7 @@ channel come out as they went in."""
 
 
 @dataclass(frozen=True)
-class Equalisable:
+class Equalizable:
     """A place where channels can be shifted and scaled, and the layers that undo it."""
 
     weight: str
@@ -54,11 +54,11 @@ class Equalisable:
         return bool(self.bias and self.reader_biases)
 
 
-def find_equalisable(graph: ModelGraph) -> tuple[Equalisable, ...]:
+def find_equalizable(graph: ModelGraph) -> tuple[Equalizable, ...]:
     """All such places of a float graph, in its order; each layer is read at one place at most."""
     module, anatomy = graph.module, find_anatomy(graph)
     projections = {block.attention.node: block.attention for block in anatomy.blocks if block.attention is not None}
-    found: list[Equalisable] = []
+    found: list[Equalizable] = []
     for node in module.graph.nodes:
         if is_op(node, *NORMS):
             found += _behind_norm(graph, node)
@@ -67,7 +67,7 @@ def find_equalisable(graph: ModelGraph) -> tuple[Equalisable, ...]:
     return tuple(found)
 
 
-def equalise(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) -> ModelGraph:
+def equalize(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) -> ModelGraph:
     """A new graph that computes the same, in which layers read `(x - shift) / factor` in place of x.
 
     changes: weight name of the first reader of a place to shift and factor, float (in,) each; factors are positive, and
@@ -75,13 +75,13 @@ def equalise(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) ->
     """
     new = graph.copy()
     with torch.no_grad():
-        for place in find_equalisable(new):
+        for place in find_equalizable(new):
             if place.readers[0] in changes:
                 _fold(new.module, place, *changes[place.readers[0]])
     return new
 
 
-def equalising(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tuple[Tensor, Tensor]:
+def equalizing(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tuple[Tensor, Tensor]:
     """Shift and factor of every channel: `(x - shift) / factor` has the wanted range. All float (channels,).
 
     Channels that are constant keep a factor of 1, and so do all where more than half are.
@@ -105,7 +105,7 @@ def outlier_factors(low: Tensor, high: Tensor, strength: float) -> Tensor:
     return (median / reach.clamp(min=median)) ** strength if median > 0 else torch.ones_like(reach)
 
 
-def _fold(module: GraphModule, place: Equalisable, shift: Tensor, factor: Tensor) -> None:
+def _fold(module: GraphModule, place: Equalizable, shift: Tensor, factor: Tensor) -> None:
     weight = tensor_of(module, place.weight)[place.rows]
     weight.div_(factor.reshape(-1, *[1] * (weight.dim() - 1)))
     if place.bias:
@@ -117,7 +117,7 @@ def _fold(module: GraphModule, place: Equalisable, shift: Tensor, factor: Tensor
         reader.mul_(factor)
 
 
-def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalisable]:
+def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalizable]:
     weight, bias = parameter_of(argument(norm, 2)), ""
     if is_op(norm, aten.layer_norm.default):
         bias = parameter_of(argument(norm, 3))
@@ -137,7 +137,7 @@ def _readers(node: Node) -> Iterator[Node]:
             yield user
 
 
-def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equalisable]:
+def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equalizable]:
     node = attention.node
     if not is_op(node, SDPA) and not is_op(argument(node, 0), *SOFTMAX):
         return
@@ -188,14 +188,14 @@ def _reads(graph: ModelGraph, reader: Node, channels: Term) -> bool:
 
 def _place(
     module: GraphModule, weight: str, bias: str, rows: slice, readers: tuple[Node, ...]
-) -> Iterator[Equalisable]:
+) -> Iterator[Equalizable]:
     """The place, unless one of its parameters is used elsewhere too."""
     names = tuple(parameter_of(argument(reader, 1)) for reader in readers)
     biases = tuple(parameter_of(argument(reader, 2)) for reader in readers)
     biases = biases if all(biases) else ()
     touched = [name for name in (weight, bias, *names, *biases) if name]
     if readers and len(set(touched)) == len(touched) and all(used_once(module, name) for name in touched):
-        yield Equalisable(weight, bias, rows, names, biases)
+        yield Equalizable(weight, bias, rows, names, biases)
 
 
 def used_once(module: GraphModule, name: str) -> bool:

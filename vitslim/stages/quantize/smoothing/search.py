@@ -1,4 +1,4 @@
-"""The passes over calibration images that decide how the channels of each input are equalised."""
+"""The passes over calibration images that decide how the channels of each input are equalized."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.fx import GraphModule, Node
 from vitslim.data import Dataset
 from vitslim.graph.edits.divide_tokens import divide_tokens, is_bounded_below
 from vitslim.graph.edits.fake_quant import layer_nodes
+from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
-from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.smoothing.channels import equalise, equalising, find_equalisable, outlier_factors
-from vitslim.stages.quantize.ptq.forms import end_layers, reads_image, weight_form
 from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH, ChannelRanges, Observer, linear_layers
+from vitslim.stages.quantize.ptq.forms import end_layers, reads_image, weight_form
+from vitslim.stages.quantize.smoothing.channels import equalize, equalizing, find_equalizable, outlier_factors
 from vitslim.stages.quantize.smoothing.strength import STRENGTHS, HeldOut, Spread, halves, spread
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise
 from vitslim.stages.reconstruction.sensitivity import BATCH, random_gradients
@@ -77,7 +77,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Equaliser:
+class Equalizer:
     """Makes a graph that computes the same, from inputs that are spread evenly over their channels."""
 
     config: Ptq
@@ -119,14 +119,14 @@ class Equaliser:
                 changes[name] = shift, factor
             elif (1 / factor).amin() <= WORTH_A_FACTOR:
                 factors |= dict.fromkeys(place.readers, 1 / factor)
-        equalised = equalise(graph, changes)
-        return scale_inputs(equalised, tuple(factors), factors) if factors else equalised
+        equalized = equalize(graph, changes)
+        return scale_inputs(equalized, tuple(factors), factors) if factors else equalized
 
     def _places(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Place]:
-        """By the weight of their first reader, those alone at which something is quantised."""
+        """By the weight of their first reader, those alone at which something is quantized."""
         places = {
-            one.readers[0]: Place(one.readers, _centred if one.shifts else _scaled)
-            for one in find_equalisable(graph)
+            one.readers[0]: Place(one.readers, _centered if one.shifts else _scaled)
+            for one in find_equalizable(graph)
             if one.readers[0] in weights
         }
         if self.config.scale_inputs == "channels":
@@ -174,7 +174,7 @@ class Equaliser:
         names, tapped = _tapped(graph, readers)
         generator = torch.Generator().manual_seed(self.context.seed)
         batches = images.batches(images_at_once(graph, BATCH, backward=True))
-        for batch, _ in self.context.progress.track(batches, "how far inputs can be equalised"):
+        for batch, _ in self.context.progress.track(batches, "how far inputs can be equalized"):
             inputs, gradients = random_gradients(tapped, batch, generator)
             for name, x, gradient in zip(names, inputs, gradients, strict=True):
                 seen[name].observe(x, gradient)
@@ -199,7 +199,7 @@ def _unreachable(graph: ModelGraph, weights: Collection[str]) -> dict[tuple[Node
     """Inputs that nothing before can scale, those behind an activation function above all, and the weights of their
     readers."""
     module, layers = graph.module, layer_nodes(graph.module)
-    reached = {reader for one in find_equalisable(graph) for reader in one.readers}
+    reached = {reader for one in find_equalizable(graph) for reader in one.readers}
     found = defaultdict[tuple[Node, ...], tuple[str, ...]](tuple)
     for weight in linear_layers(module):
         if weight in weights and weight not in reached and not reads_image(module, weight):
@@ -207,12 +207,12 @@ def _unreachable(graph: ModelGraph, weights: Collection[str]) -> dict[tuple[Node
     return found
 
 
-def _centred(low: Tensor, high: Tensor, strength: float) -> Limits:
-    return equalising(low, high, strength, shifts=True)
+def _centered(low: Tensor, high: Tensor, strength: float) -> Limits:
+    return equalizing(low, high, strength, shifts=True)
 
 
 def _scaled(low: Tensor, high: Tensor, strength: float) -> Limits:
-    return equalising(low, high, strength, shifts=False)
+    return equalizing(low, high, strength, shifts=False)
 
 
 def _by_factor(low: Tensor, high: Tensor, strength: float) -> Limits:

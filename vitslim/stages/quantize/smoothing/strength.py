@@ -1,4 +1,4 @@
-"""How far channels are equalised: as far as rows allow that their ranges have not seen. Pure tensor mathematics.
+"""How far channels are equalized: as far as rows allow that their ranges have not seen. Pure tensor mathematics.
 
 Channels of one range waste no codes, and the stronger they are brought to it, the smaller is the step of them all. But
 a channel that calibration images hardly excite is then cut off where an image of another class does. So ranges come

@@ -68,5 +68,5 @@ class TokenNoise:
 def check_finite(gradients: Tensor) -> None:
     """Raises StageError where a gradient is no finite number."""
     if not bool(gradients.isfinite().all()):
-        hint = "`equalise: false` and `rounding: nearest` ask for no gradients"
+        hint = "`equalize: false` and `rounding: nearest` ask for no gradients"
         raise StageError("the gradient at an input is no finite number", hint)

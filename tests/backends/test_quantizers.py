@@ -1,4 +1,4 @@
-"""The quantisers of a file, run by themselves: they give what the formula gives."""
+"""The quantizers of a file, run by themselves: they give what the formula gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitslim.backends.measured.quantizers import Quantiser, find_quantisers
+from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
 from vitslim.workload.describe import describe, name_nodes
 
 CODES = np.random.default_rng(0).integers(-7, 8, (8, 6))
@@ -18,7 +18,7 @@ STEP = np.float32(0.02)
 FOUR_BITS = helper.make_tensor("w", TensorProto.INT4, [8, 6], CODES.reshape(-1).tolist())
 
 
-def quantiser(text: str, **constants: Any) -> Quantiser:
+def quantizer(text: str, **constants: Any) -> Quantizer:
     header = '<ir_version: 10, opset_import: ["": 21]>'
     model = onnx.parser.parse_model(f"{header} m (float[N, 8] x) => (float[N, 6] y) {{ {text} }}")
     for name, value in constants.items():
@@ -26,23 +26,23 @@ def quantiser(text: str, **constants: Any) -> Quantiser:
         tensor.name = name
         model.graph.initializer.append(tensor)
     name_nodes(model)
-    (found,) = find_quantisers(model, describe(model).layers).values()
+    (found,) = find_quantizers(model, describe(model).layers).values()
     return found
 
 
 def test_static_with_a_zero_point() -> None:
     text = """q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
     f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"""
-    found = quantiser(text, s=STEP, z=np.int8(3), sw=SCALES, w=CODES.astype(np.int8))
+    found = quantizer(text, s=STEP, z=np.int8(3), sw=SCALES, w=CODES.astype(np.int8))
     expected = (np.clip(np.rint(IMAGES / STEP) + 3, -128, 127) - 3) * STEP
     np.testing.assert_array_equal(found.input(IMAGES), expected.astype(np.float32))
     np.testing.assert_array_equal(found.weight(), (CODES * SCALES).T.astype(np.float32))
 
 
-def test_a_clip_belongs_to_the_quantiser_and_what_is_before_it_does_not() -> None:
+def test_a_clip_belongs_to_the_quantizer_and_what_is_before_it_does_not() -> None:
     text = """h = Relu(x)  k = Clip(h, low, high)  q = QuantizeLinear(k, s)  d = DequantizeLinear(q, s)
     c = Cast<to = 3>(w)  f = DequantizeLinear<axis = 1>(c, sw)  y = MatMul(d, f)"""
-    found = quantiser(text, s=STEP, sw=SCALES, w=FOUR_BITS, low=np.float32(-0.1), high=np.float32(0.2))
+    found = quantizer(text, s=STEP, sw=SCALES, w=FOUR_BITS, low=np.float32(-0.1), high=np.float32(0.2))
     ones = np.ones((1, 8), np.float32)
     np.testing.assert_array_equal(found.input(-ones), 0 * ones)  # without a zero point the codes are UINT8
     np.testing.assert_allclose(found.input(ones), 0.2 * ones, rtol=1e-6)
@@ -51,7 +51,7 @@ def test_a_clip_belongs_to_the_quantiser_and_what_is_before_it_does_not() -> Non
 
 def test_dynamic() -> None:
     text = "q, a, b = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, b)  y = Cast<to = 1>(i)"
-    found = quantiser(text, w=CODES.astype(np.int8))
+    found = quantizer(text, w=CODES.astype(np.int8))
     result = found.input(IMAGES)
     assert result is not None
     assert np.abs(result - IMAGES).max() <= (IMAGES.max() - IMAGES.min()) / 255
@@ -60,7 +60,7 @@ def test_dynamic() -> None:
 
 def test_blocks_with_a_float_input() -> None:
     scales = np.stack([SCALES, 2 * SCALES])
-    found = quantiser("f = DequantizeLinear<axis = 0, block_size = 4>(w, sb)  y = MatMul(x, f)", w=FOUR_BITS, sb=scales)
+    found = quantizer("f = DequantizeLinear<axis = 0, block_size = 4>(w, sb)  y = MatMul(x, f)", w=FOUR_BITS, sb=scales)
     assert found.input(IMAGES) is None
     expected = (CODES * np.repeat(scales, 4, axis=0)).T
     np.testing.assert_array_equal(found.weight(), expected.astype(np.float32))
