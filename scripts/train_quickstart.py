@@ -23,13 +23,13 @@ from vitslim.data import load_data
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.training import Batch, hard_loss, predict, top1, train
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = {"img_size": 32, "patch_size": 4, "in_chans": 1, "depth": 4, "num_classes": 10}
 SEED = 0
-TRAIN = Train(epochs=100, batch=64, lr=1e-3, wd=0.05, warmup=0.05, smoothing=0.1, augment="light")
+TRAIN = Train(epochs=100, batch=64, lr=1e-3, wd=0.05, warmup=0.05, label_smoothing=0.1, augment="light")
 
 
 class Bars(Silent):
@@ -53,7 +53,7 @@ def main() -> None:
     data = load_data(Data(kind="digits"), ModelSource(NAME, KWARGS, (1, 32, 32), 10, preprocessing), SEED)
 
     def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return hard_loss(logits, batch.labels, TRAIN.smoothing)
+        return hard_loss(logits, batch.labels, TRAIN.label_smoothing)
 
     started = time.perf_counter()
     metrics = train(model, data.train, objective, TRAIN, SEED, {}, Bars())

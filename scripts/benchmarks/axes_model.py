@@ -29,7 +29,7 @@ from vitslim.stages.export.check import OnnxFile, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 
-HALVE = DepGraph(method="depgraph", ratio=0.5, round_to=1)
+HALVE = DepGraph(method="depgraph", pruning_ratio=0.5, round_to=1)
 RUNS = 2
 IMAGES = 2
 

@@ -34,7 +34,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Budget, DepGraph
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
 from vitslim.stages.prune.depgraph.scores import Scorer
@@ -138,7 +138,7 @@ def _peer_model() -> nn.Module:
 
 def _seconds(graph: ModelGraph, context: StageContext) -> dict[str, float]:
     """From a model to one of half the width by magnitude: groups, scores, cut. Best of several, in turns."""
-    config = DepGraph(method="depgraph", importance="magnitude_l2", ratio=0.5, round_to=1)
+    config = DepGraph(method="depgraph", importance="magnitude_l2", pruning_ratio=0.5, round_to=1)
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     ours, theirs = [], []
     for _ in range(RUNS):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vitslim.recipe.stages import Distill, Permute, Ptq, Qat, TwoFour
-from vitslim.recipe.teaching import Features, FeatureWeight, Loss, Train
+from vitslim.recipe.stages import Distill, Ptq, Qat, TwoFour
+from vitslim.recipe.stages.training import Features, FeatureWeight, Loss, Train
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
@@ -67,8 +67,8 @@ def _qat(train: Train, weights_from: str | None = None, **keys: Any) -> Stage:
 
 STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     "magnitude": ("dense", _two_four),
-    "+ permutation": ("dense", lambda: _two_four(permute=Permute())),
-    "+ permutation, SparseGPT": ("dense", lambda: _two_four(permute=Permute(), score="sparsegpt")),
+    "+ permutation": ("dense", lambda: _two_four(permute=("mlp", "v"))),
+    "+ permutation, SparseGPT": ("dense", lambda: _two_four(permute=("mlp", "v"), score="sparsegpt")),
     "SparseGPT": ("dense", lambda: _two_four(score="sparsegpt")),
     "ALPS": ("dense", lambda: _two_four(score="alps")),
     "K-FAC": ("dense", lambda: _two_four(score="kfac")),
@@ -83,12 +83,12 @@ STEPS: dict[str, tuple[str, Callable[[], Stage]]] = {
     FURTHEST: (MORE, lambda: _distill(train=MOST, **BY_EFFECT)),
     LAST: (ONWARD, lambda: _distill(train=SMALL.model_copy(update={"epochs": 100}), **BY_EFFECT)),
     "INT8": (LAST, _ptq),
-    "W4A8": (LAST, lambda: _ptq(bits=4, end_bits=8)),
-    "W4A8 in blocks of 16": (LAST, lambda: _ptq(bits=4, end_bits=8, block=16)),
-    "the same, mean of 5 bits": (LAST, lambda: _ptq(bits=4, end_bits=8, block=16, mean_bits=5)),
-    "W4A8, trained": (LAST, lambda: _qat(ONCE, bits=4, end_bits=8, **PERTURB)),
-    "W4A8, trained, weighted blocks": (LAST, lambda: _qat(ONCE, LAST, bits=4, end_bits=8, **PERTURB)),
-    "W4A4, trained": (LAST, lambda: _qat(ONCE, bits=4, end_bits=8, input_bits=4, **PERTURB)),
+    "W4A8": (LAST, lambda: _ptq(bits=4, first_last_bits=8)),
+    "W4A8 in blocks of 16": (LAST, lambda: _ptq(bits=4, first_last_bits=8, group_size=16)),
+    "the same, mean of 5 bits": (LAST, lambda: _ptq(bits=4, first_last_bits=8, group_size=16, average_bits=5)),
+    "W4A8, trained": (LAST, lambda: _qat(ONCE, bits=4, first_last_bits=8, **PERTURB)),
+    "W4A8, trained, weighted blocks": (LAST, lambda: _qat(ONCE, LAST, bits=4, first_last_bits=8, **PERTURB)),
+    "W4A4, trained": (LAST, lambda: _qat(ONCE, bits=4, first_last_bits=8, activation_bits=4, **PERTURB)),
 }
 """Row to the row that it starts from, and the stage that makes it."""
 CALIBRATION = {MORE: 1500}

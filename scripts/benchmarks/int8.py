@@ -59,12 +59,12 @@ SECONDS = 3.0
 PRODUCTS = ["MatMul", "Gemm"]
 
 TURNED: dict[str, Any] = {"rotate": True}
-WIDE_SUMS: dict[str, Any] = {"full_range": True} if any(one in device_name() for one in ("VNNI", "AMX")) else {}
+WIDE_SUMS: dict[str, Any] = {"reduce_range": False} if any(one in device_name() for one in ("VNNI", "AMX")) else {}
 """For the files that are made for this processor."""
-TOKENS: dict[str, Any] = {"scale_inputs": "tokens"} | TURNED | WIDE_SUMS
-W4A8: dict[str, Any] = {"bits": 4, "end_bits": 8} | TURNED
-WIDER: dict[str, Any] = {"mean_bits": 5}
-INT4: dict[str, Any] = {"bits": 4, "block": 32, "inputs": "float", "end_bits": 8}
+TOKENS: dict[str, Any] = {"activation_scaling": "per-token"} | TURNED | WIDE_SUMS
+W4A8: dict[str, Any] = {"bits": 4, "first_last_bits": 8} | TURNED
+WIDER: dict[str, Any] = {"average_bits": 5}
+INT4: dict[str, Any] = {"bits": 4, "group_size": 32, "activations": "float", "first_last_bits": 8}
 
 Row = dict[str, Any]
 
@@ -107,10 +107,10 @@ def _files(graph: ModelGraph, data: DataModule) -> Iterator[tuple[str, Path]]:
             graph, data, path, Export(profile="ort-cpu"), W4A8
         ),
         "vitslim W4A8 in blocks of 16": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 16} | WIDE_SUMS
+            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"group_size": 16} | WIDE_SUMS
         ),
         "vitslim W4A8 in blocks of 16, mean of 5 bits": lambda path: _ours(
-            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"block": 16} | WIDE_SUMS | WIDER
+            graph, data, path, Export(profile="ort-cpu"), W4A8 | {"group_size": 16} | WIDE_SUMS | WIDER
         ),
         "vitslim INT4 weights, ends in INT8": lambda path: _ours(
             graph, data, path, Export(), INT4

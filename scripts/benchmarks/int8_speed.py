@@ -21,7 +21,7 @@ from vitslim.data import load_data
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages import AnyStage, DepGraph, Etps, Ptq, Ratios
+from vitslim.recipe.stages import DepGraph, Etps, PruningRatios, Ptq, StageConfig
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
@@ -32,8 +32,8 @@ BACKEND = "onnxruntime:cpu"
 BATCHES, SECONDS = (1, 8), 3.0
 QUICK = {"rounding": "nearest", "bias_correction": False}
 SMALLER = (
-    DepGraph(method="depgraph", ratio=0, ratios=Ratios(hidden=0.5)),
-    Etps(method="etps", blocks=(3, 6, 9), keep=0.7),
+    DepGraph(method="depgraph", pruning_ratio=0, pruning_ratios=PruningRatios(mlp=0.5)),
+    Etps(method="etps", blocks=(3, 6, 9), keep_rate=0.7),
 )
 MODELS = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224", "vit_base_patch16_224")
 
@@ -65,18 +65,18 @@ def _files(model: str, folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, path
 
 
-def _variants(model: str) -> Iterator[tuple[str, tuple[AnyStage, ...], Target]]:
+def _variants(model: str) -> Iterator[tuple[str, tuple[StageConfig, ...], Target]]:
     yield "vitslim portable", (Ptq(**QUICK),), "portable"
     yield "vitslim static", (Ptq(**QUICK),), "ort-cpu"
-    yield "vitslim dynamic", (Ptq(**QUICK, inputs="dynamic"),), "ort-cpu"
+    yield "vitslim dynamic", (Ptq(**QUICK, activations="dynamic"),), "ort-cpu"
     yield "vitslim static, attention too", (Ptq(**QUICK, attention=True),), "ort-cpu"
     if model == MODELS[0]:
         yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), "ort-cpu"
-        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, inputs="dynamic")), "ort-cpu"
+        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, activations="dynamic")), "ort-cpu"
         yield "vitslim static, attention too, smaller", (*SMALLER, Ptq(**QUICK, attention=True)), "ort-cpu"
 
 
-def _write(model: str, stages: tuple[AnyStage, ...], path: Path, target: Target) -> None:
+def _write(model: str, stages: tuple[StageConfig, ...], path: Path, target: Target) -> None:
     graph = trace_timm(model, {})
     data = load_data(Data(kind="digits", calibration=8), graph.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), path.parent)

@@ -96,7 +96,7 @@ def _variants(model: str) -> tuple[ModelGraph, ...]:
     data = load_data(Data(kind="digits", calibration=4), dense.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(dense), Path())
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(dense, context).graph
-    small = PtqStage(Ptq(inputs="symmetric", rounding="nearest", bias_correction=False))
+    small = PtqStage(Ptq(symmetric=True, rounding="nearest", bias_correction=False))
     return dense, sparse, small.apply(dense, context).graph, small.apply(sparse, context).graph
 
 

@@ -37,11 +37,11 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
     ("keys", "kind"),
     [
         ({}, "int8"),
-        ({"inputs": "symmetric"}, "int8"),
-        ({"scale_inputs": "tokens"}, "int8"),
+        ({"symmetric": True}, "int8"),
+        ({"activation_scaling": "per-token"}, "int8"),
         ({"bits": 4, "input_bits": 4}, "int8"),
-        ({"inputs": "float"}, "float"),
-        ({"bits": 4, "block": 32, "inputs": "float"}, "float"),
+        ({"activations": "float"}, "float"),
+        ({"bits": 4, "block": 32, "activations": "float"}, "float"),
     ],
     ids=str,
 )

@@ -57,9 +57,9 @@ def test_set_changes_the_plan(vitslim: Callable[..., Any]) -> None:
         plan = json.loads(vitslim("plan", "quickstart", "--format", "json", *arguments).out)
         return int(plan["rows"][-1]["cost"]["params"])
 
-    assert params("--set", "stages.0.prune.ratio=0.6") < params()
-    several = params("--set", "stages.0.prune.ratio=0.6", "stages.0.prune.mode=uniform")
-    assert several < params("--set", "stages.0.prune.ratio=0.6")
+    assert params("--set", "stages.0.prune.pruning_ratio=0.6") < params()
+    several = params("--set", "stages.0.prune.pruning_ratio=0.6", "stages.0.prune.mode=uniform")
+    assert several < params("--set", "stages.0.prune.pruning_ratio=0.6")
 
 
 def test_bench_measures_and_simulates_apart(

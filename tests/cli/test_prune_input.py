@@ -26,10 +26,10 @@ stages:
 """
 
 WITHOUT_THE_MODEL = [
-    ("ratio: 1", ["stages.0.prune.ratio", "got 1", "from 0 to below 1"]),
-    ("ratio: [0.5, 1.0]", ["stages.0.prune.ratio.1", "got 1", "from 0 to below 1"]),
-    ("ratio: half", ["stages.0.prune.ratio", "got 'half'"]),
-    ("ratios: {hiden: 0.5}", ["ratios.hiden", "did you mean 'hidden'"]),
+    ("ratio: 1", ["stages.0.prune.pruning_ratio", "got 1", "from 0 to below 1"]),
+    ("ratio: [0.5, 1.0]", ["stages.0.prune.pruning_ratio.1", "got 1", "from 0 to below 1"]),
+    ("ratio: half", ["stages.0.prune.pruning_ratio", "got 'half'"]),
+    ("pruning_ratios: {hiden: 0.5}", ["ratios.hiden", "did you mean 'hidden'"]),
     ("scope: globl", ["'globl'", "did you mean 'global'"]),
     ("steps: 0", ["stages.0.prune.steps", "got 0", "above 0"]),
     ("budget: {}", ["stages.0.prune.budget", "none of them", "exactly one of macs, params and latency"]),
@@ -37,21 +37,24 @@ WITHOUT_THE_MODEL = [
     ("budget: {macs: 0}", ["stages.0.prune.budget.macs", "above 0"]),
     ("budget: {latency: 0.5}", ["stages.0.prune.budget.table", "needs a latency table", "bench --table"]),
     ("budget: {macs: 0.5, table: t.json}", ["budget.table", "without a latency budget"]),
-    ("mode: bottleneck, ratios: {embedding: 0.5}", ["ratios.embedding", "bottleneck"]),
+    ("mode: bottleneck, pruning_ratios: {embedding: 0.5}", ["ratios.embedding", "bottleneck"]),
     ("importance: lamp, normalization: max", ["normalization", "'lamp' has no use for normalization"]),
     ("importance: random, reduction: max", ["reduction", "'random' has no use for reduction"]),
 ]
 
 WITH_THE_MODEL = [
-    ("ratio: 0", ["stages.0.prune.ratio", "nothing can be pruned", "takes none"]),
+    ("ratio: 0", ["stages.0.prune.pruning_ratio", "nothing can be pruned", "takes none"]),
     ("round_to: 512", ["stages.0.prune", "nothing can be pruned", "steps of"]),
-    ("ratio: [0.5, 0.5, 0.5]", ["stages.0.prune.ratio", "got 3 entries", "2 blocks", "a list of 2"]),
-    ("ratio: []", ["stages.0.prune.ratio", "got 0 entries", "2 blocks"]),
+    ("ratio: [0.5, 0.5, 0.5]", ["stages.0.prune.pruning_ratio", "got 3 entries", "2 blocks", "a list of 2"]),
+    ("ratio: []", ["stages.0.prune.pruning_ratio", "got 0 entries", "2 blocks"]),
     ("axes: {blocks.0.mpl: 0.5}", ["no axis 'blocks.0.mpl'", "did you mean 'blocks.0.mlp'"]),
     ("axes: {nonsense: 0.5}", ["no axis 'nonsense'", "`vitslim axes` shows"]),
     ("axes: {classes: 0.5}", ["'classes' cannot be cut: it"]),
     ("budget: {macs: 0.01}", ["stages.0.prune.budget.macs", "0.01 of the MACs cannot be reached", "stays"]),
-    ("budget: {params: 0.5}, max_ratio: 0.1", ["stages.0.prune.budget.params", "cannot be reached", "max_ratio"]),
+    (
+        "budget: {params: 0.5}, max_pruning_ratio: 0.1",
+        ["stages.0.prune.budget.params", "cannot be reached", "max_pruning_ratio"],
+    ),
 ]
 
 

@@ -15,7 +15,7 @@ from vitslim.graph.verify import verify_axes
 from vitslim.recipe.stages import DepGraph
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 
-HALVE = DepGraph(method="depgraph", ratio=0.5, round_to=1)
+HALVE = DepGraph(method="depgraph", pruning_ratio=0.5, round_to=1)
 
 FAST: dict[str, dict[str, Any]] = {
     "vit_small_patch16_rope_224": {"depth": 1},

@@ -29,7 +29,7 @@ def brief(stage: Any) -> Any:
     if "batches" in keys:
         changes |= {"batches": 1, "batch": 16}
     if "input_bits" in keys:
-        changes |= {"input_bits": 8}
+        changes |= {"activation_bits": 8}
     return {kind: {**keys, **changes}}
 
 

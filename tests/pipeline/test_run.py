@@ -35,8 +35,8 @@ def recipe(**changes: Any) -> Recipe:
         },
         "data": {"kind": "digits", "calibration": 16, "eval_images": 40},
         "stages": [
-            {"prune": {"method": "depgraph", "ratio": 0.25, "importance": "taylor"}},
-            {"token-squeeze": {"method": "etps", "blocks": [0], "keep": 0.5}},
+            {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor"}},
+            {"token-squeeze": {"method": "etps", "blocks": [0], "keep_rate": 0.5}},
             {"distill": {"teacher": "dense", "train": {"epochs": 1, "images": 64}}},
             {"prune": {"method": "two-four"}},
             {"quantize": {"method": "ptq"}},
@@ -135,7 +135,9 @@ class Stop(Silent):
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
-    short = recipe(stages=[{"prune": {"method": "depgraph", "ratio": 0.25}}, {"quantize": {"method": "ptq"}}, "export"])
+    short = recipe(
+        stages=[{"prune": {"method": "depgraph", "pruning_ratio": 0.25}}, {"quantize": {"method": "ptq"}}, "export"]
+    )
     with pytest.raises(KeyboardInterrupt):
         vitslim.run(short, tmp_path / "out", progress=Stop("02-quantize"))
     assert not (tmp_path / "out").exists()
@@ -158,16 +160,16 @@ def test_a_missing_gpu_is_found_before_the_first_stage(stage: dict[str, Any], tm
 
 ORDERS = {
     "squeeze, prune, 2:4": [
-        {"token-squeeze": {"method": "etps", "blocks": [0, 1], "keep": 0.6}},
-        {"prune": {"method": "depgraph", "ratio": 0.25, "importance": "taylor"}},
+        {"token-squeeze": {"method": "etps", "blocks": [0, 1], "keep_rate": 0.6}},
+        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor"}},
         {"prune": {"method": "two-four"}},
         {"quantize": {"method": "ptq", "calibrate": "minmax"}},
         "export",
     ],
     "quantize, then squeeze": [
-        {"prune": {"method": "depgraph", "ratio": 0.25, "mode": "bottleneck"}},
+        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "mode": "bottleneck"}},
         {"quantize": {"method": "ptq"}},
-        {"token-squeeze": {"method": "etps", "blocks": [1], "keep": 0.5}},
+        {"token-squeeze": {"method": "etps", "blocks": [1], "keep_rate": 0.5}},
         "export",
     ],
     "2:4, train, export in float": [

@@ -18,7 +18,7 @@ def document() -> dict[str, Any]:
         "model": {"timm": "deit_tiny_patch16_224", "checkpoint": "weights.safetensors"},
         "data": {"kind": "digits"},
         "stages": [
-            {"prune": {"method": "depgraph", "ratio": 0.25}},
+            {"prune": {"method": "depgraph", "pruning_ratio": 0.25}},
             {"distill": {"teacher": "dense", "train": {"lr": 1e-4}}},
             {"quantize": {"method": "ptq"}},
             "export",

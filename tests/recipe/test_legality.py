@@ -13,8 +13,8 @@ from vitslim.recipe import check_order, validate
 DEPGRAPH = {"prune": {"method": "depgraph"}}
 TWO_FOUR = {"prune": {"method": "two-four"}}
 UNSTRUCTURED = {"prune": {"method": "unstructured"}}
-LAYERS = {"prune": {"method": "layers"}}
-BRANCHES = {"prune": {"method": "layers", "unit": "branch"}}
+LAYERS = {"prune": {"method": "depth"}}
+BRANCHES = {"prune": {"method": "depth", "unit": "branch"}}
 DISTILL = {"distill": {}}
 PTQ = {"quantize": {}}
 SQUEEZE = {"token-squeeze": {"blocks": [1]}}
@@ -238,23 +238,28 @@ def test_a_packaged_file_is_no_teacher() -> None:
 @pytest.mark.parametrize(
     ("keys", "profile", "key", "says"),
     [
-        ({"block": 32, "bits": 4}, "portable", "block", "a portable file has no place"),
-        ({"block": 32}, "ort-cpu", "block", "codes of 8 bits leave no room"),
-        ({"block": 32, "bits": 4, "zero_points": True}, "ort-cpu", "zero_points", "multiplied as integers"),
-        ({"inputs": "float", "float_inputs": 2}, "portable", "float_inputs", "has no use for"),
-        ({"inputs": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
-        ({"inputs": "float", "equalize": False}, "portable", "equalize", "has no use for"),
-        ({"inputs": "float", "scale_inputs": "none"}, "portable", "scale_inputs", "has no use for"),
-        ({"equalize": False, "scale_inputs": "tokens"}, "portable", "scale_inputs", "scales no inputs"),
+        ({"group_size": 32, "bits": 4}, "portable", "block", "a portable file has no place"),
+        ({"group_size": 32}, "ort-cpu", "block", "codes of 8 bits leave no room"),
+        ({"group_size": 32, "bits": 4, "zero_points": True}, "ort-cpu", "zero_points", "multiplied as integers"),
+        ({"activations": "float", "float_inputs": 2}, "portable", "float_inputs", "has no use for"),
+        ({"activations": "float", "calibrate": "mse"}, "portable", "calibrate", "has no use for"),
+        ({"activations": "float", "smooth": False}, "portable", "equalize", "has no use for"),
+        ({"activations": "float", "activation_scaling": "none"}, "portable", "scale_inputs", "has no use for"),
+        ({"smooth": False, "activation_scaling": "per-token"}, "portable", "scale_inputs", "scales no inputs"),
         ({"zero_points": True}, "portable", "zero_points", "without blocks"),
-        ({"inputs": "float", "full_range": True}, "portable", "full_range", "has no use for"),
-        ({"bits": 7, "full_range": True}, "auto", "full_range", "weights of 7 bits stay within 16 bits"),
-        ({"mean_bits": 8}, "portable", "mean_bits", "no weight more than the 8 bits"),
-        ({"bits": 4, "mean_bits": 3.5}, "portable", "mean_bits", "a mean of 3.5 leaves no weight more than the 4"),
-        ({"inputs": "dynamic", "input_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
-        ({"inputs": "dynamic"}, "portable", "inputs", "static scales"),
-        ({"method": "qat", "block": 32, "bits": 4}, "ort-cpu", "block", "training moves codes off"),
-        ({"method": "qat", "inputs": "float", "input_bits": 4}, "portable", "input_bits", "has no use for"),
+        ({"activations": "float", "reduce_range": False}, "portable", "full_range", "has no use for"),
+        ({"bits": 7, "reduce_range": False}, "auto", "full_range", "weights of 7 bits stay within 16 bits"),
+        ({"average_bits": 8}, "portable", "average_bits", "no weight more than the 8 bits"),
+        (
+            {"bits": 4, "average_bits": 3.5},
+            "portable",
+            "average_bits",
+            "a mean of 3.5 leaves no weight more than the 4",
+        ),
+        ({"activations": "dynamic", "activation_bits": 4}, "ort-cpu", "input_bits", "has no use for"),
+        ({"activations": "dynamic"}, "portable", "inputs", "static scales"),
+        ({"method": "qat", "group_size": 32, "bits": 4}, "ort-cpu", "block", "training moves codes off"),
+        ({"method": "qat", "activations": "float", "activation_bits": 4}, "portable", "input_bits", "has no use for"),
     ],
 )
 def test_keys_of_quantization_that_contradict_each_other(
@@ -268,17 +273,17 @@ def test_keys_of_quantization_that_contradict_each_other(
 @pytest.mark.parametrize(
     ("keys", "profile"),
     [
-        ({"inputs": "float", "bits": 4, "block": 32}, "portable"),
-        ({"inputs": "dynamic", "bits": 4, "block": 32}, "ort-cpu"),
-        ({"bits": 3, "block": 16}, "auto"),
-        ({"bits": 3, "block": 16, "full_range": True}, "auto"),
-        ({"bits": 4, "end_bits": 8, "full_range": True}, "auto"),
-        ({"bits": 4, "mean_bits": 5, "full_range": True}, "auto"),
-        ({"full_range": True}, "portable"),
-        ({"inputs": "dynamic"}, "ort-cpu"),
+        ({"activations": "float", "bits": 4, "group_size": 32}, "portable"),
+        ({"activations": "dynamic", "bits": 4, "group_size": 32}, "ort-cpu"),
+        ({"bits": 3, "group_size": 16}, "auto"),
+        ({"bits": 3, "group_size": 16, "reduce_range": False}, "auto"),
+        ({"bits": 4, "first_last_bits": 8, "reduce_range": False}, "auto"),
+        ({"bits": 4, "average_bits": 5, "reduce_range": False}, "auto"),
+        ({"reduce_range": False}, "portable"),
+        ({"activations": "dynamic"}, "ort-cpu"),
         ({}, "auto"),
-        ({"bits": 4, "mean_bits": 4.5, "end_bits": 8}, "portable"),
-        ({"method": "qat", "inputs": "float", "bits": 4, "block": 32}, "portable"),
+        ({"bits": 4, "average_bits": 4.5, "first_last_bits": 8}, "portable"),
+        ({"method": "qat", "activations": "float", "bits": 4, "group_size": 32}, "portable"),
     ],
 )
 def test_keys_of_quantization_that_fit(keys: dict[str, Any], profile: str) -> None:

@@ -64,11 +64,11 @@ def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document)
         ("gates.speedup_min.x", "fast", "got 'fast', expected a number above 0", ""),
         ("stages", None, "got null, expected a list of stages", ""),
         ("stages", {"prune": {}}, "got a mapping, expected a list of stages", ""),
-        ("stages.0.prune.ratio", "half", "got 'half', expected a number from 0 to below 1", ""),
-        ("stages.0.prune.ratio", "0.5", "got '0.5', expected a number from 0 to below 1", "write it without quotes"),
-        ("stages.0.prune.ratio", 1, "got 1, expected a number from 0 to below 1", ""),
-        ("stages.0.prune.ratio", False, "got false, expected a number", ""),
-        ("stages.0.prune.ratio", None, "got null, expected a number", ""),
+        ("stages.0.prune.pruning_ratio", "half", "got 'half', expected a number from 0 to below 1", ""),
+        ("stages.0.prune.pruning_ratio", "0.5", "got '0.5', expected a number from 0 to below 1", "write it without quotes"),
+        ("stages.0.prune.pruning_ratio", 1, "got 1, expected a number from 0 to below 1", ""),
+        ("stages.0.prune.pruning_ratio", False, "got false, expected a number", ""),
+        ("stages.0.prune.pruning_ratio", None, "got null, expected a number", ""),
         ("stages.0.prune.method", "depgrap", "got 'depgrap', expected one of 'depgraph'", "did you mean 'depgraph'?"),
         ("stages.0.prune.method", None, "got null, expected one of 'depgraph', 'two-four'", ""),
         ("stages.0.prune.mode", "bottlenek", "expected one of 'uniform', 'bottleneck'", "did you mean 'bottleneck'?"),
@@ -156,7 +156,7 @@ def test_missing_key(problems: Problems, document: Document, key: str, says: str
         ({"token-squeeze": {"blocks": [3, -1]}}, ".token-squeeze.blocks.1", "got -1, expected a whole number", ""),
         ({"prune": {"method": "two-four", "layers": "gem"}}, ".prune.layers", "expected 'gemm' or a list", "'gemm'?"),
         ({"prune": {"method": "two-four", "layers": ["a", 1]}}, ".prune.layers.1", "got 1, expected text", ""),
-        ({"prune": {"method": "two-four", "ratio": 0.5}}, ".prune.ratio", "unknown key", "allowed: layers, method"),
+        ({"prune": {"method": "two-four", "pruning_ratio": 0.5}}, ".prune.ratio", "unknown key", "allowed: layers, method"),
     ],
 )  # fmt: skip
 def test_wrong_stage_entry(
@@ -179,11 +179,11 @@ def test_forms_of_a_stage_with_one_method(document: Document, entry: object) -> 
 
 def test_all_problems_come_at_once(problems: Problems, document: Document) -> None:
     document |= {"seed": "x", "sead": 1, "data": {"kind": "digit", "calibration": -3}, "report": {"seconds": 0}}
-    document["stages"][0]["prune"] |= {"ratio": 2, "importance": "tailor"}
+    document["stages"][0]["prune"] |= {"pruning_ratio": 2, "importance": "tailor"}
     document["stages"][2] = "quantize"
     del document["model"]
     assert set(problems(validate, document)) == {
-        "seed", "sead", "data.kind", "data.calibration", "report.seconds", "stages.0.prune.ratio",
+        "seed", "sead", "data.kind", "data.calibration", "report.seconds", "stages.0.prune.pruning_ratio",
         "stages.0.prune.importance", "stages.2", "model",
     }  # fmt: skip
 

@@ -19,8 +19,8 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages import Distill, Permute, Qat, TwoFour
-from vitslim.recipe.teaching import Features, FeatureWeight, Loss, Train
+from vitslim.recipe.stages import Distill, Qat, TwoFour
+from vitslim.recipe.stages.training import Features, FeatureWeight, Loss, Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.features import block_outputs, block_weights, critical_blocks, feature_losses
 from vitslim.stages.distill.objective import Distillation
@@ -110,7 +110,7 @@ def test_block_weights_have_mean_one_and_follow_the_sign() -> None:
 
 
 def test_distillation_records_feature_losses(tiny_graph: ModelGraph, context: StageContext) -> None:
-    sparse = TwoFourStage(TwoFour(method="two-four", permute=Permute())).apply(tiny_graph, context).graph
+    sparse = TwoFourStage(TwoFour(method="two-four", permute=("mlp", "v"))).apply(tiny_graph, context).graph
     stage = DistillStage(Distill(loss=FEATURES, labels="teacher", train=QUICK))
     result = stage.apply(sparse, context)
     assert stage.ensures(sparse, result.graph) == []
@@ -133,7 +133,9 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(tiny_graph, context).graph
     earlier = StageResult(sparse, metrics={"feature_loss.blocks.1": 0.3})
     there = replace(context, result=_results({"previous": StageResult(sparse), "distill": earlier}))
-    config = Qat(method="qat", bits=bits, input_bits=bits, loss=FEATURES, feature_weight=FeatureWeight(), train=QUICK)
+    config = Qat(
+        method="qat", bits=bits, activation_bits=bits, loss=FEATURES, feature_weight=FeatureWeight(), train=QUICK
+    )
     stage = QatStage(config)
     assert stage.requires(sketch(sparse)) == []
     result = stage.apply(sparse, there)
@@ -153,7 +155,13 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
 
 def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph, context: StageContext) -> None:
     there = replace(context, result=_results({"previous": StageResult(tiny_graph)}))
-    keys: dict[str, Any] = {"bits": 4, "end_bits": 6, "block": 32, "inputs": "float", "skip": ("head",)}
+    keys: dict[str, Any] = {
+        "bits": 4,
+        "first_last_bits": 6,
+        "group_size": 32,
+        "activations": "float",
+        "skip": ("head",),
+    }
     config = Qat(method="qat", **keys, loss=FEATURES, train=QUICK)
     stage = QatStage(config)
     result = stage.apply(tiny_graph, there)

@@ -32,8 +32,8 @@ def test_every_layer_but_the_classifier_is_sparse_in_the_integers(
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), tmp_path)
     sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(graph, context)
     assert not sparse.skipped
-    keys = {"rounding": "nearest", "bias_correction": False, "equalize": False}
-    small = PtqStage(Ptq(bits=bits, input_bits=bits, **keys)).apply(sparse.graph, context).graph
+    keys = {"rounding": "nearest", "bias_correction": False, "smooth": False}
+    small = PtqStage(Ptq(bits=bits, activation_bits=bits, **keys)).apply(sparse.graph, context).graph
     path = tmp_path / "model.onnx"
     export_onnx(small, path, "ort-cpu")
     found = inspect(path)

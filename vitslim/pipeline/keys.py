@@ -9,8 +9,8 @@ from typing import Any
 
 import vitslim
 from vitslim.pipeline.table_file import table_path
-from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import AnyStage
+from vitslim.recipe.config import StageConfig
+from vitslim.recipe.schema import Recipe
 
 KEY_LENGTH = 12
 
@@ -47,7 +47,7 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
     )
 
 
-def stage_key(previous: str, config: AnyStage) -> str:
+def stage_key(previous: str, config: StageConfig) -> str:
     """Key of a stage: the key before it, its kind, its config, and digests of the files that the config names."""
     teacher = getattr(config, "teacher", None)
     checkpoint = getattr(teacher, "checkpoint", None)
@@ -55,7 +55,7 @@ def stage_key(previous: str, config: AnyStage) -> str:
     return _key(
         {
             "previous": previous,
-            "kind": kind_of(config),
+            "kind": config.kind,
             "config": config.model_dump(mode="json"),
             "teacher": file_digest(Path(checkpoint)) if checkpoint and Path(checkpoint).is_file() else None,
             "table": file_digest(table) if table and table.is_file() else None,

@@ -9,7 +9,7 @@ from vitslim.errors import Problem, RecipeError, UsageError
 from vitslim.pipeline.table_file import stage_table, table_problems
 from vitslim.recipe import check_order
 from vitslim.recipe.backend_names import BACKENDS
-from vitslim.recipe.schema import Recipe, kind_of
+from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def backend_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _plain_rows(recipe: Recipe) -> list[PlanRow]:
-    rows = [PlanRow(kind=kind_of(config), method=config.method) for config in recipe.stages]
+    rows = [PlanRow(kind=config.kind, method=config.method) for config in recipe.stages]
     return [PlanRow(kind="dense", method=""), *rows]
 
 
@@ -74,11 +74,11 @@ def estimate_stages(recipe: Recipe, dense: ModelSketch) -> list[PlanRow]:
         stage = make_stage(config, table)
         found = table_problems(table, recipe.model, config, position)
         if not found:
-            found = [_in_recipe(problem, position, kind_of(config)) for problem in stage.requires(sketch)]
+            found = [_in_recipe(problem, position, config.kind) for problem in stage.requires(sketch)]
         problems += found
         if not found:
             sketch = stage.estimate(sketch)
-        row = PlanRow(kind=kind_of(config), method=config.method, cost=sketch.cost(), approximate=sketch.data_dependent)
+        row = PlanRow(kind=config.kind, method=config.method, cost=sketch.cost(), approximate=sketch.data_dependent)
         rows.append(row)
     if problems:
         raise RecipeError(problems, recipe.name)

@@ -23,7 +23,6 @@ from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress, Silent
 from vitslim.recipe import assumptions, check_order, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stages import training_of
 from vitslim.results import Environment, Report, StageRecord
 from vitslim.training.device import find_device
 
@@ -42,7 +41,7 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
         raise RecipeError(errors, recipe.name)
     for backend in recipe.report.backends:
         parse_backend(backend).require()
-    for schedule in filter(None, map(training_of, recipe.stages)):
+    for schedule in filter(None, (config.schedule for config in recipe.stages)):
         find_device(schedule)
     check_replaceable(out)
     store = StageStore(out.with_name(f"{out.name}.stages"))

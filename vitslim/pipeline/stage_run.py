@@ -19,8 +19,8 @@ from vitslim.pipeline.latency import measure_on
 from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
-from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.stages import AnyStage
+from vitslim.recipe.config import StageConfig
+from vitslim.recipe.schema import Recipe
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
@@ -48,7 +48,7 @@ class StageRunner:
                 stored = self._keep(scratch, StageResult(graph), DENSE, "dense", "", key, time.monotonic())
         self.finished.append(stored)
 
-    def run_stage(self, config: AnyStage, key: str) -> None:
+    def run_stage(self, config: StageConfig, key: str) -> None:
         """Apply one stage of the recipe to what the stage before it left."""
         name = stage_name(len(self.finished), config)
         stored = self.store.find(name, key)
@@ -57,12 +57,12 @@ class StageRunner:
             started = time.monotonic()
             with self.store.writing(name, key) as scratch:
                 result = self._apply(config, name, scratch, self.store.kept(name, key))
-                stored = self._keep(scratch, result, name, kind_of(config), config.method, key, started)
+                stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
         self.finished.append(stored)
 
-    def _apply(self, config: AnyStage, name: str, scratch: Path, keep: Path) -> StageResult:
+    def _apply(self, config: StageConfig, name: str, scratch: Path, keep: Path) -> StageResult:
         table = stage_table(config, len(self.finished) - 1)
         stage, before = make_stage(config, table), self.finished[-1].graph
         measure = measure_on(self.recipe.report, self.progress)
@@ -116,14 +116,14 @@ class StageRunner:
         return self.finished[index + 1].result()
 
 
-def stage_name(position: int, config: AnyStage) -> str:
+def stage_name(position: int, config: StageConfig) -> str:
     """`01-prune`, or `01-NAME` for a stage that the recipe names."""
-    return f"{position:02d}-{config.name or kind_of(config)}"
+    return f"{position:02d}-{config.name or config.kind}"
 
 
-def find_stage(stages: Iterable[AnyStage], name: str) -> int:
+def find_stage(stages: Iterable[StageConfig], name: str) -> int:
     """Position of the last stage that the recipe calls `name`."""
-    found = [i for i, config in enumerate(stages) if name in {config.name, kind_of(config)}]
+    found = [i for i, config in enumerate(stages) if name in {config.name, config.kind}]
     if not found:
         raise StageError(f"no earlier stage is called '{name}'", "give the stage a `name` in the recipe")
     return found[-1]

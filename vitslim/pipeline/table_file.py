@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from vitslim.errors import InputError, Problem
 from vitslim.files import write_whole
-from vitslim.recipe.schema import Model, kind_of
-from vitslim.recipe.stages import AnyStage
+from vitslim.recipe.config import StageConfig
+from vitslim.recipe.schema import Model
 from vitslim.results import LatencyTable
 
 VERSION = LatencyTable.model_fields["schema_version"].default
@@ -57,13 +57,13 @@ def read_table(path: Path) -> LatencyTable:
         raise InputError(f"'{path}' is not a latency table, or corrupt: {place}: {first['msg']}", hint) from error
 
 
-def table_path(config: AnyStage) -> Path | None:
+def table_path(config: StageConfig) -> Path | None:
     """The file that a stage names in `budget.table`."""
     name = getattr(getattr(config, "budget", None), "table", None)
     return None if name is None else Path(name)
 
 
-def stage_table(config: AnyStage, position: int) -> LatencyTable | None:
+def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
     """The table that a stage of a recipe names. Raises InputError, with the key, when it cannot be read."""
     path = table_path(config)
     if path is None:
@@ -74,7 +74,7 @@ def stage_table(config: AnyStage, position: int) -> LatencyTable | None:
         raise InputError(f"{_key(config, position)}: {error.message}", error.hint) from error
 
 
-def table_problems(table: LatencyTable | None, model: Model, config: AnyStage, position: int) -> list[Problem]:
+def table_problems(table: LatencyTable | None, model: Model, config: StageConfig, position: int) -> list[Problem]:
     """What is wrong with the table of a stage: it must be of the recipe's model, built with the same arguments."""
     if table is None or (table.model, table.kwargs) == (model.timm, model.kwargs):
         return []
@@ -89,5 +89,5 @@ def _shown(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
     return f"{model}({arguments})" if arguments else model
 
 
-def _key(config: AnyStage, position: int) -> str:
-    return f"stages.{position}.{kind_of(config)}.budget.table"
+def _key(config: StageConfig, position: int) -> str:
+    return f"stages.{position}.{config.kind}.budget.table"

@@ -2,9 +2,9 @@
 
 from vitslim.recipe.catalog import RecipeInfo, packaged_recipes, resolve_checkpoint
 from vitslim.recipe.grammar import recipe_schema
-from vitslim.recipe.legality import check_order
 from vitslim.recipe.load import load_recipe, validate
 from vitslim.recipe.lock import assumptions, lock_text, recipe_text
+from vitslim.recipe.rules import check_order
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.starter import new_recipe_text
 

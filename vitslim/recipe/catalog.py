@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitslim.errors import InputError, UsageError, closest
+from vitslim.recipe.stages.training import PACKAGE
 from vitslim.recipe.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from vitslim.recipe.schema import Recipe
-
-PACKAGE = "package:"
-"""Prefix of a file that lies beside the packaged recipes."""
 
 SUFFIXES = (".yaml", ".yml")
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+from pydantic.json_schema import models_json_schema
+
 from vitslim.errors import Problem, closest
 from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
 from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stages import KINDS
+from vitslim.recipe.stages import METHODS, kinds
 
 EXTENDS = "extends"
 LOCKED = "locked"
@@ -24,11 +26,7 @@ FILE_KEYS = (EXTENDS, LOCKED)
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of recipe files, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
-    definitions = schema["$defs"]
-    for classes in KINDS.values():
-        if len(classes) == 1:
-            required = definitions[classes[0].__name__].get("required", [])
-            definitions[classes[0].__name__]["required"] = [key for key in required if key != "method"]
+    definitions = schema["$defs"] = {**schema["$defs"], **_definitions()}
     schema["properties"] = {
         EXTENDS: {
             "type": "string",
@@ -61,7 +59,7 @@ def check_document(document: Mapping[str, Any]) -> list[Problem]:
 def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
     """The config of a stage entry that `check_document` found no problem with."""
     kind, values = split_entry(entry)
-    classes = KINDS[kind]
+    classes = kinds()[kind]
     method = (values or {}).get("method")
     config = next((c for c in classes if method_of(c) == method), default_of(classes) or classes[0])
     return config.model_validate({"method": method_of(config), **(values or {})}, strict=False)
@@ -69,11 +67,10 @@ def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
 
 def write_stage(config: StageConfig) -> dict[str, Any]:
     """The entry of a config, with every default filled in: the inverse of `read_stage`."""
-    kind = next(kind for kind, classes in KINDS.items() if isinstance(config, classes))
     values = config.model_dump(mode="json")
     if values.get("name") is None:
         values.pop("name", None)
-    return {kind: {"method": values.pop("method"), **values}}
+    return {config.kind: {"method": values.pop("method"), **values}}
 
 
 def split_entry(entry: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
@@ -93,10 +90,21 @@ def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | No
     return next((config for config in classes if not config.model_fields["method"].is_required()), None)
 
 
+def _definitions() -> dict[str, Any]:
+    """Return the schema of each stage config and of all that they hold; `method` is optional where it has no rival."""
+    _, top = models_json_schema([(config, "validation") for config in METHODS])
+    definitions: dict[str, Any] = top["$defs"]
+    for classes in kinds().values():
+        if len(classes) == 1:
+            required = definitions[classes[0].__name__].get("required", [])
+            definitions[classes[0].__name__]["required"] = [key for key in required if key != "method"]
+    return definitions
+
+
 def _entries(definitions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    bare = [kind for kind, classes in KINDS.items() if _is_bare(classes, definitions)]
+    bare = [kind for kind, classes in kinds().items() if _is_bare(classes, definitions)]
     yield {"type": "string", "enum": bare}
-    for kind, classes in KINDS.items():
+    for kind, classes in kinds().items():
         values: list[dict[str, Any]] = [{"$ref": f"#/$defs/{config.__name__}"} for config in classes]
         values += [{"type": "null"}] if kind in bare else []
         value = {"anyOf": values} if len(values) > 1 else values[0]
@@ -110,29 +118,29 @@ def _is_bare(classes: tuple[type[StageConfig], ...], definitions: Mapping[str, A
 
 def _check_entry(entry: object, where: str, definitions: Mapping[str, Schema]) -> list[Problem]:
     if isinstance(entry, str):
-        if entry not in KINDS:
+        if entry not in kinds():
             return [_unknown_kind(where, entry)]
         return _check_values({}, entry, join(where, entry), definitions)
     if not isinstance(entry, dict):
         return [Problem(where, f"got {shown(entry)}, expected a stage", "such as `- prune: {method: two-four}`")]
     if len(entry) != 1:
-        kinds = ", ".join(shown(key) for key in entry) or "none"
+        found = ", ".join(shown(key) for key in entry) or "none"
         hint = "indent the values of a stage below its kind, or begin a new entry with '-'"
-        return [Problem(where, f"expected one stage kind, got {len(entry)} keys ({kinds})", hint)]
+        return [Problem(where, f"expected one stage kind, got {len(entry)} keys ({found})", hint)]
     kind, values = next(iter(entry.items()))
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in kinds():
         return [_unknown_kind(where, kind)]
     return _check_values({} if values is None else values, kind, join(where, kind), definitions)
 
 
 def _check_values(values: object, kind: str, where: str, definitions: Mapping[str, Schema]) -> list[Problem]:
-    classes = {method_of(config): config for config in KINDS[kind]}
+    classes = {method_of(config): config for config in kinds()[kind]}
     only = next(iter(classes))
     if not isinstance(values, dict):
         hint = f"write `- {kind}: {{method: {values if values in list(classes) else only}}}`"
         return [Problem(where, f"got {shown(values)}, expected a mapping", hint)]
     allowed = {"type": "string", "enum": list(classes)} if len(classes) > 1 else {"type": "string", "const": only}
-    default = default_of(KINDS[kind])
+    default = default_of(kinds()[kind])
     method = values.get("method", method_of(default) if default else None)
     if "method" not in values and method is None:
         return [missing(join(where, "method"), allowed)]
@@ -144,8 +152,8 @@ def _check_values(values: object, kind: str, where: str, definitions: Mapping[st
 def _unknown_kind(where: str, kind: object) -> Problem:
     message = f"got {shown(kind)}, expected a stage kind"
     if not isinstance(kind, str):
-        return Problem(where, message, f"allowed: {', '.join(KINDS)}")
-    for owner, classes in KINDS.items():
+        return Problem(where, message, f"allowed: {', '.join(kinds())}")
+    for owner, classes in kinds().items():
         if kind in [method_of(config) for config in classes]:
             return Problem(where, message, f"'{kind}' is a method: write `- {owner}: {{method: {kind}}}`")
-    return Problem(where, message, closest(kind[:40], KINDS))
+    return Problem(where, message, closest(kind[:40], kinds()))

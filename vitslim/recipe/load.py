@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import Problem, RecipeError, UsageError
-from vitslim.recipe.catalog import PACKAGE, find_recipe
+from vitslim.recipe.catalog import find_recipe
 from vitslim.recipe.check import join, shown
 from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
 from vitslim.recipe.overrides import apply_overrides
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages.training import PACKAGE
 from vitslim.recipe.yaml12 import read_yaml
 
 MAX_EXTENDS = 8

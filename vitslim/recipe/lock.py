@@ -8,12 +8,11 @@ from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
-from vitslim.recipe.catalog import PACKAGE
 from vitslim.recipe.check import join
 from vitslim.recipe.config import ASSUMED
 from vitslim.recipe.grammar import LOCKED, write_stage
-from vitslim.recipe.schema import Recipe, kind_of
-from vitslim.recipe.teaching import Features, Taught
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages.training import PACKAGE, Features, TrainedWithTeacher
 from vitslim.recipe.yaml12 import dump_yaml
 
 
@@ -48,14 +47,14 @@ def assumptions(recipe: Recipe) -> tuple[Assumed, ...]:
     """The keys that a recipe leaves at a default which the papers do not confirm (specs, section 6)."""
     found: list[Assumed] = []
     for position, config in enumerate(recipe.stages):
-        found += _assumed(config, f"stages.{position}.{kind_of(config)}")
+        found += _assumed(config, f"stages.{position}.{config.kind}")
     return tuple(found)
 
 
 def _assumed(config: BaseModel, where: str) -> Iterator[Assumed]:
     for key, field in type(config).model_fields.items():
         value, extra = getattr(config, key), field.json_schema_extra
-        if isinstance(value, Features) and isinstance(config, Taught) and config.loss.feature == 0:
+        if isinstance(value, Features) and isinstance(config, TrainedWithTeacher) and config.loss.feature == 0:
             continue  # of no effect
         if isinstance(value, BaseModel):
             yield from _assumed(value, join(where, key))

@@ -1,13 +1,12 @@
-"""The recipe: frozen, typed, unknown keys rejected."""
+"""The recipe as a frozen, typed value; unknown keys are rejected."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny
 
-from vitslim.recipe.config import EXPECTED, Config, TimmName
-from vitslim.recipe.stages import KINDS, AnyStage
+from vitslim.recipe.config import EXPECTED, Config, StageConfig, TimmName
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
@@ -18,24 +17,22 @@ class Model(Config):
     """The dense model."""
 
     timm: TimmName
-    checkpoint: str | None = Field(
-        None, description="safetensors file; `package:NAME` is a file that ships with vitslim"
-    )
+    checkpoint: str | None = Field(None, description="safetensors file; `package:NAME`: a file that ships with vitslim")
     kwargs: dict[str, int | float | str | bool] = Field({}, description="passed to timm.create_model")
 
 
 class Data(Config):
-    """Where images come from; `root` of an image folder holds train/ and val/."""
+    """The images of a run; `root` of an image folder holds train/ and val/."""
 
     kind: Literal["digits", "imagefolder"]
     root: str | None = None
     calibration: PositiveInt = Field(256, description="training images used for calibration")
-    eval_images: PositiveInt | None = Field(None, description="evaluate on so many images; all when left out")
+    eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")
     also_evaluate: dict[str, str] = Field({}, description="name to folder of further labeled images")
 
 
 class ReportConfig(Config):
-    """What is measured, and where."""
+    """Backends, batch sizes and threads that the report covers."""
 
     backends: tuple[str | dict[str, Any], ...] = Field(
         ("onnxruntime:cpu",), description="names, or {sim: TARGET or FILE.yaml} with settings of the target"
@@ -43,37 +40,34 @@ class ReportConfig(Config):
     batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
     threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="thread counts of measured CPU backends")
     seconds: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="time for each measured file, batch and thread count"
+        2.0, description="measuring time of each file, batch size and thread count"
     )
 
 
 class Gates(Config):
-    """Budgets: the run exits with 1 when one does not hold."""
+    """Budgets: the run exits with code 1 if one is broken."""
 
-    top1_drop_max: float | None = Field(None, description="points of top-1 lost on val, at most")
+    top1_drop_max: float | None = Field(None, description="largest loss of top-1 on val, in points")
     top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="top-1 on val in percent, at least"
+        None, description="smallest top-1 on val, in percent"
     )
-    size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(None, description="dense over compressed ONNX bytes")
+    size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="dense ONNX bytes over compressed ONNX bytes"
+    )
     macs_ratio_min: Annotated[float, Field(gt=0)] | None = None
     speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="backend to speed-up at the first batch size"
+        {}, description="backend to speedup over the dense model at the first batch size and thread count"
     )
 
 
 class Recipe(Config):
-    """A whole recipe, validated."""
+    """A validated recipe."""
 
     name: str = Field(pattern=NAME_PATTERN, max_length=64, json_schema_extra={**_NAME})
     description: str = ""
     model: Model
     data: Data
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
-    stages: tuple[AnyStage, ...]
+    stages: tuple[SerializeAsAny[StageConfig], ...]
     report: ReportConfig = ReportConfig()
     gates: Gates = Gates()
-
-
-def kind_of(config: Any) -> str:
-    """The stage kind (`prune`, `distill`, ...) that a stage config belongs to."""
-    return next(kind for kind, classes in KINDS.items() if isinstance(config, classes))

@@ -29,7 +29,7 @@ seed: 0
 
 stages:
   # Cut the hidden widths of attention and MLP by a quarter; `mode: uniform` cuts the embedding too.
-  - prune: {{method: depgraph, importance: taylor, ratio: 0.25, mode: bottleneck}}
+  - prune: {{method: depgraph, importance: taylor, pruning_ratio: 0.25, mode: bottleneck}}
   # Train it back with the dense model as teacher. One epoch shows that it works, more give better accuracy.
   - distill:
       teacher: dense

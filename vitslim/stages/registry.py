@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from vitslim.recipe import stages as configs
+from vitslim.recipe.config import StageConfig
 from vitslim.results import LatencyTable
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
-from vitslim.stages.prune.depth.stage import LayersStage
+from vitslim.stages.prune.depth.stage import DepthStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -20,13 +21,13 @@ from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 
-def make_stage(config: configs.AnyStage, latency: LatencyTable | None = None) -> Stage:
+def make_stage(config: StageConfig, latency: LatencyTable | None = None) -> Stage:
     """The stage that carries out a config; `latency` is the table that its budget names."""
     handlers: dict[type, Callable[[Any], Stage]] = {
         configs.DepGraph: partial(DepGraphStage, latency=latency),
         configs.TwoFour: TwoFourStage,
         configs.Unstructured: UnstructuredStage,
-        configs.Layers: LayersStage,
+        configs.Depth: DepthStage,
         configs.Distill: DistillStage,
         configs.Ptq: PtqStage,
         configs.Qat: QatStage,

@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.training.attention import PlainAttention
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
@@ -64,10 +64,8 @@ def device_name(device: torch.device) -> str:
 
 
 def find_precision(config: Train, device: torch.device) -> str:
-    """`float32`, `tfloat32` or `bfloat16`, as a recipe means it on a device."""
+    """`float32` or `bfloat16`, as a recipe means it on a device."""
     gpu = device.type == "cuda"
-    if config.precision == "tfloat32":
-        return "tfloat32" if gpu else "float32"
     if config.precision != "auto":
         return config.precision
     if gpu:
@@ -85,14 +83,3 @@ def arithmetic(config: Train, device: torch.device) -> Iterator[None]:
     plain = short and device.type == "cpu" and not config.compile
     with torch.autocast(device.type, torch.bfloat16, enabled=short), PlainAttention() if plain else nullcontext():
         yield
-
-
-@contextmanager
-def products(config: Train) -> Iterator[None]:
-    """Within it, gradients included, a GPU multiplies float32 as a recipe asks for: exactly, or by its tensor cores."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.precision == "tfloat32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

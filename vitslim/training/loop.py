@@ -12,9 +12,9 @@ from torch import nn
 
 from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.training.checkpoint import Checkpoint, History
-from vitslim.training.device import arithmetic, compilation, find_device, placed, products
+from vitslim.training.device import arithmetic, compilation, find_device, placed
 from vitslim.training.images import LabeledImages
 from vitslim.training.record import LOSS, SECONDS, Record
 from vitslim.training.variation import mixed, strongly_varied
@@ -49,7 +49,6 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     progress: Progress,
     *,
     label: str = "training",
-    vary: Callable[[torch.Tensor], torch.Tensor] | None = None,
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
 ) -> dict[str, float]:
@@ -57,7 +56,6 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
 
     It trains on the device that `config` names, and the objective gets its output and batches there.
     `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
-    `vary` changes batches of images after the variations of `config`, before the student and the objective see them.
     `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
     In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
     and ends with the weights that it would have reached without a pause.
@@ -67,7 +65,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     InputError for a kept state that is damaged, BackendUnavailableError without the device.
     """
     device = find_device(config)
-    with placed(student, device), products(config), compilation(config):
+    with placed(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
         optimizer = make_optimizer(parameters, config)
@@ -88,7 +86,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
             with arithmetic(config, device):
-                losses = learn(_varied(batch, config, vary))
+                losses = learn(_varied(batch, config))
             _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
             record.add(losses)
             if step + 1 < steps:
@@ -106,10 +104,9 @@ def _learner(student: nn.Module, objective: Objective, config: Train) -> Callabl
     return torch.compile(learn, dynamic=False) if config.compile else learn
 
 
-def _varied(batch: Batch, config: Train, vary: Callable[[torch.Tensor], torch.Tensor] | None) -> Batch:
+def _varied(batch: Batch, config: Train) -> Batch:
     images = strongly_varied(batch.images) if config.augment == "strong" else batch.images
-    images = mixed(images) if config.mix else images
-    return batch._replace(images=images if vary is None else vary(images))
+    return batch._replace(images=mixed(images) if config.mix else images)
 
 
 def _summary(history: History, per_epoch: int) -> dict[str, float]:

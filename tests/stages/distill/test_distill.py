@@ -13,7 +13,7 @@ from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Distill
-from vitslim.recipe.teaching import Loss, TeacherModel, Train
+from vitslim.recipe.stages.training import Loss, TeacherModel, Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.distill.teacher import ask

@@ -196,7 +196,7 @@ def test_metadata_says_what_is_in_the_file(sparse_int8: ModelGraph, int8_file: P
     assert layers["blocks.0.mlp.fc1.weight"] == {
         "layer": "blocks.0.mlp.fc1.weight",
         "weight_bits": 8,
-        "input_bits": 8,
+        "activation_bits": 8,
         "sparsity": "2:4",
         "granularity": "channel",
     }

@@ -120,19 +120,19 @@ def test_three_bits_lie_in_four(write: Any) -> None:
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_blocks_become_one_kernel(write: Any, rounding: str) -> None:
-    _, path = write("portable", inputs="float", bits=4, block=16, rounding=rounding)
+    _, path = write("portable", activations="float", bits=4, block=16, rounding=rounding)
     assert kernels(path)["MatMulNBits"] == 9
 
 
 def test_float_inputs_have_float_products_and_integer_files(write: Any) -> None:
-    _, path = write("ort-cpu", inputs="float")
+    _, path = write("ort-cpu", activations="float")
     found = kernels(path)
     assert types(path)[onnx.TensorProto.INT8] == 10
     assert found["MatMulIntegerToFloat"] == 0 and found["Cast"] == 0
 
 
 def test_dynamic_inputs_are_fused(write: Any) -> None:
-    _, path = write("ort-cpu", inputs="dynamic")
+    _, path = write("ort-cpu", activations="dynamic")
     found = kernels(path)
     assert [output.name for output in onnx.load(path).graph.output] == ["logits"]
     assert found["DynamicQuantizeMatMul"] == 9
@@ -178,7 +178,7 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
 
 
 def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
-    keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float", "zero_points": True}
+    keys: dict[str, Any] = {"bits": 4, "group_size": 16, "activations": "float", "zero_points": True}
     quantized = PtqStage(Ptq(**keys)).apply(tiny_graph, context).graph
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
     chosen = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=0.0, agreement=0.0))).apply(quantized, there).graph
@@ -188,7 +188,7 @@ def test_auto_keeps_the_zero_points_of_blocks(tiny_graph: ModelGraph, context: S
 
 
 def test_auto_places_quantizers_beside_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
-    quantized = PtqStage(Ptq(bits=4, block=16)).apply(tiny_graph, context).graph
+    quantized = PtqStage(Ptq(bits=4, group_size=16)).apply(tiny_graph, context).graph
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
     closest = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0))).apply(quantized, there)
     assert any("none holds 200 dB" in note.reason for note in closest.changes)

@@ -92,7 +92,7 @@ def test_what_is_read_in_its_own_shape_too_is_restored(quantize: Callable[..., M
         torch.testing.assert_close(rows.module(images), graph.module(images))
 
 
-@pytest.mark.parametrize("keys", [{"inputs": "float"}, {"inputs": "dynamic"}])
+@pytest.mark.parametrize("keys", [{"activations": "float"}, {"activations": "dynamic"}])
 def test_layers_without_calibrated_codes_stay_as_they_are(quantize: Callable[..., ModelGraph], keys: Any) -> None:
     graph = quantize("vit_tiny_patch16_224", VIT, **keys)
     before = [str(node.target) for node in graph.module.graph.nodes]

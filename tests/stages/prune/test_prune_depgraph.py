@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import DepGraph, TwoFour
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
@@ -54,7 +54,7 @@ def images(graph: ModelGraph, count: int = 3) -> torch.Tensor:
 
 
 def test_uniform_halves_every_axis_but_heads(tiny_graph: ModelGraph, prune: Prune) -> None:
-    result = prune(ratio=0.5)
+    result = prune(pruning_ratio=0.5)
     sizes = {axis.name: axis.size for axis in result.graph.axes.axes}
     for block in ("blocks.0", "blocks.1"):
         assert [sizes[f"{block}.{kind}"] for kind in ("heads", "qk", "v", "mlp")] == [2, 16, 16, 128]
@@ -77,12 +77,12 @@ def test_the_given_graph_stays_as_it_was(tiny_graph: ModelGraph, prune: Prune) -
 
 @pytest.mark.parametrize("mode", ["uniform", "bottleneck"])
 def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, prune: Prune, mode: str) -> None:
-    stage = DepGraphStage(DepGraph(method="depgraph", ratio=0.3, mode=mode))  # type: ignore[arg-type]
-    assert stage.estimate(sketch(tiny_graph)).cost() == sketch(prune(ratio=0.3, mode=mode).graph).cost()
+    stage = DepGraphStage(DepGraph(method="depgraph", pruning_ratio=0.3, mode=mode))  # type: ignore[arg-type]
+    assert stage.estimate(sketch(tiny_graph)).cost() == sketch(prune(pruning_ratio=0.3, mode=mode).graph).cost()
 
 
 def test_an_index_goes_from_every_member_at_once(tiny_graph: ModelGraph, prune: Prune) -> None:
-    result = prune(ratio=0.4, round_to=1)
+    result = prune(pruning_ratio=0.4, round_to=1)
     survivors = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in tiny_graph.parameters().items()}
     for name, indices in kept(result).items():
         for site in tiny_graph.axes[name].sites:
@@ -96,7 +96,7 @@ def test_an_index_goes_from_every_member_at_once(tiny_graph: ModelGraph, prune: 
 
 
 def test_pruning_equals_zeroing_where_no_norm_runs(tiny_graph: ModelGraph, prune: Prune) -> None:
-    result = prune(ratio=0.4, mode="bottleneck", round_to=1)
+    result = prune(pruning_ratio=0.4, mode="bottleneck", round_to=1)
     zeroed = tiny_graph.copy()
     weights = zeroed.parameters()
     with torch.no_grad():
@@ -111,14 +111,14 @@ def test_pruning_equals_zeroing_where_no_norm_runs(tiny_graph: ModelGraph, prune
 
 
 def test_round_to_16_leaves_every_layer_to_two_four(prune: Prune, digits_context: DigitsContext) -> None:
-    pruned = prune(ratio=0.3).graph
+    pruned = prune(pruning_ratio=0.3).graph
     result = TwoFourStage(TwoFour(method="two-four")).apply(pruned, digits_context(pruned, 64))
     assert result.skipped == ()
     assert len(result.changes) == 9
 
 
 def test_pruning_twice(prune: Prune) -> None:
-    result = prune(prune(ratio=0.5, round_to=4).graph, ratio=0.5, round_to=4)
+    result = prune(prune(pruning_ratio=0.5, round_to=4).graph, pruning_ratio=0.5, round_to=4)
     assert result.graph.axes["embed"].size == 16
     assert len(result.graph.edits) == 2
 
@@ -158,16 +158,16 @@ def test_pruning_after_squeezing_is_what_the_plan_says(tiny_graph: ModelGraph, p
         assert result.graph.module(images(tiny_graph)).shape == (3, 10)
 
 
-TAYLOR = {"importance": "taylor", "batches": 2, "batch": 8, "ratio": 0.5}
+TAYLOR = {"importance": "taylor", "batches": 2, "batch": 8, "pruning_ratio": 0.5}
 
 
 @pytest.mark.parametrize(
     ("base", "change"),
     [
-        ({}, {"ratio": 0.25}),
+        ({}, {"pruning_ratio": 0.25}),
         ({}, {"mode": "bottleneck"}),
         ({}, {"importance": "taylor"}),
-        ({"ratio": 0.4}, {"round_to": 1}),
+        ({"pruning_ratio": 0.4}, {"round_to": 1}),
         (TAYLOR, {"batches": 4}),
         (TAYLOR, {"batch": 16}),
     ],
@@ -234,7 +234,7 @@ def test_nothing_to_prune_is_refused(prune: Prune) -> None:
         prune(round_to=512)
     assert error.value.exit_code == 3
     with pytest.raises(StageError, match="takes none"):
-        prune(ratio=0.0, round_to=1)
+        prune(pruning_ratio=0.0, round_to=1)
 
 
 def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune, digits_context: DigitsContext) -> None:

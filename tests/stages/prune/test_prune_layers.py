@@ -20,9 +20,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import SketchBranch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Layers, Unstructured
+from vitslim.recipe.stages import Unstructured
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depth.stage import LayersStage
+from vitslim.stages.prune.depth.stage import DepthStage
 from vitslim.stages.prune.depth.units import find_units, mean_kl
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 
@@ -62,7 +62,7 @@ def context(graph: ModelGraph, digits_context: Callable[..., StageContext]) -> S
 @pytest.fixture
 def shorten(graph: ModelGraph, context: StageContext) -> Shorten:
     def run(start: ModelGraph = graph, **config: Any) -> StageResult:
-        stage = LayersStage(Layers(method="layers", **config))
+        stage = DepthStage(Depth(method="depth", **config))
         result = stage.apply(start, context)
         assert stage.ensures(start, result.graph) == []
         return result
@@ -140,11 +140,11 @@ def test_progress_counts_every_candidate(shorten: Shorten, context: StageContext
 
 
 def test_the_estimate_is_that_of_the_last_blocks(graph: ModelGraph) -> None:
-    stage = LayersStage(Layers(method="layers", remove=2))
+    stage = DepthStage(Depth(method="depth", remove=2))
     estimate = stage.estimate(sketch(graph))
     assert estimate.cost() == cost(remove_blocks(graph, ["blocks.2", "blocks.3"]))
     assert estimate.blocks == ("blocks.0", "blocks.1")
-    fewer = LayersStage(Layers(method="layers", remove=3, unit="branch")).estimate(sketch(graph))
+    fewer = DepthStage(Depth(method="depth", remove=3, unit="branch")).estimate(sketch(graph))
     assert fewer.cost() == cost(remove_blocks(graph, ["blocks.2.mlp", "blocks.3"]))
 
 
@@ -174,13 +174,13 @@ def test_something_must_stay(graph: ModelGraph, shorten: Shorten, config: Any, s
 
 def test_only_what_can_go_counts(graph: ModelGraph) -> None:
     squeezed = sketch(insert_squeeze(graph, {"blocks.1": 8}))
-    (problem,) = LayersStage(Layers(method="layers", remove=4)).requires(squeezed)
+    (problem,) = DepthStage(Depth(method="depth", remove=4)).requires(squeezed)
     assert (problem.where, problem.message) == ("remove", "only 3 of 4 blocks can be removed, not 4")
-    assert LayersStage(Layers(method="layers", remove=3)).requires(squeezed) == []
+    assert DepthStage(Depth(method="depth", remove=3)).requires(squeezed) == []
 
 
 def test_a_model_without_residuals_is_refused() -> None:
-    (problem,) = LayersStage(Layers(method="layers")).requires(sketch(trace_timm("vgg11", {"num_classes": 10})))
+    (problem,) = DepthStage(Depth(method="depth")).requires(sketch(trace_timm("vgg11", {"num_classes": 10})))
     assert "no block that can be removed (no residual branch was found)" in problem.message
 
 

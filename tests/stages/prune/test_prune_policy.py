@@ -73,13 +73,13 @@ def test_bottleneck_leaves_the_embedding() -> None:
 
 @pytest.mark.parametrize(("heads", "dim", "kept"), [(3, 64, 16), (4, 64, 24), (12, 64, 24), (6, 40, 16), (16, 20, 8)])
 def test_head_dims_are_as_fine_as_the_layers_allow(heads: int, dim: int, kept: int) -> None:
-    cuts = choose_cuts(vit(heads=heads, dim=dim), depgraph(ratio=0.6))
+    cuts = choose_cuts(vit(heads=heads, dim=dim), depgraph(pruning_ratio=0.6))
     assert cuts.keep["blocks.0.qk"] == cuts.keep["blocks.0.v"] == kept
     assert heads * kept % 16 == 0
 
 
 def test_round_to_16_leaves_every_layer_to_two_four() -> None:
-    sketch = DepGraphStage(depgraph(ratio=0.37)).estimate(vit(embed=384, heads=6))
+    sketch = DepGraphStage(depgraph(pruning_ratio=0.37)).estimate(vit(embed=384, heads=6))
     assert two_four().requires(sketch) == []
     prunable = {layer.weight for layer in sketch.linears if layer.role != "head"}
     assert prunable == two_four().estimate(sketch).sparsity.keys()
@@ -109,7 +109,7 @@ def test_factors_of_one_dimension_do_not_compound() -> None:
 
 
 def test_nothing_to_prune_is_a_problem_with_its_reason() -> None:
-    (problem,) = DepGraphStage(depgraph(ratio=0.0)).requires(vit())
+    (problem,) = DepGraphStage(depgraph(pruning_ratio=0.0)).requires(vit())
     assert problem.where == "ratio"
     assert "takes none" in problem.message
     (problem,) = DepGraphStage(depgraph()).requires(vit(16, 1, 16, 16))

@@ -15,8 +15,8 @@ from vitslim.graph.edits.records import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
-from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, Ratios
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, PruningRatios
+from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.groups import find_members
 from vitslim.stages.prune.depgraph.sparse_training import train_sparse
@@ -65,7 +65,7 @@ def weaken(graph: ModelGraph, block: int, share: float = 0.5) -> None:
 
 def test_global_scope_cuts_where_scores_are_low(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1)
-    found = kept(prune(ratio=0.2, scope="global"))
+    found = kept(prune(pruning_ratio=0.2, scope="global"))
     # A fifth of 64 + 2 * (32 + 32 + 256) indices goes; the 128 weak ones go first.
     assert found["blocks.1.mlp"] == tuple(range(128, 256))
     assert len(found.get("blocks.0.mlp", range(256))) > 230
@@ -73,7 +73,7 @@ def test_global_scope_cuts_where_scores_are_low(tiny_graph: ModelGraph, prune: P
 
 def test_isomorphic_scope_ranks_like_with_like(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1)
-    after = sizes(prune(ratio=0.25, scope="isomorphic"))
+    after = sizes(prune(pruning_ratio=0.25, scope="isomorphic"))
     assert (after["blocks.0.mlp"], after["blocks.1.mlp"]) == (256, 128)
     assert after["blocks.0.qk"] + after["blocks.1.qk"] == 48
     assert after["embed"] == 48
@@ -81,7 +81,7 @@ def test_isomorphic_scope_ranks_like_with_like(tiny_graph: ModelGraph, prune: Pr
 
 def test_max_ratio_holds_in_a_ranking(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1, share=0.9)
-    after = sizes(prune(ratio=0.5, scope="global", max_ratio=0.75))
+    after = sizes(prune(pruning_ratio=0.5, scope="global", max_pruning_ratio=0.75))
     assert after["blocks.1.mlp"] == 64
 
 
@@ -101,7 +101,7 @@ def test_a_local_budget_in_steps_ends_where_the_plan_says(tiny_graph: ModelGraph
 
 
 def test_steps_are_parts_of_the_original_size(prune: Prune) -> None:
-    result = prune(ratio=0.75, steps=3)
+    result = prune(pruning_ratio=0.75, steps=3)
     lengths = [len(edit.kept["blocks.0.mlp"]) for edit in result.graph.edits if isinstance(edit, Slice)]
     assert lengths == [192, 128, 64]
     assert {note.layer: note.what for note in result.changes}["blocks.0.mlp"] == "kept 64 of 256"
@@ -112,7 +112,7 @@ def test_scores_are_taken_afresh_before_each_step(tiny_graph: ModelGraph, prune:
     weaken(tiny_graph, 0)
     with torch.no_grad():
         tiny_graph.parameters()["blocks.0.mlp.fc1.weight"][:128, :32] += 0.03
-    once, twice = prune(ratio=0.5), prune(ratio=0.5, steps=4)
+    once, twice = prune(pruning_ratio=0.5), prune(pruning_ratio=0.5, steps=4)
     origins = torch.arange(64)
     for edit in twice.graph.edits:
         assert isinstance(edit, Slice)
@@ -126,7 +126,7 @@ def test_the_weakest_head_goes_whole(tiny_graph: ModelGraph, prune: Prune) -> No
         tiny_graph.parameters()["blocks.0.attn.qkv.weight"].view(3, 2, 32, 64)[:, 0] *= 0.1
         tiny_graph.parameters()["blocks.1.attn.proj.weight"].view(64, 2, 32)[:, 1] *= 0.1
     before = tiny_graph.parameters()
-    result = prune(ratio=0.0, ratios=Ratios(heads=0.5))
+    result = prune(pruning_ratio=0.0, pruning_ratios=PruningRatios(heads=0.5))
     assert kept(result) == {"blocks.0.heads": (1,), "blocks.1.heads": (0,)}
     after = result.graph.parameters()
     qkv = before["blocks.0.attn.qkv.weight"].view(3, 2, 32, 64)[:, 1].reshape(96, 64)
@@ -137,7 +137,7 @@ def test_the_weakest_head_goes_whole(tiny_graph: ModelGraph, prune: Prune) -> No
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_heads_and_dims_in_steps_down_to_one_head(prune: Prune, scope: str, tmp_path: Path) -> None:
     """An axis of one index is no axis any more: the next step must do without it. The result can be saved."""
-    result = prune(ratios=Ratios(heads=0.5, head_dim=0.5), steps=2, scope=scope, ratio=0.25)
+    result = prune(pruning_ratios=PruningRatios(heads=0.5, head_dim=0.5), steps=2, scope=scope, pruning_ratio=0.25)
     assert not [name for name in sizes(result) if name.endswith("heads")] or scope == "global"
     save_graph(result.graph, tmp_path)
     loaded = load_graph(tmp_path)
@@ -158,7 +158,7 @@ def test_hessian_is_not_taylor(tiny_graph: ModelGraph, prune: Prune) -> None:
     assert all(weight.grad is None for weight in tiny_graph.parameters().values())
 
 
-BASE = {"ratio": 0.3}
+BASE = {"pruning_ratio": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ BASE = {"ratio": 0.3}
         (BASE, {"scope": "global"}),
         (BASE, {"scope": "isomorphic"}),
         (BASE, {"steps": 3}),
-        (BASE, {"max_ratio": 0.2}),
-        (BASE, {"ratios": {"hidden": 0.1}}),
+        (BASE, {"max_pruning_ratio": 0.2}),
+        (BASE, {"pruning_ratios": {"hidden": 0.1}}),
         (BASE, {"axes": {"blocks.0.v": 0.0}}),
         (BASE, {"budget": {"macs": 0.8}}),
         ({"scope": "global", **BASE}, {"normalization": "sum"}),
@@ -189,14 +189,14 @@ def test_a_budget_out_of_reach_is_refused(prune: Prune) -> None:
 
 
 def test_broken_promises_are_found(tiny_graph: ModelGraph, prune: Prune) -> None:
-    half = prune(ratio=0.5).graph
+    half = prune(pruning_ratio=0.5).graph
 
     def problems(**keys: Any) -> dict[str, str]:
         stage = DepGraphStage(DepGraph(method="depgraph", round_to=1, **keys))
         return {problem.where: problem.message for problem in stage.ensures(tiny_graph, half)}
 
-    assert problems(ratio=0.25)["embed"] == "has 32 indices instead of 48"
-    assert problems(scope="global", max_ratio=0.25)["embed"] == "has 32 indices, at least 48 should stay"
+    assert problems(pruning_ratio=0.25)["embed"] == "has 32 indices instead of 48"
+    assert problems(scope="global", max_pruning_ratio=0.25)["embed"] == "has 32 indices, at least 48 should stay"
     assert problems(scope="global") == {}
     assert "budget.macs" in problems(scope="global", budget=Budget(macs=0.2))
     assert DepGraphStage(DepGraph(method="depgraph")).ensures(tiny_graph, tiny_graph)[0].message == "no axis was cut"
@@ -219,14 +219,14 @@ def test_sparsity_training_widens_the_gap(tiny_graph: ModelGraph, context: Stage
 def test_sparsity_training_comes_before_the_cut(tiny_graph: ModelGraph, prune: Prune) -> None:
     before = {name: weight.clone() for name, weight in tiny_graph.parameters().items()}
     sparsity = GroupSparsity(gamma=1.0, train=Train(epochs=1, batch=16, lr=1e-2, images=160))
-    result = prune(ratio=0.5, sparsity=sparsity)
+    result = prune(pruning_ratio=0.5, sparsity=sparsity)
     assert result.metrics["sparsity_images"] == 160
     assert result.metrics["seconds"] > 0
-    assert kept(result) != kept(prune(ratio=0.5))
+    assert kept(result) != kept(prune(pruning_ratio=0.5))
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_graph.parameters().items())
 
 
 def test_sparsity_training_goes_by_labels_that_mixtures_do_not_have(tiny_graph: ModelGraph) -> None:
-    config = DepGraph(method="depgraph", sparsity=GroupSparsity(train=Train(mix=True)))
+    config = DepGraph(method="depgraph", group_sparsity=GroupSparsity(train=Train(mix=True)))
     (problem,) = DepGraphStage(config).requires(sketch(tiny_graph))
     assert problem.where == "sparsity.train.mix"

@@ -20,7 +20,7 @@ from vitslim.stages.prune.depgraph.stage import DepGraphStage
 
 def prune(graph: ModelGraph, context: StageContext) -> StageResult:
     """Half of every axis, by magnitude."""
-    stage = DepGraphStage(DepGraph(method="depgraph", ratio=0.5))
+    stage = DepGraphStage(DepGraph(method="depgraph", pruning_ratio=0.5))
     result = stage.apply(graph, context)
     assert stage.ensures(graph, result.graph) == []
     return result
@@ -51,7 +51,7 @@ def test_sizes_of_timm(name: str, kwargs: dict[str, Any], digits_context: Callab
 @pytest.mark.parametrize(("ratio", "dims"), [(0.54, (353, 29, 29, 1413)), (0.5, (384, 32, 32, 1536))])
 def test_dims_of_vit_base(base_block: ModelSketch, ratio: float, dims: tuple[int, ...]) -> None:
     """What Torch-Pruning 1.6 leaves of ViT-B (DepGraph, section 9)."""
-    keep = choose_cuts(base_block, DepGraph(method="depgraph", ratio=ratio, round_to=1)).keep
+    keep = choose_cuts(base_block, DepGraph(method="depgraph", pruning_ratio=ratio, round_to=1)).keep
     assert tuple(keep[name] for name in ("embed", "blocks.0.qk", "blocks.0.v", "blocks.0.mlp")) == dims
 
 
@@ -65,7 +65,7 @@ def test_resnet18_at_one_half() -> None:
     """11.69 to 3.06 M parameters. Torch-Pruning prints 1.822 and 0.487 GMACs: about three more an element of each
     batch norm's output, 7.8 and 3.9 M, than matrix products alone (DepGraph, section 9)."""
     before = sketch(trace_timm("resnet18", {}))
-    after = DepGraphStage(DepGraph(method="depgraph", ratio=0.5)).estimate(before)
+    after = DepGraphStage(DepGraph(method="depgraph", pruning_ratio=0.5)).estimate(before)
     assert before.cost().params / 1e6 == pytest.approx(11.69, abs=0.005)
     assert before.cost().macs / 1e9 == pytest.approx(1.822 - 0.0078, abs=0.001)
     assert after.cost().params / 1e6 == pytest.approx(3.06, abs=0.005)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch
-from vitslim.recipe.stages import Budget, DepGraph, Ratios
+from vitslim.recipe.stages import Budget, DepGraph, PruningRatios
 from vitslim.stages.prune.depgraph.ranking import pattern_of, ranked_schedule
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
@@ -34,30 +34,30 @@ def keep(sketch: ModelSketch, **keys: Any) -> dict[str, int]:
 
 def test_a_ratio_for_each_block(tiny: ModelSketch) -> None:
     """The embedding runs through all blocks and takes the mean."""
-    found = keep(tiny, ratio=(0.25, 0.75))
+    found = keep(tiny, pruning_ratio=(0.25, 0.75))
     assert (found["blocks.0.mlp"], found["blocks.1.mlp"], found["embed"]) == (192, 64, 32)
     assert (found["blocks.0.qk"], found["blocks.1.v"]) == (24, 8)
-    assert keep(tiny, ratio=(0.0, 0.5)).keys() == {"blocks.1.qk", "blocks.1.v", "blocks.1.mlp", "embed"}
+    assert keep(tiny, pruning_ratio=(0.0, 0.5)).keys() == {"blocks.1.qk", "blocks.1.v", "blocks.1.mlp", "embed"}
 
 
 def test_ratios_by_kind(tiny: ModelSketch) -> None:
-    found = keep(tiny, ratio=0.5, ratios=Ratios(head_dim=0.25, hidden=0.75, embedding=0.0))
+    found = keep(tiny, pruning_ratio=0.5, pruning_ratios=PruningRatios(head_dim=0.25, mlp=0.75, embed=0.0))
     assert set(found.values()) == {24, 64}
     assert (found["blocks.0.qk"], found["blocks.0.mlp"]) == (24, 64)
     assert "embed" not in found
 
 
 def test_heads_go_whole_and_their_dims_stay(tiny: ModelSketch) -> None:
-    cuts = choose_cuts(tiny, DepGraph(method="depgraph", ratios=Ratios(heads=0.5)))
+    cuts = choose_cuts(tiny, DepGraph(method="depgraph", pruning_ratios=PruningRatios(heads=0.5)))
     assert cuts.keep["blocks.0.heads"] == 1
     assert "blocks.0.qk" not in cuts.keep
     assert {note.layer: note.reason for note in cuts.skipped}["blocks.1.v"].startswith("multiplies with blocks.1.heads")
 
 
 def test_heads_and_dims_are_both_cut_when_both_are_asked_for(tiny: ModelSketch) -> None:
-    found = keep(tiny, ratios=Ratios(heads=0.5, head_dim=0.25))
+    found = keep(tiny, pruning_ratios=PruningRatios(heads=0.5, head_dim=0.25))
     assert (found["blocks.0.heads"], found["blocks.0.qk"], found["blocks.0.v"]) == (1, 24, 24)
-    rounded = keep(tiny, ratios=Ratios(heads=0.5, head_dim=0.25), round_to=16)
+    rounded = keep(tiny, pruning_ratios=PruningRatios(heads=0.5, head_dim=0.25), round_to=16)
     assert (rounded["blocks.0.heads"], rounded["blocks.0.qk"]) == (1, 16)
 
 
@@ -66,7 +66,7 @@ def test_single_axes(tiny: ModelSketch) -> None:
     assert found["blocks.0.mlp"] == 64
     assert "blocks.1.mlp" not in found
     assert found["blocks.0.v"] == 16
-    assert keep(tiny, ratio=0.0, axes={"embed": 0.5}, mode="bottleneck") == {"embed": 32}
+    assert keep(tiny, pruning_ratio=0.0, axes={"embed": 0.5}, mode="bottleneck") == {"embed": 32}
 
 
 def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
@@ -77,15 +77,17 @@ def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
 
 
 def test_no_axis_loses_more_than_max_ratio(tiny: ModelSketch) -> None:
-    assert set(keep(tiny, ratio=0.9, max_ratio=0.5).values()) == {16, 32, 128}
-    assert keep(tiny, ratio=0.9, max_ratio=0.45, round_to=16) == {"blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
+    assert set(keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.5).values()) == {16, 32, 128}
+    assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {"blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
                                                                  "blocks.0.qk": 24, "blocks.0.v": 24, "blocks.1.qk": 24,
                                                                  "blocks.1.v": 24}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["macs", "params"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 0.95])
-@pytest.mark.parametrize("keys", [{}, {"ratio": 0.0}, {"ratio": (0.2, 0.6)}, {"ratios": Ratios(hidden=0.9)}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"pruning_ratio": 0.0}, {"pruning_ratio": (0.2, 0.6)}, {"pruning_ratios": PruningRatios(mlp=0.9)}]
+)
 def test_a_budget_is_met(tiny: ModelSketch, key: str, share: float, keys: dict[str, Any]) -> None:
     cost = tiny.with_sizes(keep(tiny, budget=Budget(**{key: share}), **keys)).cost()
     reached = getattr(cost, key) / getattr(tiny.cost(), key)
@@ -103,7 +105,7 @@ def test_a_budget_in_steps_of_16_leaves_less_than_one_step(tiny: ModelSketch, sh
 
 
 def test_a_budget_scales_ratios_alike(tiny: ModelSketch) -> None:
-    found = keep(tiny, budget=Budget(macs=0.8), ratio=0.0, ratios=Ratios(hidden=0.2, head_dim=0.1))
+    found = keep(tiny, budget=Budget(macs=0.8), pruning_ratio=0.0, pruning_ratios=PruningRatios(mlp=0.2, head_dim=0.1))
     lost_hidden, lost_dims = 1 - found["blocks.0.mlp"] / 256, 1 - found["blocks.0.qk"] / 32
     assert lost_hidden == pytest.approx(2 * lost_dims, abs=0.07)
     assert "embed" not in found
@@ -163,7 +165,7 @@ def test_lists_and_ratios_are_ranked_apart() -> None:
     # Of b and c four go; c keeps its last index, so one of b goes.
     lists = {"a": "x", "b": "y", "c": "y"}
     assert ranked([target(n) for n in "abc"], 1.0, lists, **scores) == {"a": 2, "b": 3, "c": 1}
-    apart = [target("a"), target("b", ratio=0.25)]
+    apart = [target("a"), target("b", pruning_ratio=0.25)]
     assert ranked(apart, 1.0, a=[1, 1, 1, 1], b=[0, 0, 0, 0]) == {"a": 2, "b": 3}
 
 

@@ -15,7 +15,7 @@ from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour
-from vitslim.recipe.teaching import Train
+from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four.patterns import is_two_four
 from vitslim.stages.prune.two_four.stage import TwoFourStage

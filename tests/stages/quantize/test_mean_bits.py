@@ -1,4 +1,4 @@
-"""`mean_bits`: weights whose few bits harm the outputs most keep eight, as far as the mean allows."""
+"""`average_bits`: weights whose few bits harm the outputs most keep eight, as far as the mean allows."""
 
 from __future__ import annotations
 
@@ -78,14 +78,17 @@ def test_noise_of_weights_is_that_of_the_logits_less_a_bias() -> None:
     assert len(layers) == 6
 
 
-@pytest.mark.parametrize("keys", [{}, {"block": 16}, {"block": 16, "inputs": "float"}, {"end_bits": 8, "block": 16}])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"group_size": 16}, {"group_size": 16, "activations": "float"}, {"first_last_bits": 8, "group_size": 16}],
+)
 def test_more_bits_are_closer_and_keep_to_the_mean(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     x = torch.stack([context.data.calibration[i][0] for i in range(50)])
     reference, found = tiny_graph.module(x).detach(), list[float]()
     for mean in (None, 5.5, 7.0):
-        result = quantize(tiny_graph, context, rounding="nearest", mean_bits=mean, **keys)
+        result = quantize(tiny_graph, context, rounding="nearest", average_bits=mean, **keys)
         found.append(sqnr_db(reference, result.graph.module(x).detach()))
         if mean is not None:
             assert mean - 1.2 < mean_of(result.graph) <= mean  # the largest layer has a fourth of all weights
@@ -102,10 +105,10 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
 
 
 def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
-    stage = PtqStage(Ptq(bits=4, end_bits=8, mean_bits=4.2))  # the ends take more
+    stage = PtqStage(Ptq(bits=4, first_last_bits=8, average_bits=4.2))  # the ends take more
     (problem,) = stage.requires(sketch(tiny_graph))
     assert (problem.where, problem.message) == (
-        "mean_bits", "a mean of 4.2 bits has no room for eight bits of any weight"
+        "average_bits", "a mean of 4.2 bits has no room for eight bits of any weight"
     )  # fmt: skip
     ends = mean_of(_with_ends(tiny_graph))
     assert problem.hint == f"write more than {ends:.2f}"
@@ -118,7 +121,7 @@ def _with_ends(graph: ModelGraph) -> ModelGraph:
 
 
 def test_plan_guesses_the_bytes_to_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:
-    stage = PtqStage(Ptq(bits=4, mean_bits=6))
+    stage = PtqStage(Ptq(bits=4, average_bits=6))
     guess = stage.estimate(sketch(tiny_graph))
     assert guess.data_dependent
     exact = sketch(stage.apply(tiny_graph, context).graph)

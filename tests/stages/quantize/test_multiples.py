@@ -157,9 +157,9 @@ def written(graph: ModelGraph, context: StageContext, path: Path, target: Target
     [
         ({}, {"QGemm": 10}),
         ({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}),
-        ({"full_range": True}, {"QGemm": 10}),
-        ({"inputs": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
-        ({"float_inputs": 2, "bits": 3, "end_bits": 8}, {"QGemm": 8, "Mul": 1}),
+        ({"reduce_range": False}, {"QGemm": 10}),
+        ({"activations": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
+        ({"float_inputs": 2, "bits": 3, "first_last_bits": 8}, {"QGemm": 8, "Mul": 1}),
     ],
 )
 def test_a_file_holds_four_bits_and_multiplies_eight(
@@ -170,7 +170,7 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
     assert {name: found[name] for name in fused} == fused
     types = Counter(one.data_type for one in onnx.load(path).graph.initializer if len(one.dims) == 3)
     in_blocks = [site for site in quantizer_sites(graph).values() if site.integer_scales]
-    assert len(in_blocks) == (8 if "end_bits" in keys else 9)
+    assert len(in_blocks) == (8 if "first_last_bits" in keys else 9)
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
     assert inspected.broken == ()
@@ -188,7 +188,7 @@ def test_blocks_are_closer_than_channels_and_take_little_more(
 ) -> None:
     x, sizes, found = images(context, 50), {}, {}
     for block in (0, BLOCK):
-        graph = quantize(tiny_graph, context, block=block, rounding="nearest")
+        graph = quantize(tiny_graph, context, group_size=block, rounding="nearest")
         found[block] = sqnr_db(logits(tiny_graph, x), logits(graph, x))
         sizes[block] = inspect(_exported(graph, tmp_path)).facts
     assert found[BLOCK] > found[0] + 1

@@ -70,7 +70,12 @@ def test_codes_are_the_pixels_and_lose_nothing(tiny_graph: ModelGraph) -> None:
 def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
-    for keys, bits in (({}, 8), ({"inputs": "dynamic"}, 8), ({"input_bits": 6}, 32), ({"inputs": "float"}, 32)):
+    for keys, bits in (
+        ({}, 8),
+        ({"activations": "dynamic"}, 8),
+        ({"activation_bits": 6}, 32),
+        ({"activations": "float"}, 32),
+    ):
         stage = PtqStage(Ptq(**keys))
         result = stage.apply(tiny_graph, digits_context(tiny_graph))
         assert sketch(result.graph).bits[PATCHES].input == bits

@@ -207,7 +207,7 @@ def test_codes_of_four_bits_alone_know_what_outputs_have_in_common(
         return gptq(weight, scale, curvature, *others)
 
     monkeypatch.setattr("vitslim.stages.quantize.ptq.weights.gptq", spy)
-    PtqStage(Ptq(method="ptq", bits=4, end_bits=8)).apply(tiny_graph, context)
+    PtqStage(Ptq(method="ptq", bits=4, first_last_bits=8)).apply(tiny_graph, context)
     assert told == [False, *[True] * 8, False]
 
 
@@ -233,7 +233,7 @@ def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageCont
 def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
     tiny_graph: ModelGraph, context: StageContext
 ) -> None:
-    result = PtqStage(Ptq(method="ptq", inputs="symmetric", scale_inputs="none")).apply(tiny_graph, context)
+    result = PtqStage(Ptq(method="ptq", symmetric=True, activation_scaling="none")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
     seen = ChannelRanges()
     Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen}, layer_inputs(tiny_graph.module))(images)
@@ -286,7 +286,9 @@ def test_activations_that_are_not_finite_stop_the_stage(tiny_graph: ModelGraph, 
 
 
 def test_scales_survive_a_rebuild_of_the_graph(tiny_graph: ModelGraph, context: StageContext) -> None:
-    quantized = PtqStage(Ptq(method="ptq", calibrate="minmax", scale_inputs="none")).apply(tiny_graph, context).graph
+    quantized = (
+        PtqStage(Ptq(method="ptq", calibrate="minmax", activation_scaling="none")).apply(tiny_graph, context).graph
+    )
     edit = quantized.edits[-1]
     assert isinstance(edit, InsertFakeQuant)
     rebuilt = insert_fake_quant(read_pixels(tiny_graph, ("patch_embed.proj.weight",)), edit.sites)

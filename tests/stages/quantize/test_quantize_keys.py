@@ -57,10 +57,10 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
 @pytest.mark.parametrize(
     "change",
     [
-        {"bits": 4}, {"input_bits": 6}, {"inputs": "symmetric"}, {"inputs": "dynamic"}, {"inputs": "float"},
-        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"equalize": False}, {"scale_inputs": "none"},
+        {"bits": 4}, {"activation_bits": 6}, {"symmetric": True}, {"activations": "dynamic"}, {"activations": "float"},
+        {"calibrate": "mse"}, {"calibrate": "entropy"}, {"smooth": False}, {"activation_scaling": "none"},
         {"rounding": "nearest"}, {"rotate": True}, {"bias_correction": False}, {"float_inputs": 2},
-        {"skip": ("head",)}, {"end_bits": 4}, {"full_range": True},
+        {"skip": ("head",)}, {"first_last_bits": 4}, {"reduce_range": False},
     ],
 )  # fmt: skip
 def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageContext, change: dict[str, Any]) -> None:
@@ -74,9 +74,9 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
 ) -> None:
     """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
     cases: tuple[dict[str, Any], ...] = (
-        {"equalize": False},
-        {"equalize": False, "full_range": True},
-        {"inputs": "float"},
+        {"smooth": False},
+        {"smooth": False, "reduce_range": False},
+        {"activations": "float"},
     )
     fc2, errors, largest, cut = "blocks.1.mlp.fc2.weight", [], [], []
     for index, keys in enumerate(cases):
@@ -96,8 +96,8 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
 
 
 def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
-    keys: dict[str, Any] = {"inputs": "float", "bits": 4}
-    whole, blocks = (quantize(tiny_graph, context, **keys, block=block) for block in (0, 16))
+    keys: dict[str, Any] = {"activations": "float", "bits": 4}
+    whole, blocks = (quantize(tiny_graph, context, **keys, group_size=block) for block in (0, 16))
     name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
     assert whole.parameters()[name].shape == (256,)
     assert blocks.parameters()[name].shape == (256, 4)
@@ -106,10 +106,10 @@ def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext)
     assert errors[1] < errors[0]
 
 
-BLOCKS: dict[str, Any] = {"inputs": "float", "bits": 4, "block": 16}
+BLOCKS: dict[str, Any] = {"activations": "float", "bits": 4, "group_size": 16}
 
 
-@pytest.mark.parametrize("keys", [{}, BLOCKS, BLOCKS | {"zero_points": True}, {"inputs": "dynamic"}])
+@pytest.mark.parametrize("keys", [{}, BLOCKS, BLOCKS | {"zero_points": True}, {"activations": "dynamic"}])
 def test_a_saved_graph_comes_back_equal(
     tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
 ) -> None:  # fmt: skip
@@ -145,26 +145,26 @@ def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
 
 
 def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:
-    for keys in ({"bits": 4, "inputs": "float", "block": 16}, {"bits": 3}, {"inputs": "dynamic"},
-                 {"bits": 4, "inputs": "float", "block": 16, "end_bits": 8}):  # fmt: skip
+    for keys in ({"bits": 4, "activations": "float", "group_size": 16}, {"bits": 3}, {"activations": "dynamic"},
+                 {"bits": 4, "activations": "float", "group_size": 16, "first_last_bits": 8}):  # fmt: skip
         stage = PtqStage(Ptq(method="ptq", **keys))  # type: ignore[arg-type]
         assert sketch(stage.apply(tiny_graph, context).graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
 
 
 def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
-    keys: dict[str, Any] = {"bits": 4, "block": 16, "inputs": "float"}
+    keys: dict[str, Any] = {"bits": 4, "group_size": 16, "activations": "float"}
     found = {site.weight: (site.weight_bits, site.block) for site in sites(quantize(tiny_graph, context, **keys))}
     ends = {site.weight: (site.weight_bits, site.block)
-            for site in sites(quantize(tiny_graph, context, **keys, end_bits=8))}  # fmt: skip
+            for site in sites(quantize(tiny_graph, context, **keys, first_last_bits=8))}  # fmt: skip
     assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
 
 
 def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
     whole = sketch(tiny_graph)
     middle = replace(whole, products=tuple(p for p in whole.products if p.role not in {"patch_embed", "head"}))
-    stage = PtqStage(Ptq(end_bits=8))
+    stage = PtqStage(Ptq(first_last_bits=8))
     assert stage.requires(whole) == []
-    assert [problem.where for problem in stage.requires(middle)] == ["end_bits"]
+    assert [problem.where for problem in stage.requires(middle)] == ["first_last_bits"]
 
 
 def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:
@@ -189,7 +189,7 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
     with torch.no_grad():  # one hidden unit a thousand times as large as all others takes the codes from them
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
-    found = sites(quantize(tiny_graph, context, float_inputs=1, equalize=False))
+    found = sites(quantize(tiny_graph, context, float_inputs=1, smooth=False))
     assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
@@ -211,7 +211,7 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
     tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
 ) -> None:
     large = with_a_large_hidden_unit(tiny_graph, asked)
-    plain, scaled = (quantize(large, context, scale_inputs=one) for one in ("none", asked))
+    plain, scaled = (quantize(large, context, activation_scaling=one) for one in ("none", asked))
     (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
     assert "blocks.1.mlp.fc2.weight" in weights
     assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
@@ -245,7 +245,7 @@ def test_noise_shares_of_a_linear_model_are_exact() -> None:
 
 
 def test_removing_quantizers_gives_the_float_graph_back(tiny_graph: ModelGraph, context: StageContext) -> None:
-    graph = quantize(tiny_graph, context, equalize=False, rounding="nearest", bias_correction=False)
+    graph = quantize(tiny_graph, context, smooth=False, rounding="nearest", bias_correction=False)
     plain = remove_fake_quant(graph)
     assert not quantized_layers(plain.module)
     assert plain.edits == (*tiny_graph.edits, ReadPixels(("patch_embed.proj.weight",)))

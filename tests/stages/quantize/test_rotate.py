@@ -114,7 +114,7 @@ def test_a_channel_of_large_values_harms_no_more(
     images = torch.stack([context.data.calibration[i][0] for i in range(8)])
     found = {}
     for asked in (False, True):
-        keys: dict[str, Any] = {"equalize": False, "scale_inputs": "none", "inputs": "symmetric", "bits": 8}
+        keys: dict[str, Any] = {"smooth": False, "activation_scaling": "none", "symmetric": True, "bits": 8}
         result = PtqStage(Ptq(method="ptq", rotate=asked, **keys)).apply(graph, context)
         with torch.no_grad():
             found[asked] = sqnr_db(graph.module(images), result.graph.module(images))

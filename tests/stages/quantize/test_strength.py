@@ -118,7 +118,7 @@ def test_a_gradient_that_is_no_number_is_refused() -> None:
     held = HeldOut(limits(x), PLACE.candidates(limits(x), bits=8, symmetric=False))
     with pytest.raises(StageError, match="no finite number") as caught:
         held.observe(x, torch.full_like(x, torch.inf))
-    assert "equalize: false" in caught.value.hint
+    assert "smooth: false" in caught.value.hint
 
 
 def test_places_show_what_their_layers_read_and_nothing_else(

@@ -12,7 +12,7 @@ from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.branches import find_branches
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.teaching import Features
+from vitslim.recipe.stages.training import Features
 
 
 def block_outputs(graph: ModelGraph) -> dict[str, Node]:
@@ -39,13 +39,11 @@ def critical_blocks(config: Features, graph: ModelGraph) -> tuple[str, ...]:
     return config.blocks
 
 
-def feature_losses(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor, effects: Sequence[Tensor] | None = None
-) -> Tensor:
-    """Mean squared distance of each block's features, or its sum weighed by their effects, over the images that count:
+def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor) -> Tensor:
+    """Mean squared distance of each block's features  over the images that count:
     float (blocks,).
 
-    Features are float (b, ...) of one shape a block, and effects float (...); counted is bool (b,). Zero, with finite
+    Features are float (b, ...) of one shape a block; counted is bool (b,). Zero, with finite
     gradients, where no image counts.
     """
     share = counted.float() / counted.sum().clamp(min=1)
@@ -53,10 +51,7 @@ def feature_losses(
         (ours.float() - theirs.float()).square().flatten(start_dim=1)
         for ours, theirs in zip(student, teacher, strict=True)
     ]
-    if effects is None:
-        distances = [one.mean(dim=1) for one in squares]
-    else:
-        distances = [(one * effect.flatten()).sum(dim=1) for one, effect in zip(squares, effects, strict=True)]
+    distances = [one.mean(dim=1) for one in squares]
     # No product of matrices, which would be rounded to bfloat16 where training is.
     return (torch.stack(distances) * share).sum(dim=1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from vitslim.recipe.teaching import Taught
+from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.stages.distill.features import feature_losses
 from vitslim.training import LOSS, Batch, hard_loss, soft_loss
 from vitslim.training.taps import Tapped
@@ -26,16 +26,15 @@ class Distillation:
 
     def __init__(
         self,
-        config: Taught,
+        config: TrainedWithTeacher,
         teacher: Teach | None,
         blocks: Sequence[str] = (),
         weights: torch.Tensor | None = None,
-        effects: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`blocks` are those whose features are compared. `weights` float (blocks,) weigh blocks, and `effects`, a
-        float tensor a block of its features' shape, the numbers within one; None counts all alike."""
+        """`blocks` are those whose features are compared. `weights` float (blocks,)
+        weigh blocks; None weighs all alike."""
         self.config, self.teacher, self.blocks = config, teacher, blocks
-        self.weights, self.effects = weights, effects
+        self.weights = weights
 
     def __call__(
         self, output: torch.Tensor | tuple[torch.Tensor, Sequence[torch.Tensor]], batch: Batch
@@ -49,7 +48,7 @@ class Distillation:
         if loss.hard > 0:
             by_teacher = taught is not None and self.config.labels == "teacher"
             labels = taught.logits.argmax(dim=1) if taught is not None and by_teacher else batch.labels
-            total = total + loss.hard * hard_loss(logits, labels, self.config.train.smoothing)
+            total = total + loss.hard * hard_loss(logits, labels, self.config.train.label_smoothing)
         if taught is not None and loss.soft > 0:
             total = total + loss.soft * soft_loss(logits, taught.logits, self.config.temperature)
         if taught is not None and loss.feature > 0:
@@ -61,4 +60,4 @@ class Distillation:
     def _distances(self, logits: torch.Tensor, features: Sequence[torch.Tensor], taught: Tapped) -> torch.Tensor:
         agree = logits.argmax(dim=1) == taught.logits.argmax(dim=1)
         counted = agree if self.config.features.only_agreeing else torch.ones_like(agree)
-        return feature_losses(features, taught.features, counted, self.effects)
+        return feature_losses(features, taught.features, counted)

@@ -7,7 +7,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Distill
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.distill.teaching import spoilt, teach, unlearnable
+from vitslim.stages.distill.teaching import spoilt, teach
 
 
 class DistillStage:
@@ -18,7 +18,7 @@ class DistillStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:  # noqa: ARG002
         """A loss that is not identically zero."""
-        return unlearnable(self.config)
+        return []
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Training changes no size."""

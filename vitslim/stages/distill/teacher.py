@@ -13,7 +13,7 @@ from vitslim.errors import StageError
 from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.teaching import Taught, Teacher
+from vitslim.recipe.stages.training import Teacher, TrainedWithTeacher
 from vitslim.stages.contract import StageContext
 from vitslim.stages.distill.features import block_outputs
 from vitslim.stages.distill.objective import Teach
@@ -44,13 +44,15 @@ def find_teacher(teacher: Teacher, student: ModelSource, context: StageContext) 
     return graph
 
 
-def ask(teacher: ModelGraph, blocks: Sequence[str], config: Taught, dataset: Dataset, context: StageContext) -> Teach:
+def ask(
+    teacher: ModelGraph, blocks: Sequence[str], config: TrainedWithTeacher, dataset: Dataset, context: StageContext
+) -> Teach:
     """A function that gives the teacher's logits for a batch of `dataset`, and the features of these blocks.
 
     Logits alone are computed once for each image, in advance, where every epoch shows the same images.
     """
     device = find_device(config.train)
-    if not (blocks or config.train.mix or config.perturb) and config.train.augment == "none":
+    if not (blocks or config.train.mix) and config.train.augment == "none":
         module = teacher.module.eval()
         stored = predict(module, dataset, config.train.batch, context.progress, "teacher")[0].to(device)
         return lambda batch: Tapped(stored[batch.positions], ())

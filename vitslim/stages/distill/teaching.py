@@ -7,13 +7,11 @@ import torch
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.shapes import tensor_shapes
-from vitslim.recipe.teaching import Taught
+from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
-from vitslim.stages.distill.effects import find_effects
 from vitslim.stages.distill.features import block_outputs, critical_blocks
 from vitslim.stages.distill.objective import Distillation
-from vitslim.stages.distill.perturb import perturber
 from vitslim.stages.distill.teacher import NO_TEACHER, ask, find_teacher
 from vitslim.training import train
 from vitslim.training.device import device_name, find_device, find_precision
@@ -21,7 +19,11 @@ from vitslim.training.taps import with_taps
 
 
 def teach(
-    student: ModelGraph, config: Taught, context: StageContext, label: str, weights: torch.Tensor | None = None
+    student: ModelGraph,
+    config: TrainedWithTeacher,
+    context: StageContext,
+    label: str,
+    weights: torch.Tensor | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero, the structure stays as it is.
 
@@ -32,52 +34,26 @@ def teach(
     device = find_device(config.train)
     dataset = context.data.train.balanced(config.train.images, context.seed)
     # A loss of weight zero needs no teacher, whatever the recipe names.
-    teacher = find_teacher(config.teacher, student.source, context) if needs_teacher(config) else None
+    teacher = find_teacher(config.teacher, student.source, context) if config.needs_teacher else None
     blocks = critical_blocks(config.features, student) if teacher is not None and config.loss.feature > 0 else ()
     if teacher is not None and blocks:
         _require_equal_features(student, teacher, blocks)
     says = ask(teacher, blocks, config, dataset, context) if teacher is not None else None
-    by_effect = bool(blocks) and config.features.distance == "effect"
-    effects = find_effects(teacher, blocks, device, context) if teacher is not None and by_effect else None
     outputs = block_outputs(student) if blocks else {}
     module = with_taps(student.module, [outputs[block] for block in blocks]) if blocks else student.module
     metrics = train(
         module,
         dataset,
-        Distillation(config, says, blocks, None if weights is None else weights.to(device), effects),
+        Distillation(config, says, blocks, None if weights is None else weights.to(device)),
         config.train,
         context.seed,
         student.masks,
         context.progress,
         label=label,
-        vary=perturber(teacher, config) if teacher is not None and config.perturb else None,
         keep=context.keep,
     )
     student.module.eval()
     return LayerNote(layer="all parameters", what=_what(config, len(dataset), device)), metrics
-
-
-def needs_teacher(config: Taught) -> bool:
-    """Whether any term of the loss that counts asks the teacher."""
-    by_label = config.loss.hard > 0 and config.labels == "teacher"
-    return config.teacher != NO_TEACHER and (config.loss.soft > 0 or config.loss.feature > 0 or by_label)
-
-
-def unlearnable(config: Taught) -> list[Problem]:
-    """A loss that is identically zero, or labels for mixtures of images, which have none."""
-    loss = config.loss
-    if config.train.mix and (config.teacher == NO_TEACHER or (loss.hard > 0 and config.labels == "dataset")):
-        message = "mixtures of two images have no label, and loss.hard asks for one"
-        return [Problem("train.mix", message, "set labels to teacher, or loss.hard to 0 beside a teacher")]
-    if loss.hard == loss.soft == loss.feature == 0:
-        return [Problem("loss", "all loss weights are zero", "set loss.hard or loss.soft above zero")]
-    if config.teacher == NO_TEACHER and loss.hard == 0:
-        message = "without a teacher only the hard loss remains, and its weight is zero"
-        return [Problem("loss.hard", message, "set loss.hard above zero, or name a teacher such as dense")]
-    if config.perturb and not needs_teacher(config):
-        message = "no teacher is asked whose classes images could be moved towards"
-        return [Problem("perturb", message, "name a teacher such as dense, or set perturb to 0")]
-    return []
 
 
 def spoilt(before: ModelGraph, after: ModelGraph) -> list[Problem]:
@@ -110,9 +86,9 @@ def _require_equal_features(student: ModelGraph, teacher: ModelGraph, blocks: tu
             )
 
 
-def _what(config: Taught, images: int, device: torch.device) -> str:
+def _what(config: TrainedWithTeacher, images: int, device: torch.device) -> str:
     """What was done, for the report."""
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
     where = f"{device_name(device)} in {find_precision(config.train, device)}"
     named = config.teacher if isinstance(config.teacher, str) else config.teacher.timm
-    return f"trained {epochs} on {images} images on {where}, teacher {named if needs_teacher(config) else NO_TEACHER}"
+    return f"trained {epochs} on {images} images on {where}, teacher {named if config.needs_teacher else NO_TEACHER}"

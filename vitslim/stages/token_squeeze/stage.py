@@ -63,7 +63,7 @@ class EtpsStage:
         """Block name to patch tokens before and after, in graph order."""
         names = [sketch.blocks[index] for index in sorted(self.config.blocks)]
         present = {block: _patches(sketch, block) for block in sketch.blocks}
-        return token_counts(present, names, self.config.keep, self.config.rounding)
+        return token_counts(present, names, self.config.keep_rate, self.config.rounding)
 
     def _keep(self, sketch: ModelSketch) -> dict[str, int]:
         """Block name to patch tokens that stay, without blocks that keep all."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.stages.prune.depgraph.groups import Member, axis_scores
-from vitslim.stages.prune.depgraph.importance import Reduction, magnitude_l2
+from vitslim.stages.prune.depgraph.importance import magnitude_l2
 
 
 def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:
@@ -37,7 +37,7 @@ def push(weight: Tensor, strengths: Sequence[tuple[int, Tensor]], gamma: float) 
 
 
 def pusher(
-    members: Sequence[Member], parameters: Mapping[str, nn.Parameter], gamma: float, alpha: float, reduction: Reduction
+    members: Sequence[Member], parameters: Mapping[str, nn.Parameter], gamma: float, alpha: float
 ) -> Callable[[], None]:
     """A function to call after each backward pass: it adds the push to the gradients of all members.
 
@@ -46,7 +46,7 @@ def pusher(
 
     def add() -> None:
         with torch.no_grad():
-            scores = axis_scores(members, parameters, lambda _, weight: magnitude_l2(weight), reduction)
+            scores = axis_scores(members, parameters, lambda _, weight: magnitude_l2(weight))
             strengths = {axis: group_strengths(values, alpha) for axis, values in scores.items()}
             for name, here in _by_parameter(members).items():
                 weight = parameters[name]

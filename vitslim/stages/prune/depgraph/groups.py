@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.axes import Axis
-from vitslim.stages.prune.depgraph.importance import Reduction, group_scores, member_scores, slice_sums
+from vitslim.stages.prune.depgraph.importance import group_scores, member_scores, slice_sums
 
 ElementScores = Callable[[str, Tensor], Tensor]
 """Scores of the elements of a parameter, by its name and value: same shape."""
@@ -42,7 +42,7 @@ def find_members(axes: Iterable[Axis], parameters: Mapping[str, Tensor]) -> list
 
 
 def axis_scores(
-    members: Iterable[Member], parameters: Mapping[str, Tensor], elements: ElementScores, reduction: Reduction = "mean"
+    members: Iterable[Member], parameters: Mapping[str, Tensor], elements: ElementScores
 ) -> dict[str, Tensor]:
     """Score of each index by axis name: float64 (axis size,), not yet normalized. The elements of a parameter are
     scored once."""
@@ -56,4 +56,4 @@ def axis_scores(
         for member in here:
             vote = member_scores(sums[member.dim], member.index, member.size)
             votes.setdefault(member.axis, []).append(vote)
-    return {axis: group_scores(found, reduction) for axis, found in votes.items()}
+    return {axis: group_scores(found) for axis, found in votes.items()}

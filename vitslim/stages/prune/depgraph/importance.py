@@ -6,14 +6,10 @@ sum of its elements' scores over the slice that would go with the index; the gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Reduction = Literal["mean", "sum", "max"]
-Normalization = Literal["mean", "max", "sum", "none"]
 
 
 def magnitude_l1(weight: Tensor) -> Tensor:
@@ -62,24 +58,14 @@ def member_scores(sums: Tensor, index: Tensor, size: int) -> Tensor:
     return total / torch.bincount(where, minlength=size).clamp(min=1)
 
 
-def group_scores(members: Sequence[Tensor], reduction: Reduction = "mean") -> Tensor:
-    """Scores of a group from those of its members: float64 (size,). members: at least one tensor (size,)."""
-    stacked = torch.stack(list(members))
-    match reduction:
-        case "mean":
-            return stacked.mean(dim=0)
-        case "sum":
-            return stacked.sum(dim=0)
-        case "max":
-            return stacked.amax(dim=0)
+def group_scores(members: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the scores of a group's members: float64 (size,). members: at least one tensor (size,)."""
+    return torch.stack(list(members)).mean(dim=0)
 
 
-def normalized(scores: Tensor, normalization: Normalization = "mean") -> Tensor:
-    """Scores of one group divided by their mean, largest or sum, so that groups compare. Zeros stay zeros. (size,)."""
-    by: dict[Normalization, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "max": Tensor.amax, "sum": Tensor.sum}
-    if normalization == "none":
-        return scores
-    scale = by[normalization](scores)
+def normalized(scores: Tensor) -> Tensor:
+    """Return the scores of one group divided by their mean, so that groups compare. Zeros stay zeros. (size,)."""
+    scale = scores.mean()
     return scores / scale if scale > 0 else scores
 
 

@@ -35,10 +35,10 @@ class Scorer:
             return {axis.name: torch.rand(axis.size, generator=self._chance, dtype=torch.float64) for axis in axes}
         parameters = graph.parameters()
         members = find_members(axes, parameters)
-        scores = axis_scores(members, parameters, self._elements(graph), config.reduction)
+        scores = axis_scores(members, parameters, self._elements(graph))
         if config.importance == "lamp":
             return {axis: lamp(found) for axis, found in scores.items()}
-        return {axis: normalized(found, config.normalization) for axis, found in scores.items()}
+        return {axis: normalized(found) for axis, found in scores.items()}
 
     def _elements(self, graph: ModelGraph) -> ElementScores:
         config, context = self.config, self.context

@@ -12,13 +12,12 @@ from vitslim.recipe.stages import GroupSparsity
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.depgraph.group_sparsity import pusher
 from vitslim.stages.prune.depgraph.groups import Member
-from vitslim.stages.prune.depgraph.importance import Reduction
 from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
 from vitslim.training.device import find_device
 
 
 def train_sparse(
-    graph: ModelGraph, members: Sequence[Member], config: GroupSparsity, reduction: Reduction, context: StageContext
+    graph: ModelGraph, members: Sequence[Member], config: GroupSparsity, context: StageContext
 ) -> tuple[ModelGraph, dict[str, float]]:
     """A trained copy of the graph, and the figures of the training, each with `sparsity_` in front, but
     for `seconds`, which a stage has of its training whatever it is for.
@@ -31,7 +30,7 @@ def train_sparse(
     here = [replace(member, index=member.index.to(device)) for member in members]
 
     def objective(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        return {LOSS: hard_loss(logits, batch.labels, config.train.smoothing)}
+        return {LOSS: hard_loss(logits, batch.labels, config.train.label_smoothing)}
 
     metrics = train(
         student.module,
@@ -42,7 +41,7 @@ def train_sparse(
         student.masks,
         context.progress,
         label="prune: sparsity training",
-        after_backward=pusher(here, student.parameters(), config.gamma, config.alpha, reduction),
+        after_backward=pusher(here, student.parameters(), config.gamma, config.alpha),
         keep=context.keep,
     )
     seconds = metrics.pop(SECONDS)

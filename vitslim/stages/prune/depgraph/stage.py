@@ -44,7 +44,7 @@ class DepGraphStage:
             return [Problem("", "structural pruning cannot follow quantization", "put prune before quantize")]
         if sketch.sparsity:
             return [Problem("", "structural pruning would break the 2:4 pattern", "put depgraph before two-four")]
-        if self.config.sparsity is not None and self.config.sparsity.train.mix:
+        if self.config.group_sparsity is not None and self.config.group_sparsity.train.mix:
             return [Problem("sparsity.train.mix", "this training goes by labels, and mixtures of images have none")]
         cuts = choose_cuts(sketch, self.config, self.latency)
         if cuts.problems:
@@ -52,7 +52,7 @@ class DepGraphStage:
         if cuts.keep:
             return []
         reasons = sorted({note.reason for note in cuts.skipped}) or ["no axis of this model can be cut"]
-        where = "ratio" if self.config.ratio == 0 else ""
+        where = "pruning_ratio" if self.config.pruning_ratio == 0 else ""
         return [Problem(where, f"nothing can be pruned: {'; '.join(reasons[:3])}", "raise ratio or lower round_to")]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
@@ -75,9 +75,9 @@ class DepGraphStage:
         found = find_targets(before, self.config)
         metrics = {"verify_error": _verified(graph)}
         current, scorer = graph, Scorer(self.config, context)
-        if self.config.sparsity is not None:
+        if self.config.group_sparsity is not None:
             members = find_members([graph.axes[target.axis] for target in found.cut], graph.parameters())
-            current, trained = train_sparse(graph, members, self.config.sparsity, self.config.reduction, context)
+            current, trained = train_sparse(graph, members, self.config.group_sparsity, context)
             metrics |= trained
         lists = rank_lists(graph, self.config, found.cut)
         cutter = Cutter(self.config, before, found.cut, lists, scorer, self.latency)

@@ -21,8 +21,8 @@ MODES = {"uniform": frozenset(ORDER), "bottleneck": frozenset({"qk", "v", "mlp",
 TRANSFORMER_KINDS = {"heads", "qk", "v", "mlp", "embed"}
 """Kinds whose frozen axes are worth a line in the report when they are long enough to be cut; the rest are tables."""
 
-KEY_OF_KIND = {"heads": "heads", "qk": "head_dim", "v": "head_dim", "mlp": "hidden", "embed": "embedding"}
-"""Kind of an axis to the key of `ratios` that speaks of it."""
+KEY_OF_KIND = {"heads": "heads", "qk": "head_dim", "v": "head_dim", "mlp": "mlp", "embed": "embed"}
+"""Kind of an axis to the key of `pruning_ratios` that speaks of it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_targets(sketch: ModelSketch, config: DepGraph) -> Targets:
     """The axes that the recipe names or its mode covers, without those that cannot be cut.
 
     Axes that multiply in one dimension of a parameter are cut together only when the recipe names each of them, by
-    `axes` or by its kind in `ratios`; otherwise ratios would compound.
+    `axes` or by its kind in `pruning_ratios`; otherwise ratios would compound.
     """
     if problems := tuple(_problems(sketch, config)):
         return Targets((), (), problems)
@@ -69,10 +69,10 @@ def find_targets(sketch: ModelSketch, config: DepGraph) -> Targets:
 
 
 def _problems(sketch: ModelSketch, config: DepGraph) -> Iterator[Problem]:
-    count, blocks = len(config.ratio) if isinstance(config.ratio, tuple) else None, len(sketch.blocks)
+    count, blocks = len(config.pruning_ratio) if isinstance(config.pruning_ratio, tuple) else None, len(sketch.blocks)
     if count is not None and count != blocks:
         message = f"got {count} {'entry' if count == 1 else 'entries'}, but the model has {blocks} blocks"
-        yield Problem("ratio", message, f"give one number, or a list of {blocks}")
+        yield Problem("pruning_ratio", message, f"give one number, or a list of {blocks}")
     for name in config.axes:
         if name not in sketch.kinds:
             hint = closest(name, set(sketch.kinds) - set(sketch.frozen))
@@ -116,7 +116,7 @@ class _Choice:
     def _target(self, axis: str) -> Target:
         size, config = self.sketch.axes[axis], self.config
         step = step_of(config.round_to, (prod(self._unit(n) for n in others) for others in self.partners.get(axis, ())))
-        return Target(axis, size, self.ratios[axis], step, least_count(size, config.max_ratio, step))
+        return Target(axis, size, self.ratios[axis], step, least_count(size, config.max_pruning_ratio, step))
 
     def _unit(self, axis: str) -> int:
         """What divides the length of an axis for certain: its step when it is cut, else its length, or 1 till it is
@@ -143,7 +143,8 @@ class _Choice:
         if target.ratio == 0:
             return f"ratio 0 takes none of its {size} indices"
         if target.least == size:
-            return f"max_ratio {self.config.max_ratio:g} leaves no step of {step} of its {size} indices to cut"
+            limit = self.config.max_pruning_ratio
+            return f"max_pruning_ratio {limit:g} leaves no step of {step} of its {size} indices to cut"
         return ""
 
     def _worth_a_line(self, target: Target) -> bool:
@@ -156,9 +157,9 @@ def _ratios(sketch: ModelSketch, config: DepGraph) -> dict[str, float]:
     for axis, kind in sketch.kinds.items():
         if axis in config.axes:
             ratios[axis] = config.axes[axis]
-        elif kind in MODES[config.mode] and (kind != "heads" or config.ratios.heads > 0):
+        elif kind in MODES[config.mode] and (kind != "heads" or config.pruning_ratios.heads > 0):
             key = KEY_OF_KIND.get(kind)
-            own = getattr(config.ratios, key) if key else None
+            own = getattr(config.pruning_ratios, key) if key else None
             ratios[axis] = _block_ratio(sketch, config, axis) if own is None else own
     if config.budget is not None and not any(ratios.values()):
         ratios |= {axis: 1.0 for axis in ratios if not _is_named(sketch, config, axis)}
@@ -168,17 +169,17 @@ def _ratios(sketch: ModelSketch, config: DepGraph) -> dict[str, float]:
 def _is_named(sketch: ModelSketch, config: DepGraph, axis: str) -> bool:
     """Whether the recipe speaks of the axis itself or of its kind."""
     key = KEY_OF_KIND.get(sketch.kinds[axis])
-    return axis in config.axes or (key is not None and getattr(config.ratios, key) is not None)
+    return axis in config.axes or (key is not None and getattr(config.pruning_ratios, key) is not None)
 
 
 def _block_ratio(sketch: ModelSketch, config: DepGraph, axis: str) -> float:
     """The ratio of the block that holds an axis; outside of blocks the mean of the list."""
-    if not isinstance(config.ratio, tuple):
-        return config.ratio
+    if not isinstance(config.pruning_ratio, tuple):
+        return config.pruning_ratio
     holders = [block for block in sketch.blocks if axis.startswith(f"{block}.")]
     if not holders:
-        return fmean(config.ratio)
-    return config.ratio[sketch.blocks.index(max(holders, key=len))]
+        return fmean(config.pruning_ratio)
+    return config.pruning_ratio[sketch.blocks.index(max(holders, key=len))]
 
 
 def _partners(sketch: ModelSketch) -> dict[str, set[tuple[str, ...]]]:

@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.shapes import tensor_shapes
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch
-from vitslim.recipe.stages import Layers
+from vitslim.recipe.stages import Depth
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depth.units import find_units, mean_kl
@@ -28,10 +28,10 @@ Images = list[Tensor]
 """Batches of calibration images."""
 
 
-class LayersStage:
+class DepthStage:
     """Carries out `prune: {method: layers}`."""
 
-    def __init__(self, config: Layers) -> None:
+    def __init__(self, config: Depth) -> None:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:

@@ -12,7 +12,6 @@ from vitslim.graph.axes import Prim, Prod
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
-from vitslim.recipe.stages import Permute
 from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR
 from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation
 
@@ -27,10 +26,9 @@ class Reordered:
 
 
 def permute_channels(
-    graph: ModelGraph, weights: Collection[str], config: Permute, progress: Progress
+    graph: ModelGraph, weights: Collection[str], kinds: Collection[str], progress: Progress
 ) -> tuple[ModelGraph, tuple[Reordered, ...]]:
     """A graph that computes the same, its channels in an order in which 2:4 masks of these weights keep more."""
-    kinds = {kind for kind, wanted in config.model_dump().items() if wanted}
     found = [(axis.name, _readers(graph, axis.name, weights)) for axis in graph.axes.prunable if axis.kind in kinds]
     matrices = {name: torch.cat(readers) for name, readers in found if readers}
     orders = {

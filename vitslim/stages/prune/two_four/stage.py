@@ -53,7 +53,7 @@ def _sparsegpt(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[
     return mask, refit_rows(weight, mask, curvature)
 
 
-SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "alps": best_refit, "kfac": best_refit}
+SOLVERS = {"wanda": _wanda, "sparsegpt": _sparsegpt, "kfac": best_refit}
 """Mask and weights within it, from the weight and what a change of it costs."""
 JOINT = ("kfac",)
 """Scores that know what outputs have in common; to the others a layer's rows have nothing to do with each other."""
@@ -96,7 +96,7 @@ class TwoFourStage:
             raise StageError(problem.message, problem.hint)
         names = [layer.weight for layer in self._eligible(before)]
         plain, reordered = graph, tuple[Reordered, ...]()
-        if self.config.permute is not None:
+        if self.config.permute:
             plain, reordered = permute_channels(graph, names, self.config.permute, context.progress)
         masks, masked = self._masked(plain, names, context)
         changes = tuple(LayerNote(layer=name, what=self.config.pattern) for name in masks)

@@ -39,11 +39,11 @@ def weight_form(config: Ptq, end: bool, linear: bool, reduction: int, wide: bool
     """
     if wide:
         return WeightForm(WIDE_BITS)
-    if end and config.end_bits is not None:
-        return WeightForm(config.end_bits)
-    if not (config.block and linear and reduction % config.block == 0):
+    if end and config.first_last_bits is not None:
+        return WeightForm(config.first_last_bits)
+    if not (config.group_size and linear and reduction % config.group_size == 0):
         return WeightForm(config.bits)
-    return WeightForm(config.bits, config.block, config.inputs != "float")
+    return WeightForm(config.bits, config.group_size, config.activations != "float")
 
 
 def widened(

@@ -31,7 +31,7 @@ from vitslim.stages.quantize.calibration.observe import (
     solvable_layers,
 )
 from vitslim.stages.quantize.calibration.ranges import Histogram
-from vitslim.stages.quantize.noise import measure_noise, measure_weight_noise
+from vitslim.stages.quantize.noise import measure_weight_noise
 from vitslim.stages.quantize.ptq.forms import WIDE_BITS, end_layers, reads_image, weight_form, widened
 from vitslim.stages.quantize.ptq.weights import REFINED_BITS, pair_limit, rounded, weight_scales
 from vitslim.stages.quantize.rotation import find_streams, rotate
@@ -40,9 +40,6 @@ from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
 from vitslim.training.evaluate import predict
 from vitslim.units import FLOAT_BITS
-
-CALIBRATED = ("static", "symmetric")
-"""Inputs whose range is found on calibration images."""
 
 
 class Calibration:
@@ -62,13 +59,13 @@ class Calibration:
 
     def equalize(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A copy whose inputs are spread evenly over their channels, where the recipe asks for it."""
-        if not self.config.equalize or self.config.inputs == "float":
+        if not self.config.smooth or self.config.activations == "float":
             return graph.copy()
         return Equalizer(self.config, self.context)(graph, weights)
 
     def read_pixels(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:
         """A graph whose layers read the image in codes that lose nothing, where inputs have the bits for it."""
-        if self.config.inputs == "float" or self.config.input_bits != PIXEL_BITS:
+        if self.config.activations == "float" or self.config.activation_bits != PIXEL_BITS:
             return graph
         layers = layer_nodes(graph.module)
         able = [all(reads_pixels(node, tensor_of(graph.module, w)) for node in layers[w]) for w in weights]
@@ -88,15 +85,15 @@ class Calibration:
         watched = {name: [(operand.product, operand.place)] for name, operand in places.items()}
         self._pass(plain, seen, "calibrating attention", watched)
         ranges = {
-            name: seen[name].find_range(self.config.input_bits, self.config.calibrate, operand.zero_point is None)
+            name: seen[name].find_range(self.config.activation_bits, self.config.calibrate, operand.zero_point is None)
             for name, operand in places.items()
         }
         scales = {name: torch.tensor(found.scale) for name, found in ranges.items()}
-        return quantize_attention(graph, blocks, self.config.input_bits, scales)
+        return quantize_attention(graph, blocks, self.config.activation_bits, scales)
 
     def observe(self, graph: ModelGraph, weights: Collection[str]) -> Mapping[str, Histogram]:
         """Values of every input by weight name, where ranges are calibrated."""
-        if self.config.inputs not in CALIBRATED:
+        if self.config.activations != "static":
             return {}
         histograms = {weight: Histogram() for weight in weights}
         self._pass(graph, histograms, "calibrating")
@@ -109,7 +106,7 @@ class Calibration:
         scales: dict[str, Tensor] = {}
         sites = {w: self._site(graph, site, histograms, scales) for w, site in self._weights(graph, weights).items()}
         _tell_apart(graph.module, scales)
-        return self._with_float_inputs(graph, sites, scales), scales
+        return sites, scales
 
     def round(self, graph: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: dict[str, Tensor]) -> ModelGraph:
         """A graph with rounded weights and moved biases, where the recipe asks for either.
@@ -144,14 +141,14 @@ class Calibration:
         """Sites whose inputs are still in float. Where fewer bits disturb the outputs most, weights keep more."""
         ends = end_layers(graph)
         found = {w: self._weight(graph, w, w in ends) for w in weights}
-        if self.config.mean_bits is None:
+        if self.config.average_bits is None:
             return found
         tensors = {w: tensor_of(graph.module, w).detach() for w in weights}
         nearest = {w: rounded(site, tensors[w], weight_scales(tensors[w], site, self.pairs), None, self.pairs)
                    for w, site in found.items() if site.weight_bits < WIDE_BITS}  # fmt: skip
         shares = measure_weight_noise(graph, nearest, self.context)
         sizes, bits = ({w: tensors[w].numel() for w in weights}, {w: site.weight_bits for w, site in found.items()})
-        wide = widened(shares, sizes, bits, self.config.mean_bits)
+        wide = widened(shares, sizes, bits, self.config.average_bits)
         return found | {w: self._weight(graph, w, w in ends, wide=True) for w in wide}
 
     def _weight(self, graph: ModelGraph, weight: str, end: bool, wide: bool = False) -> FakeQuantSite:
@@ -168,26 +165,14 @@ class Calibration:
         if weight in pixel_layers(graph):
             scales[input_scale_name(weight)] = torch.tensor(PIXEL)
             return replace(site, input_bits=PIXEL_BITS)
-        if self.config.inputs == "float" or reads_image(graph.module, weight):
+        if self.config.activations == "float" or reads_image(graph.module, weight):
             return site
-        if self.config.inputs == "dynamic":
+        if self.config.activations == "dynamic":
             return replace(site, input_bits=8, dynamic=True)
-        symmetric = self.config.inputs == "symmetric"
-        found = seen[weight].find_range(self.config.input_bits, self.config.calibrate, symmetric)
+        symmetric = self.config.symmetric
+        found = seen[weight].find_range(self.config.activation_bits, self.config.calibrate, symmetric)
         scales[input_scale_name(weight)] = torch.tensor(found.scale)
-        return replace(site, input_bits=self.config.input_bits, zero_point=found.zero_point)
-
-    def _with_float_inputs(
-        self, graph: ModelGraph, sites: dict[str, FakeQuantSite], scales: dict[str, Tensor]
-    ) -> dict[str, FakeQuantSite]:
-        if not self.config.float_inputs or self.config.inputs == "float":
-            return sites
-        quantizers = {weight: input_quantizer(s, scales.get(input_scale_name(weight))) for weight, s in sites.items()}
-        shares = measure_noise(graph, quantizers, self.context)
-        worst = sorted(shares, key=lambda weight: -shares[weight])[: self.config.float_inputs]
-        for weight in worst:
-            scales.pop(input_scale_name(weight), None)
-        return sites | {w: replace(sites[w], input_bits=FLOAT_BITS, zero_point=None, dynamic=False) for w in worst}
+        return replace(site, input_bits=self.config.activation_bits, zero_point=found.zero_point)
 
     def _pass(
         self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str, places: Operands | None = None

@@ -49,20 +49,17 @@ class PtqStage:
         ]
         if sketch.bits:
             problems.append(Problem("method", "the model is quantized already", "keep one quantize stage"))
-        if self.config.end_bits is not None and not any(linear.role in END_ROLES for linear in sketch.linears):
+        if self.config.first_last_bits is not None and not any(linear.role in END_ROLES for linear in sketch.linears):
             message = "the model has neither a patch embedding nor a head that is a layer"
-            problems.append(Problem("end_bits", message, "leave it out"))
+            problems.append(Problem("first_last_bits", message, "leave it out"))
         chosen = self._chosen_of(sketch)
-        if chosen and self.config.mean_bits is not None and not self._wide(self._linears(sketch)):
-            message = f"a mean of {self.config.mean_bits:g} bits has no room for eight bits of any weight"
-            problems.append(Problem("mean_bits", message, f"write more than {self._mean_bits(sketch):.2f}"))
+        if chosen and self.config.average_bits is not None and not self._wide(self._linears(sketch)):
+            message = f"a mean of {self.config.average_bits:g} bits has no room for eight bits of any weight"
+            problems.append(Problem("average_bits", message, f"write more than {self._mean_bits(sketch):.2f}"))
         if not problems and not chosen:
             problems.append(Problem("skip", "every layer is skipped: nothing is left to quantize", "shorten the list"))
         if self.config.attention and not sketch.attending:
             problems.append(Problem("attention", "the model has no attention that can be quantized", "leave it out"))
-        if self.config.float_inputs > len(chosen):
-            what = f"got {self.config.float_inputs}, but only {len(chosen)} layers are quantized"
-            problems.append(Problem("float_inputs", what, "for weights alone use `inputs: float`"))
         return problems
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
@@ -75,8 +72,8 @@ class PtqStage:
         for linear in linears:
             sketch = sketch.with_bits({linear.weight}, self._bits(linear, linear.weight in wide))
         if self.config.attention:
-            sketch = sketch.with_attention_bits(self.config.input_bits)
-        return sketch.as_guess() if self.config.float_inputs or self.config.mean_bits is not None else sketch
+            sketch = sketch.with_attention_bits(self.config.activation_bits)
+        return sketch.as_guess() if self.config.average_bits is not None else sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Everything is decided on the calibration images, through the float graph."""
@@ -130,17 +127,19 @@ class PtqStage:
 
     def _wide(self, linears: Sequence[SketchLinear]) -> frozenset[str]:
         """As many weights as may get more bits, as if each harmed the outputs by its size."""
-        if self.config.mean_bits is None:
+        if self.config.average_bits is None:
             return frozenset()
         sizes = {linear.weight: linear.in_features * linear.out_features for linear in linears}
         bits = {linear.weight: self._bits(linear).weight for linear in linears}
-        return widened(sizes, sizes, bits, self.config.mean_bits)
+        return widened(sizes, sizes, bits, self.config.average_bits)
 
     def _bits(self, linear: SketchLinear, wide: bool = False) -> LayerBits:
         form = weight_form(self.config, linear.role in END_ROLES, not linear.convolution, linear.in_features, wide)
-        as_pixels = linear.reads_pixels and self.config.input_bits == PIXEL_BITS
-        in_float = self.config.inputs == "float" or (linear.reads_image and not as_pixels)
-        return LayerBits(form.bits, FLOAT_BITS if in_float else self.config.input_bits, form.block, form.integer_scales)
+        as_pixels = linear.reads_pixels and self.config.activation_bits == PIXEL_BITS
+        in_float = self.config.activations == "float" or (linear.reads_image and not as_pixels)
+        return LayerBits(
+            form.bits, FLOAT_BITS if in_float else self.config.activation_bits, form.block, form.integer_scales
+        )
 
     def _chosen_of(self, sketch: ModelSketch) -> tuple[str, ...]:
         return self._unskipped(linear.weight for linear in sketch.linears if not linear.constant)
@@ -156,7 +155,7 @@ class PtqStage:
     def _changes(
         self, graph: ModelGraph, sites: tuple[FakeQuantSite, ...], divided: Collection[str]
     ) -> tuple[LayerNote, ...]:
-        ends = end_layers(graph) if self.config.end_bits is not None else frozenset()
+        ends = end_layers(graph) if self.config.first_last_bits is not None else frozenset()
         return tuple(
             LayerNote(
                 layer=site.weight,
@@ -167,21 +166,22 @@ class PtqStage:
         )
 
     def _attention_changes(self, graph: ModelGraph) -> tuple[LayerNote, ...]:
-        what = f"INT{self.config.input_bits} queries, keys and values, UINT{self.config.input_bits} probabilities"
+        bits = self.config.activation_bits
+        what = f"INT{bits} queries, keys and values, UINT{bits} probabilities"
         blocks = attention_blocks(graph) if self.config.attention else ()
         return tuple(LayerNote(layer=f"{name}.attention", what=what, reason=self.config.calibrate) for name in blocks)
 
     def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
-        asked = self.config.end_bits if end and self.config.end_bits is not None else self.config.bits
+        asked = self.config.first_last_bits if end and self.config.first_last_bits is not None else self.config.bits
         if site.weight_bits > asked:
             return "among the weights whose few bits disturb the outputs most"
         if end:
             return "at an end of the model"
-        if self.config.block and not site.block:
-            return f"its reduction has no blocks of {self.config.block}"
-        if self.config.inputs != "float" and reads_image(graph.module, site.weight):
+        if self.config.group_size and not site.block:
+            return f"its reduction has no blocks of {self.config.group_size}"
+        if self.config.activations != "float" and reads_image(graph.module, site.weight):
             return "the image stays in float" if site.input_bits == FLOAT_BITS else "pixels are codes as they are"
-        if site.input_bits == FLOAT_BITS and self.config.inputs != "float":
+        if site.input_bits == FLOAT_BITS and self.config.activations != "float":
             return "among the inputs whose quantization disturbs the outputs most"
         return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
 

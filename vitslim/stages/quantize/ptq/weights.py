@@ -27,7 +27,7 @@ DeiT-Tiny so, on classes that were not calibrated on: 26.6 dB in place of 26.5, 
 
 def pair_limit(config: Ptq) -> int:
     """What two neighboring codes may add up to: without a limit where their products need not fit 16 bits."""
-    return NO_PAIR_LIMIT if config.full_range or config.inputs == "float" else PAIR_LIMIT
+    return NO_PAIR_LIMIT if not config.reduce_range or config.activations == "float" else PAIR_LIMIT
 
 
 def weight_scales(weight: Tensor, site: FakeQuantSite, pairs: int) -> dict[str, Tensor]:

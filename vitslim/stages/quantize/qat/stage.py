@@ -12,7 +12,7 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.features import block_weights, critical_blocks
 from vitslim.stages.distill.objective import FEATURE_LOSS
-from vitslim.stages.distill.teaching import spoilt, teach, unlearnable
+from vitslim.stages.distill.teaching import spoilt, teach
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 
@@ -25,13 +25,16 @@ class QatStage:
             Ptq(
                 method="ptq",
                 bits=config.bits,
-                input_bits=config.input_bits,
-                inputs=config.inputs,
-                end_bits=config.end_bits,
-                block=config.block,
+                activation_bits=config.activation_bits,
+                activations=config.activations,
+                symmetric=config.symmetric,
+                smooth=config.smooth,
+                reduce_range=config.reduce_range,
+                first_last_bits=config.first_last_bits,
+                group_size=config.group_size,
                 calibrate=config.calibrate,
                 rounding=config.rounding,
-                scale_inputs="none",
+                activation_scaling="none",
                 bias_correction=False,
                 skip=config.skip,
             )
@@ -39,7 +42,7 @@ class QatStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """What post-training quantization asks for, and a loss that is not identically zero."""
-        return self.placing.requires(sketch) + unlearnable(self.config)
+        return self.placing.requires(sketch)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Bits as with post-training quantization."""

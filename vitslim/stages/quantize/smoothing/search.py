@@ -129,14 +129,14 @@ class Equalizer:
             for one in find_equalizable(graph)
             if one.readers[0] in weights
         }
-        if self.config.scale_inputs == "channels":
+        if self.config.activation_scaling == "per-channel":
             beyond = _unreachable(graph, weights)
             places |= {names[0]: Place(names, _by_factor, at_run_time=True) for names in beyond.values()}
         return places
 
     def _tokens(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Tokens]:
         """By the weight of their first reader, inputs whose tokens may be divided."""
-        if self.config.scale_inputs != "tokens":
+        if self.config.activation_scaling != "per-token":
             return {}
         return {
             names[0]: Tokens(names, TokenNoise(all(map(is_bounded_below, sources))))
@@ -160,7 +160,7 @@ class Equalizer:
         return {name: one.found for name, one in found.items()}
 
     def _held_out(self, places: Mapping[str, Place], ranges: Mapping[str, Limits]) -> dict[str, HeldOut]:
-        bits, symmetric = self.config.input_bits, self.config.inputs == "symmetric"
+        bits, symmetric = self.config.activation_bits, self.config.symmetric
         return {n: HeldOut(ranges[n], one.candidates(ranges[n], bits, symmetric)) for n, one in places.items()}
 
     def _look(
@@ -181,7 +181,7 @@ class Equalizer:
 
     def _losses(self, graph: ModelGraph, places: Mapping[str, Place], held: Mapping[str, HeldOut]) -> dict[str, Tensor]:
         """What each strength costs at each place, on images that its ranges are not from."""
-        cut = self.config.inputs != "dynamic"
+        cut = self.config.activations != "dynamic"
         tops, module = self._tops(graph, places), graph.module
         return {
             n: held[n].losses(torch.cat([tensor_of(module, r) for r in one.readers]).detach(), tops[n], cut)

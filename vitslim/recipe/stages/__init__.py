@@ -1,0 +1,40 @@
+"""Stage entries of a recipe: one file for each kind, one config for each method."""
+
+from vitslim.recipe.config import StageConfig
+from vitslim.recipe.stages.distill import Distill
+from vitslim.recipe.stages.export import Export
+from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
+from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
+from vitslim.recipe.stages.token_squeeze import Etps
+
+METHODS: list[type[StageConfig]] = [DepGraph, TwoFour, Unstructured, Depth, Distill, Ptq, Qat, Etps, Export]
+"""The config of every method."""
+
+
+def kinds() -> dict[str, tuple[type[StageConfig], ...]]:
+    """Return the configs of each stage kind, by the key that a recipe writes."""
+    found: dict[str, tuple[type[StageConfig], ...]] = {}
+    for config in METHODS:
+        found[config.kind] = (*found.get(config.kind, ()), config)
+    return found
+
+
+__all__ = [
+    "METHODS",
+    "Budget",
+    "DepGraph",
+    "Depth",
+    "Distill",
+    "Etps",
+    "Export",
+    "Floor",
+    "GroupSparsity",
+    "PruningRatios",
+    "Ptq",
+    "Qat",
+    "Quantize",
+    "StageConfig",
+    "TwoFour",
+    "Unstructured",
+    "kinds",
+]

@@ -1,0 +1,187 @@
+"""Configs of `prune` stages: one frozen, typed config a method. `vitslim/stages/prune` carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from vitslim.errors import Problem
+from vitslim.recipe.config import EXPECTED, Config, KeepRate, Phase, PruningRatio, StageConfig, one_of
+from vitslim.recipe.stages.training import Train
+
+IMPORTANCES = {
+    "magnitude_l1": "sum of absolute weights",
+    "magnitude_l2": "sum of squared weights",
+    "taylor": "first-order change of the loss, |w * g|",
+    "hessian": "second-order change of the loss by the squared gradient, w^2 * g^2",
+    "lamp": "magnitude relative to all larger ones of the layer",
+    "random": "a random order, as a baseline",
+}
+"""Names of the importance scores; `stages/prune/depgraph/importance.py` computes them."""
+
+SCORES = {
+    "magnitude": "the largest weights stay",
+    "wanda": "magnitude times the norm of the input activation",
+    "sparsegpt": "loss that the other weights of the row cannot compensate; these are then updated",
+    "kfac": "as sparsegpt, with compensation across rows by the Kronecker-factored curvature; the most accurate and "
+    "the slowest",
+}
+"""Names of the scores that choose a 2:4 mask. All but magnitude use the calibration images."""
+
+PermutedAxis = Literal["mlp", "v", "embed"]
+
+
+class Prune(StageConfig):
+    """Keys that all pruning methods share."""
+
+    kind: ClassVar[str] = "prune"
+
+
+class PruningRatios(Config):
+    """Fraction removed from each kind of axis.
+
+    A kind that is left out follows `pruning_ratio`; heads stay. Where heads are removed, `head_dim` stays whole unless
+    it is given too, because the two multiply.
+    """
+
+    heads: PruningRatio = Field(0.0, description="whole attention heads")
+    head_dim: PruningRatio | None = Field(None, description="dimensions of every head (qk and v)")
+    mlp: PruningRatio | None = Field(None, description="hidden units of the MLPs")
+    embed: PruningRatio | None = Field(None, description="the residual stream")
+
+
+class Budget(Config):
+    """Fraction of the stage's input model that may remain; exactly one of `macs`, `params` and `latency`."""
+
+    macs: KeepRate | None = None
+    params: KeepRate | None = None
+    latency: KeepRate | None = None
+    table: str | None = Field(None, description="latency table written by `vitslim bench --table`")
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield contradictions among the keys; `where` is relative to the budget."""
+        given = [key for key in ("macs", "params", "latency") if getattr(self, key) is not None]
+        if len(given) != 1:
+            message = f"got {' and '.join(given) or 'none of them'}, expected exactly one of macs, params and latency"
+            yield Problem("", message, f"keep one: {given[0]}" if given else "for example {macs: 0.7}")
+        if self.latency is not None and self.table is None:
+            message = "a latency budget needs a latency table"
+            yield Problem("table", message, "`vitslim bench --table MODEL` writes one")
+        if self.table is not None and self.latency is None:
+            yield Problem("table", "got a latency table without a latency budget", "add `latency`, or remove `table`")
+
+
+class GroupSparsity(Config):
+    """Sparse training before the cut, which pushes weak groups toward zero (DepGraph)."""
+
+    gamma: PositiveFloat = Field(1e-4, description="strength of the regularization")
+    alpha: PositiveFloat = Field(
+        4.0, description="the weakest group is regularized 2**alpha times as strongly as the strongest"
+    )
+    train: Train = Train()
+
+
+class DepGraph(Prune):
+    """Structural pruning of coupled channels, heads and hidden units (DepGraph, CVPR 2023)."""
+
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+
+    method: Literal["depgraph"]
+    importance: Annotated[str, one_of(IMPORTANCES, "score of each index of an axis")] = "magnitude_l2"
+    pruning_ratio: PruningRatio | tuple[PruningRatio, ...] = Field(
+        0.5, description="fraction of the indices that is removed, or a list with one entry per block"
+    )
+    pruning_ratios: PruningRatios = PruningRatios()
+    axes: dict[str, PruningRatio] = Field(
+        {}, description="fraction removed from single axes, by the names that `vitslim axes` shows"
+    )
+    budget: Budget | None = Field(None, description="scale all pruning ratios until the model fits the budget")
+    scope: Literal["local", "global", "isomorphic"] = Field("local", description="indices that are ranked together")
+    mode: Literal["uniform", "bottleneck"] = Field("uniform", description="bottleneck: keep the embedding as it is")
+    round_to: PositiveInt = Field(16, description="round the number of kept indices down to a multiple of this")
+    max_pruning_ratio: PruningRatio = Field(0.95, description="largest fraction that any axis loses")
+    steps: PositiveInt = Field(1, description="number of pruning steps, each with new scores")
+    group_sparsity: GroupSparsity | None = None
+    batches: PositiveInt = Field(8, description="calibration batches for Taylor and Hessian importance")
+    batch: PositiveInt = 32
+
+    @property
+    def schedule(self) -> Train | None:
+        """The schedule of sparse training, if there is any."""
+        return None if self.group_sparsity is None else self.group_sparsity.train
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield contradictions among the keys."""
+        yield from super().problems(before, after)
+        if self.mode == "bottleneck" and self.pruning_ratios.embed is not None:
+            message = "`mode: bottleneck` keeps the embedding as it is"
+            yield Problem("pruning_ratios.embed", message, "remove it, or use `mode: uniform`")
+        for problem in self.budget.problems() if self.budget is not None else ():
+            yield Problem(f"budget.{problem.where}".rstrip("."), problem.message, problem.hint)
+
+
+class Depth(Prune):
+    """Depth pruning: remove the blocks or residual branches whose removal changes the outputs least."""
+
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+
+    method: Literal["depth"]
+    remove: PositiveInt = Field(1, description="number of blocks or branches to remove")
+    unit: Literal["block", "branch"] = Field("block", description="branch: attention and MLP are removed separately")
+    batches: PositiveInt = Field(4, description="calibration batches for the sensitivity")
+    batch: PositiveInt = 32
+
+    @property
+    def removes_attention(self) -> bool:
+        """Whether a block may have no attention after this stage."""
+        return self.unit == "branch"
+
+
+class TwoFour(Prune):
+    """N:M sparsity for sparse tensor cores: N of every M weights along the reduction stay."""
+
+    phase: ClassVar[Phase] = Phase.MASK
+
+    method: Literal["two-four"]
+    layers: Literal["gemm"] | tuple[str, ...] = Field(
+        "gemm", description="gemm: all eligible layers but the head; or names of layers"
+    )
+    pattern: str = Field(
+        "2:4",
+        pattern=r"^([1-9]\d?:[1-9]\d?|2:4-pairs)$",
+        description="2:4; 2:4-pairs, two of four adjacent pairs, for INT4 weights; or another N:M",
+        json_schema_extra={EXPECTED: "2:4, 2:4-pairs or another N:M"},
+    )
+    score: Annotated[str, one_of(SCORES, "criterion that chooses the mask")] = "magnitude"
+    permute: tuple[PermutedAxis, ...] = Field(
+        (),
+        description="axes whose channels are reordered before the mask so that it keeps more magnitude; the model "
+        "computes the same",
+    )
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield contradictions among the keys."""
+        yield from super().problems(before, after)
+        for axis in dict.fromkeys(self.permute):
+            if self.permute.count(axis) > 1:
+                yield Problem("permute", f"'{axis}' is listed twice", "remove one of them")
+
+
+class Unstructured(Prune):
+    """Magnitude pruning of single weights. Dense kernels get no faster; the stage reports the size in CSR."""
+
+    phase: ClassVar[Phase] = Phase.MASK
+
+    method: Literal["unstructured"]
+    sparsity: PruningRatio = Field(0.5, description="fraction of the weights that become zero")
+    scope: Literal["local", "global"] = Field("global", description="weights that are ranked together")
+    layers: Literal["gemm"] | tuple[str, ...] = Field(
+        "gemm", description="gemm: all layers but the head; or names of layers"
+    )
+
+    def warnings(self) -> Iterator[Problem]:
+        """Yield a warning that unstructured zeros do not reduce latency."""
+        message = "unstructured sparsity does not reduce latency: dense kernels multiply by zeros too"
+        yield Problem("", message, "depgraph and depth reduce latency")

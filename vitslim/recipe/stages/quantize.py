@@ -1,0 +1,206 @@
+"""Configs of `quantize` stages, which turn weights and activations into integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vitslim.errors import Problem
+from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig
+from vitslim.recipe.stages.training import FeatureWeight, Teacher, TrainedWithTeacher
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+GROUP_BITS_MAX = 4
+"""Weights with integer group scales: a weight times its group scale must fit into 8 bits."""
+
+UNUSED_KEYS = {
+    "float": ("activation_bits", "calibrate", "symmetric", "smooth", "activation_scaling", "attention",
+              "reduce_range", "placement"),
+    "dynamic": ("activation_bits", "calibrate", "symmetric"),
+}  # fmt: skip
+"""Value of `activations` to the keys that have no effect beside it."""
+
+_Found = tuple[str, str, str]
+
+
+class Floor(Config):
+    """Fidelity to the float model that `placement: auto` must keep, measured on calibration images."""
+
+    sqnr_db: float = Field(23.0, description="signal-to-quantization-noise ratio of the logits, in decibels")
+    agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.985, description="top-1 agreement; a candidate fails if the images show less beyond chance"
+    )
+
+
+class Quantize(StageConfig):
+    """Keys that all quantization methods share."""
+
+    kind: ClassVar[str] = "quantize"
+    phase: ClassVar[Phase] = Phase.PRECISION
+
+    bits: Bits = Field(8, description="bits of weights")
+    activation_bits: Bits = Field(8, description="bits of input activations")
+    first_last_bits: Bits | None = Field(
+        None, description="bits of the weights of the patch embedding and the head, without groups; default: `bits`"
+    )
+    group_size: Literal[0, 16, 32, 64, 128] = Field(
+        0,
+        description="weights of an output channel that share a scale; 0: one scale per output channel. With integer "
+        "activations, at most 4 bits are allowed, and group scales are integer multiples of the channel scale, so that "
+        "the GEMM stays integer",
+    )
+    skip: tuple[str, ...] = Field((), description="layers that stay in float")
+    smooth: bool = Field(
+        True,
+        description="move the ranges of activation channels into the adjacent weights (SmoothQuant, Outlier "
+        "Suppression+); the strength of each layer is chosen by cross-validation on the calibration images",
+    )
+    reduce_range: Literal["auto"] | bool = Field(
+        "auto",
+        description="keep sums of two adjacent products within 16 bits, for CPUs without VNNI. auto: on if a measured "
+        "backend needs it; the lock file and the report hold the resolved value",
+    )
+    placement: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="fixed: every activation as `activations` says. auto: choose static, dynamic or float activations "
+        "per layer by measured latency on the first backend that runs ONNX files, subject to `floor`",
+    )
+    floor: Floor = Field(Floor(), description="for `placement: auto`")
+    activations: str
+    symmetric: bool
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield keys that contradict each other or the export profile."""
+        yield from super().problems(before, after)
+        profile = next((str(getattr(c, "profile", "")) for c in after if c.phase is Phase.EXPORT), "")
+        for key, message, hint in self._contradictions(profile == "portable"):
+            yield Problem(key, message, hint)
+
+    def _contradictions(self, portable: bool) -> Iterator[_Found]:
+        yield from self._group_contradictions(portable)
+        fields = type(self).model_fields
+        for key in UNUSED_KEYS.get(self.activations, ()):
+            if key in fields and getattr(self, key) != fields[key].default:
+                yield key, f"`activations: {self.activations}` does not use `{key}`", f"remove `{key}`"
+        if self.reduce_range is True and not self.group_size and not self._has_eight_bits:
+            message = f"`reduce_range` has no effect on weights of {self.bits} bits"
+            yield "reduce_range", message, "remove it"
+        if self.activations == "dynamic" and portable:
+            message = "`profile: portable` has static scales only, got `activations: dynamic`"
+            yield "activations", message, "write `export: {profile: ort-cpu}`"
+        if self.placement == "auto" and portable:
+            message = "`placement: auto` may choose dynamic activations, which `profile: portable` cannot store"
+            yield "placement", message, "write `export: {profile: ort-cpu}`"
+
+    @property
+    def _has_eight_bits(self) -> bool:
+        return 8 in (self.bits, self.first_last_bits)
+
+    def _group_contradictions(self, portable: bool) -> Iterator[_Found]:
+        """Yield problems of integer group scales, which integer activations need."""
+        if not self.group_size or self.activations == "float":
+            return
+        if self.bits > GROUP_BITS_MAX:
+            message = f"group-wise scales need weights of at most {GROUP_BITS_MAX} bits here, got `bits: {self.bits}`"
+            yield "group_size", message, f"set `bits: {GROUP_BITS_MAX}`, `activations: float`, or remove `group_size`"
+        elif portable:
+            message = "`profile: portable` cannot store group-wise integer scales"
+            hint = "use `profile: ort-cpu`, `activations: float`, or remove `group_size`"
+            yield "group_size", message, hint
+
+
+class Ptq(Quantize):
+    """Post-training quantization from calibration images."""
+
+    method: Literal["ptq"] = "ptq"
+    activations: Literal["static", "dynamic", "float"] = Field(
+        "static",
+        description="static: calibrated scales; dynamic: scales of each batch, computed at run time; float: only "
+        "weights are quantized",
+    )
+    symmetric: bool = Field(
+        False, description="activations without zero point; false: with a zero point where it narrows the range"
+    )
+    calibrate: Literal["minmax", "mse"] = Field("minmax", description="choice of the activation range")
+    rotate: bool = Field(
+        False,
+        description="compute residual streams in a random orthogonal basis, folded into the weights (QuaRot); streams "
+        "with 2:4 weights are not rotated",
+    )
+    activation_scaling: Literal["per-channel", "per-token", "none"] = Field(
+        "per-channel",
+        description="run-time scaling of activations that `smooth` cannot reach, such as those after GELU. "
+        "per-channel: constant factors; per-token: divide by the largest magnitude of each token, which is more "
+        "accurate and a little slower",
+    )
+    attention: bool = Field(False, description="quantize both attention matmuls (QK^T and PV)")
+    average_bits: Annotated[float, Field(gt=2, le=8)] | None = Field(
+        None,
+        description="upper limit of the average bits of all quantized weights: those whose rounding harms the outputs "
+        "most for their size get 8 bits; default: all have `bits`",
+    )
+    zero_points: bool = Field(
+        False, description="a zero point for each weight group beside its scale; TensorRT does not read these"
+    )
+    rounding: Literal["nearest", "gptq"] = Field(
+        "gptq", description="gptq: later weights of a row compensate for the rounding errors of earlier ones"
+    )
+    bias_correction: bool = Field(True, description="correct biases so that the mean output of each layer is kept")
+
+    @property
+    def _has_eight_bits(self) -> bool:
+        return super()._has_eight_bits or self.average_bits is not None
+
+    def _contradictions(self, portable: bool) -> Iterator[_Found]:
+        if self.zero_points and self.activations != "float":
+            message = f"weights have no zero points with `activations: {self.activations}`"
+            yield "zero_points", message, "set `group_size: 32` and `activations: float`, or remove `zero_points`"
+        elif self.zero_points and not self.group_size:
+            message = "`zero_points` needs weight groups"
+            yield "zero_points", message, "set `group_size: 32`, or remove `zero_points`"
+        if self.average_bits is not None and self.average_bits <= self.bits:
+            message = f"an average of {self.average_bits:g} bits is not above the {self.bits} bits of all weights"
+            yield "average_bits", message, "raise `average_bits`, lower `bits`, or remove `average_bits`"
+        yield from super()._contradictions(portable)
+        if not self.smooth and self.activation_scaling == "per-token":
+            yield "activation_scaling", "`smooth: false` scales no activations", "remove one of the two keys"
+
+
+class Qat(Quantize, TrainedWithTeacher):
+    """Quantization-aware training: all scales are learned together with the weights (LSQ, GPUSQ)."""
+
+    phase: ClassVar[Phase] = Phase.PRECISION
+
+    method: Literal["qat"]
+    activations: Literal["static", "float"] = Field(
+        "static",
+        json_schema_extra={ASSUMED: True},
+        description="static: learned scales; float: only weights are quantized",
+    )
+    symmetric: bool = Field(
+        True, json_schema_extra={ASSUMED: True}, description="activations without zero point; false: with one"
+    )
+    calibrate: Literal["minmax", "mse"] = Field(
+        "mse", json_schema_extra={ASSUMED: True}, description="choice of the activation range before training"
+    )
+    rounding: Literal["nearest", "gptq"] = Field(
+        "gptq", json_schema_extra={ASSUMED: True}, description="initial rounding of weights"
+    )
+    feature_weight: FeatureWeight | None = Field(None, description="default: all blocks have the same weight")
+    teacher: Teacher = "previous"
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield keys that contradict each other, the export profile or the earlier stages."""
+        yield from super().problems(before, after)
+        if self.feature_weight is not None:
+            for problem in self.feature_weight.problems(self.loss.feature, before):
+                yield Problem(f"feature_weight.{problem.where}".rstrip("."), problem.message, problem.hint)
+
+    def _group_contradictions(self, portable: bool) -> Iterator[_Found]:  # noqa: ARG002
+        """Yield a problem for integer group scales, which training would not keep."""
+        if self.group_size and self.activations != "float":
+            message = "training does not keep group scales that are integer multiples of the channel scale"
+            yield "group_size", message, "use `method: ptq`, `activations: float`, or remove `group_size`"

@@ -1,0 +1,50 @@
+"""Configs of `token-squeeze` stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vitslim.errors import Problem
+from vitslim.recipe.config import ASSUMED, KeepRate, Phase, StageConfig
+
+
+class TokenSqueeze(StageConfig):
+    """Keys that all token methods share."""
+
+    kind: ClassVar[str] = "token-squeeze"
+    phase: ClassVar[Phase] = Phase.TOKENS
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield a problem for attention that an earlier stage may remove, and for blocks that are squeezed twice."""
+        yield from super().problems(before, after)
+        if any(config.removes_attention for config in before):
+            message = "an earlier stage may remove the attention that token-squeeze reads its scores from"
+            yield Problem("", message, "squeeze tokens first, or remove whole blocks with `unit: block`")
+        owner = {block: f"stages.{i}" for i, config in reversed(list(enumerate(before)))
+                 for block in config.squeezed_blocks}  # fmt: skip
+        for block in self.squeezed_blocks:
+            if block in owner:
+                message = f"block {block} is already squeezed by {owner[block]}"
+                yield Problem("blocks", message, "name each block once")
+            owner.setdefault(block, "this stage")
+
+
+class Etps(TokenSqueeze):
+    """eTPS: keep the tokens with the highest class attention and squeeze the others into them (TPS, CVPR 2023)."""
+
+    method: Literal["etps"]
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3, 6, 9), description="positions of the blocks that squeeze tokens after their attention"
+    )
+    keep_rate: KeepRate = Field(0.7, description="fraction of the patch tokens that each of these blocks keeps")
+    rounding: Literal["ceil", "floor"] = Field(
+        "ceil", description="rounding of the number of kept tokens", json_schema_extra={ASSUMED: True}
+    )
+
+    @property
+    def squeezed_blocks(self) -> tuple[int, ...]:
+        """Positions of the blocks in which this stage reduces the number of tokens."""
+        return self.blocks

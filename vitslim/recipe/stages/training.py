@@ -1,0 +1,161 @@
+"""Keys of training, with and without a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from vitslim.errors import Problem, closest
+from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig, TimmName, names_of
+
+NO_TEACHER = "none"
+TEACHERS = (NO_TEACHER, "previous", "dense")
+"""Teachers that are not a stage of the recipe."""
+
+PACKAGE = "package:"
+"""Prefix of a file that ships with vitslim."""
+
+
+class TeacherModel(Config):
+    """A teacher that is another timm model."""
+
+    timm: TimmName
+    checkpoint: str | None = None
+
+
+Teacher = str | TeacherModel
+"""`none`, `previous`, `dense`, the name of an earlier stage, or another timm model."""
+
+
+class Train(Config):
+    """One training schedule: AdamW with a cosine learning-rate schedule."""
+
+    epochs: PositiveInt = 3
+    batch: PositiveInt = 64
+    lr: PositiveFloat = Field(5e-5, description="peak learning rate", json_schema_extra={ASSUMED: True})
+    wd: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay", json_schema_extra={ASSUMED: True})
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of all steps")
+    clip: PositiveFloat = Field(1.0, description="maximum gradient norm")
+    images: PositiveInt | None = Field(None, description="train on at most N images, balanced over classes")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Literal["none", "light", "strong"] = Field(
+        "none", description="light: crops of at least 70 % of the area; strong: of at least 10 %, and color jitter"
+    )
+    mix: bool = Field(False, description="train on mixtures of two images, which have no label; needs a teacher")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="data type of activations and matmuls; weights are always float32. auto: bfloat16 if the device "
+        "has instructions for it",
+    )
+    compile: bool = Field(False, description="use torch.compile, which pays off in long training on a GPU")
+
+
+class Loss(Config):
+    """Weights of the distillation terms; a weight of zero switches a term off."""
+
+    hard: Annotated[float, Field(ge=0)] = Field(1.0, description="cross-entropy with the labels")
+    soft: Annotated[float, Field(ge=0)] = Field(1.0, description="KL divergence from the teacher's predictions")
+    feature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="mean squared distance from the teacher's block outputs"
+    )
+
+
+class Features(Config):
+    """Block outputs that the feature loss compares, and the images it counts (GPUSQ)."""
+
+    blocks: Literal["last_third", "all"] | tuple[str, ...] = Field(
+        "last_third", json_schema_extra={ASSUMED: True}, description="or names of blocks, such as blocks.11"
+    )
+    only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
+
+
+class TrainedWithTeacher(StageConfig):
+    """Keys of stages that train with a teacher."""
+
+    phase: ClassVar[Phase] = Phase.TRAIN
+
+    teacher: Teacher = Field(
+        "dense", description="none, previous, dense, the name of an earlier stage, or {timm: NAME, checkpoint: FILE}"
+    )
+    loss: Loss = Loss()
+    labels: Literal["dataset", "teacher"] = Field(
+        "dataset", description="target of the hard loss. teacher: its predicted classes, so that images need no labels"
+    )
+    temperature: PositiveFloat = Field(
+        1.0, description="softmax temperature of the soft loss", json_schema_extra={ASSUMED: True}
+    )
+    features: Features = Features()
+    train: Train = Train()
+
+    @property
+    def schedule(self) -> Train:
+        """The training schedule of the stage."""
+        return self.train
+
+    @property
+    def has_feature_loss(self) -> bool:
+        """Whether the stage records a feature loss of each block, which a later stage can read."""
+        return self.loss.feature > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term of the loss with a weight above zero uses the teacher."""
+        if self.teacher == NO_TEACHER:
+            return False
+        return self.loss.soft > 0 or self.loss.feature > 0 or (self.loss.hard > 0 and self.labels == "teacher")
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield contradictions among the keys, an unknown teacher among them."""
+        yield from super().problems(before, after)
+        yield from _teacher_problems(self.teacher, before, after, self)
+        yield from self._loss_problems()
+
+    def _loss_problems(self) -> Iterator[Problem]:
+        loss, is_alone = self.loss, self.teacher == NO_TEACHER
+        if loss.hard == 0 and (is_alone or loss.soft == loss.feature == 0):
+            message = "every term of the loss has weight zero" + (" or needs a teacher" if is_alone else "")
+            yield Problem("loss", message, "set `hard` above zero, or name a teacher and set `soft` or `feature`")
+        elif self.labels == "teacher" and is_alone:
+            yield Problem("labels", "`labels: teacher` needs a teacher", "set `teacher: dense`")
+        elif self.train.mix and (is_alone or (loss.hard > 0 and self.labels == "dataset")):
+            message = "mixtures of two images have no label, and `loss.hard` needs one"
+            yield Problem("train.mix", message, "set `labels: teacher`, or set `loss.hard` to 0 and name a teacher")
+
+
+def _teacher_problems(
+    teacher: Teacher, before: Sequence[StageConfig], after: Sequence[StageConfig], config: StageConfig
+) -> Iterator[Problem]:
+    if not isinstance(teacher, str):
+        if (teacher.checkpoint or "").startswith(PACKAGE):
+            message = f"got '{teacher.checkpoint}', but '{PACKAGE}' is allowed in model.checkpoint only"
+            yield Problem("teacher.checkpoint", message, "give the path of a safetensors file")
+        return
+    allowed = (*TEACHERS, *names_of(before))
+    if teacher in allowed:
+        return
+    if teacher in names_of((config, *after)):
+        message = f"the stage '{teacher}' does not come before this one"
+        yield Problem("teacher", message, f"allowed: {', '.join(allowed)}")
+    else:
+        message = f"got '{teacher}', expected the name of an earlier stage, or none, previous or dense"
+        yield Problem("teacher", message, closest(teacher, allowed))
+
+
+class FeatureWeight(Config):
+    """Weights of the blocks in the feature loss: n * softmax(sign * L / tau) of an earlier stage's final losses L."""
+
+    stage: str = Field("distill", description="the stage whose feature losses are read")
+    sign: Literal[-1, 1] = Field(-1, json_schema_extra={ASSUMED: True})
+    tau: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
+
+    def problems(self, feature: float, before: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield problems given the weight of the feature loss and the stages before; `where` is relative to the key."""
+        sources = names_of([config for config in before if config.has_feature_loss])
+        if feature == 0:
+            yield Problem("", "the feature loss is switched off, so its weights have no effect", "set `loss.feature`")
+        elif self.stage not in sources:
+            message = f"no stage '{self.stage}' with a feature loss comes before this one"
+            yield Problem("stage", message, closest(self.stage, sources) if sources else "set `loss.feature` there")
