@@ -8,15 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitslim.version import __version__
+
 if TYPE_CHECKING:
     from vitslim.pipeline.artifact import load_artifact
     from vitslim.pipeline.bench import bench
     from vitslim.pipeline.inspect import inspect
     from vitslim.pipeline.plan import build_plan
-    from vitslim.pipeline.runner import run
+    from vitslim.pipeline.run import run
     from vitslim.recipe import load_recipe
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "bench", "build_plan", "inspect", "load_artifact", "load_recipe", "run"]
 
 
@@ -24,7 +25,7 @@ def __getattr__(name: str) -> Any:
     homes = {
         "load_recipe": "vitslim.recipe",
         "build_plan": "vitslim.pipeline.plan",
-        "run": "vitslim.pipeline.runner",
+        "run": "vitslim.pipeline.run",
         "bench": "vitslim.pipeline.bench",
         "inspect": "vitslim.pipeline.inspect",
         "load_artifact": "vitslim.pipeline.artifact",

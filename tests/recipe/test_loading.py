@@ -207,8 +207,8 @@ class TestOverrides:
             ("model.checkpoint=null", lambda r: r.model.checkpoint, None),
             ("model.kwargs.depth=4", lambda r: r.model.kwargs["depth"], 4),
             ("model.kwargs.class_token=false", lambda r: r.model.kwargs["class_token"], False),
-            ("stages.0.prune.pruning_ratio=0.3", lambda r: r.stages[0].ratio, 0.3),
-            ("stages.0.prune.pruning_ratio=5e-1", lambda r: r.stages[0].ratio, 0.5),
+            ("stages.0.prune.pruning_ratio=0.3", lambda r: r.stages[0].pruning_ratio, 0.3),
+            ("stages.0.prune.pruning_ratio=5e-1", lambda r: r.stages[0].pruning_ratio, 0.5),
             ("stages.0.prune={method: two-four}", lambda r: r.stages[0].method, "two-four"),
             ("stages.0=quantize", lambda r: r.stages[0].method, "ptq"),
             ("stages.1.distill.train.epochs=9", lambda r: r.stages[1].train.epochs, 9),
@@ -243,13 +243,13 @@ class TestOverrides:
             ("seed=[1", "seed", "not valid YAML", "quotes"),
             ("seed.x=1", "seed", "got a mapping, expected a whole number", ""),
             ("name.x=1", "name.x", "name is 'base', not a mapping", ""),
-            ("stages.0.prune.rato=0.3", "stages.0.prune.rato", "unknown key", "did you mean 'ratio'?"),
+            ("stages.0.prune.scop=local", "stages.0.prune.scop", "unknown key", "did you mean 'scope'?"),
             ("stages.9.prune.pruning_ratio=0.3", "stages.9", "no position '9'", "positions are 0 to 2"),
             ("stages.x.prune.ratio=0.3", "stages.x", "no position 'x'", "positions are 0 to 2"),
             ("stages.-1.prune.ratio=0.3", "stages.-1", "no position '-1'", "positions are 0 to 2"),
             ("stages.0.distill.teacher=none", "stages.0.distill", "'prune', not 'distill'", "write stages.0.prune"),
             ("stages.0.ratio=0.3", "stages.0.ratio", "of kind 'prune', not 'ratio'", "write stages.0.prune"),
-            ("stages.2.prune.pruning_ratio=0.3", "stages.2.prune", "of kind 'export', not 'prune'", "write stages.2.export"),
+            ("stages.2.prune.scope=local", "stages.2.prune", "of kind 'export', not 'prune'", "write stages.2.export"),
         ],
     )  # fmt: skip
     def test_refusals(self, problems: Problems, base: Path, override: str, where: str, says: str, hint: str) -> None:
@@ -264,7 +264,7 @@ class TestOverrides:
 
     def test_overrides_apply_to_what_is_extended(self, base: Path, write: Write) -> None:
         child = write("child.yaml", "extends: base.yaml\n")
-        assert load_recipe(child, ["stages.0.prune.pruning_ratio=0.5"]).stages[0].ratio == 0.5
+        assert load_recipe(child, ["stages.0.prune.pruning_ratio=0.5"]).stages[0].pruning_ratio == 0.5
 
 
 def test_a_new_recipe_is_valid_and_legal(write: Write) -> None:
@@ -287,7 +287,7 @@ def test_recipes_are_found_inside_an_installed_package(tmp_path: Path) -> None:
     package, checkout = tmp_path / "site" / "vitslim", packaged_folder().parent
     shutil.copytree(checkout / "vitslim" / "recipe", package / "recipe")
     shutil.copytree(checkout / "recipes", package / "_recipes")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "version.py"):
         shutil.copy(checkout / "vitslim" / name, package / name)
     program = (
         "from vitslim.recipe import load_recipe, packaged_recipes as p; load_recipe('quickstart'); print(p()[0].path)"

@@ -12,7 +12,7 @@ import pytest
 
 from vitslim.recipe import assumptions, load_recipe, lock_text, packaged_recipes, recipe_schema, recipe_text, validate
 from vitslim.recipe.check import check, inlined
-from vitslim.recipe.stages import KINDS
+from vitslim.recipe.stages import kinds
 from vitslim.recipe.yaml12 import parse_yaml, read_yaml
 from vitslim.results import Assumption
 
@@ -49,7 +49,7 @@ def test_the_schema_is_json_and_names_every_stage() -> None:
     schema = recipe_schema()
     assert json.loads(json.dumps(schema)) == schema
     entries = schema["properties"]["stages"]["items"]["anyOf"]
-    assert [next(iter(entry["properties"])) for entry in entries[1:]] == list(KINDS)
+    assert [next(iter(entry["properties"])) for entry in entries[1:]] == list(kinds())
     assert entries[0]["enum"] == ["distill", "quantize", "token-squeeze", "export"]
     assert "method" in schema["$defs"]["DepGraph"]["required"]
     assert "method" not in schema["$defs"]["Ptq"].get("required", [])

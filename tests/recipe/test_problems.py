@@ -65,7 +65,7 @@ def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document)
         ("stages", None, "got null, expected a list of stages", ""),
         ("stages", {"prune": {}}, "got a mapping, expected a list of stages", ""),
         ("stages.0.prune.pruning_ratio", "half", "got 'half', expected a number from 0 to below 1", ""),
-        ("stages.0.prune.pruning_ratio", "0.5", "got '0.5', expected a number from 0 to below 1", "write it without quotes"),
+        ("stages.0.prune.pruning_ratio", "0.5", "got '0.5', expected a number from 0", "write it without quotes"),
         ("stages.0.prune.pruning_ratio", 1, "got 1, expected a number from 0 to below 1", ""),
         ("stages.0.prune.pruning_ratio", False, "got false, expected a number", ""),
         ("stages.0.prune.pruning_ratio", None, "got null, expected a number", ""),
@@ -81,8 +81,8 @@ def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document)
         ("stages.2.quantize.bits", 1, "got 1, expected", ""),
         ("stages.2.quantize.bits", 8.5, "got 8.5, expected", ""),
         ("stages.2.quantize.bits", True, "got true, expected", ""),
-        ("stages.2.quantize.block", 24, "got 24, expected", ""),
-        ("stages.2.quantize.inputs", "statik", "got 'statik'", "static"),
+        ("stages.2.quantize.group_size", 24, "got 24, expected", ""),
+        ("stages.2.quantize.activations", "statik", "got 'statik'", "static"),
         ("stages.2.quantize.skip", "head", "expected a list, each text", "write a list: [head]"),
         ("stages.2.quantize", "ptq", "got 'ptq', expected a mapping", "write `- quantize: {method: ptq}`"),
         ("stages.2.quantize", 8, "got 8, expected a mapping", "write `- quantize: {method: ptq}`"),
@@ -103,7 +103,7 @@ def test_wrong_value(problems: Problems, document: Document, key: str, value: ob
         ("model.checkpont", "did you mean 'checkpoint'?"),
         ("data.shuffle", "allowed: also_evaluate, calibration, eval_images, kind, root"),
         ("report.batch", "did you mean 'batches'?"),
-        ("stages.0.prune.rato", "did you mean 'ratio'?"),
+        ("stages.0.prune.pruning_rato", "did you mean 'pruning_ratio'?"),
         ("stages.1.distill.train.epoch", "did you mean 'epochs'?"),
         ("stages.2.quantize.bitz", "did you mean 'bits'?"),
     ],
@@ -156,7 +156,7 @@ def test_missing_key(problems: Problems, document: Document, key: str, says: str
         ({"token-squeeze": {"blocks": [3, -1]}}, ".token-squeeze.blocks.1", "got -1, expected a whole number", ""),
         ({"prune": {"method": "two-four", "layers": "gem"}}, ".prune.layers", "expected 'gemm' or a list", "'gemm'?"),
         ({"prune": {"method": "two-four", "layers": ["a", 1]}}, ".prune.layers.1", "got 1, expected text", ""),
-        ({"prune": {"method": "two-four", "pruning_ratio": 0.5}}, ".prune.ratio", "unknown key", "allowed: layers, method"),
+        ({"prune": {"method": "two-four", "sum": 0.5}}, ".prune.sum", "unknown key", "allowed: layers, method"),
     ],
 )  # fmt: skip
 def test_wrong_stage_entry(
@@ -180,7 +180,7 @@ def test_forms_of_a_stage_with_one_method(document: Document, entry: object) -> 
 def test_all_problems_come_at_once(problems: Problems, document: Document) -> None:
     document |= {"seed": "x", "sead": 1, "data": {"kind": "digit", "calibration": -3}, "report": {"seconds": 0}}
     document["stages"][0]["prune"] |= {"pruning_ratio": 2, "importance": "tailor"}
-    document["stages"][2] = "quantize"
+    document["stages"][2] = "quantze"
     del document["model"]
     assert set(problems(validate, document)) == {
         "seed", "sead", "data.kind", "data.calibration", "report.seconds", "stages.0.prune.pruning_ratio",

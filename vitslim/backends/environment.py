@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vitslim import __version__
+from vitslim.version import __version__
 from vitslim.results import Environment
 
 LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-import vitslim
 from vitslim.cli import axes, bench, inspect, plan, recipes, report, run
 from vitslim.errors import RecipeError, VitslimError
+from vitslim.version import __version__
 
 INTERRUPTED = 130
 
@@ -35,7 +35,7 @@ app.add_typer(recipes.app, name="recipes")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vitslim {vitslim.__version__}")
+        typer.echo(f"vitslim {__version__}")
         raise typer.Exit
 
 

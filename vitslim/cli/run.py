@@ -25,9 +25,8 @@ def run(
     """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""
     from vitslim.cli.console import ConsoleProgress, stdout
     from vitslim.errors import GateError
-    from vitslim.pipeline.runner import run as run_recipe
+    from vitslim.pipeline.run import run as run_recipe
     from vitslim.recipe import load_recipe
-    from vitslim.report import render_json, render_terminal
 
     values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
@@ -35,6 +34,8 @@ def run(
     loaded = load_recipe(recipe, values)
     folder = out or Path("runs") / loaded.name
     artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress())
+    from vitslim.report import render_json, render_terminal
+
     if output == "json":
         typer.echo(render_json(artifact.report))
     else:

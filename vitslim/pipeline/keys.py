@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import vitslim
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
@@ -23,7 +22,7 @@ def file_digest(path: Path) -> str:
 
 def package_digest() -> str:
     """sha256 over the source of vitslim itself."""
-    root = Path(vitslim.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())

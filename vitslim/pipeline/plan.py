@@ -1,14 +1,12 @@
-"""The plan: the stages of a recipe with what the model will cost after each, before anything runs."""
+"""The plan: the stages of a recipe with the estimated cost of the model after each, before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vitslim.errors import Problem, RecipeError, UsageError
+from vitslim.errors import Problem, RecipeError
+from vitslim.pipeline.check import check_recipe
 from vitslim.pipeline.table_file import stage_table, table_problems
-from vitslim.recipe import check_order
-from vitslim.recipe.backend_names import BACKENDS
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
 
@@ -19,32 +17,12 @@ if TYPE_CHECKING:
 def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
 
-    Tracing builds the timm model with random weights; nothing but latency tables is read from disk, nothing written.
+    Tracing builds the timm model with random weights. Only latency tables are read from disk, and nothing is written.
     Raises RecipeError with every problem found, InputError for a latency table that cannot be read.
     """
-    errors, warnings = check_order(recipe)
-    errors = errors or list(backend_problems(recipe))
-    if errors:
-        raise RecipeError(errors, recipe.name)
+    warnings = check_recipe(recipe)
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
-    return Plan(
-        name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=tuple(w.message for w in warnings)
-    )
-
-
-def backend_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What is wrong with the settings of simulated backends, which only their simulators know.
-
-    Raises InputError for a settings file that cannot be read.
-    """
-    with_settings = {i: b for i, b in enumerate(recipe.report.backends) if b not in BACKENDS}
-    for position, backend in with_settings.items():
-        from vitslim.backends.registry import parse_backend
-
-        try:
-            parse_backend(backend)
-        except UsageError as error:
-            yield Problem(f"report.backends.{position}", str(error), error.hint)
+    return Plan(name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=warnings)
 
 
 def _plain_rows(recipe: Recipe) -> list[PlanRow]:
@@ -61,7 +39,7 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
 
 
 def estimate_stages(recipe: Recipe, dense: ModelSketch) -> list[PlanRow]:
-    """Ask every stage whether the model before it has what it needs, and what it will make of it.
+    """Check the requirements of every stage on the sketch of the model before it, and estimate the model after it.
 
     Raises RecipeError with the problems of all stages, InputError for a latency table that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""`run`: from a recipe to an artifact."""
+"""From a checked recipe to an artifact: trace, run each stage, measure, report."""
 
 from __future__ import annotations
 
@@ -9,36 +9,25 @@ from pathlib import Path
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
-from vitslim.errors import RecipeError
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.gates import judge
 from vitslim.pipeline.keys import dense_key, file_digest, stage_key
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.plan import backend_problems, estimate_stages
+from vitslim.pipeline.plan import estimate_stages
 from vitslim.pipeline.stage_run import StageRunner
 from vitslim.pipeline.store import StageStore
 from vitslim.pipeline.table_file import table_path
-from vitslim.progress import Progress, Silent
-from vitslim.recipe import assumptions, check_order, lock_text, resolve_checkpoint
+from vitslim.progress import Progress
+from vitslim.recipe import assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Environment, Report, StageRecord
 from vitslim.training.device import find_device
 
 
-def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
-    """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
-
-    Gates that fail are in the report; the caller decides what follows from them.
-    Raises RecipeError, InputError, StageError, UsageError, or BackendUnavailableError, which comes before the first
-    stage; nothing half-written stays behind.
-    """
-    progress = progress or Silent()
-    errors, warnings = check_order(recipe)
-    errors = errors or list(backend_problems(recipe))
-    if errors:
-        raise RecipeError(errors, recipe.name)
+def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings: tuple[str, ...]) -> Artifact:
+    """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
     for schedule in filter(None, (config.schedule for config in recipe.stages)):
@@ -62,7 +51,7 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
         runner.run_stage(config, key)
 
     records = _measured(runner, recipe, progress)
-    report = _report(recipe, records, here, tuple(w.message for w in warnings))
+    report = _report(recipe, records, here, warnings)
     digests = {"data": data.digest} | ({"checkpoint": file_digest(checkpoint)} if checkpoint else {})
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
     lock = lock_text(recipe, versions=here.versions, digests=digests)

@@ -1,0 +1,35 @@
+"""Everything that can be refused by the text of a recipe alone. Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitslim.errors import Problem, RecipeError, UsageError
+from vitslim.recipe import check_order
+from vitslim.recipe.backend_names import BACKENDS
+from vitslim.recipe.schema import Recipe
+
+
+def check_recipe(recipe: Recipe) -> tuple[str, ...]:
+    """Return the warnings of a recipe whose values are valid.
+
+    Raises RecipeError with every problem of the order of stages, of their keys and of the backends; InputError for a
+    settings file of a simulated backend that cannot be read.
+    """
+    errors, warnings = check_order(recipe)
+    errors = errors or list(_setting_problems(recipe))
+    if errors:
+        raise RecipeError(errors, recipe.name)
+    return tuple(warning.message for warning in warnings)
+
+
+def _setting_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield problems in the settings of simulated backends, which only their simulators can check."""
+    with_settings = {i: b for i, b in enumerate(recipe.report.backends) if b not in BACKENDS}
+    for position, backend in with_settings.items():
+        from vitslim.backends.registry import parse_backend
+
+        try:
+            parse_backend(backend)
+        except UsageError as error:
+            yield Problem(f"report.backends.{position}", str(error), error.hint)

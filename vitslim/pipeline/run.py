@@ -1,0 +1,26 @@
+"""The verb `run`: check the recipe, then execute it. A recipe that is refused never imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitslim.pipeline.check import check_recipe
+from vitslim.progress import Progress, Silent
+from vitslim.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from vitslim.pipeline.artifact import Artifact
+
+
+def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
+    """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
+
+    Gates that fail are in the report; the caller decides how to react.
+    Raises RecipeError, InputError, StageError, UsageError, or BackendUnavailableError, which comes before the first
+    stage; nothing half-written stays behind.
+    """
+    warnings = check_recipe(recipe)
+    from vitslim.pipeline.runner import execute
+
+    return execute(recipe, out, fresh, progress or Silent(), warnings)
