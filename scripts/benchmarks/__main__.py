@@ -37,9 +37,7 @@ def main() -> int:
     """Run the command line; return 2 for an unknown benchmark."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Run a benchmark.")
     parser.add_argument("name", nargs="?", help="benchmark to run; without it, list all")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the name, the figures and the environment to FILE"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
     arguments = parser.parse_args()
     if arguments.name is None:
         _print_table("benchmarks", BENCHMARKS)
