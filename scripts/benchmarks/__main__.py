@@ -1,4 +1,4 @@
-"""Lists the benchmarks, or runs one and prints its figures; `--json FILE` writes them with the environment."""
+"""List the benchmarks, or run one and print its figures; `--json FILE` writes them with the environment."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from vitslim.backends.environment import environment
 from vitslim.errors import closest
 
 BENCHMARKS = {
-    "axes": "every timm architecture: axes found, everything halved, verified, trained a step, exported; resumable",
-    "depgraph": "DeiT-Tiny on real images at 0.85, 0.7 and 0.5 of its MACs: importances compared, and Torch-Pruning",
-    "gpu-model": "errors of the tensor-core model on unseen products, five folds, beside the plain roofline",
-    "gpusq": "GPUSQ on the real DeiT-Tiny, step by step from the mask to INT4; resumable, six and a half hours",
-    "int8": "INT8 and INT4 of the real DeiT-Tiny beside other tools: speed, size, fidelity, top-1",
-    "int8-floor": "time of each class of operators of the INT8 DeiT-Tiny, and the least that this processor could take",
-    "int8-speed": "INT8 of DeiT-S, Swin-T and ViT-B beside quantize_dynamic, and DeiT-S made smaller as well: speed",
-    "int8-timm": "every timm architecture through INT8: runs with any batch, what is fused, how close; resumable",
-    "published": "whole models on sim:a100 beside published speed-ups: 2:4, token schedules, pruned shapes",
-    "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracies, and what became smaller and faster",
-    "startup": "time of `vitslim --help` and `plan quickstart --no-trace`, best of five, and whether they load torch",
-    "systolic": "the six matrix products of DeiT-Tiny by SCALE-Sim and by the closed form: cycles and time",
-    "torch-cuda": "DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16",
+    "axes": "axis inference, pruning, one training step and export of every timm architecture; resumable",
+    "depgraph": "importance scores on DeiT-Tiny at 85, 70 and 50 % of the MACs, beside Torch-Pruning",
+    "gpu-model": "error of the simulated A100 on GEMMs outside the fit (five folds), beside a roofline model",
+    "gpusq": "2:4 sparsity, distillation, INT8 and INT4 of DeiT-Tiny, step by step; resumable, hours",
+    "int8": "latency, size, fidelity and top-1 of INT8 and INT4 DeiT-Tiny, beside other tools",
+    "int8-floor": "latency of each class of operators of the INT8 DeiT-Tiny, and its lower bound on this processor",
+    "int8-speed": "latency of INT8 DeiT-S, Swin-T and ViT-B, beside quantize_dynamic",
+    "int8-timm": "INT8 of every timm architecture: whether the file runs, fused GEMMs, fidelity; resumable",
+    "published": "published speedups of whole models beside those of sim:a100",
+    "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracy, size and speedup",
+    "startup": "seconds of `vitslim --help` and `plan quickstart --no-trace`, and whether they import torch",
+    "systolic": "compute cycles of DeiT-Tiny's GEMMs by SCALE-Sim and by the closed form",
+    "torch-cuda": "FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU",
 }
-"""Module of this folder, whose `run()` gives the figures, to what it measures. Loaded one at a time: some need packages
-that the others do without."""
+"""Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
+imported, because some need packages that others do not."""
 
 
 def main() -> int:
-    """Parse the command line; the exit code is 2 for an unknown name."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Run one of vitslim's benchmarks.")
-    parser.add_argument("name", nargs="?", help="benchmark to run; all are listed when left out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write name, figures and environment here")
+    """Run the command line; return 2 for an unknown benchmark."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Run a benchmark.")
+    parser.add_argument("name", nargs="?", help="benchmark to run; without it, list all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
     arguments = parser.parse_args()
     if arguments.name is None:
         _print_table("benchmarks", BENCHMARKS)
         return 0
     if arguments.name not in BENCHMARKS:
-        print(f"there is no benchmark '{arguments.name}'\nhint: {closest(arguments.name, BENCHMARKS)}", file=sys.stderr)
+        hint = closest(arguments.name, BENCHMARKS)
+        print(f"error: got '{arguments.name}', expected a benchmark\nhint: {hint}", file=sys.stderr)
         return 2
     figures: dict[str, float] = importlib.import_module(arguments.name.replace("-", "_")).run()
     _print_table(arguments.name, {name: f"{value:.6g}" for name, value in figures.items()})

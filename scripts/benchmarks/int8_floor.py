@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from by_processor import result_here, results_of
+from by_processor import result_here
 from onnx import TensorProto, helper
 
 from vitslim.backends.environment import environment
@@ -166,13 +165,3 @@ def _model(
         constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-def table() -> Iterator[str]:
-    """Rows of the README: each class of `auto`, its distance from the floor, and FP32 beside it."""
-    document = next(results_of(RESULT))
-    dense, best = (document["rows"][name] for name in ("FP32", "vitslim auto"))
-    for name in sorted(best, key=lambda name: -best[name]["ms"]):
-        row = best[name]
-        before = f"{dense[name]['ms']:.2f}" if name in dense else ""
-        yield f"| {name} | {row['n']:.0f} | {before} | {row['ms']:.2f} | {row['floor_ms']:.2f} |"

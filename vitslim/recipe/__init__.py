@@ -1,6 +1,7 @@
-"""Recipes: what they may say (`schema`, `stages`), reading them, and writing them out again. No torch in this room."""
+"""Recipes: their typed configs, loading, validation, descriptions and lock files. Imports no torch."""
 
 from vitslim.recipe.catalog import RecipeInfo, packaged_recipes, resolve_checkpoint
+from vitslim.recipe.describe import KeyInfo, MethodInfo, describe_methods, find_methods
 from vitslim.recipe.grammar import recipe_schema
 from vitslim.recipe.load import load_recipe, validate
 from vitslim.recipe.lock import assumptions, lock_text, recipe_text
@@ -9,10 +10,14 @@ from vitslim.recipe.schema import Recipe
 from vitslim.recipe.starter import new_recipe_text
 
 __all__ = [
+    "KeyInfo",
+    "MethodInfo",
     "Recipe",
     "RecipeInfo",
     "assumptions",
     "check_order",
+    "describe_methods",
+    "find_methods",
     "load_recipe",
     "lock_text",
     "new_recipe_text",

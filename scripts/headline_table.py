@@ -1,0 +1,42 @@
+"""The table of README.md: the main result of each kind, beside its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from result_tables import axes_summary, by_processor, device, load, read_rows, table
+
+
+def headline_table() -> str:
+    """Return the table in Markdown."""
+    return table(("", "vitslim", "baseline"), _rows())
+
+
+def _rows() -> Iterator[Sequence[str]]:
+    int8 = by_processor("int8-deit-tiny")[0]
+    rows = int8["rows"]
+    ours, theirs, int4 = rows["vitslim auto"], rows["ORT quantize_dynamic"], rows["vitslim W4A8 in blocks of 16"]
+    yield (f"INT8 DeiT-Tiny, {device(int8)}, 1 thread", _int8(ours, rows["FP32"]),
+           f"{_int8(theirs, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
+    yield "the same, W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
+    larger_rows = by_processor("int8-speed")[0]["rows"]
+    for name, model in {"DeiT-S": "deit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}.items():
+        static, dynamic = (larger_rows[f"{model} {form}"] for form in ("vitslim static", "ORT quantize_dynamic"))
+        yield f"INT8 {name}, same machine", *(f"{row['speedup_b1']:.2f}x speedup" for row in (static, dynamic))
+    smaller = larger_rows["deit_small_patch16_224 vitslim static, smaller"]
+    yield "INT8 DeiT-S, pruned and token-squeezed too", f"{smaller['speedup_b1']:.2f}x speedup", ""
+    found = {(row["share"], row["importance"]): row for row in load("depgraph-deit-tiny.json")["rows"]
+             if "importance" in row}  # fmt: skip
+    hessian, peer = found[0.7, "hessian"], found[0.7, "torch-pruning taylor"]
+    yield ("DeiT-Tiny pruned to 70 % of its MACs, 30 training steps", f"{hessian['distilled_agreement']:.1%} agreement",
+           f"{peer['distilled_agreement']:.1%} (Torch-Pruning)")  # fmt: skip
+    s, figures = axes_summary(read_rows("axes-timm-*.csv")), load("gpu-model.json")["figures"]
+    yield "timm models that export, prune, verify and train", f"{s['ok']:.0f} of {s['models']:.0f}", ""
+    yield ("median error of simulated A100 GEMM latency", f"{figures['model, pooled, median']:.1%}",
+           f"{figures['roofline, pooled, median']:.1%} (roofline)")  # fmt: skip
+
+
+def _int8(row: dict[str, float], dense: dict[str, float]) -> str:
+    smaller = dense["mb"] / row["mb"]
+    return (f"{row['speedup_b1']:.2f}x speedup, {smaller:.1f}x smaller, {row['agreement']:.1%} agreement, "
+            f"{row['sqnr_db']:.1f} dB SQNR")  # fmt: skip

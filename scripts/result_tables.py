@@ -1,0 +1,261 @@
+"""Markdown tables of the measured results in scripts/results. Each function reads files and returns text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "scripts" / "results"
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
+
+from timm_summary import axes_summary, int8_summary  # noqa: E402
+
+OUTDATED = "outdated"
+"""Key of a result file: parts that an earlier version of the code measured. They are not shown. The benchmark
+writes the file without this key."""
+
+LABELS = {
+    "vitslim portable": "vitslim INT8, profile: portable",
+    "vitslim auto": "vitslim INT8, placement: auto",
+    "vitslim W4A8, ends in INT8": "vitslim W4A8, first_last_bits: 8",
+    "vitslim W4A8 in blocks of 16": "vitslim W4A8, group size 16",
+    "vitslim W4A8 in blocks of 16, mean of 5 bits": "vitslim W4A8, group size 16, average 5 bits",
+    "vitslim INT4 weights, ends in INT8": "vitslim INT4 weights, float activations, group size 32",
+    "vitslim INT4 weights with zero points": "the same with zero points",
+    "vitslim INT4 weights with zero points, mean of 5 bits": "the same with zero points, average 5 bits",
+    "vitslim portable in OpenVINO": "vitslim INT8, profile: portable, in OpenVINO",
+    "vitslim static": "vitslim INT8, static",
+    "vitslim dynamic": "vitslim INT8, dynamic",
+    "vitslim static, attention too": "vitslim INT8, static, attention matmuls too",
+    "vitslim static, smaller": "vitslim INT8, static, pruned and token-squeezed",
+    "vitslim dynamic, smaller": "vitslim INT8, dynamic, pruned and token-squeezed",
+    "vitslim static, attention too, smaller": "vitslim INT8, static, attention matmuls too, pruned and token-squeezed",
+    "W4A8 in blocks of 16": "W4A8, group size 16",
+    "the same, mean of 5 bits": "W4A8, group size 16, average 5 bits",
+    "distilled, logits": "distilled, soft loss",
+    "distilled, critical blocks": "distilled, soft and feature loss, last third of the blocks",
+    "distilled, all blocks": "distilled, soft and feature loss, all blocks",
+    "products of codes": "integer GEMMs",
+    "products of floats": "float GEMMs",
+    "moves": "data movement",
+    "additions, factors, largest values": "elementwise and reductions",
+    "norms": "normalization",
+    "quantizers": "quantize and dequantize",
+    "the copy of every transposed result is assumed to be a kernel of its own":
+        "the simulation assumes a separate kernel for each transposed copy",
+    "the same; the fit has the best algorithm of a search, PyTorch takes the default one":
+        "as above; constants are fitted to the best algorithm of a search, PyTorch uses the default",
+    "simulated with fused attention and FP16; published with PyTorch of 2022":
+        "simulated: fused attention, FP16; published: PyTorch in 2022",
+    "published on a V100 by PyTorch, kernel by kernel; simulated as an engine runs it, where narrow models gain more":
+        "published: V100, eager PyTorch; simulated: fused kernels, which favor narrow models",
+}  # fmt: skip
+"""Text of a result file to the text that a table shows; other texts are shown as they are."""
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a result file without its outdated parts."""
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return {key: value for key, value in found.items() if key not in found.get(OUTDATED, ())}
+
+
+def by_processor(name: str) -> list[dict[str, Any]]:
+    """Return the current results of a benchmark on each kind of processor."""
+    found = (load(path.name) for path in sorted(RESULTS.glob(f"{name}.*.json"), reverse=True))
+    return [result for result in found if "rows" in result]
+
+
+def read_rows(pattern: str) -> list[dict[str, str]]:
+    """Return the rows of the newest CSV file that a pattern finds."""
+    newest = max(RESULTS.glob(pattern), key=lambda path: path.name)
+    with newest.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def label(name: str) -> str:
+    """Return the text that a table shows for a text of a result file."""
+    return LABELS.get(name, name)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def quantized() -> str:
+    """DeiT-Tiny quantized by vitslim and by other tools."""
+    head = ("", "speedup, batch 1", "batch 8", "agreement, 500 classes", "agreement, val", "SQNR", "top-1, val", "MB")
+    return _by_device("int8-deit-tiny", head, lambda rows: (
+        (label(name), *(f"{row[f'speedup_b{batch}']:.2f}x" for batch in (1, 8)), *_fidelity(row))
+        for name, row in rows.items()
+    ))  # fmt: skip
+
+
+def _by_device(name: str, head: Sequence[str], rows_of: Any) -> str:
+    tables = [table((device(found), *head[1:]), rows_of(found["rows"])) for found in by_processor(name)]
+    return "\n\n".join(tables)
+
+
+def device(found: dict[str, Any]) -> str:
+    """Return the processor on which a result was measured."""
+    return str(found["environment"]["device"])
+
+
+def _fidelity(row: dict[str, float]) -> tuple[str, ...]:
+    """Return empty cells for a file that another row of the table describes."""
+    if "mb" not in row:
+        return ("",) * 5
+    close = ("", "", "")
+    if "sqnr_db" in row:
+        close = (f"{row['agreement']:.1%}", f"{row['agreement_val']:.1%}", f"{row['sqnr_db']:.1f} dB")
+    return (*close, f"{row['top1_val']:.1%}", f"{row['mb']:.2f}")
+
+
+def larger() -> str:
+    """Speedups of larger models at batch 1 and 8."""
+    models = {"DeiT-S": "deit_small_patch16_224", "Swin-T": "swin_tiny_patch4_window7_224",
+              "ViT-B": "vit_base_patch16_224"}  # fmt: skip
+
+    def rows_of(rows: dict[str, Any]) -> Iterator[Sequence[str]]:
+        for name in dict.fromkeys(key.partition(" ")[2] for key in rows):
+            found = (rows.get(f"{model} {name}") for model in models.values())
+            yield label(name), *(f"{r['speedup_b1']:.2f}x / {r['speedup_b8']:.2f}x" if r else "" for r in found)
+
+    return _by_device("int8-speed", ("", *models), rows_of)
+
+
+def floor() -> str:
+    """Latency of each class of operators of the INT8 DeiT-Tiny, and its lower bound."""
+    head = ("", "operators", "FP32, ms", "INT8, ms", "lower bound, ms")
+
+    def rows_of(rows: dict[str, Any]) -> Iterator[Sequence[str]]:
+        dense, best = rows["FP32"], rows["vitslim auto"]
+        for name, row in sorted(best.items(), key=lambda item: -item[1]["ms"]):
+            before = f"{dense[name]['ms']:.2f}" if name in dense else ""
+            yield label(name), str(row["n"]), before, f"{row['ms']:.2f}", f"{row['floor_ms']:.2f}"
+
+    return _by_device("int8-floor", head, rows_of)
+
+
+def int8_architectures() -> str:
+    """INT8 of timm's architectures, with the reason where there is no file."""
+    rows = read_rows("int8-timm-*.csv")
+    s = int8_summary(rows)
+    failed = {row["model"]: row["error"].partition("\n")[0] for row in rows if row["stage"] != "done"}
+    cells = {
+        "models measured": f"{s['models']:.0f} of {len(read_rows('axes-timm-*.csv'))}",
+        "INT8 file runs in ONNX Runtime at batch 1 and 7": f"{s['models_done']:.0f}",
+        "of the vision-transformer family": f"{s['vit_family_done']:.0f} of {s['vit_family']:.0f}",
+        "every linear layer with quantized input runs as an integer GEMM": f"{s['every_linear_fused']:.0f}",
+        "size of the weights over the INT8 file, median": f"{s['size_ratio_median']:.2f}x",
+        **{f"no file: {model}": reason for model, reason in failed.items()},
+    }
+    return table(("", ""), cells.items())
+
+
+def coverage() -> str:
+    """Summary of axis inference and pruning over timm."""
+    s = axes_summary(read_rows("axes-timm-*.csv"))
+    rows = {
+        "models: the smallest of each timm module, and the vision-transformer family": f"{s['models']:.0f}",
+        "exported, pruned, verified, trained one step, ONNX file equal to the graph": f"{s['ok']:.0f}",
+        "of the vision-transformer family": f"{s['vit_family_ok']:.0f} of {s['vit_family']:.0f}",
+        "models with at least 99 % of their parameters in prunable tensors":
+            f"{s['prunable_share_at_least_99_percent']:.1%}",
+        "largest output change when all axes are permuted, float32": f"{s['permutation_error_float32_max']:.1e}",
+        f"the same in float64, for {s['models_float64']:.0f} models that amplify rounding errors":
+            f"{s['permutation_error_float64_max']:.1e}",
+        "parameters left after halving every axis, median": f"{s['params_kept_median']:.1%}",
+        "seconds to infer the axes and prune, median; maximum":
+            f"{s['infer_and_prune_s_median']:.2f}; {s['infer_and_prune_s_max']:.2f}",
+        f"time of Torch-Pruning over vitslim's on the {s['peer_ok']:.0f} models that both prune, median; minimum":
+            f"{s['peer_time_ratio_median']:.1f}x; {s['peer_time_ratio_min']:.1f}x",
+    }  # fmt: skip
+    return table(("", ""), rows.items())
+
+
+def importances() -> str:
+    """DeiT-Tiny pruned with each importance: agreement with the dense model and KL divergence from it."""
+    head = ("MACs kept", "importance", "parameters", "agreement after pruning", "KL", "agreement after distillation",
+            "KL")  # fmt: skip
+    rows = (row for row in load("depgraph-deit-tiny.json")["rows"] if "importance" in row)
+    return table(head, (
+        (f"{row['share']:.0%}", row["importance"], f"{row['params'] / 1e6:.2f} M",
+         *(text for phase in ("pruned", "distilled")
+           for text in (f"{row[f'{phase}_agreement']:.1%}", f"{row[f'{phase}_kl']:.2f}")))
+        for row in rows
+    ))  # fmt: skip
+
+
+def sparse() -> str:
+    """DeiT-Tiny by GPUSQ, step by step."""
+    head = ("", "agreement, 500 classes", "agreement, val", "top-1, 500 classes", "SQNR", "MB on the device", "seconds")
+    return table(head, (
+        (label(name), *(f"{row[key]:.1%}" for key in ("agreement_samples", "agreement_val", "top1_samples")),
+         f"{row['sqnr_db_samples']:.1f} dB", f"{row['device_mb']:.2f}", f"{row['seconds']:,.0f}")
+        for name, row in load("gpusq-deit-tiny.json")["rows"].items()
+    ))  # fmt: skip
+
+
+def gpu_gemms() -> str:
+    """GEMMs of DeiT-B on a GPU: speedup over dense FP16."""
+    found = load("torch-cuda.json")
+    by_shape: dict[tuple[int, int, int], list[float]] = {}
+    for one in found["gemms"]:
+        by_shape.setdefault((one["m"], one["n"], one["k"]), []).append(one["us"])
+    head = (f"M x K x N, on {device(found).partition(' with ')[2]}", "FP16", "FP16 2:4", "INT8", "INT8 2:4")
+    return table(head, (
+        (f"{m} x {k} x {n}", f"{dense:.1f} µs", *(f"{dense / us:.2f}x" for us in rest))
+        for (m, n, k), (dense, *rest) in by_shape.items()
+    ))  # fmt: skip
+
+
+def gpu_errors() -> str:
+    """Errors of the tensor-core model on GEMMs outside the fit, beside a roofline model and the noise of the data."""
+    figures = load("gpu-model.json")["figures"]
+
+    def errors(model: str, kind: str) -> str:
+        return ", ".join(f"{100 * figures[f'{model}, {kind}, {key}']:.1f} %" for key in ("median", "mean", "p90"))
+
+    kinds = ("FP16 dense", "BF16 dense", "INT8 dense", "FP16 2:4", "BF16 2:4", "INT8 2:4", "pooled")
+    rows = [(kind, errors("model", kind), errors("roofline", kind)) for kind in kinds]
+    rows.append(("noise: FP16 against BF16 latency", errors("noise", "FP16 against BF16"), ""))
+    return table(("GEMMs", "sim:a100: median, mean, 90th percentile", "roofline model"), rows)
+
+
+def scalesim() -> str:
+    """SCALE-Sim and the closed form on the same GEMMs."""
+    figures = load("systolic.json")["figures"]
+    arrays = (name.removesuffix(", ratio") for name in figures if name.endswith(", ratio"))
+    return table(("array", "SCALE-Sim 3.0.0", "closed form", "speedup", "GEMMs with equal cycles"), (
+        (array, f"{figures[f'{array}, SCALE-Sim s']:.1f} s", f"{1e6 * figures[f'{array}, closed form s']:.0f} µs",
+         f"{figures[f'{array}, ratio']:,.0f}x", f"{figures[f'{array}, equal cycles']:.0f} of 6")
+        for array in arrays
+    ))  # fmt: skip
+
+
+def whole_models() -> str:
+    """Published and simulated speedups of whole models, in columns of their own."""
+    rows = load("published.json")["rows"]
+    return table(("", "published", "simulated", "source of the difference"), (
+        (row["name"], f"{row['published']:.2f}x", f"{row['simulated']:.2f}x", label(row["why"])) for row in rows
+    ))  # fmt: skip
+
+
+def measured_on(source: str) -> str:
+    """Return a sentence with the processors and the dates of a section's result files."""
+    if source.endswith(".csv"):
+        return f"Rows: [{source}]({source})."
+    found = {path.name: load(path.name) for path in sorted(RESULTS.glob(source), reverse=True)}
+    current = {name: result for name, result in found.items() if {"rows", "figures", "gemms"} & result.keys()}
+    texts = (f"{device(result)}{_date(result)}, [{name}]({name})" for name, result in current.items())
+    return f"Run on {'; '.join(texts)}."
+
+
+def _date(result: dict[str, Any]) -> str:
+    return f", {result['date']}" if "date" in result else ""
