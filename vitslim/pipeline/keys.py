@@ -1,4 +1,4 @@
-"""Content keys: a finished stage is reused when everything that could change its result is the same."""
+"""Content keys of stages: a finished stage is reused if all inputs of its result are unchanged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KEY_LENGTH = 12
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """Return the SHA-256 digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_digest() -> str:
-    """sha256 over the source of vitslim itself."""
+    """Return the SHA-256 digest of the source code of vitslim."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -31,7 +31,7 @@ def package_digest() -> str:
 
 
 def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, versions: dict[str, str]) -> str:
-    """Key of the model before any stage; every later key builds on it."""
+    """Return the key of the dense model; each later key is derived from the key before it."""
     return _key(
         {
             "model": recipe.model.model_dump(mode="json", exclude={"checkpoint"}),
@@ -47,7 +47,7 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
 
 
 def stage_key(previous: str, config: StageConfig) -> str:
-    """Key of a stage: the key before it, its kind, its config, and digests of the files that the config names."""
+    """Return the key of a stage from the previous key, its kind, its config, and digests of the files that it names."""
     teacher = getattr(config, "teacher", None)
     checkpoint = getattr(teacher, "checkpoint", None)
     table = table_path(config)

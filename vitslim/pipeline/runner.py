@@ -88,7 +88,7 @@ def _report(recipe: Recipe, records: tuple[StageRecord, ...], here: Environment,
 
 
 def _regressions(records: tuple[StageRecord, ...]) -> tuple[str, ...]:
-    """Stages that made the model slower than the stage before, by more than the spread of either."""
+    """Return a warning for each stage that increased latency by more than the spread of both measurements."""
     warnings = []
     for before, after in pairwise(records):
         for old, new in zip(before.measurements, after.measurements, strict=True):

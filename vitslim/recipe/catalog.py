@@ -1,4 +1,4 @@
-"""The recipes that come with vitslim, and how a name or a path becomes a file."""
+"""Packaged recipes, and the lookup of a recipe by name or path."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class RecipeInfo:
 
 
 def packaged_folder() -> Path:
-    """Where the packaged recipes lie: inside the installed package, or `recipes/` of a checkout."""
+    """Return the folder of the packaged recipes: inside the installed package, or `recipes/` of a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def packaged_recipes() -> tuple[RecipeInfo, ...]:
-    """Every packaged recipe, by name; those that others extend (`base/...`) are not listed."""
+    """Return all packaged recipes in the order of their names, without those that only others extend (`base/...`)."""
     return tuple(
         RecipeInfo(path.stem, _description(read_yaml(path)), path) for path in sorted(packaged_folder().glob("*.yaml"))
     )
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """The file of a packaged recipe (`quickstart`, `base/imagenet`) or of a path, relative to the folder `beside`.
+    """Return the file of a packaged recipe (`quickstart`, `base/imagenet`) or of a path relative to the folder `beside`.
 
     Raises UsageError, naming the closest recipe, when there is no such file.
     """
@@ -60,9 +60,9 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 
 
 def resolve_checkpoint(recipe: Recipe) -> Path | None:
-    """The weights that a recipe starts from, None for random ones; `package:NAME` is a file that ships with vitslim.
+    """Return the checkpoint of a recipe, or None for random weights; `package:NAME` is a file that ships with vitslim.
 
-    Raises InputError when a packaged file is missing; any other path is for the reader of the file to check.
+    Raises InputError when a packaged file is missing. Other paths are checked when the file is read.
     """
     checkpoint = recipe.model.checkpoint
     if checkpoint is None or not checkpoint.startswith(PACKAGE):

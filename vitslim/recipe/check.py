@@ -1,7 +1,7 @@
-"""Checks a value against its JSON schema and says in plain words what is wrong.
+"""Validation of a value against its JSON schema, with messages for people.
 
-The schema comes from the typed configs, so the constraint, the message and the published schema are one thing. Only the
-part of JSON schema that pydantic writes for those configs is understood; `$ref` is resolved beforehand by `inlined`.
+The schema comes from the typed configs, so the constraint, the message and the published schema have one source. Only
+the part of JSON schema that pydantic writes for those configs is supported; `inlined` resolves `$ref` beforehand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHOWN = 40
 
 
 def check(value: object, schema: Schema, where: str = "") -> list[Problem]:
-    """Every problem of a value and of all it holds; empty when it is valid."""
+    """Return every problem of a value and of the values inside it; an empty list for a valid value."""
     if branches := schema.get("anyOf"):
         return _check_any(value, schema, branches, where)
     if not _fits(value, schema):
@@ -47,28 +47,28 @@ def check(value: object, schema: Schema, where: str = "") -> list[Problem]:
 
 
 def mismatch(where: str, value: object, schema: Schema) -> Problem:
-    """The problem of a value that is not what the schema asks for."""
+    """Return the problem of a value that does not match the schema."""
     return Problem(where, f"got {shown(value)}, expected {expected(schema)}", _hint(value, schema))
 
 
 def missing(where: str, schema: Schema) -> Problem:
-    """The problem of a required key that is not there."""
+    """Return the problem of a missing required key."""
     options = _options(schema)
     return Problem(where, f"required key missing, expected {expected(schema)}", _allowed(options) if options else "")
 
 
 def unknown(where: str, key: str, allowed: Mapping[str, object]) -> Problem:
-    """The problem of a key that does not exist."""
+    """Return the problem of an unknown key, with the closest allowed key as a hint."""
     return Problem(join(where, key[:_SHOWN]), "unknown key", closest(key[:_SHOWN], allowed))
 
 
 def join(where: str, key: str | int) -> str:
-    """A dotted path with one more step."""
+    """Return a dotted path extended by one key."""
     return f"{where}.{key}" if where else str(key)
 
 
 def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """A schema with every `$ref` replaced by what it refers to."""
+    """Return a schema with every `$ref` replaced by its definition."""
     if isinstance(schema, list):
         return [inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -80,7 +80,7 @@ def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value in a message: short, and in the words of YAML."""
+    """Return a value as a short text for messages, in YAML notation."""
     match value:
         case None:
             text = "null"
@@ -107,7 +107,7 @@ def _printable(value: str) -> str:
 
 
 def expected(schema: Schema) -> str:
-    """What a schema asks for, in words: `a number from 0 to below 1`."""
+    """Return the values that a schema allows, in words: `a number from 0 to below 1`."""
     if words := schema.get(EXPECTED):
         return str(words)
     if options := _options(schema):
@@ -190,7 +190,7 @@ def _matches(value: str, schema: Schema) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text is short and can be printed and stored: no control characters, no halves of surrogate pairs."""
+    """Return whether a text is short and printable: no control characters, no unpaired surrogates."""
     return len(value) <= LONGEST_TEXT and not any(
         (c < " " and c not in "\n\t") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value
     )
@@ -215,7 +215,7 @@ def _hint(value: object, schema: Schema) -> str:
     if words := [o for branch in branches for o in _options(branch) if isinstance(o, str)]:
         return closest(value[:_SHOWN], words)
     if "boolean" in kinds and value.lower() in {"yes", "no", "on", "off"}:
-        return "YAML 1.2 knows only true and false"
+        return "YAML 1.2 has only true and false"
     if kinds & {"integer", "number", "boolean"} and not isinstance(plain_value(value), str):
         return "write it without quotes"
     return f"write a list: [{value[:_SHOWN]}]" if kinds <= {"array", "null"} else ""

@@ -1,7 +1,7 @@
-"""The grammar of a recipe as one JSON schema, and how a stage entry names its kind and method.
+"""The JSON schema of recipe files, and the syntax of stage entries.
 
-A stage is a mapping with one key, its kind: `- prune: {method: two-four}`. Where a kind has one method, `method` may be
-left out, and where nothing else is required the bare kind will do: `- export`.
+A stage entry is a mapping with one key, its kind: `- prune: {method: two-four}`. `method` may be omitted where a kind
+has a default method, and a kind without required keys may stand alone: `- export`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from vitslim.recipe.stages import METHODS, kinds
 EXTENDS = "extends"
 LOCKED = "locked"
 FILE_KEYS = (EXTENDS, LOCKED)
-"""Keys that a recipe file may have and a `Recipe` has not."""
+"""Keys of a recipe file that are not part of `Recipe`."""
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of recipe files, for editors that complete and check YAML."""
+    """Return the JSON schema (draft 2020-12) of recipe files, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"] = {**schema["$defs"], **_definitions()}
     schema["properties"] = {
         EXTENDS: {
             "type": "string",
-            "description": "a packaged recipe or a file beside this one; mappings are merged, lists replaced",
+            "description": "packaged recipe, or file relative to this one; mappings are merged, lists are replaced",
         },
         **schema["properties"],
-        LOCKED: {"type": "object", "description": "versions and digests that a run recorded; not read"},
+        LOCKED: {
+            "type": "object",
+            "description": "versions and digests that a run recorded; ignored when the file is loaded",
+        },
     }
     schema["properties"]["stages"]["items"] = {"anyOf": list(_entries(definitions))}
     return {
@@ -44,7 +47,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def check_document(document: Mapping[str, Any]) -> list[Problem]:
-    """Every problem of the values of a recipe, extended and overridden already."""
+    """Return every problem of the values of a recipe, after `extends` and overrides were applied."""
     published = recipe_schema()
     definitions = {name: inlined(part, published["$defs"]) for name, part in published["$defs"].items()}
     schema = inlined({key: part for key, part in published.items() if key != "$defs"}, definitions)
@@ -57,7 +60,7 @@ def check_document(document: Mapping[str, Any]) -> list[Problem]:
 
 
 def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
-    """The config of a stage entry that `check_document` found no problem with."""
+    """Return the config of a stage entry that `check_document` accepted."""
     kind, values = split_entry(entry)
     classes = kinds()[kind]
     method = (values or {}).get("method")
@@ -66,7 +69,7 @@ def read_stage(entry: str | Mapping[str, Any]) -> StageConfig:
 
 
 def write_stage(config: StageConfig) -> dict[str, Any]:
-    """The entry of a config, with every default filled in: the inverse of `read_stage`."""
+    """Return the stage entry of a config with all defaults: the inverse of `read_stage`."""
     values = config.model_dump(mode="json")
     if values.get("name") is None:
         values.pop("name", None)
@@ -74,17 +77,17 @@ def write_stage(config: StageConfig) -> dict[str, Any]:
 
 
 def split_entry(entry: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
-    """Kind and values of a stage entry."""
+    """Return the kind and the values of a stage entry."""
     return (entry, None) if isinstance(entry, str) else next(iter(entry.items()))
 
 
 def method_of(config: type[StageConfig]) -> str:
-    """The word that a recipe names a method by."""
+    """Return the name of a method, as recipes write it."""
     return str(get_args(config.model_fields["method"].annotation)[0])
 
 
 def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | None:
-    """The method of a stage that names none: the only one of its kind, or the one that has itself as default."""
+    """Return the default method of a kind: its only one, or the one whose `method` key has a default."""
     if len(classes) == 1:
         return classes[0]
     return next((config for config in classes if not config.model_fields["method"].is_required()), None)

@@ -1,4 +1,4 @@
-"""From a name or a file to a validated recipe: read, extend, override, check."""
+"""Loading of recipes: read the file, apply `extends` and overrides, validate."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MAX_EXTENDS = 8
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, partial: bool = False) -> Recipe:
-    """The recipe of a packaged name or a YAML file, with what it extends and with `KEY=VALUE` overrides.
+    """Load a packaged recipe or a YAML file, apply `extends` and the `KEY=VALUE` overrides, and validate the result.
 
-    Relative paths in a file are relative to that file, those in overrides to the working directory. `partial` allows a
-    recipe that does not yet say where its images are, which is enough to plan it.
-    Raises UsageError when there is no such file, RecipeError with every problem found in it.
+    Relative paths in a file are relative to that file; those in overrides are relative to the working directory.
+    `partial` accepts a recipe without an image folder, which is enough for a plan.
+    Raises UsageError when the file does not exist, RecipeError with every problem found.
     """
     source = str(name_or_path)
     document = _read(find_recipe(source), ())
@@ -32,9 +32,9 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, part
 
 
 def validate(document: Mapping[str, Any], source: str = "recipe", *, partial: bool = False) -> Recipe:
-    """The recipe that a mapping describes. `extends` needs a file, so it is refused here.
+    """Validate a recipe given as a mapping. `extends` needs a file and is refused here.
 
-    Raises RecipeError with every problem: each with its path, what was found, what is allowed, and a hint.
+    Raises RecipeError with every problem: its path, the value received, the values allowed, and a hint.
     """
     if not isinstance(document, Mapping):
         raise RecipeError([_not_a_mapping(document)], source)
@@ -54,7 +54,7 @@ def _validated(document: Mapping[str, Any], source: str, problems: list[Problem]
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The document of a file merged over what it extends; `seen` are the files that led here."""
+    """Return the document of a file, merged over the recipe that it extends; `seen` are the files that extend it."""
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise RecipeError([_not_a_mapping(document)], str(path))
@@ -76,7 +76,9 @@ def _base(name: Any, path: Path, chain: tuple[Path, ...]) -> Path:
         raise RecipeError([Problem(EXTENDS, error.message, error.hint)], str(path)) from error
     if base.resolve() in chain:
         circle = " -> ".join(file.name for file in (*chain, base))
-        raise RecipeError([Problem(EXTENDS, f"recipes extend each other in a circle: {circle}", "break it")], str(path))
+        raise RecipeError(
+            [Problem(EXTENDS, f"recipes extend each other in a circle: {circle}", "remove one `extends`")], str(path)
+        )
     if len(chain) > MAX_EXTENDS:
         message = f"more than {MAX_EXTENDS} recipes extend each other"
         raise RecipeError([Problem(EXTENDS, message, "copy the values of some into one")], str(path))
@@ -84,7 +86,7 @@ def _base(name: Any, path: Path, chain: tuple[Path, ...]) -> Path:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged, everything else replaces what was there."""
+    """Return `base` with the values of `over`: mappings are merged, other values are replaced."""
     result = dict(base)
     for key, value in over.items():
         inner = result.get(key)
@@ -93,7 +95,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebase(document: dict[str, Any], folder: Path) -> None:
-    """Make the relative paths of a file relative to its folder. Whatever is no path is left for the validation."""
+    """Resolve the relative paths of a recipe file against its folder. Values of a wrong type are left to validation."""
     _rebase_key(document.get("model"), "checkpoint", folder)
     data = document.get("data")
     _rebase_key(data, "root", folder)

@@ -1,4 +1,4 @@
-"""A recipe written out again: every default filled in, what a run resolved, and which values are assumptions."""
+"""Writing of recipes: all defaults filled in, the lock file of a run, and the list of assumed values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vitslim.recipe.yaml12 import dump_yaml
 
 
 class Assumed(TypedDict):
-    """A recipe key whose default value no source confirms."""
+    """A recipe key whose default value is not confirmed by any source."""
 
     key: str
     value: str
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The whole recipe as YAML, every default filled in; loading it gives the same recipe."""
+    """Return the recipe as YAML with all defaults filled in; loading it gives the same recipe."""
     return dump_yaml(_document(recipe))
 
 
 def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[str, str]) -> str:
-    """The recipe as it ran: a recipe file again, with absolute paths, library versions and sha256 digests of inputs."""
+    """Return the recipe of a run as YAML, with absolute paths, library versions and SHA-256 digests of the inputs."""
     document = _document(recipe)
     document["model"]["checkpoint"] = _absolute(recipe.model.checkpoint)
     document["data"]["root"] = _absolute(recipe.data.root)
@@ -44,7 +44,7 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
 
 
 def assumptions(recipe: Recipe) -> tuple[Assumed, ...]:
-    """The keys that a recipe leaves at a default which the papers do not confirm (specs, section 6)."""
+    """Return the keys that a recipe leaves at an assumed default."""
     found: list[Assumed] = []
     for position, config in enumerate(recipe.stages):
         found += _assumed(config, f"stages.{position}.{config.kind}")
@@ -55,7 +55,7 @@ def _assumed(config: BaseModel, where: str) -> Iterator[Assumed]:
     for key, field in type(config).model_fields.items():
         value, extra = getattr(config, key), field.json_schema_extra
         if isinstance(value, Features) and isinstance(config, TrainedWithTeacher) and config.loss.feature == 0:
-            continue  # of no effect
+            continue  # these keys have no effect
         if isinstance(value, BaseModel):
             yield from _assumed(value, join(where, key))
         elif isinstance(extra, dict) and ASSUMED in extra and key not in config.model_fields_set:

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: one value of a recipe changed from outside, before anything is validated."""
+"""Overrides `KEY=VALUE` of single recipe values, applied before validation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vitslim.recipe.yaml12 import MAX_DEPTH, parse_yaml
 
 
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
-    """Write each `KEY=VALUE` into a recipe document, in order, creating parents that are left out.
+    """Write each `KEY=VALUE` into a recipe document, in order, and create missing parents.
 
-    A key is a dotted path; numbers are list positions (`stages.0.prune.ratio`). A value is YAML, or the text as it
-    stands where only text is allowed. Returns the problems; unknown keys are left to the validation that follows.
+    A key is a dotted path; numbers are list positions (`stages.0.prune.pruning_ratio`). A value is YAML; where only text
+    is allowed it is taken literally. Returns the problems; unknown keys are reported by the validation that follows.
     """
     problems = []
     published = recipe_schema()
@@ -69,7 +69,7 @@ def _is_stage(steps: list[str], depth: int) -> bool:
 
 
 def _entry(entry: Any, kind: str, where: str) -> Any:
-    """A stage entry as a mapping, when it is of the kind that the override names."""
+    """Return a stage entry as a mapping, after checking that it has the kind that the override names."""
     if not isinstance(entry, str | dict) or not entry:
         _refuse(join(where, kind), f"{where} is {shown(entry)}, not a stage", "")
     own, _ = split_entry(entry)
@@ -80,7 +80,7 @@ def _entry(entry: Any, kind: str, where: str) -> Any:
 
 
 def _value(text: str, schema: Schema | None) -> Any:
-    """The YAML value of a text; the text itself where nothing but text is allowed, so that paths need no quotes."""
+    """Return the YAML value of a text, or the text itself where only text is allowed, so that paths need no quotes."""
     kinds = _kinds(schema)
     only_text = "string" in kinds and kinds <= {"string", "null"}
     try:
@@ -101,7 +101,7 @@ def _kinds(schema: Schema | None) -> set[str]:
 
 
 def _schema_at(schema: Schema, steps: list[str]) -> Schema | None:
-    """The schema of a place in a recipe, None where there is no such place."""
+    """Return the schema at a path of a recipe, or None if the path does not exist."""
     if not steps:
         return schema
     step, rest = steps[0], steps[1:]

@@ -1,8 +1,8 @@
-"""YAML 1.2 as recipes use it: plain values, nothing that runs, nothing that grows.
+"""A safe subset of YAML 1.2: plain values without tags, anchors and aliases.
 
-ruamel.yaml splits the text into events; this module turns them into values by the core schema of YAML 1.2 (`5e-5` is a
-number; `2:4`, `off` and `2024-01-01` are text). Aliases and tags are refused, so a small file cannot become a large
-value, and limits hold while the events arrive.
+ruamel.yaml splits the text into events; this module builds values from them by the core schema of YAML 1.2 (`5e-5` is a
+number; `2:4`, `off` and `2024-01-01` are text). Refusing aliases and tags keeps a small file from expanding into a large
+value. Limits of size, depth and count are enforced while the events are read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LONGEST_NUMBER = 400
 
 
 def read_yaml(path: Path) -> Any:
-    """The value of a YAML file.
+    """Read the value of a YAML file.
 
     Raises UsageError when the file cannot be read, RecipeError when it is not text, empty, larger than `MAX_BYTES`, or
     not plain YAML.
@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: str = "recipe") -> Any:
-    """The value of a YAML text: None, bool, int, float, str, and lists and string-keyed dicts of them.
+    """Parse a YAML text into None, bool, int, float, str, and lists and string-keyed dicts of them.
 
     Raises RecipeError, with line and column, for bad syntax, duplicate keys, aliases, anchors, tags, a second document,
     and values nested deeper than `MAX_DEPTH` or more than `MAX_VALUES` in number.
@@ -71,7 +71,7 @@ def parse_yaml(text: str, source: str = "recipe") -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML that `parse_yaml` reads back as the same value. Keys keep their order; innermost lists stay on one line."""
+    """Return YAML that `parse_yaml` reads back as the same value. Keys keep their order; innermost lists use one line."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = None
@@ -84,7 +84,7 @@ def dump_yaml(value: Any) -> str:
 
 
 def plain_value(text: str) -> bool | int | float | str | None:
-    """What an unquoted YAML 1.2 scalar means."""
+    """Return the value of an unquoted YAML 1.2 scalar."""
     if _NULL.fullmatch(text):
         return None
     if _BOOLEAN.fullmatch(text):
@@ -103,7 +103,7 @@ def _number(text: str) -> int | float | str:
 
 
 class _Representer(SafeRepresenter):
-    """Quotes every text that could be read back as something else."""
+    """Quotes every text that would otherwise be read back as another type."""
 
 
 def _text(representer: _Representer, value: str) -> Any:
@@ -139,7 +139,7 @@ def _refuse(where: str, message: str, hint: str, source: str) -> NoReturn:
 
 
 class _Reader:
-    """Builds the value of one document from its events."""
+    """Builder of the value of one document from its events."""
 
     def __init__(self, events: Iterator[Any], source: str) -> None:
         self.events = events
@@ -147,7 +147,7 @@ class _Reader:
         self.values = 0
 
     def document(self) -> Any:
-        """The value of the only document."""
+        """Return the value of the only document."""
         next(self.events)  # the start of the stream
         if isinstance(next(self.events), StreamEndEvent):
             _refuse("", "the file is empty", "`vitslim recipes new NAME` prints a recipe to start from", self.source)
