@@ -2,9 +2,9 @@
 
     python scripts/train_quickstart.py [--out recipes/quickstart.safetensors]
 
-A small timm ViT on the digits that scikit-learn carries: 64 patches and a class token, four blocks of width 192.
-The recipe of the training is fixed beforehand and the last weights are kept; the validation split is looked at once,
-after the end. Takes about 20 minutes on one core.
+A small timm ViT on the digits of scikit-learn: 64 patches and a class token, four blocks of width 192. The training
+recipe is fixed, and the weights of the last epoch are kept; the validation split is used once, after training. Takes
+about 20 minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vitslim.graph.model_graph import ModelSource, Preprocessing
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages.training import Train
-from vitslim.training import Batch, hard_loss, predict, top1, train
+from vitslim.training import LOSS, Batch, hard_loss, predict, top1, train
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = {"img_size": 32, "patch_size": 4, "in_chans": 1, "depth": 4, "num_classes": 10}
@@ -41,19 +41,19 @@ class Bars(Silent):
 
 
 def main() -> None:
-    """Train, save, and print the accuracy of what was saved."""
+    """Train, save, and print the accuracy of the saved weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "recipes" / "quickstart.safetensors")
     out: Path = parser.parse_args().out
 
     torch.manual_seed(SEED)
     model = timm.create_model(NAME, pretrained=False, **KWARGS)
-    # The digits bring their own normalization; preprocessing of the source is for image folders.
+    # The digits have their own normalization; the preprocessing of the source is for image folders.
     preprocessing = Preprocessing(mean=(0.5,), std=(0.5,), interpolation="bilinear", crop_pct=1.0)
     data = load_data(Data(kind="digits"), ModelSource(NAME, KWARGS, (1, 32, 32), 10, preprocessing), SEED)
 
-    def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return hard_loss(logits, batch.labels, TRAIN.label_smoothing)
+    def objective(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return {LOSS: hard_loss(logits, batch.labels, TRAIN.label_smoothing)}
 
     started = time.perf_counter()
     metrics = train(model, data.train, objective, TRAIN, SEED, {}, Bars())

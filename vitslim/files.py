@@ -1,4 +1,4 @@
-"""Writing files and folders whole: a failure, or Ctrl-C, leaves what was there."""
+"""Atomic writing of files and folders: after an error or Ctrl-C, the previous content is still there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from vitslim.errors import InputError
 
 
-def write_whole(path: Path, data: bytes, hint: str) -> None:
-    """Write under another name beside the target first, then rename: the target is always whole.
+def write_atomically(path: Path, data: bytes, hint: str) -> None:
+    """Write a temporary file in the same folder, then rename it to `path`.
 
-    Raises InputError with the hint when it cannot be written.
+    Raises InputError with the hint if it cannot be written.
     """
     scratch = None
     try:
@@ -34,19 +34,19 @@ def write_whole(path: Path, data: bytes, hint: str) -> None:
 
 
 @contextmanager
-def folder_written_whole(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+def replace_atomically(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`, which replaces it on success and is deleted on any exception."""
     scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir(parents=True)  # within the block: Ctrl-C may come as soon as it is there
+        scratch.mkdir(parents=True)  # inside the try block: Ctrl-C may come right after the folder is made
         yield scratch
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         scratch.rename(target)
     finally:
-        if old.exists() and not target.exists():  # Ctrl-C between the two renames
+        if old.exists() and not target.exists():  # Ctrl-C came between the two renames
             old.rename(target)
-        for rest in (scratch, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for folder in (scratch, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How a long job tells a person how far it is. The command line draws bars; everything else stays silent by default."""
+"""Progress of long operations. The command line draws progress bars; library code is silent by default."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Receives progress of long loops and short messages."""
+    """Receives the progress of loops, and short messages."""
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Yield the items of a loop that may take more than two seconds; `total` when it has no length."""
+        """Yield the items of a loop that may take more than two seconds; `total` is for iterables without a length."""
         ...
 
     def say(self, message: str) -> None:
-        """A short line about what happens now."""
+        """Show a short message about the current operation."""
         ...
 
 
 class Silent:
-    """Progress that nobody watches: for tests and library use."""
+    """Progress that shows nothing, for tests and library use."""
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:  # noqa: ARG002
         """Yield the items unchanged."""

@@ -1,7 +1,7 @@
-"""DeiT-Tiny with real weights and images: what each importance keeps, beside Torch-Pruning, in one run.
+"""DeiT-Tiny with real weights and images: each importance score beside Torch-Pruning, in one run.
 
-Every model is pruned to the same share of the MACs, compared with the dense model on the same validation images,
-trained for the same few steps towards the dense model's logits, and compared again. Torch-Pruning gets the same
+Every model is pruned to the same fraction of the MACs, compared with the dense model on the same validation images,
+distilled from the dense model for the same few steps, and compared again. Torch-Pruning gets the same
 calibration batches and as many parameters as vitslim's Taylor model of that share. Needs `uv pip install torch-pruning`
 and the folder that VITSLIM_SHARED_DATA names, with deit_tiny/model.safetensors and imagenette/.
 """
@@ -55,7 +55,7 @@ PEER = "torch-pruning taylor"
 CONTRASTS = (
     ("magnitude_l2", "random"), ("taylor", "magnitude_l2"), ("hessian", "magnitude_l2"), ("taylor", PEER),
 )  # fmt: skip
-"""Better first: what is to be shown."""
+"""Pairs of importances; the first is expected to be better."""
 
 BATCHES, BATCH = 8, 32
 VAL_IMAGES = 500
@@ -64,15 +64,15 @@ TRAIN = Train(epochs=1, batch=32, lr=1e-4, images=960)
 
 
 def run() -> dict[str, float]:
-    """Fill scripts/results/depgraph-deit-tiny.json; figures by share, importance and phase."""
+    """Fill scripts/results/depgraph-deit-tiny.json, and return the agreement by fraction, importance and phase."""
     if not (SHARED / "imagenette").exists():
         sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
     graph = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
     data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=BATCHES * BATCH),
                      graph.source, 0)  # fmt: skip
-    val, taught = data.val.balanced(VAL_IMAGES), data.train.balanced(TRAIN.images)
+    val, images = data.val.balanced(VAL_IMAGES), data.train.balanced(TRAIN.images)
     dense, labels = predict(graph.module, val, BATCH, Silent(), "")
-    teacher, _ = predict(graph.module, taught, BATCH, Silent(), "")
+    teacher, _ = predict(graph.module, images, BATCH, Silent(), "")
     seconds = _seconds(graph, _context(data))
     print(json.dumps({"seconds": seconds}), flush=True)
     rows: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def run() -> dict[str, float]:
             row: dict[str, Any] = {"share": share, "importance": name, "params": _size(module)}
             for phase in ("pruned", "distilled"):
                 if phase == "distilled":
-                    _distill(module, taught, teacher)
+                    _distill(module, images, teacher)
                 logits, _ = predict(module, val, BATCH, Silent(), "")
                 kept[f"{name} {phase}"] = found = _compare(dense, logits, labels)
                 row |= {f"{phase}_{key}": float(values.mean()) for key, values in found.items()}
@@ -110,7 +110,7 @@ def _models(graph: ModelGraph, data: DataModule, share: float) -> Iterator[tuple
 
 
 def _peer(calibration: Dataset, params: int) -> nn.Module:
-    """Torch-Pruning's Taylor importance at the ratio whose model has the nearest number of parameters."""
+    """Prune with Torch-Pruning's Taylor importance, at the ratio whose number of parameters is closest to `params`."""
     random, taylor = torch_pruning.importance.RandomImportance(), torch_pruning.importance.GroupTaylorImportance()
     low, high = 0.0, 0.9
     for _ in range(10):
@@ -137,7 +137,7 @@ def _peer_model() -> nn.Module:
 
 
 def _seconds(graph: ModelGraph, context: StageContext) -> dict[str, float]:
-    """From a model to one of half the width by magnitude: groups, scores, cut. Best of several, in turns."""
+    """Return the shortest time to halve the width by magnitude: groups, scores and cut. Both tools run in turns."""
     config = DepGraph(method="depgraph", importance="magnitude_l2", pruning_ratio=0.5, round_to=1)
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     ours, theirs = [], []
@@ -168,14 +168,14 @@ def _distill(module: nn.Module, dataset: Dataset, teacher: Tensor) -> None:
 
 
 def _compare(dense: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """For each image: is the prediction the dense model's, the divergence from its logits, is the prediction right."""
+    """Return for each image the agreement with the dense model, the KL divergence from it, and the correctness."""
     kl = f.kl_div(logits.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="none").sum(1)
     found = logits.argmax(1)
     return {"agreement": (found == dense.argmax(1)).double(), "kl": kl.double(), "top1": (found == labels).double()}
 
 
 def _contrasts(share: float, kept: dict[str, dict[str, Tensor]]) -> list[dict[str, Any]]:
-    """Differences image by image, with 95 % intervals. More agreement and less divergence speak for the first."""
+    """Return paired differences over the images, with 95 % confidence intervals."""
     rows = []
     for better, other in CONTRASTS:
         for phase in ("pruned", "distilled"):

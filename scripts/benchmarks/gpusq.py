@@ -1,10 +1,10 @@
-"""GPUSQ on the real DeiT-Tiny, without labels: each step of the method beside the one before it.
+"""GPUSQ on DeiT-Tiny with pretrained weights and without labels: each step of the method beside the one before it.
 
-Masks, distillation and quantization see Imagenette's train folder alone; judged are 500 images of its val folder and
-one image each of 500 ImageNet classes. Every model and its logits are kept in runs/gpusq-bench at once, and the state
-of a training each minute, so that a run which was interrupted goes on; delete the folder to begin anew. Six and a half
-hours on two idle cores with AVX512-BF16, of which the longest trainings take 100, 65 and 186 minutes. One row needs a
-GPU, and ten minutes on it; without one it is left out. Needs the folder that VITSLIM_SHARED_DATA names.
+Masks, distillation and quantization use Imagenette's training images only; models are evaluated on 500 images of its
+validation folder and on one image of each of 500 ImageNet classes. Models, logits and training states are kept in
+runs/gpusq-bench, so that an interrupted run continues; delete the folder to start again. Takes about two and a half
+hours on two idle cores with AVX512-BF16. One row needs a GPU and is skipped without one. Needs the folder that
+VITSLIM_SHARED_DATA names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from vitslim.backends.environment import environment
 from vitslim.data import DataModule, load_data
-from vitslim.data.load import calibration
+from vitslim.data.load import calibration_set
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
@@ -49,24 +49,24 @@ VAL_IMAGES = 500
 
 
 def run() -> dict[str, float]:
-    """Fill scripts/results/gpusq-deit-tiny.json; agreement with the dense model on images of 500 classes, by row."""
+    """Fill scripts/results/gpusq-deit-tiny.json, and return the agreement of each row on 500 classes."""
     if not (SHARED / "imagenette").exists():
         sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
     dense = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
     data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=256,
                           also_evaluate={"samples": str(SHARED / "imagenet_samples")}), dense.source, 0)  # fmt: skip
     results = {"dense": StageResult(dense)}
-    truth = _predictions(dense, data)
+    reference = _predictions(dense, data)
     equal: dict[str, torch.Tensor] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, (source, make) in STEPS.items():
         if not (torch.cuda.is_available() or _kept_at(name).exists()) and _needs_gpu(make()):
-            print(f"{name}: left out, needs a GPU", flush=True)
+            print(f"{name}: skipped, needs a GPU", flush=True)
             continue
         results[name] = _made(name, results, source, make, data)
         found = _kept_predictions(name, results[name].graph, data)
-        equal[name] = (found["samples"].argmax(dim=1) == truth["samples"].argmax(dim=1)).float()
-        rows[name] = _row(results[name], found, truth, data)
+        equal[name] = (found["samples"].argmax(dim=1) == reference["samples"].argmax(dim=1)).float()
+        rows[name] = _row(results[name], found, reference, data)
         print(json.dumps({name: rows[name]}), flush=True)
         contrasts = {f"{a} - {b}": difference(equal[a], equal[b]) for a, b in CONTRASTS if {a, b} <= equal.keys()}
         result = {"environment": environment().model_dump(), "rows": rows, "contrasts": contrasts}
@@ -79,25 +79,25 @@ def _needs_gpu(stage: Stage) -> bool:
 
 
 def _kept_at(name: str) -> Path:
-    """What is written last of a kept model."""
+    """Return the path of the metrics of a kept model, which are written after its weights."""
     return FOLDER / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / "metrics.json"
 
 
 def _made(
     name: str, results: dict[str, StageResult], source: str, make: Callable[[], Stage], data: DataModule
 ) -> StageResult:
-    """What a step makes of the model that it starts from, or what an earlier run has kept of it."""
+    """Apply a step to the model that it starts from, or load the result that an earlier run kept."""
     metrics_file, folder = _kept_at(name), _kept_at(name).parent
     if metrics_file.exists():
         return StageResult(load_graph(folder), metrics=json.loads(metrics_file.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     before, keep = {**results, "previous": results[source]}, folder / "training"
     if name in CALIBRATION:
-        data = replace(data, calibration=calibration(data.train, CALIBRATION[name], 0))
+        data = replace(data, calibration=calibration_set(data.train, CALIBRATION[name], 0))
     context = StageContext(data, 0, Silent(), before.__getitem__, folder, keep=keep)
     start = perf_counter()
     result = make().apply(results[source].graph, context)
-    # Training that went on after a pause has kept the time of all of its steps.
+    # A training that was interrupted reports the seconds of all of its steps.
     result.metrics["seconds"] = max(perf_counter() - start, result.metrics.get("seconds", 0))
     save_graph(result.graph, folder)
     metrics_file.write_text(json.dumps(result.metrics), encoding="utf-8")
@@ -106,7 +106,7 @@ def _made(
 
 
 def _kept_predictions(name: str, graph: ModelGraph, data: DataModule) -> dict[str, torch.Tensor]:
-    """Logits of a kept model on the images that are judged, from an earlier run where it has them."""
+    """Return the logits of a kept model on the evaluation images, from the earlier run if it stored them."""
     file = _kept_at(name).with_name("logits.safetensors")
     if file.exists():
         return load_file(file)
@@ -121,14 +121,14 @@ def _predictions(graph: ModelGraph, data: DataModule) -> dict[str, torch.Tensor]
 
 
 def _row(
-    result: StageResult, found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], data: DataModule
+    result: StageResult, found: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], data: DataModule
 ) -> dict[str, float]:
     labels = {"samples": data.extra["samples"].labels, "val": data.val.balanced(VAL_IMAGES).labels}
     row = {"device_mb": sketch(result.graph).cost().device_bytes / 1e6, "seconds": result.metrics["seconds"]}
     row |= {key: result.metrics[key] for key in ("kept_magnitude",) if key in result.metrics}
     for name, logits in found.items():
         predicted = logits.argmax(dim=1)
-        row[f"agreement_{name}"] = float((predicted == truth[name].argmax(dim=1)).float().mean())
+        row[f"agreement_{name}"] = float((predicted == reference[name].argmax(dim=1)).float().mean())
         row[f"top1_{name}"] = float((predicted == torch.as_tensor(labels[name])).float().mean())
-        row[f"sqnr_db_{name}"] = sqnr_db(truth[name], logits)
+        row[f"sqnr_db_{name}"] = sqnr_db(reference[name], logits)
     return row

@@ -170,7 +170,7 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     save_file(state, kept)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"distill: training goes on after step (5|10|15) of 20", again.stderr)
+    assert re.search(r"distill: training continues after step (5|10|15) of 20", again.stderr)
     assert sorted(path.name.rpartition("-")[0] for path in stored.iterdir()) == ["00-dense", "01-distill", "02-export"]
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert 1000 < report["stages"][1]["seconds"] < 2000

@@ -17,8 +17,8 @@ class Numbers:
 
     workers: int = 0
 
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> torch.Tensor:
-        return torch.full((1, 1, 1), index + (0.0 if variation is None else 0.5))
+    def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> torch.Tensor:
+        return torch.full((1, 1, 1), index + (0.0 if augment_seed is None else 0.5))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels
@@ -58,7 +58,7 @@ def test_labels_and_positions_belong_to_their_images() -> None:
         assert indices == [dataset.indices[position] for position in positions]
 
 
-def test_leaving_a_pass_early_ends_its_threads() -> None:
+def test_leaving_an_iteration_early_ends_its_threads() -> None:
     for images, _ in batches(numbers([0] * 100, workers=2), 10):
         assert images.numel() == 10
         break
@@ -69,7 +69,7 @@ def test_leaving_a_pass_early_ends_its_threads() -> None:
     count=some.integers(1, 50),
     seed=some.integers(0, 3),
 )
-def test_balanced_takes_as_evenly_as_the_classes_allow(labels: list[int], count: int, seed: int) -> None:
+def test_a_balanced_subset_is_as_even_as_the_classes_allow(labels: list[int], count: int, seed: int) -> None:
     dataset = numbers(labels)
     chosen = dataset.balanced(count, seed)
     assert chosen.indices == dataset.balanced(count, seed).indices

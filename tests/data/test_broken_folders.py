@@ -1,4 +1,4 @@
-"""Every way in which a folder of images can be wrong ends in one sentence, a hint, and exit code 5."""
+"""Every invalid image folder gives a message of one sentence, a hint, and exit code 5."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fourth_class(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (no_val, r"val is missing"),
         (no_train, r"train is missing"),
@@ -75,45 +75,45 @@ def fourth_class(root: Path) -> None:
         (empty_train, r"train has no class folders"),
         (class_without_images, r"class folders without images: bread"),
         (zero_bytes, r"1 image cannot be read: .*apple/1\.png \(0 bytes\)"),
-        (no_image, r"1 image cannot be read: .*apple/1\.png \(no known image format\)"),
+        (no_image, r"1 image cannot be read: .*apple/1\.png \(unknown image format\)"),
         (unknown_class_in_val, r"no class of the model: dates"),
         (fourth_class, r"4 class folders, the model has 3 classes"),
     ],
 )
-def test_wrong_folders(
-    image_root: Path, folder_source: ModelSource, spoil: Callable[[Path], None], message: str
+def test_invalid_folders_are_refused(
+    image_root: Path, folder_source: ModelSource, damage: Callable[[Path], None], message: str
 ) -> None:
-    spoil(image_root)
+    damage(image_root)
     refused(Data(kind="imagefolder", root=str(image_root)), folder_source, message)
 
 
-def test_root_left_out(folder_source: ModelSource) -> None:
-    refused(Data(kind="imagefolder"), folder_source, "root is not set")
+def test_a_missing_root_key_is_refused(folder_source: ModelSource) -> None:
+    refused(Data(kind="imagefolder"), folder_source, "data.root` is not set")
 
 
-def test_missing_further_folder(image_root: Path, folder_source: ModelSource) -> None:
+def test_a_missing_evaluation_folder_is_refused(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root), also_evaluate={"more": str(image_root / "nowhere")})
     refused(config, folder_source, "nowhere is missing")
 
 
-def test_further_folder_cannot_replace_val(image_root: Path, folder_source: ModelSource) -> None:
+def test_an_evaluation_folder_cannot_be_named_val(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root), also_evaluate={"val": str(image_root / "val")})
-    refused(config, folder_source, "uses the name 'val'")
+    refused(config, folder_source, "uses the reserved name 'val'")
 
 
-def test_many_broken_files_are_counted_and_three_are_named(image_root: Path, folder_source: ModelSource) -> None:
+def test_three_unreadable_files_are_named_and_the_others_counted(image_root: Path, folder_source: ModelSource) -> None:
     for path in (image_root / "train").rglob("*.*"):
         path.write_bytes(b"")
     error = refused(Data(kind="imagefolder", root=str(image_root)), folder_source, "18 images .* and 15 more")
     assert error.message.count("0 bytes") == 3
 
 
-def test_words_for_a_model_of_imagenet(image_root: Path, folder_source: ModelSource) -> None:
+def test_folders_of_an_imagenet_model_must_be_imagenet_classes(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root))
     refused(config, replace(folder_source, classes=1000), "no ImageNet class: apple, bread, cheese")
 
 
-def test_wordnet_id_outside_imagenet_1k(
+def test_a_wordnet_id_outside_imagenet_1k_is_refused(
     tmp_path: Path, folder_source: ModelSource, write_images: Callable[..., None]
 ) -> None:
     for split in ("train", "val"):
@@ -124,9 +124,7 @@ def test_wordnet_id_outside_imagenet_1k(
 
 
 @pytest.mark.parametrize("name", ["0.JPEG", "1.png"])
-def test_image_cut_off_after_its_header_is_named_when_it_is_read(
-    image_root: Path, folder_source: ModelSource, name: str
-) -> None:
+def test_a_truncated_image_is_named_when_it_is_read(image_root: Path, folder_source: ModelSource, name: str) -> None:
     path = image_root / "val" / "cheese" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     val = load_data(Data(kind="imagefolder", root=str(image_root)), folder_source, 0).val
@@ -135,7 +133,7 @@ def test_image_cut_off_after_its_header_is_named_when_it_is_read(
     assert caught.value.exit_code == 5
 
 
-def test_image_of_absurd_size_is_refused(
+def test_an_image_of_absurd_size_is_refused(
     image_root: Path, folder_source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -144,6 +142,6 @@ def test_image_of_absurd_size_is_refused(
     )
 
 
-def test_four_channels(image_root: Path, folder_source: ModelSource) -> None:
+def test_a_model_with_four_channels_is_refused(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root))
     refused(config, replace(folder_source, image=(4, 32, 32)), "takes 4 channels")

@@ -31,7 +31,7 @@ def test_split_is_stratified_disjoint_and_complete(gray_source: ModelSource) -> 
     assert np.allclose(shares, 0.2, atol=0.01)
 
 
-def test_run_seed_moves_calibration_but_never_the_split(gray_source: ModelSource) -> None:
+def test_the_run_seed_changes_the_calibration_set_but_not_the_split(gray_source: ModelSource) -> None:
     first, second = load(gray_source, seed=0), load(gray_source, seed=1)
     assert first.val.digest == second.val.digest
     assert first.train.digest == second.train.digest
@@ -55,13 +55,13 @@ def test_images_are_normalized_and_follow_the_input_size(gray_source: ModelSourc
     assert torch.equal(color[0], color[2])
 
 
-def test_variation_is_random_yet_repeatable_and_keeps_the_digit_in_place(gray_source: ModelSource) -> None:
+def test_augmentation_is_reproducible_and_keeps_the_digit_in_place(gray_source: ModelSource) -> None:
     train = load(gray_source).train
-    plain, varied = train[7][0], train.varied(3)[7][0]
-    assert torch.equal(varied, train.varied(3)[7][0])
-    assert not torch.equal(varied, train.varied(4)[7][0])
-    assert not torch.equal(varied, train.varied(3)[8][0])
-    similarity = torch.corrcoef(torch.stack([plain.flatten(), varied.flatten()]))[0, 1]
+    plain, augmented = train[7][0], train.augmented(3)[7][0]
+    assert torch.equal(augmented, train.augmented(3)[7][0])
+    assert not torch.equal(augmented, train.augmented(4)[7][0])
+    assert not torch.equal(augmented, train.augmented(3)[8][0])
+    similarity = torch.corrcoef(torch.stack([plain.flatten(), augmented.flatten()]))[0, 1]
     assert 0.5 < similarity < 0.999
 
 

@@ -20,7 +20,7 @@ def folder_data(root: Path, **more: object) -> Data:
 
 
 def timm_images(root: Path, files: list[str], source: ModelSource) -> torch.Tensor:
-    """What timm's own evaluation pipeline makes of the files."""
+    """Transform the files with timm's own evaluation transform."""
     preprocessing = source.preprocessing
     transform = create_transform(
         input_size=source.image,
@@ -33,7 +33,7 @@ def timm_images(root: Path, files: list[str], source: ModelSource) -> torch.Tens
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_images_equal_timms_transform_exactly_on_every_pass(
+def test_images_equal_timms_transform_exactly_in_every_iteration(
     image_root: Path, folder_source: ModelSource, interpolation: str
 ) -> None:
     source = replace(folder_source, preprocessing=replace(folder_source.preprocessing, interpolation=interpolation))
@@ -67,7 +67,7 @@ def test_wordnet_folders_of_a_1000_class_model_map_to_imagenet(
     assert data.extra["more"].labels == (517,)
 
 
-def test_wordnet_folders_of_a_small_model_are_named_in_words(
+def test_wordnet_folders_of_a_small_model_get_readable_names(
     tmp_path: Path, folder_source: ModelSource, write_images: Callable[..., None]
 ) -> None:
     for split in ("train", "val"):
@@ -98,9 +98,9 @@ def test_evaluation_subset_is_balanced_and_ignores_the_seed(image_root: Path, fo
     assert first.calibration.split == "calibration"
 
 
-def test_variation_is_repeatable_and_of_the_right_size(image_root: Path, folder_source: ModelSource) -> None:
+def test_augmentation_is_reproducible_and_keeps_the_size(image_root: Path, folder_source: ModelSource) -> None:
     train = load_data(folder_data(image_root), folder_source, 0).train
-    images = [torch.cat([images for images, _ in batches(train.varied(seed), 5)]) for seed in (1, 1, 2)]
+    images = [torch.cat([images for images, _ in batches(train.augmented(seed), 5)]) for seed in (1, 1, 2)]
     assert images[0].shape == (18, 3, 32, 32)
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])

@@ -24,13 +24,13 @@ def test_predictions_do_not_depend_on_the_batch_size(tiny_graph: ModelGraph, som
     torch.testing.assert_close(logits, others)
 
 
-def test_any_function_of_images_can_be_judged(some_digits: Dataset) -> None:
+def test_any_function_of_images_can_be_evaluated(some_digits: Dataset) -> None:
     logits, labels = predict(lambda images: images.flatten(1)[:, :10].double(), some_digits, 50, Silent(), "")
     assert logits.dtype == torch.float32
     assert 0 <= top1(logits, labels) <= 1
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]])
     assert top1(logits, torch.tensor([0, 0, 0, 1])) == 0.75
     assert agreement(logits, -logits) == 0
@@ -53,7 +53,7 @@ def test_real_weights_on_real_images(shared_data: Path) -> None:
     ("equal", "images", "below"),
     [(249, 256, False), (248, 256, True), (63, 64, False), (59, 64, True), (256, 256, False), (0, 1, True)],
 )
-def test_predictions_are_too_far_only_where_chance_does_not_explain_them(equal: int, images: int, below: bool) -> None:
+def test_agreement_is_below_the_floor_only_beyond_chance(equal: int, images: int, below: bool) -> None:
     """P(X >= 7 of 256 at 1.5 %) is 9.3 %, P(X >= 8) 4.1 %."""
     assert shown_below(equal / images, 0.985, images) == below
     assert not shown_below(equal / images, 0.0, images)

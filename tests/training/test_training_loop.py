@@ -58,7 +58,9 @@ def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, some_digits: D
     assert not torch.equal(weight, before)
 
 
-def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+def test_a_loss_that_is_not_finite_stops_training_and_names_its_step(
+    tiny_graph: ModelGraph, some_digits: Dataset
+) -> None:
     steps = iter(range(100))
 
     def broken(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -70,7 +72,9 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tiny_graph: ModelGraph, so
     assert caught.value.exit_code == 3
 
 
-def test_a_loss_that_is_no_number_stops_within_ten_steps(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+def test_a_loss_that_is_not_finite_stops_training_within_ten_steps(
+    tiny_graph: ModelGraph, some_digits: Dataset
+) -> None:
     steps: list[float] = []
 
     def broken(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -97,47 +101,47 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
     assert seen[:160] != seen[160:]
 
 
-@pytest.mark.parametrize(("augment", "every_s", "done"), [("light", 60.0, 10), ("none", 0.0, 12)])
-def test_a_killed_training_ends_as_if_it_had_not_been(
+@pytest.mark.parametrize(("augment", "interval_s", "done"), [("light", 60.0, 10), ("none", 0.0, 12)])
+def test_an_interrupted_training_ends_with_the_same_weights(
     tiny_graph: ModelGraph,
     some_digits: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     augment: str,
-    every_s: float,
+    interval_s: float,
     done: int,
 ) -> None:
-    """Kept at the end of an epoch of five steps, and within it once the last state is old."""
-    monkeypatch.setattr(checkpoint, "EVERY_S", every_s)
-    monkeypatch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
+    """The state is written after each epoch of five steps, and within an epoch if the last one is old."""
+    monkeypatch.setattr(checkpoint, "INTERVAL_S", interval_s)
+    monkeypatch.setattr(checkpoint, "WRITE_TIME_FRACTION", float("inf"))
     mask = torch.rand(tiny_graph.parameters()["head.weight"].shape) < 0.5
     tiny_graph.masks["head.weight"] = mask
     config = Train(epochs=4, batch=32, lr=1e-3, augment=augment)
     seen: list[list[int]] = []
 
-    def dies(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    def interrupt(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         if len(seen) == 12:
             raise KeyboardInterrupt
-        return note(logits, batch)
+        return record(logits, batch)
 
-    def note(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    def record(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         seen.append(batch.positions.tolist())
         losses = labels_only(logits, batch)
-        return losses | {"loss": losses["loss"] * (0.5 + torch.rand(()))}  # as dropout would
+        return losses | {"loss": losses["loss"] * (0.5 + torch.rand(()))}  # random, as dropout is
 
     def fit(graph: ModelGraph, objective: Objective, keep: Path | None) -> dict[str, float]:
         seen.clear()
         return train(graph.module, some_digits, objective, config, 0, graph.masks, Silent(), keep=keep)
 
-    whole, killed, resumed = tiny_graph.copy(), tiny_graph.copy(), tiny_graph.copy()
-    metrics = fit(whole, note, None)
+    whole, interrupted, resumed = tiny_graph.copy(), tiny_graph.copy(), tiny_graph.copy()
+    metrics = fit(whole, record, None)
     order = list(seen)
     with pytest.raises(KeyboardInterrupt):
-        fit(killed, dies, tmp_path / "kept")
+        fit(interrupted, interrupt, tmp_path / "kept")
     slow = load_file(tmp_path / "kept" / checkpoint.STATE_FILE)
     slow["history:seconds"][0] = 1000.0
     save_file(slow, tmp_path / "kept" / checkpoint.STATE_FILE)
-    again = fit(resumed, note, tmp_path / "kept")
+    again = fit(resumed, record, tmp_path / "kept")
     assert 0 < metrics.pop("seconds") < 1000 < again.pop("seconds") < 2000
     assert again == metrics
     assert seen == order[done:]
@@ -145,7 +149,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert (resumed.parameters()["head.weight"][~mask] == 0).all()
 
 
-def test_a_damaged_state_is_named(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_training_state_is_refused(tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path) -> None:
     for content in (b"nonsense", save({"weight:head.bias": torch.zeros(10)})):
         (tmp_path / "training.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=r"training state .* is damaged") as caught:
@@ -171,15 +175,15 @@ def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
     assert sum(len(group["params"]) for group in groups) == len(tiny_graph.parameters())
 
 
-def test_steps_of_quantizers_move_in_proportion_to_their_size() -> None:
+def test_quantizer_scales_move_in_proportion_to_their_size() -> None:
     moved = []
-    for step in (0.001, 0.1):
+    for scale in (0.001, 0.1):
         name = "vitslim.q.head.input_scale"
-        parameter = torch.nn.Parameter(torch.tensor(step))
+        parameter = torch.nn.Parameter(torch.tensor(scale))
         optimizer = make_optimizer({name: parameter}, Train(lr=1e-3))
         (group,) = optimizer.param_groups
         group["lr"] *= group["rate"]
         (3.0 * parameter).backward()
         optimizer.step()
-        moved.append((step - parameter.item()) / step)
+        moved.append((scale - parameter.item()) / scale)
     assert moved == pytest.approx([0.01, 0.01], rel=1e-3)

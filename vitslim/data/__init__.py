@@ -1,4 +1,4 @@
-"""Images of a run: sets with their labels, in batches, under the model's own evaluation transform."""
+"""Labeled images in batches, transformed as the model's evaluation transform requires."""
 
 from vitslim.data.batches import Batches
 from vitslim.data.dataset import DataModule, Dataset, batches

@@ -1,4 +1,4 @@
-"""Batches of labeled images, in order or shuffled, decoded one batch ahead of their use."""
+"""Batches of labeled images, in order or shuffled; the next batch is decoded while one is in use."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Batches:
     positions: tuple[tuple[int, ...], ...]
     """Positions in the dataset, batch by batch."""
     decode: Callable[[int], Pixels]
-    """The image at a position."""
+    """Return the image at a position."""
     labels: tuple[int, ...]
-    """Of the whole dataset."""
+    """Class indices of the whole dataset."""
     normalize: Callable[[Pixels], torch.Tensor]
     workers: int
-    """Threads that decode; 0 decodes in the calling thread."""
+    """Number of decoding threads; 0 decodes in the calling thread."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are values
-    """Where the batches are given."""
+    """Device of the yielded batches."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def after(self, count: int) -> Batches:
-        """Without the first `count` batches, which are not decoded; all of them when it is negative."""
+        """Return the batches without the first `count`, which are not decoded; all of them if `count` is negative."""
         return replace(self, positions=self.positions[max(count, 0) :])
 
     def on(self, device: torch.device) -> Batches:
-        """The same batches, given on a device: pixels travel as they were decoded and are normalized there."""
+        """Return the same batches on a device; pixels are copied as they were decoded and normalized there."""
         return replace(self, device=device)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -45,15 +45,15 @@ class Batches:
             yield self.normalize(pixels), labels.to(self.device, non_blocking=True)
 
     def decoded(self) -> Iterator[Pixels]:
-        """Each batch as it was decoded: (b, C, H, W) on the device."""
+        """Yield the decoded pixels of each batch before normalization: (b, C, H, W) on the device."""
         return (torch.stack(list(pixels)).to(self.device, non_blocking=True) for pixels in self._decoded())
 
     def _decoded(self) -> Iterator[Sequence[Pixels]]:
         if self.workers == 0:
             yield from ([self.decode(position) for position in positions] for positions in self.positions)
             return
-        # Threads, not processes: image decoding and resizing release the interpreter lock, decoded images can be kept
-        # for the next pass, and an unreadable file surfaces as the error it is.
+        # Threads, not processes: decoding and resizing release the interpreter lock, decoded images can be cached for
+        # the next pass, and the exception for an unreadable file keeps its type.
         pool = ThreadPoolExecutor(self.workers)
         try:
             ahead: list[Future[Pixels]] = []
@@ -66,7 +66,10 @@ class Batches:
 
 
 def split_positions(count: int, batch: int, shuffle_seed: int | None, drop_last: bool) -> tuple[tuple[int, ...], ...]:
-    """Positions 0 to `count` - 1 in groups of `batch`, shuffled when a seed is given; the last group may be smaller."""
+    """Return the positions 0 to `count` - 1 in groups of `batch`, shuffled if a seed is given.
+
+    The last group may be smaller, unless `drop_last` removes it.
+    """
     order = np.arange(count)
     if shuffle_seed is not None:
         order = np.random.default_rng(shuffle_seed).permutation(order)

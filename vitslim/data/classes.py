@@ -1,4 +1,4 @@
-"""From class folders to the model's class indices, and to names in words."""
+"""Map class folders to the class indices of the model, and to readable class names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from vitslim.data.folder import listed
+from vitslim.data.folder import join_names
 from vitslim.errors import InputError
 
 IMAGENET_CLASSES = 1000
@@ -18,16 +18,16 @@ WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Class folders of a data set as classes of a model."""
+    """Class indices and class names of a data set's folders."""
 
     index: Mapping[str, int]
     """Folder name to class index of the model."""
-    words: tuple[str, ...]
-    """Names by class index."""
+    names: tuple[str, ...]
+    """Readable names by class index."""
 
 
 def map_classes(root: Path, folders: Sequence[str], classes: int) -> ClassMap:
-    """WordNet ids of a 1000-class model map to ImageNet's classes; other folders count in sorted order.
+    """Map WordNet ids to ImageNet's classes for a model with 1000 classes, and number other folders in sorted order.
 
     `folders` are the sorted class folders of `root`. Raises InputError for folders that are no class of the model.
     """
@@ -38,16 +38,16 @@ def map_classes(root: Path, folders: Sequence[str], classes: int) -> ClassMap:
         )
     if classes == IMAGENET_CLASSES and (len(folders) < classes or any(map(WORDNET_ID.fullmatch, folders))):
         return _imagenet(root, folders)
-    return ClassMap({name: index for index, name in enumerate(folders)}, _in_words(folders))
+    return ClassMap({name: index for index, name in enumerate(folders)}, _readable_names(folders))
 
 
 def labels_of(root: Path, folders: Sequence[str], class_map: ClassMap) -> dict[str, int]:
-    """Class index of each folder of a further set; InputError names folders that the class map does not know."""
+    """Return the class index of each folder of another set. Raises InputError for folders that `class_map` lacks."""
     unknown = [name for name in folders if name not in class_map.index]
     if unknown:
         raise InputError(
-            f"{root} has class folders that are no class of the model: {listed(unknown)}",
-            hint=f"folders are named as in train/, such as {listed(sorted(class_map.index))}",
+            f"{root} has class folders that are no class of the model: {join_names(unknown)}",
+            hint=f"name the folders as in train/, such as {join_names(sorted(class_map.index))}",
         )
     return {name: class_map.index[name] for name in folders}
 
@@ -58,14 +58,14 @@ def _imagenet(root: Path, folders: Sequence[str]) -> ClassMap:
     unknown = [name for name in folders if name not in index]
     if unknown:
         raise InputError(
-            f"{root} has class folders that are no ImageNet class: {listed(unknown)}",
+            f"{root} has class folders that are no ImageNet class: {join_names(unknown)}",
             hint="a 1000-class model needs folders named by WordNet id, such as n01440764 for tench",
         )
     return ClassMap(index, tuple(info.label_descriptions()))
 
 
-def _in_words(folders: Sequence[str]) -> tuple[str, ...]:
-    """Descriptions of WordNet ids; any other name is a word already."""
+def _readable_names(folders: Sequence[str]) -> tuple[str, ...]:
+    """Replace WordNet ids by their descriptions; other names are returned unchanged."""
     if not any(map(WORDNET_ID.fullmatch, folders)):
         return tuple(folders)
     info = ImageNetInfo("imagenet-22k")
@@ -74,6 +74,6 @@ def _in_words(folders: Sequence[str]) -> tuple[str, ...]:
 
 
 def _synsets(info: ImageNetInfo) -> list[str]:
-    """WordNet ids in the order of the class indices."""
+    """Return the WordNet ids in the order of the class indices."""
     synsets: list[str] = info.label_names()  # type: ignore[no-untyped-call]
     return synsets

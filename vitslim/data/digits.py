@@ -1,4 +1,4 @@
-"""The embedded set: 1,797 handwritten digits of 8x8 pixels from scikit-learn, so that a first run needs no download."""
+"""The embedded dataset: 1,797 handwritten digits of 8x8 pixels from scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MEAN, STD = 0.305, 0.376
 
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
-"""The split belongs to the data set: it never follows the seed of a run, so results of different seeds compare."""
+"""The split does not depend on the seed of a run, so that results of different seeds are comparable."""
 
 MAX_ROTATION_DEG = 12.0
 MAX_SHIFT = 0.12
-"""As a fraction of the image side: one of the eight source pixels."""
+"""Fraction of the image side; about one of the eight source pixels."""
 MAX_SCALING = 0.1
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class DigitImages:
-    """The digits at a model's input size, repeated over its channels."""
+    """The digits at a model's input size, repeated over the channels."""
 
     originals: NDArray[np.float32] = field(repr=False)
     """(1797, 8, 8), values in [0, 1]."""
@@ -40,28 +40,31 @@ class DigitImages:
     width: int
     workers: int = 0
 
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
-        """One digit, resized bilinearly, float32 (C, H, W) in [0, 1]; varied by a shift, a rotation and a scaling."""
+    def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> Pixels:
+        """Return one digit, resized bilinearly: float32 (C, H, W) in [0, 1].
+
+        With a seed it is shifted, rotated and scaled at random.
+        """
         original = torch.from_numpy(self.originals[index])[None, None]
         image = functional.interpolate(original, (self.height, self.width), mode="bilinear", align_corners=False)
-        if variation is not None:
-            grid = functional.affine_grid(_affine(variation), list(image.shape), align_corners=False)
+        if augment_seed is not None:
+            grid = functional.affine_grid(_affine(augment_seed), list(image.shape), align_corners=False)
             image = functional.grid_sample(image, grid, align_corners=False)
         return image[0].expand(self.channels, -1, -1)
 
     @property
     def normalization(self) -> Normalization:
-        """The fixed mean and standard deviation of the digits, for every channel."""
+        """The fixed mean and standard deviation of the digits, the same for every channel."""
         return Normalization((MEAN,) * self.channels, (STD,) * self.channels)
 
     def normalize(self, pixels: Pixels) -> torch.Tensor:
-        """By the fixed mean and standard deviation of the digits."""
+        """Normalize by the fixed mean and standard deviation of the digits."""
         return (pixels - MEAN) / STD
 
 
-def _affine(variation: tuple[int, ...]) -> torch.Tensor:
-    """A random affine map (1, 2, 3) from output to input coordinates in [-1, 1]."""
-    generator = np.random.default_rng(variation)
+def _affine(augment_seed: tuple[int, ...]) -> torch.Tensor:
+    """Return a random affine map (1, 2, 3) from output to input coordinates in [-1, 1]."""
+    generator = np.random.default_rng(augment_seed)
     angle = np.deg2rad(generator.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG))
     scale = 1 + generator.uniform(-MAX_SCALING, MAX_SCALING)
     shift = 2 * generator.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
@@ -70,7 +73,10 @@ def _affine(variation: tuple[int, ...]) -> torch.Tensor:
 
 
 def load_digit_sets(image: tuple[int, int, int]) -> tuple[Dataset, Dataset]:
-    """The training set (1,437 digits) and the validation set (360), stratified by class, at an input size (C, H, W)."""
+    """Return the training set (1,437 digits) and the validation set (360), stratified by class.
+
+    `image` is the input size (C, H, W).
+    """
     bunch = load_digits()
     originals = (bunch.images / 16).astype(np.float32)
     labels = bunch.target.astype(np.int64)

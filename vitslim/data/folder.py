@@ -1,4 +1,4 @@
-"""Folders of images, one subfolder a class: what is in them, and whether it can be read."""
+"""List and read image folders with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from vitslim.errors import InputError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
-NAMED_AT_MOST = 3
-"""So many files or folders are named in one message; the others are counted."""
-LAYOUT_HINT = "an image folder holds one folder a class with images in it: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg"
+NAMES_MAX = 3
+"""Files or folders that one message names; the others are counted."""
+LAYOUT_HINT = "an image folder holds one folder of images per class: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg"
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image, is cut off, or claims an absurd size."""
+"""Exceptions that Pillow raises for a file that is not an image, is truncated, or declares an absurd size."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ImageFolder:
 
     root: Path
     files: tuple[str, ...]
-    """Relative to the root, with `/`."""
+    """Paths relative to the root, with `/`."""
     digest: str
-    """sha256 over names and sizes, in hexadecimal."""
+    """SHA-256 over names and sizes, in hexadecimal."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -36,12 +36,12 @@ class ImageFolder:
 
 
 def class_of(file: str) -> str:
-    """Class folder of a file named relative to its root."""
+    """Return the class folder of a file, which is given relative to the root."""
     return file.partition("/")[0]
 
 
 def scan_folder(root: Path) -> ImageFolder:
-    """List the images of a folder of class folders and look at every file's header.
+    """List the images of a folder with class folders, and check the header of every file.
 
     Raises InputError for a folder that is missing or empty, a class folder without images, and unreadable files.
     """
@@ -57,8 +57,8 @@ def scan_folder(root: Path) -> ImageFolder:
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise InputError(
-            f"{root} has class folders without images: {listed(empty)}",
-            hint=f"images are files that end in {', '.join(sorted(SUFFIXES))}",
+            f"{root} has class folders without images: {join_names(empty)}",
+            hint=f"an image file ends in {', '.join(sorted(SUFFIXES))}",
         )
     paths = [path for files in found.values() for path in files]
     _check_headers(paths)
@@ -68,7 +68,7 @@ def scan_folder(root: Path) -> ImageFolder:
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
-    """Decode a whole image to a Pillow mode, `RGB` or `L`; InputError names a file that does not decode."""
+    """Decode an image to a Pillow mode, `RGB` or `L`. Raises InputError for a file that cannot be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert(mode)
@@ -76,10 +76,10 @@ def read_image(path: Path, mode: str) -> Image.Image:
         raise _unreadable([f"{path} ({_reason(path, error)})"]) from error
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in one phrase; beyond the first few they are only counted."""
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+def join_names(names: Sequence[str]) -> str:
+    """Join the first `NAMES_MAX` names, and count the others."""
+    more = len(names) - NAMES_MAX
+    return ", ".join(names[:NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -104,8 +104,8 @@ def _check_headers(paths: Sequence[Path]) -> None:
 
 def _unreadable(broken: Sequence[str]) -> InputError:
     return InputError(
-        f"{len(broken)} {'image' if len(broken) == 1 else 'images'} cannot be read: {listed(broken)}",
-        hint="replace or delete what does not open in an image viewer",
+        f"{len(broken)} {'image' if len(broken) == 1 else 'images'} cannot be read: {join_names(broken)}",
+        hint="replace or delete these files",
     )
 
 
@@ -113,6 +113,6 @@ def _reason(path: Path, error: Exception) -> str:
     if path.is_file() and path.stat().st_size == 0:
         return "0 bytes"
     if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
+        return "unknown image format"
     reason = getattr(error, "strerror", None) or str(error)
     return " ".join(reason.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Image folders under timm's own evaluation transform, as the model's source asks for it."""
+"""Image folders under the evaluation transform of the timm model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from timm.data.transforms_factory import create_transform
 from vitslim.data.classes import ClassMap, labels_of, map_classes
 from vitslim.data.dataset import Dataset
 from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
-from vitslim.data.source import KEPT_BYTES_MAX, Normalization, Pixels
+from vitslim.data.source import CACHE_BYTES_MAX, Normalization, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 
 WORKERS_MAX = 16
-"""Threads that decode, one a core at most."""
+"""Maximum number of decoding threads; there is at most one per core."""
 MODES = {1: "L", 3: "RGB"}
+"""Pillow mode by number of input channels."""
 MIN_CROP_AREA = 0.7
 MAX_CROP_ASPECT = 4 / 3
 
@@ -36,30 +37,31 @@ class FileImages:
     preprocessing: Preprocessing
     transform: Callable[[Image.Image], torch.Tensor] = field(repr=False)
     """timm's evaluation transform up to the normalization: uint8 (C, H, W)."""
-    kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    """Decoded images by index, of at most `CACHE_BYTES_MAX` bytes."""
     workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
 
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
-        """One image, uint8 (C, H, W); varied by a crop of at least 70 % of its area, and by a flip."""
-        if variation is None and index in self.kept:
-            return self.kept[index]
+    def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> Pixels:
+        """Return one image, uint8 (C, H, W); with a seed, a random crop of at least 70 % of its area, maybe flipped."""
+        if augment_seed is None and index in self.cache:
+            return self.cache[index]
         channels, height, width = self.image
         image = read_image(self.folder.root / self.folder.files[index], MODES[channels])
-        if variation is not None:
+        if augment_seed is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
-            return _varied(image, (width, height), resample, np.random.default_rng(variation))
+            return _random_crop(image, (width, height), resample, np.random.default_rng(augment_seed))
         pixels = self.transform(image)
-        if len(self.kept) < KEPT_BYTES_MAX // pixels.nbytes:
-            self.kept[index] = pixels
+        if len(self.cache) < CACHE_BYTES_MAX // pixels.nbytes:
+            self.cache[index] = pixels
         return pixels
 
     @property
     def normalization(self) -> Normalization:
-        """Mean and standard deviation that the model asks for."""
+        """Mean and standard deviation of the model's preprocessing."""
         return Normalization(self.preprocessing.mean, self.preprocessing.std)
 
     def normalize(self, pixels: Pixels) -> torch.Tensor:
-        """To float32 and normalized: operation by operation what timm's transform does."""
+        """Convert to normalized float32 by the same operations as timm's transform, so that results are bit-equal."""
         images = pixels.to(torch.float32).div_(255)
         mean, std = (
             torch.tensor(v).view(-1, 1, 1).to(pixels.device, non_blocking=True)
@@ -71,13 +73,14 @@ class FileImages:
 def load_folder_sets(
     root: Path, also: Mapping[str, Path], source: ModelSource
 ) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
-    """`train` and `val` below `root`, and further folders by name, labeled with the model's classes.
+    """Return `train` and `val` below `root`, and further folders by name, labeled with the model's classes.
 
     Raises InputError for missing folders, unreadable images, and folders that are no class of the model.
     """
     if source.image[0] not in MODES:
         raise InputError(
-            f"the model takes {source.image[0]} channels, images have 1 or 3", hint="set model.kwargs.in_chans to 3"
+            f"the model takes {source.image[0]} channels, images have 1 or 3",
+            hint="set model.kwargs.in_chans to 3",
         )
     if not root.is_dir():
         raise InputError(f"{root} is missing", hint="set data.root to a folder that holds train/ and val/")
@@ -102,21 +105,21 @@ def _labeled(split: str, folder: ImageFolder, class_map: ClassMap, source: Model
         source=FileImages(folder, source.image, source.preprocessing, transform),
         indices=tuple(range(len(folder.files))),
         labels=tuple(label[class_of(file)] for file in folder.files),
-        class_names=class_map.words,
+        class_names=class_map.names,
         source_digest=folder.digest,
     )
 
 
-def _varied(
+def _random_crop(
     image: Image.Image, size: tuple[int, int], resample: Image.Resampling, generator: np.random.Generator
 ) -> Pixels:
-    """A random crop resized to `size` (width, height) and flipped half of the time: uint8 (C, H, W)."""
+    """Return a random crop, resized to `size` (width, height) and flipped half of the time: uint8 (C, H, W)."""
     area = image.width * image.height * generator.uniform(MIN_CROP_AREA, 1)
     aspect = math.exp(generator.uniform(-1, 1) * math.log(MAX_CROP_ASPECT))
     width, height = min(image.width, math.sqrt(area * aspect)), min(image.height, math.sqrt(area / aspect))
     left, top = generator.uniform(0, image.width - width), generator.uniform(0, image.height - height)
-    varied = image.resize(size, resample, box=(left, top, left + width, top + height))
+    crop = image.resize(size, resample, box=(left, top, left + width, top + height))
     if generator.random() < 0.5:
-        varied = varied.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(varied))
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(crop))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

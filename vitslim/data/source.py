@@ -1,4 +1,4 @@
-"""What decodes images: files of a folder, or the embedded digits."""
+"""Protocol of image sources: the files of a folder, or the embedded digits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple, Protocol
 import torch
 
 Pixels = torch.Tensor
-"""Decoded images (C, H, W) or (n, C, H, W) at the model's size, before normalization; uint8 for files, float32 for
-digits."""
+"""Decoded images (C, H, W) or (n, C, H, W) at the model's input size, before normalization; uint8 for files, float32
+for digits."""
 
-KEPT_BYTES_MAX = 1_000_000_000
-"""Decoded pixels of one set that are kept in memory: 6,600 images of 224 px. Every stage evaluates the same images."""
+CACHE_BYTES_MAX = 1_000_000_000
+"""Decoded pixels of one dataset that are kept in memory: 6,600 images of 224 px."""
 
 
 class Normalization(NamedTuple):
-    """What is done to pixels between 0 and 1: `(pixel - mean) / std`, by channel."""
+    """`(pixel - mean) / std` per channel, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -26,18 +26,18 @@ class Source(Protocol):
 
     @property
     def workers(self) -> int:
-        """Threads that decoding is worth; 0 decodes in the calling thread."""
+        """Number of decoding threads; 0 decodes in the calling thread."""
         ...
 
-    def pixels(self, index: int, variation: tuple[int, ...] | None) -> Pixels:
-        """Image `index`: exactly the evaluation transform, or its random variation seeded by `variation`."""
+    def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> Pixels:
+        """Return image `index` under the evaluation transform, or augmented with a seed: (C, H, W)."""
         ...
 
     @property
     def normalization(self) -> Normalization:
-        """What `normalize` does."""
+        """Mean and standard deviation that `normalize` uses."""
         ...
 
     def normalize(self, pixels: Pixels) -> torch.Tensor:
-        """Decoded images (n, C, H, W) on any device to float32, normalized."""
+        """Convert decoded images (n, C, H, W) on any device to normalized float32."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import folder_written_whole
+from vitslim.files import replace_atomically
 from vitslim.pipeline.keys import file_digest
 from vitslim.report import parse_report, render_html, render_json
 from vitslim.results import Report
@@ -44,7 +44,7 @@ def check_replaceable(folder: Path) -> None:
 
 def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) -> Artifact:
     """Collect the files beside `folder`, then put the finished directory in its place."""
-    with folder_written_whole(folder) as scratch:
+    with replace_atomically(folder) as scratch:
         for name in COPIED:
             shutil.copyfile(stage_folder / name, scratch / name)
         (scratch / LOCK_FILE).write_text(lock, encoding="utf-8")

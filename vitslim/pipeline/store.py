@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import folder_written_whole
+from vitslim.files import replace_atomically
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.persist import load_graph, save_graph
 from vitslim.results import StageRecord
@@ -85,7 +85,7 @@ class StageStore:
     @contextmanager
     def writing(self, name: str, key: str) -> Iterator[Path]:
         """A scratch folder that becomes the stage's folder when the block ends well, and vanishes when it does not."""
-        with folder_written_whole(self._folder(name, key)) as scratch:
+        with replace_atomically(self._folder(name, key)) as scratch:
             yield scratch
         shutil.rmtree(self.kept(name, key), ignore_errors=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vitslim.errors import InputError, Problem
-from vitslim.files import write_whole
+from vitslim.files import write_atomically
 from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Model
 from vitslim.results import LatencyTable
@@ -33,7 +33,7 @@ def check_writable(path: Path) -> None:
 
 def write_table(table: LatencyTable, path: Path) -> None:
     """Write a table in one step: a failure leaves the file as it was. Raises InputError when it cannot be written."""
-    write_whole(path, table.model_dump_json().encode(), "choose another file with --out")
+    write_atomically(path, table.model_dump_json().encode(), "choose another file with --out")
 
 
 def read_table(path: Path) -> LatencyTable:

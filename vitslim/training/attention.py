@@ -1,7 +1,7 @@
-"""Attention that trains fast in bfloat16 on a CPU.
+"""Attention for bfloat16 training on CPUs.
 
-PyTorch's fused operator multiplies bfloat16 there several times slower than its plain products do, most of all
-backwards: 31 ms for a block of DeiT-Tiny and 32 images, forward and back, where plain products take 9 (AVX512-BF16).
+On a CPU, PyTorch's fused attention in bfloat16 is several times slower than separate matmuls, above all in the
+backward pass.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 FUSED = torch.ops.aten.scaled_dot_product_attention.default
-PLAIN = {"attn_mask", "scale"}
-"""What attention of vision transformers asks for; none is causal or has dropout."""
-MOST_SCORES = 2**25
-"""Unlike the fused operator, plain products keep the scores of each layer (two bytes each) until its gradient is there:
-64 MiB at most, a batch of 32 through 12 heads of 295 tokens. Beyond that the fused operator saves memory, not time."""
+SUPPORTED_KEYWORDS = {"attn_mask", "scale"}
+"""Keyword arguments that the unfused form implements. Causal attention and dropout stay fused."""
+SCORES_MAX = 2**25
+"""Largest number of attention scores of a layer in the unfused form, which keeps them, two bytes each, until the
+backward pass: 64 MiB, or a batch of 32 with 12 heads and 295 tokens. Larger layers stay fused to save memory."""
 
 
-class PlainAttention(TorchFunctionMode):
-    """Within it, attention of exported graphs is computed in bfloat16 by plain products where its scores are few."""
+class UnfusedAttention(TorchFunctionMode):
+    """Compute the attention of exported graphs by separate bfloat16 matmuls if its scores fit into memory."""
 
     def __torch_function__(
         self,
@@ -32,18 +32,19 @@ class PlainAttention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is FUSED and len(args) in {3, 4} and kwargs.keys() <= PLAIN and _fits(*args, **kwargs):
-            return plain_attention(*args, **kwargs)
+        has_support = func is FUSED and len(args) in {3, 4} and kwargs.keys() <= SUPPORTED_KEYWORDS
+        if has_support and _fits(*args, **kwargs):
+            return unfused_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def plain_attention(
+def unfused_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """`softmax(scale * q @ k^T + mask) @ v` in bfloat16.
+    """Return `softmax(scale * q @ k^T + mask) @ v`, computed in bfloat16.
 
-    Float (b, h, n, d), (b, h, m, d) and (b, h, m, e) to bfloat16 (b, h, n, e). `attn_mask` broadcasts to (b, h, n, m)
-    and is added; `scale` is `d ** -0.5` unless given.
+    Float (b, h, n, d), (b, h, m, d) and (b, h, m, e) to bfloat16 (b, h, n, e). `attn_mask` is float, broadcasts to
+    (b, h, n, m) and is added; `scale` defaults to `d ** -0.5`.
     """
     batch, heads, queries, width = query.shape
     q, k, v = (one.to(torch.bfloat16).reshape(batch * heads, one.shape[2], one.shape[3]) for one in (query, key, value))
@@ -55,6 +56,9 @@ def plain_attention(
 
 
 def _fits(query: Tensor, key: Tensor, _value: Tensor, attn_mask: Tensor | None = None, **_: object) -> bool:
-    """Whether scores are few enough. Boolean masks stay with PyTorch, which knows what a query without keys gives."""
-    boolean = attn_mask is not None and attn_mask.dtype == torch.bool
-    return query.ndim == 4 and not boolean and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
+    """Return whether the scores fit into memory and the mask, if any, is additive.
+
+    Boolean masks stay fused: PyTorch defines the output of a query without keys.
+    """
+    is_boolean = attn_mask is not None and attn_mask.dtype == torch.bool
+    return query.ndim == 4 and not is_boolean and query.shape[:3].numel() * key.shape[2] <= SCORES_MAX

@@ -1,4 +1,4 @@
-"""The state of a training run on disk, so that one which was killed goes on where it was."""
+"""The training state on disk, from which an interrupted training continues."""
 
 from __future__ import annotations
 
@@ -12,58 +12,60 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from vitslim.errors import InputError
-from vitslim.files import write_whole
+from vitslim.files import write_atomically
 
 STATE_FILE = "training.safetensors"
 STEP = "step"
-MOMENTS = (STEP, "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a weight."""
-EVERY_S = 60.0
-"""Between two states within an epoch."""
-WRITING_SHARE = 0.05
-"""Of the time, at most, that goes into writing: where an epoch takes a second, not every one is kept."""
+OPTIMIZER_STATE = (STEP, "exp_avg", "exp_avg_sq")
+"""State that AdamW keeps of each parameter."""
+INTERVAL_S = 60.0
+"""Longest time between two writes."""
+WRITE_TIME_FRACTION = 0.05
+"""Fraction of the training time that writing at the end of an epoch may take; short epochs are not all written."""
 
 History = dict[str, list[float]]
-"""Recorded scalars by name, one value a step."""
+"""Recorded scalars by name, one value per step."""
 
 
 class Checkpoint:
-    """Weights, moments of the optimizer and recorded losses in one file, which is always whole."""
+    """Weights, optimizer state and recorded scalars in one file, which is written atomically."""
 
     def __init__(
         self, folder: Path | None, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
-        """None as the folder keeps nothing and finds nothing."""
+        """Without a folder nothing is written and nothing is loaded."""
         self.path = folder / STATE_FILE if folder is not None else None
         self.parameters, self.optimizer = parameters, optimizer
-        self.saved_at, self.writing_s = time.monotonic(), 0.0
+        self.saved_at, self.write_s = time.monotonic(), 0.0
 
     def load(self) -> History:
-        """Bring weights and optimizer to the kept state, and give its history; empty where nothing was kept.
+        """Restore weights and optimizer in place and return the history; without a file, return an empty history.
 
-        Raises InputError for a damaged file, and for one of another model.
+        Raises InputError for a damaged file, and for the file of another model.
         """
         if self.path is None or not self.path.exists():
             return {}
         try:
-            kept = _by_kind(load_file(self.path))
+            state = _by_kind(load_file(self.path))
             with torch.no_grad():
                 for name, weight in self.parameters.items():
-                    weight.copy_(kept["weight"][name])
-                    state = {key: kept[key][name] for key in MOMENTS if name in kept.get(key, {})}
-                    # The optimizer wants its count of steps on the CPU, and moments where the weight is.
-                    self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in state.items()}
-            return {name: values.tolist() for name, values in kept["history"].items()}
+                    weight.copy_(state["weight"][name])
+                    found = {key: state[key][name] for key in OPTIMIZER_STATE if name in state.get(key, {})}
+                    # AdamW needs its step count on the CPU, and the moments on the device of the weight.
+                    self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in found.items()}
+            return {name: values.tolist() for name, values in state["history"].items()}
         except (SafetensorError, KeyError, RuntimeError) as error:
-            raise InputError(f"the kept training state '{self.path}' is damaged", "run again with --fresh") from error
+            raise InputError(f"the training state '{self.path}' is damaged", "run again with --fresh") from error
 
-    def save(self, history: Callable[[], History], *, due: bool) -> None:
-        """Write the state if it is due and costs little, or if the last one is `EVERY_S` old; only then is the history
-        asked for. Raises InputError where it cannot be written."""
-        began = time.monotonic()
-        age_s = began - self.saved_at
-        wanted = age_s > EVERY_S or (due and age_s * WRITING_SHARE >= self.writing_s)
-        if self.path is None or not wanted:
+    def save(self, history: Callable[[], History], *, epoch_ended: bool) -> None:
+        """Write the state if the last write is `INTERVAL_S` old, or at the end of an epoch if writing is fast enough.
+
+        `history` is called only if the state is written. Raises InputError if the file cannot be written.
+        """
+        start = time.monotonic()
+        age_s = start - self.saved_at
+        is_due = age_s > INTERVAL_S or (epoch_ended and age_s * WRITE_TIME_FRACTION >= self.write_s)
+        if self.path is None or not is_due:
             return
         state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history().items()}
         for name, weight in self.parameters.items():
@@ -71,13 +73,13 @@ class Checkpoint:
             for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{key}:{name}"] = value.contiguous()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, save(state), "free some disk space")
+        write_atomically(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()
-        self.writing_s = self.saved_at - began
+        self.write_s = self.saved_at - start
 
 
 def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """`KIND:NAME` to kind and name."""
+    """Group tensors named `KIND:NAME` by kind, then by name."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         kind, _, name = key.partition(":")

@@ -1,4 +1,4 @@
-"""Where training runs, and with which numbers."""
+"""The device and the precision of training."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from torch._dynamo.exc import TorchDynamoException
 from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
 from vitslim.recipe.stages.training import Train
-from vitslim.training.attention import PlainAttention
+from vitslim.training.attention import UnfusedAttention
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-"""Of CPUs; without them bfloat16 is slower than float32."""
+"""CPU features without which bfloat16 is slower than float32."""
 
 
 def find_device(config: Train) -> torch.device:
-    """The device that a recipe means; `auto` is the GPU where there is one.
+    """Return the training device; `auto` is the GPU if there is one.
 
     Raises BackendUnavailableError for `cuda` without a GPU.
     """
-    here = torch.cuda.is_available()
-    if config.device == "cuda" and not here:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
         raise BackendUnavailableError(
-            "train.device is cuda, and PyTorch finds no CUDA device here", "set train.device to auto, or to cpu"
+            "`train.device: cuda` needs a GPU, and PyTorch finds no CUDA device",
+            "set train.device to auto, or to cpu",
         )
-    return torch.device("cuda" if here and config.device != "cpu" else "cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
 @contextmanager
-def placed(student: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it a model is on a device; afterwards on the CPU, and random numbers go on as if none had been drawn."""
+def on_device(student: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a model to a device, and back to the CPU on exit; the state of the random generators is restored."""
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         move(student, device)
         try:
@@ -44,9 +45,9 @@ def placed(student: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def compilation(config: Train) -> Iterator[None]:
-    """Within it what a recipe wants compiled may be; afterwards it is forgotten, or later stages would find no room.
+    """Reset torch.compile on exit, so that graphs compiled for this training do not count against later stages.
 
-    Raises StageError where PyTorch cannot compile, such as without a compiler.
+    Raises StageError if PyTorch cannot compile, for example without a C++ compiler.
     """
     try:
         yield
@@ -59,27 +60,26 @@ def compilation(config: Train) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """For people: `cpu`, or the name of the GPU."""
+    """Return `cpu`, or the product name of the GPU."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
 def find_precision(config: Train, device: torch.device) -> str:
-    """`float32` or `bfloat16`, as a recipe means it on a device."""
-    gpu = device.type == "cuda"
+    """Return `float32` or `bfloat16`; `auto` is bfloat16 if the device has instructions for it."""
     if config.precision != "auto":
         return config.precision
-    if gpu:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_INSTRUCTIONS)
-    return "bfloat16" if native else "float32"
+        is_native = any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_INSTRUCTIONS)
+    return "bfloat16" if is_native else "float32"
 
 
 @contextmanager
-def arithmetic(config: Train, device: torch.device) -> Iterator[None]:
-    """Within it models compute with the precision that a recipe asks for; weights are float32 always."""
-    short = find_precision(config, device) == "bfloat16"
-    # A compiler chooses its own attention.
-    plain = short and device.type == "cpu" and not config.compile
-    with torch.autocast(device.type, torch.bfloat16, enabled=short), PlainAttention() if plain else nullcontext():
+def autocast(config: Train, device: torch.device) -> Iterator[None]:
+    """Compute activations and matmuls in the precision of the recipe; weights are always float32."""
+    enabled = find_precision(config, device) == "bfloat16"
+    # torch.compile chooses its own implementation of attention.
+    unfused = enabled and device.type == "cpu" and not config.compile
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), UnfusedAttention() if unfused else nullcontext():
         yield

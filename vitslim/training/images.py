@@ -1,4 +1,4 @@
-"""What training and evaluation need of a dataset; `vitslim.data.Dataset` has it."""
+"""Protocols of the datasets that training and evaluation read; `vitslim.data.Dataset` implements them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LabeledBatches(Protocol):
     def __len__(self) -> int: ...
 
     def after(self, count: int) -> LabeledBatches:
-        """Without the first `count` batches; all of them when it is negative."""
+        """Return these batches without the first `count`; all of them if `count` is negative."""
         ...
 
     def on(self, device: torch.device) -> LabeledBatches:
-        """The same batches, given on a device."""
+        """Return the same batches, yielded on a device."""
         ...
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
@@ -37,13 +37,17 @@ class LabeledImages(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, batch: int, shuffle_seed: int | None = None) -> LabeledBatches:
-        """Batches of `batch` images, in order, or shuffled by a seed."""
+        """Return batches of `batch` images, in order, or shuffled by a seed."""
         ...
 
-    def held(self, device: torch.device, progress: Progress) -> LabeledImages:
-        """The same images, decoded and held on a device where they fit."""
+    def balanced(self, count: int | None, seed: int = 0) -> LabeledImages:
+        """Return `count` images, balanced over the classes; all of them if `count` is None."""
         ...
 
-    def varied(self, seed: int) -> LabeledImages:
-        """The same images under a small random variation."""
+    def preloaded(self, device: torch.device, progress: Progress) -> LabeledImages:
+        """Return the same images, decoded and stored on a device if they fit."""
+        ...
+
+    def augmented(self, seed: int) -> LabeledImages:
+        """Return the same images under a small random augmentation."""
         ...

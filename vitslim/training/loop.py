@@ -1,4 +1,4 @@
-"""The one training loop. Every stage that trains calls it with its own objective."""
+"""The training loop. Every stage that trains calls it with its own objective."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch import nn
 from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import Train
+from vitslim.training.augmentation import augment_strongly, mixup
 from vitslim.training.checkpoint import Checkpoint, History
-from vitslim.training.device import arithmetic, compilation, find_device, placed
+from vitslim.training.device import autocast, compilation, find_device, on_device
 from vitslim.training.images import LabeledImages
 from vitslim.training.record import LOSS, SECONDS, Record
-from vitslim.training.variation import mixed, strongly_varied
 
-STEP_RATE = 10.0
-"""Relative change of a quantizer's step at one update, as a multiple of the learning rate."""
+SCALE_RATE = 10.0
+"""Relative change of a quantizer scale in one step, as a multiple of the learning rate."""
 
 
 class Batch(NamedTuple):
-    """What an objective sees besides the logits."""
+    """Inputs of an objective besides the student's output."""
 
     images: torch.Tensor
     """float32 (b, C, H, W)."""
     labels: torch.Tensor
     """int64 (b,)."""
     positions: torch.Tensor
-    """int64 (b,): positions in the dataset, so that an objective can look up what it stored per image."""
+    """int64 (b,): positions in the dataset, by which an objective can look up stored values of each image."""
 
 
 Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
-"""From what the student gives on a batch (logits (b, classes), and features where it is tapped) to scalars by name:
-`loss` is minimized, the others are only recorded."""
+"""Maps the student's output on a batch (logits (b, classes), with features if it has taps) to scalars by name.
+`loss` is minimized, all others are only recorded."""
 
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
@@ -52,20 +52,21 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
 ) -> dict[str, float]:
-    """Train `student` in place on the whole of `dataset`; it is on the CPU and in evaluation mode afterwards.
+    """Train `student` in place on all images of `dataset`; afterwards it is on the CPU and in evaluation mode.
 
-    It trains on the device that `config` names, and the objective gets its output and batches there.
-    `masks` maps parameter names to boolean tensors, True where a weight may move; the others stay exactly zero.
-    `after_backward` is called when the gradients of a batch are there, before they are clipped; it may change them.
-    In the folder `keep` the state is written as training goes on; where it holds a state, training continues from it
-    and ends with the weights that it would have reached without a pause.
+    Training runs on the device of `config`; the objective receives outputs and batches on that device.
+    `masks` maps parameter names to bool tensors, True where a weight may change; all other weights stay exactly zero.
+    `after_backward` is called after each backward pass, before gradients are clipped, and may change the gradients.
+    The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
+    the same weights as without an interruption. Equal seeds give equal weights.
+
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
-    `seconds` (of all steps, pauses left out), and the mean of every other recorded scalar over the last epoch. Equal
-    seeds give equal weights. Raises StageError when the loss is no finite number and where PyTorch cannot compile,
-    InputError for a kept state that is damaged, BackendUnavailableError without the device.
+    `seconds` (of all steps, interruptions excluded), and the mean of every other scalar over the last epoch.
+    Raises StageError if the loss is not finite or PyTorch cannot compile, InputError for a damaged training state,
+    BackendUnavailableError without the device.
     """
     device = find_device(config)
-    with placed(student, device), compilation(config):
+    with on_device(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
         optimizer = make_optimizer(parameters, config)
@@ -74,49 +75,54 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         per_epoch = len(dataset.batches(config.batch))
         steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
         if done:
-            progress.say(f"{label} goes on after step {done} of {steps}")
-        record, learn = Record(history, steps), _learner(student, objective, config)
+            progress.say(f"{label} continues after step {done} of {steps}")
+        record, compute_losses = Record(history, steps), _loss_function(student, objective, config)
         student.train()
         if device.type != "cpu" and config.augment != "light":
-            dataset = dataset.held(device, progress)
+            dataset = dataset.preloaded(device, progress)
         batches = progress.track(_batches(dataset, config, seed, done, device), label, total=steps - done)
         for step, batch in enumerate(batches, start=done):
-            # Every step draws numbers of its own, so that training can go on from any of them.
+            # Each step has its own seed, so that training can continue from any step.
             torch.manual_seed(seed + step)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
-            with arithmetic(config, device):
-                losses = learn(_varied(batch, config))
+            with autocast(config, device):
+                losses = compute_losses(_augmented(batch, config))
             _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
             record.add(losses)
             if step + 1 < steps:
-                checkpoint.save(record.read, due=(step + 1) % per_epoch == 0)
+                checkpoint.save(record.read, epoch_ended=(step + 1) % per_epoch == 0)
         student.eval()
         history = record.read()
-    return _summary(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
+    return _metrics(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
 
 
-def _learner(student: nn.Module, objective: Objective, config: Train) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
-    def learn(batch: Batch) -> Mapping[str, torch.Tensor]:
+def _loss_function(
+    student: nn.Module, objective: Objective, config: Train
+) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
+    def compute_losses(batch: Batch) -> Mapping[str, torch.Tensor]:
         return objective(student(batch.images), batch)
 
-    # Shapes are constants: a smaller last batch is compiled once more, and the others are not slower for it.
-    return torch.compile(learn, dynamic=False) if config.compile else learn
+    # Static shapes: a smaller last batch is compiled separately and does not slow down the others.
+    return torch.compile(compute_losses, dynamic=False) if config.compile else compute_losses
 
 
-def _varied(batch: Batch, config: Train) -> Batch:
-    images = strongly_varied(batch.images) if config.augment == "strong" else batch.images
-    return batch._replace(images=mixed(images) if config.mix else images)
+def _augmented(batch: Batch, config: Train) -> Batch:
+    images = augment_strongly(batch.images) if config.augment == "strong" else batch.images
+    return batch._replace(images=mixup(images) if config.mix else images)
 
 
-def _summary(history: History, per_epoch: int) -> dict[str, float]:
+def _metrics(history: History, per_epoch: int) -> dict[str, float]:
     last = {name: math.fsum(values[-per_epoch:]) / per_epoch for name, values in history.items()}
     first, seconds = math.fsum(history[LOSS][:per_epoch]) / per_epoch, math.fsum(history[SECONDS])
     return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over the fraction `warmup` of all steps, then a half cosine to zero: a factor in (0, 1]."""
+    """Return the learning-rate factor of a step, in (0, 1]: a linear warm-up, then a half cosine to zero.
+
+    `warmup` is the fraction of all steps that warm up.
+    """
     warm_steps = int(warmup * steps)
     if step < warm_steps:
         return (step + 1) / warm_steps
@@ -124,32 +130,31 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
-    """AdamW; biases, norms and scales (tensors of at most one dimension) do not decay.
+    """Return AdamW without weight decay for biases, norms and scales (tensors of at most one dimension).
 
-    Steps of quantizers move in proportion to their size, by `rate`: AdamW moves every number by about the learning
-    rate, which is a good part of a step as small as 0.001.
+    AdamW changes every value by about the learning rate, which is large relative to a quantizer scale of 0.001. The
+    learning rate of each scale is therefore proportional to the scale: its group has a factor `rate`.
     """
     decaying: list[nn.Parameter] = []
     constant: list[nn.Parameter] = []
-    steps: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
     for name, parameter in parameters.items():
-        kind = steps if name.startswith(QUANTIZER_PREFIX) else decaying if parameter.ndim > 1 else constant
+        kind = scales if name.startswith(QUANTIZER_PREFIX) else decaying if parameter.ndim > 1 else constant
         kind.append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": config.wd, "rate": 1.0},
         {"params": constant, "weight_decay": 0.0, "rate": 1.0},
-        *({"params": [one], "weight_decay": 0.0, "rate": STEP_RATE * float(one.detach().mean())} for one in steps),
+        *({"params": [one], "weight_decay": 0.0, "rate": SCALE_RATE * float(one.detach().mean())} for one in scales),
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
 def _batches(dataset: LabeledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of all epochs after the first `done`; each epoch has its own order and, with augmentation, its own
-    variation."""
+    """Yield the batches of all epochs after the first `done`; each epoch has its own order and augmentation."""
     for epoch in range(config.epochs):
         epoch_seed = seed + 1_000_003 * (epoch + 1)
-        part = dataset.varied(epoch_seed) if config.augment == "light" else dataset
-        whole = part.batches(config.batch, shuffle_seed=epoch_seed)
+        images_of_epoch = dataset.augmented(epoch_seed) if config.augment == "light" else dataset
+        whole = images_of_epoch.batches(config.batch, shuffle_seed=epoch_seed)
         loader = whole.after(done - epoch * len(whole)).on(device)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
             yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True))
@@ -162,7 +167,7 @@ def _update(
     clip: float,
     after_backward: Callable[[], None] | None,
 ) -> None:
-    """One step of the optimizer, with gradients clipped to a total norm and masked weights held at zero."""
+    """Make one optimizer step with gradients clipped to a total norm; masked weights stay zero."""
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     if after_backward is not None:
@@ -172,7 +177,7 @@ def _update(
             weight.grad.mul_(mask)
     nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
     optimizer.step()
-    # Masked gradients alone are not enough: the optimizer's own state must not let a pruned weight grow back.
+    # Masked gradients are not enough: the optimizer's moments could still move a pruned weight away from zero.
     with torch.no_grad():
         for weight, mask in fixed.items():
             weight.mul_(mask)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def hard_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy with the labels, batch mean (GPUSQ, L_hard).
+    """Return the cross-entropy with the labels, averaged over the batch.
 
     `logits` is (n, classes), `labels` int64 (n,); `smoothing` in [0, 1) is spread evenly over all classes.
     """
@@ -15,9 +15,10 @@ def hard_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
 
 
 def soft_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, batch mean (GPUSQ, L_soft).
+    """Return `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, averaged over the batch.
 
-    Both are (n, classes); zero when they are equal. T^2 keeps the gradient's size independent of the temperature.
+    Both are (n, classes). T^2 keeps the size of the gradient independent of the temperature. Source: Hinton et al.,
+    "Distilling the knowledge in a neural network", 2015.
     """
     student = functional.log_softmax(logits / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits / temperature, dim=1)

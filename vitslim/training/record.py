@@ -1,4 +1,4 @@
-"""What training records of its steps."""
+"""Losses and times of the training steps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from vitslim.training.checkpoint import History
 
 LOSS, SECONDS = "loss", "seconds"
 READ_EVERY = 10
-"""Steps between two readings: each waits until the device has done all that it was asked to do."""
+"""Steps between two readings. Each reading waits until the device has finished its work."""
 
 
 class Record:
-    """Scalars of every step by name, read from the device some steps at a time."""
+    """Scalars of every step by name, read from the device several steps at a time."""
 
     def __init__(self, history: History, steps: int) -> None:
-        """`history` is what earlier steps recorded, of `steps` in all."""
+        """`history` holds the scalars of earlier steps; `steps` is the number of all steps."""
         self.history, self.steps = history, steps
         self.unread: list[Mapping[str, torch.Tensor]] = []
         self.added_at = time.monotonic()
 
     def add(self, losses: Mapping[str, torch.Tensor]) -> None:
-        """Record one step, and the seconds since the one before. Raises StageError when a loss among the last steps is
-        no finite number."""
+        """Record the scalars of one step, and the seconds since the step before.
+
+        Raises StageError if a loss of the last steps is not finite.
+        """
         before, self.added_at = self.added_at, time.monotonic()
         self.history.setdefault(SECONDS, []).append(self.added_at - before)
         self.unread.append({name: value.detach() for name, value in losses.items()})
@@ -35,7 +37,7 @@ class Record:
             self.read()
 
     def read(self) -> History:
-        """Values of all steps. Raises StageError when a loss among the last ones is no finite number."""
+        """Return the scalars of all steps. Raises StageError if a loss of the last steps is not finite."""
         for losses in self.unread:
             values = torch.stack([value.float() for value in losses.values()])
             for name, value in zip(losses, values.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""A model that shows what some of its nodes compute, beside its logits."""
+"""A module that also returns intermediate values of its graph."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch.fx import GraphModule, Node
 from vitslim.graph.nodes import graph_module, tensors_of
 
 
-class Tapped(NamedTuple):
-    """What a tapped model gives."""
+class LogitsAndFeatures(NamedTuple):
+    """Outputs of a module with taps."""
 
     logits: torch.Tensor
+    """float (b, classes)."""
     features: tuple[torch.Tensor, ...]
-    """One tensor a tapped node, in their order."""
+    """One tensor (b, ...) per tapped node, in the order of the nodes."""
 
 
 def with_taps(module: GraphModule, nodes: Sequence[Node]) -> GraphModule:
-    """A module with the same parameters that gives a pair: what it gave, and a tuple of what the nodes compute."""
+    """Return a module that shares all parameters and returns a pair: the output, and a tuple of the nodes' values."""
     graph = copy.deepcopy(module.graph)
-    twins = dict(zip(module.graph.nodes, graph.nodes, strict=True))
+    copies = dict(zip(module.graph.nodes, graph.nodes, strict=True))
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    output.args = ((output.args[0], tuple(twins[node] for node in nodes)),)
+    output.args = ((output.args[0], tuple(copies[node] for node in nodes)),)
     return graph_module(tensors_of(module), graph)

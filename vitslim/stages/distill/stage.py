@@ -7,31 +7,44 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Distill
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.distill.teaching import spoilt, teach
+from vitslim.training.distillation import train_with_teacher, weight_problems
 
 
 class DistillStage:
-    """Trains every parameter of the graph; masked weights stay zero, the structure stays as it is."""
+    """Train every parameter of the graph; masked weights stay zero, and the structure does not change."""
 
     def __init__(self, config: Distill) -> None:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:  # noqa: ARG002
-        """A loss that is not identically zero."""
+        """Return no problems: every model can be trained."""
         return []
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Training changes no size."""
+        """Return the sketch unchanged: training changes no shape."""
         return sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Train a copy of the graph. Raises StageError for a teacher that does not fit, and for a loss that is no
-        finite number."""
+        """Train a copy of the graph.
+
+        Raises StageError if the teacher does not fit the student, and if the loss is not finite.
+        """
         student = graph.copy()
-        note, metrics = teach(student, self.config, context, "distill: training")
+        note, metrics = train_with_teacher(
+            student,
+            self.config,
+            context.data.train,
+            lambda name: context.result(name).graph,
+            context.seed,
+            context.progress,
+            label="distill: training",
+            keep=context.keep,
+        )
         return StageResult(student, changes=(note,), metrics=metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """The same parameters, finite, and masked weights still exactly zero."""
-        missing = sorted(after.parameters().keys() ^ before.parameters().keys())
-        return spoilt(before, after) + [Problem(name, "training added or lost a parameter") for name in missing]
+        """Return parameters that were added, lost or reshaped, that are not finite, or that violate a mask."""
+        changed = sorted(after.parameters().keys() ^ before.parameters().keys())
+        return weight_problems(before, after) + [
+            Problem(name, "training added or removed the parameter") for name in changed
+        ]

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 import vitslim
 from vitslim.errors import StageError
-from vitslim.files import write_whole
+from vitslim.files import write_atomically
 from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
@@ -87,7 +87,7 @@ def export_onnx(
     model.graph.name = graph.source.timm
     model.ir_version = IR_VERSION
     data = _checked(ir.to_proto(model))
-    write_whole(path, data, "check the folder and its free space")
+    write_atomically(path, data, "check the folder and its free space")
     unquantized = tuple(a.layer for a in annotations if a.granularity == "")
     return ExportSummary(path, len(data), OPSET, annotations, unquantized)
 

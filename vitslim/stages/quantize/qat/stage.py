@@ -10,10 +10,14 @@ from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Ptq, Qat
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.distill.features import block_weights, critical_blocks
-from vitslim.stages.distill.objective import FEATURE_LOSS
-from vitslim.stages.distill.teaching import spoilt, teach
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.training.distillation import (
+    FEATURE_LOSS,
+    block_weights,
+    select_blocks,
+    train_with_teacher,
+    weight_problems,
+)
 
 
 class QatStage:
@@ -52,13 +56,23 @@ class QatStage:
         """Calibrate, then train. Zero weights stay zero: their codes are."""
         placed = self.placing.apply(graph, context)
         weights, notes = self._block_weights(placed.graph, context)
-        note, metrics = teach(placed.graph, self.config, context, "quantize: training", weights)
+        note, metrics = train_with_teacher(
+            placed.graph,
+            self.config,
+            context.data.train,
+            lambda name: context.result(name).graph,
+            context.seed,
+            context.progress,
+            label="quantize: training",
+            weights=weights,
+            keep=context.keep,
+        )
         metrics |= {f"before_training_{name}": value for name, value in placed.metrics.items() if "sqnr" in name}
         return StageResult(placed.graph, (note, *notes, *placed.changes), placed.skipped, metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Every chosen layer is quantized, steps are positive, masked weights are zero."""
-        return self.placing.ensures(before, after) + spoilt(before, after)
+        return self.placing.ensures(before, after) + weight_problems(before, after)
 
     def _block_weights(
         self, graph: ModelGraph, context: StageContext
@@ -68,7 +82,7 @@ class QatStage:
         if config is None or self.config.loss.feature == 0:
             return None, ()
         earlier = context.result(config.stage).metrics
-        blocks = critical_blocks(self.config.features, graph)
+        blocks = select_blocks(self.config.features, graph)
         missing = [block for block in blocks if FEATURE_LOSS + block not in earlier]
         if missing:
             message = f"the stage '{config.stage}' has no feature loss of {missing[0]}"

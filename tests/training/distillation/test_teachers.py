@@ -1,0 +1,66 @@
+"""Which teachers are accepted, and the logits that they give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitslim.data import Dataset, batches
+from vitslim.errors import StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.trace import trace_timm
+from vitslim.progress import Silent
+from vitslim.recipe.stages import Distill
+from vitslim.recipe.stages.training import Loss, TeacherModel, Train
+from vitslim.training import Batch
+from vitslim.training.distillation import train_with_teacher
+from vitslim.training.distillation.teachers import load_teacher, teacher_function
+
+QUICK = Train(epochs=1, batch=32, images=32)
+
+
+def test_a_teacher_is_resolved_by_name(tiny_graph: ModelGraph, teacher: ModelGraph) -> None:
+    graphs = {"dense": teacher, "small": tiny_graph}
+    assert load_teacher("none", tiny_graph.source, graphs.__getitem__) is None
+    assert load_teacher("dense", tiny_graph.source, graphs.__getitem__) is teacher
+    assert load_teacher("small", tiny_graph.source, graphs.__getitem__) is tiny_graph
+
+
+def test_a_timm_teacher_of_other_classes_is_refused(tiny_graph: ModelGraph) -> None:
+    with pytest.raises(StageError, match="test_vit has 1000 classes, the student has 10 classes") as caught:
+        load_teacher(TeacherModel(timm="test_vit"), tiny_graph.source, {}.__getitem__)
+    assert caught.value.hint
+
+
+def test_stored_and_live_teacher_logits_are_the_same(teacher: ModelGraph, some_digits: Dataset) -> None:
+    dataset = some_digits.balanced(70)
+    functions = [
+        teacher_function(teacher, (), Distill(train=Train(augment=augment, batch=30, device="cpu")), dataset, Silent())
+        for augment in ("none", "light")
+    ]
+    loader = batches(dataset, 16, shuffle_seed=5)
+    for positions, (images, labels) in zip(loader.positions, loader, strict=True):
+        stored, live = (answer(Batch(images, labels, torch.tensor(positions))).logits for answer in functions)
+        torch.testing.assert_close(stored, live, atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_with_features_of_another_width_is_refused(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    wide = trace_timm(tiny_graph.source.timm, {**tiny_graph.source.kwargs, "embed_dim": 96})
+    config = Distill(loss=Loss(feature=5), train=QUICK)
+    with pytest.raises(StageError, match=r"features of blocks\.1 have shape \(17, 64\) .* \(17, 96\)") as caught:
+        train_with_teacher(tiny_graph, config, some_digits, lambda _: wide, 0, Silent())
+    assert "loss.feature" in caught.value.hint
+
+
+def test_a_teacher_without_a_compared_block_is_refused(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    shallow = trace_timm(tiny_graph.source.timm, {**tiny_graph.source.kwargs, "depth": 1})
+    config = Distill(loss=Loss(feature=5), train=QUICK)
+    with pytest.raises(StageError, match=r"the teacher has no block 'blocks\.1'"):
+        train_with_teacher(tiny_graph, config, some_digits, lambda _: shallow, 0, Silent())
+
+
+def test_a_teacher_that_no_loss_uses_is_not_loaded(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    config = Distill(teacher="dense", loss=Loss(hard=1, soft=0), train=QUICK)
+    note, metrics = train_with_teacher(tiny_graph, config, some_digits, {}.__getitem__, 0, Silent())
+    assert note.what.endswith("teacher none")
+    assert metrics["steps"] == 1

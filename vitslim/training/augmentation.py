@@ -1,0 +1,74 @@
+"""Random augmentation of whole batches on the training device.
+
+All random numbers come from PyTorch's generator on the CPU, so that every device draws the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MIN_AREA = 0.1
+"""Smallest area of a crop, as a fraction of the image."""
+MAX_ASPECT = 4 / 3
+"""Largest aspect ratio of a crop relative to the image."""
+MAX_CHANGE = 0.4
+"""Largest change of contrast and saturation, as a fraction, and of brightness, in standard deviations of a channel."""
+
+
+def mixup(images: Tensor) -> Tensor:
+    """Mix each image with the one before it, with weights drawn uniformly from [0, 1].
+
+    Float (b, C, H, W) to the same shape. Source: mixup (Zhang et al., 2018), with the teacher on the same mixtures
+    (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022).
+    """
+    weight = _to_device_of(images, _uniform(len(images), 0, 1).view(-1, 1, 1, 1))
+    return weight * images + (1 - weight) * images.roll(1, 0)
+
+
+def augment_strongly(images: Tensor) -> Tensor:
+    """Crop each normalized image to at least 10 % of its area, flip half of them, and jitter their colors.
+
+    Float (b, C, H, W) to the same shape. Crops are resized to the size of the image, bilinearly.
+    """
+    return _jitter_colors(random_crops(images))
+
+
+def random_crops(images: Tensor) -> Tensor:
+    """Return a random crop of each image, flipped half of the time and resized to its size: float (b, C, H, W)."""
+    return functional.grid_sample(images, _crop_grids(images), padding_mode="border", align_corners=False)
+
+
+def _crop_grids(images: Tensor) -> Tensor:
+    """Return the coordinates in the image of each pixel of a random crop: (b, H, W, 2), in [-1, 1]."""
+    count = len(images)
+    area, aspect = _uniform(count, MIN_AREA, 1), torch.exp(_uniform(count, -1, 1) * math.log(MAX_ASPECT))
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    left, top = _uniform(count, -1, 1) * (1 - width), _uniform(count, -1, 1) * (1 - height)
+    flip = torch.randint(0, 2, (count,)) * 2 - 1
+    zero = torch.zeros(count)
+    rows = torch.stack([flip * width, zero, left, zero, height, top], dim=1).view(count, 2, 3)
+    return functional.affine_grid(_to_device_of(images, rows), list(images.shape), align_corners=False)
+
+
+def _jitter_colors(images: Tensor) -> Tensor:
+    """Change saturation, contrast and brightness of each image at random."""
+    count = len(images)
+    changes = _to_device_of(images, _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1))
+    saturation, contrast, brightness = 1 + changes[0], 1 + changes[1], changes[2]
+    gray = images.mean(dim=1, keepdim=True)
+    saturated = gray + saturation * (images - gray)
+    mean = saturated.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + contrast * (saturated - mean) + brightness
+
+
+def _to_device_of(images: Tensor, values: Tensor) -> Tensor:
+    """Copy values from the CPU to the device and dtype of the images, without waiting for the device."""
+    return values.to(images.device, images.dtype, non_blocking=True)
+
+
+def _uniform(count: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(count)

@@ -1,0 +1,112 @@
+"""Train a student with labels, a teacher, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.fx import GraphModule
+
+from vitslim.errors import Problem, StageError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.shapes import tensor_shapes
+from vitslim.progress import Progress
+from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
+from vitslim.results import LayerNote
+from vitslim.training.device import device_name, find_device, find_precision
+from vitslim.training.distillation.features import block_outputs, select_blocks
+from vitslim.training.distillation.objective import DistillationLoss
+from vitslim.training.distillation.teachers import EarlierGraph, load_teacher, teacher_function
+from vitslim.training.images import LabeledImages
+from vitslim.training.loop import train
+from vitslim.training.taps import with_taps
+
+
+def train_with_teacher(  # noqa: PLR0913 - each argument is one independent input of a training run
+    student: ModelGraph,
+    config: TrainedWithTeacher,
+    dataset: LabeledImages,
+    earlier_graph: EarlierGraph,
+    seed: int,
+    progress: Progress,
+    *,
+    label: str = "training",
+    weights: torch.Tensor | None = None,
+    keep: Path | None = None,
+) -> tuple[LayerNote, dict[str, float]]:
+    """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
+
+    `dataset` is the whole training set, of which `config.train.images` are used. `earlier_graph` resolves the names of
+    teachers. `weights`, float (blocks,), weights the feature losses of the compared blocks. In the folder `keep` the
+    state is written as training goes on, so that an interrupted training continues from it.
+    Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` of
+    the last epoch. Raises StageError if the teacher does not fit the student, and if the loss is not finite.
+    """
+    device = find_device(config.train)
+    images = dataset.balanced(config.train.images, seed)
+    teacher = load_teacher(config.teacher, student.source, earlier_graph) if config.needs_teacher else None
+    blocks: tuple[str, ...] = ()
+    if teacher is not None and config.loss.feature > 0:
+        blocks = select_blocks(config.features, student)
+        _require_equal_features(student, teacher, blocks)
+    answers = teacher_function(teacher, blocks, config, images, progress) if teacher is not None else None
+    metrics = train(
+        _with_features(student, blocks),
+        images,
+        DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device)),
+        config.train,
+        seed,
+        student.masks,
+        progress,
+        label=label,
+        keep=keep,
+    )
+    student.module.eval()
+    return LayerNote(layer="all parameters", what=_summary(config, len(images), device)), metrics
+
+
+def weight_problems(before: ModelGraph, after: ModelGraph) -> list[Problem]:
+    """Return parameters that training reshaped, left not finite, or moved although a mask holds them at zero."""
+    problems = []
+    old = before.parameters()
+    for name, weight in after.parameters().items():
+        if name in old and old[name].shape != weight.shape:
+            problems.append(Problem(name, "training changed the shape of the parameter"))
+        if not torch.isfinite(weight).all():
+            problems.append(Problem(name, "training left values that are not finite", "lower train.lr"))
+        mask = after.masks.get(name)
+        if mask is not None and bool(weight.detach()[~mask].any()):
+            problems.append(Problem(name, "training moved weights that the sparsity mask holds at zero"))
+    return problems
+
+
+def _with_features(student: ModelGraph, blocks: tuple[str, ...]) -> GraphModule:
+    """Return the student's module, which also returns the outputs of `blocks` if there are any."""
+    if not blocks:
+        return student.module
+    outputs = block_outputs(student)
+    return with_taps(student.module, [outputs[block] for block in blocks])
+
+
+def _require_equal_features(student: ModelGraph, teacher: ModelGraph, blocks: tuple[str, ...]) -> None:
+    """Raise StageError if the teacher lacks one of the blocks, or if the block's output has another shape there."""
+    student_shapes, teacher_shapes = (tensor_shapes(one.module, one.source.image) for one in (student, teacher))
+    student_outputs, teacher_outputs = block_outputs(student), block_outputs(teacher)
+    for block in blocks:
+        if block not in teacher_outputs:
+            raise StageError(f"the teacher has no block '{block}'", "choose a teacher of the student's architecture")
+        ours = student_shapes[student_outputs[block]][1:]
+        theirs = teacher_shapes[teacher_outputs[block]][1:]
+        if ours != theirs:
+            raise StageError(
+                f"the features of {block} have shape {ours} in the student and {theirs} in the teacher",
+                "set loss.feature to 0, or name blocks whose width and tokens were not pruned",
+            )
+
+
+def _summary(config: TrainedWithTeacher, images: int, device: torch.device) -> str:
+    """Describe the training for the report."""
+    epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
+    where = f"{device_name(device)} in {find_precision(config.train, device)}"
+    name = config.teacher if isinstance(config.teacher, str) else config.teacher.timm
+    return f"trained {epochs} on {images} images on {where}, teacher {name if config.needs_teacher else NO_TEACHER}"
