@@ -1,12 +1,11 @@
-"""Fits the tensor-core model to measured products and writes the constants into a chip's settings.
+"""Fit the tensor-core model to measured GEMMs and write the constants into a chip's settings.
 
 Use: .venv/bin/python scripts/calibrate_gpu.py GEMMS.csv --chip a100
 GEMMS.csv has the columns M, N, K, dtype and either dense_us and sparse24_us or sparse and measured_us, as
-`vitslim bench --gemms` fills it on a GPU. Rows with a dimension of 65,536 and more are left out: some are outliers.
+`vitslim bench --gemms` fills it on a GPU. Rows with a dimension of 65,536 and more are ignored: some are outliers.
 
-What is minimized is the mean of |log(estimate / measured)|, softened near zero so that least squares can follow it,
-from several starting points. Errors in the table are of folds that the fit has not seen; all rows of a shape are in
-one fold. Nothing but this script writes constants.
+The fit minimizes the mean of |log(estimate / measured)| with a soft-L1 loss, from several starting points. The printed
+errors are on held-out folds; all rows of a shape are in one fold. Only this script writes constants.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from gpu_fit import calibrate  # noqa: E402
 
 def main() -> None:
     """Parse the command line, fit, write."""
-    parser = argparse.ArgumentParser(description="Fit the tensor-core model to measured matrix products.")
+    parser = argparse.ArgumentParser(description="Fit the tensor-core model to measured GEMMs.")
     parser.add_argument("gemms", type=Path)
     parser.add_argument("--chip", default="a100", help="packaged settings to write the constants into")
     parser.add_argument("--folds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Reading a grid of latencies: exact at its points, monotone everywhere."""
+"""Interpolation on a grid of latencies: exact at its points, monotone everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vitslim.backends.monotone import smoothed
-from vitslim.latency_grid import LatencyGrid, ProductLatencies, Shape
+from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
 
 
 def grid(*lengths: tuple[int, ...], seed: int = 0) -> LatencyGrid:
@@ -22,7 +22,7 @@ def grid(*lengths: tuple[int, ...], seed: int = 0) -> LatencyGrid:
 
 
 LINEAR = grid((1,), (1, 197), (24, 64, 192), (24, 192, 576))
-BOTH = ProductLatencies(linear=LINEAR, attention=grid((2, 3), (197,), (8, 64, 197), (8, 64, 197), seed=1))
+BOTH = MatmulLatencies(linear=LINEAR, attention=grid((2, 3), (197,), (8, 64, 197), (8, 64, 197), seed=1))
 shapes = st.tuples(*[st.integers(0, top) for top in (4, 250, 300, 700)])
 
 
@@ -48,13 +48,13 @@ def test_monotone_in_every_length(shape: Shape, more: Shape) -> None:
     assert BOTH.at(shape) <= BOTH.at((count, rows, reduce, columns)) * (1 + 1e-12)
 
 
-def test_several_products_without_attention_are_as_many_times_one() -> None:
-    alone = ProductLatencies(linear=LINEAR, attention=None)
+def test_several_matmuls_without_attention_take_a_multiple_of_one() -> None:
+    alone = MatmulLatencies(linear=LINEAR, attention=None)
     assert alone.at((3, 197, 64, 192)) == pytest.approx(3 * alone.at((1, 197, 64, 192)))
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"rows": (2, 1)}, "ascending"),
         ({"rows": ()}, "ascending"),
@@ -65,8 +65,8 @@ def test_several_products_without_attention_are_as_many_times_one() -> None:
         ({"ms": (1.0, float("inf"))}, "finite"),
     ],
 )
-def test_bad_grids_are_refused(changes: dict[str, object], says: str) -> None:
+def test_bad_grids_are_refused(changes: dict[str, object], message: str) -> None:
     good: dict[str, object] = {"counts": (1,), "rows": (1, 2), "reduce": (8,), "columns": (8,), "ms": (1.0, 2.0)}
     LatencyGrid.model_validate(good)
-    with pytest.raises(ValidationError, match=says):
+    with pytest.raises(ValidationError, match=message):
         LatencyGrid.model_validate(good | changes)

@@ -1,6 +1,6 @@
-"""Latencies of matrix products on a grid of lengths, and how they are read between the points.
+"""Latencies of matmuls on a grid of lengths, with multilinear interpolation.
 
-The reading is multilinear: exact at the points, and monotone in every length wherever the points are.
+Interpolation is exact at the points of the grid, and monotone in every length if the points are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Shape = tuple[int, int, int, int]
-"""`count` times (rows x reduce) by (reduce x columns), for one image."""
+"""`count` matmuls (rows x reduce) by (reduce x columns), for one image."""
 
 
 class LatencyGrid(BaseModel):
-    """Milliseconds of one product at every combination of four lists of lengths."""
+    """Milliseconds of a matmul at every combination of four lists of lengths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,7 +27,7 @@ class LatencyGrid(BaseModel):
     reduce: tuple[int, ...]
     columns: tuple[int, ...]
     ms: tuple[float, ...]
-    """Row-major over counts, rows, reduce, columns; never falls when a length grows."""
+    """Row-major over counts, rows, reduce, columns; monotone in every length."""
 
     @property
     def lengths(self) -> tuple[tuple[int, ...], ...]:
@@ -35,9 +35,9 @@ class LatencyGrid(BaseModel):
         return self.counts, self.rows, self.reduce, self.columns
 
     def at(self, shape: Shape) -> float:
-        """Milliseconds of a shape: interpolated inside the grid, scaled by MACs from the nearest point outside.
+        """Return the milliseconds of a shape: interpolated inside the grid, scaled by MACs outside of it.
 
-        A product with a length of zero takes no time.
+        A matmul with a length of zero takes no time.
         """
         places = [_place(length, known) for length, known in zip(shape, self.lengths, strict=True)]
         scale = prod(place[2] for place in places)
@@ -70,25 +70,25 @@ class LatencyGrid(BaseModel):
         return self
 
     def _neighbors(self) -> Iterator[tuple[int, int]]:
-        """Indices of entries that differ by one step in one length."""
+        """Yield the indices of entries that are neighbors along one length."""
         for stride, known in zip(self._strides(), self.lengths, strict=True):
             for index in range(len(self.ms)):
                 if index // stride % len(known) + 1 < len(known):
                     yield index, index + stride
 
 
-class ProductLatencies(BaseModel):
-    """Milliseconds of products with a weight and of products of two activations."""
+class MatmulLatencies(BaseModel):
+    """Latencies of matmuls by a weight and of matmuls of two activations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     linear: LatencyGrid
-    """Products with a weight, whose count is 1: all rows by one weight."""
+    """Matmuls by a weight; their count is 1."""
     attention: LatencyGrid | None
-    """Products of two activations, several at a time; None for a model without attention."""
+    """Matmuls of two activations, with counts above 1; None for a model without attention."""
 
     def at(self, shape: Shape) -> float:
-        """Milliseconds of a shape; monotone in all four lengths. Several products never take less than one."""
+        """Return the milliseconds of a shape, monotone in all lengths: `count` matmuls take at least as long as one."""
         count, rows, reduce, columns = shape
         single = self.linear.at((1, rows, reduce, columns))
         if count <= 1:
@@ -97,7 +97,7 @@ class ProductLatencies(BaseModel):
 
 
 def _place(length: int, known: tuple[int, ...]) -> tuple[int, float, float]:
-    """Index of the point below, fraction of the way to the next, and the scale outside the grid."""
+    """Return the index of the point below, the fraction of the distance to the next, and the scale outside the grid."""
     if length <= known[0]:
         return 0, 0.0, max(0, length) / known[0]
     if length >= known[-1]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from vitslim.latency_grid import ProductLatencies, Shape
+from vitslim.latency_grid import MatmulLatencies, Shape
 
 REPORT_SCHEMA_VERSION = 1
 
@@ -257,7 +257,7 @@ class LatencyTable(Value):
     """What the products of the dense model leave of it; taken to stay the same."""
     scale: float = 1.0
     """Factor on all entries; below 1 only where the products add up to more than the whole dense model."""
-    products: ProductLatencies
+    products: MatmulLatencies
 
     def estimate_ms(self, shapes: Iterable[Shape]) -> float:
         """Milliseconds of a model with products of these shapes: the fixed rest and the sum over products."""

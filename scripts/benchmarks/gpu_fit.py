@@ -1,4 +1,4 @@
-"""Fitting the constants of the tensor-core model: least squares from several starts, and errors on unseen folds."""
+"""Fit of the constants of the tensor-core model: least squares from several starts, and errors on held-out folds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scipy.optimize import least_squares
 from vitslim.backends.environment import environment
 from vitslim.backends.gemm_errors import by_class, noise, speedups
 from vitslim.backends.gemm_list import Gemm, read_gemms
-from vitslim.backends.simulated.gemms import gemm_us, roofline_us, widths
-from vitslim.backends.simulated.gpu_spec import (
+from vitslim.backends.simulated.gpu.gemm_times import gemm_us, roofline_us, widths
+from vitslim.backends.simulated.gpu.spec import (
     Calibration,
     Errors,
     Fitted,
@@ -29,14 +29,14 @@ from vitslim.backends.simulated.gpu_spec import (
     Pair,
     load_gpu,
 )
-from vitslim.backends.simulated.tensor_core import TILES, Chip, Constants, Widths, gemm_time
+from vitslim.backends.simulated.gpu.tensor_core import TILES, Chip, Constants, Widths, gemm_time
 
 Floats = npt.NDArray[np.float64]
 
-SPECS = Path(__file__).resolve().parents[2] / "vitslim" / "backends" / "simulated" / "specs"
+SPECS = Path(__file__).resolve().parents[2] / "vitslim" / "backends" / "simulated" / "gpu"
 RESULT = Path(__file__).resolve().parents[1] / "results" / "gpu-model.json"
 HEADER = """# Written by scripts/calibrate_gpu.py. Never edit a constant by hand.
-# errors: percent of the measured time, on folds that the fit had not seen.
+# errors: percent of the measured time, on held-out folds.
 """
 
 RANGES: dict[str, tuple[float, float, float]] = {
@@ -54,17 +54,17 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "step_us": (0.0, 0.5, 0.1),
     "throttle": (0.0, 0.5, 0.05),
 }
-"""Smallest and largest value of each constant, and where the search begins."""
+"""Minimum, maximum and initial value of each constant."""
 NEAR = 0.04
-"""Errors below this count by their square, larger ones by their size."""
+"""Scale of the soft-L1 loss: smaller errors count squared, larger ones linearly."""
 STARTS = 2
 SMALL_SHAPE = 128
 SMALL_WEIGHT = 4.0
-"""Products with no side above 128 show the floor; there are few of them, so each counts more."""
+"""Weight of GEMMs with no side above `SMALL_SHAPE`: they determine the floor, and there are few of them."""
 
 
 def constants_of(point: Floats) -> Constants:
-    """Constants from a point of the search, every coordinate of which may be any number."""
+    """Return the constants of a point of the unbounded search space."""
     low, high, _ = np.array(list(RANGES.values())).T
     values = (low + (high - low) / (1 + np.exp(-point))).tolist()
     names = list(RANGES)
@@ -75,7 +75,7 @@ def constants_of(point: Floats) -> Constants:
 
 def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, widths: Widths,
         starts: int = STARTS) -> Constants:  # fmt: skip
-    """Constants for products `shapes` (n, 3: M, N, K), each measured once in every array of `measured_us`."""
+    """Fit constants to GEMMs `shapes` (n, 3: M, N, K), each measured once in every array of `measured_us`."""
     sizes = np.column_stack([np.ones(len(shapes)), shapes])
     logs = [np.log(times) for times in measured_us]
     weight = np.where((shapes <= SMALL_SHAPE).all(axis=1), SMALL_WEIGHT, 1.0)
@@ -95,24 +95,24 @@ def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, w
     return constants_of(center if best is None else best.x)
 
 
-LARGEST = 65_535
+SIDE_MAX = 65_535
 CLASSES = {"fp16": ("FP16", "BF16"), "int8": ("INT8",)}
 
 
 def usable(gemms: Sequence[Gemm]) -> list[Gemm]:
-    """Measured products without the largest, of which some are outliers."""
-    return [g for g in gemms if g.measured_us is not None and max(g.m, g.n, g.k) <= LARGEST]
+    """Return measured GEMMs without the largest, of which some are outliers."""
+    return [g for g in gemms if g.measured_us is not None and max(g.m, g.n, g.k) <= SIDE_MAX]
 
 
 def fitted(gemms: Sequence[Gemm], spec: GpuSpec, starts: int = STARTS) -> FittedPrecisions:
-    """Constants of all classes: FP16 and BF16 share theirs."""
+    """Fit the constants of all classes; FP16 and BF16 share theirs."""
     pairs = {}
     for precision, dtypes in CLASSES.items():
         kinds = {}
         for name, sparse in (("dense", False), ("sparse", True)):
             rows = [g for g in gemms if g.dtype in dtypes and g.sparse is sparse]
             if not rows:
-                sys.exit(f"there are no measured {name} products of {' or '.join(dtypes)}: add some")
+                sys.exit(f"there are no measured {name} GEMMs of {' or '.join(dtypes)}: add some")
             shapes = sorted({(g.m, g.n, g.k) for g in rows})
             times = [{(g.m, g.n, g.k): g.measured_us for g in rows if g.dtype == dtype} for dtype in dtypes]
             measured = [np.array([one[shape] for shape in shapes], np.float64) for one in times if len(one)]
@@ -124,7 +124,7 @@ def fitted(gemms: Sequence[Gemm], spec: GpuSpec, starts: int = STARTS) -> Fitted
 
 
 def fold_numbers(gemms: Sequence[Gemm], folds: int) -> list[int]:
-    """Fold of each product; all rows of a shape are in the same one."""
+    """Return the fold of each GEMM; all rows of a shape are in the same one."""
     shapes = sorted({(g.m, g.n, g.k) for g in gemms})
     order = np.random.default_rng(0).permutation(len(shapes))
     number = {shapes[place]: index % folds for index, place in enumerate(order)}
@@ -132,7 +132,7 @@ def fold_numbers(gemms: Sequence[Gemm], folds: int) -> list[int]:
 
 
 def unseen_us(gemms: Sequence[Gemm], spec: GpuSpec, folds: int, starts: int = STARTS) -> Floats:
-    """Predictions of each product by constants that were fitted to the other folds."""
+    """Predict each GEMM with constants that were fitted to the other folds."""
     numbers = np.array(fold_numbers(gemms, folds))
     predicted = np.zeros(len(gemms))
     for index in range(folds):
@@ -145,12 +145,12 @@ def unseen_us(gemms: Sequence[Gemm], spec: GpuSpec, folds: int, starts: int = ST
 
 
 def with_constants(spec: GpuSpec, constants: FittedPrecisions) -> GpuSpec:
-    """The chip with other constants."""
+    """Return the chip with other constants."""
     return spec.model_copy(update={"calibration": spec.calibration.model_copy(update={"constants": constants})})
 
 
 def calibrate(path: Path, chip: str, folds: int) -> None:
-    """Fit, judge on unseen folds, and write the constants into the packaged settings of the chip."""
+    """Fit the constants, evaluate them on held-out folds, and write them into the packaged settings of the chip."""
     spec = load_gpu(chip)
     gemms = usable(read_gemms(path))
     everything = fitted(gemms, spec)
@@ -176,14 +176,14 @@ def calibrate(path: Path, chip: str, folds: int) -> None:
 
 
 def lengths(gemms: Sequence[Gemm]) -> dict[str, tuple[int, int]]:
-    """The middle nine tenths of each length."""
+    """Return the 5th and 95th percentile of each length."""
     sides = np.array([(g.m, g.n, g.k) for g in gemms])
     low, high = np.percentile(sides, (5, 95), axis=0, method="nearest").astype(int)
     return {name: (int(a), int(b)) for name, a, b in zip("MNK", low, high, strict=True)}
 
 
 def summary(gemms: Sequence[Gemm], predicted: Floats, spec: GpuSpec) -> dict[str, float]:
-    """Errors on unseen folds, those of the plain roofline and of a second measurement, and the speed-ups by 2:4."""
+    """Return errors on held-out folds, of the roofline and of a second measurement, and statistics of 2:4 speedups."""
     figures: dict[str, float] = {}
     models = {"model": by_class(gemms, predicted), "roofline": by_class(gemms, roofline_us(gemms, spec))}
     floor = noise(gemms)
@@ -205,13 +205,13 @@ def summary(gemms: Sequence[Gemm], predicted: Floats, spec: GpuSpec) -> dict[str
 
 
 def write_summary(figures: dict[str, float], source: Path) -> None:
-    """Keep the figures for the README."""
+    """Write the figures for the README."""
     result = {"source": source.name, "environment": environment().model_dump(), "figures": figures}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def write_calibration(calibration: Calibration, target: Path) -> None:
-    """Write constants with four digits, and what they were fitted to."""
+    """Write constants with four digits, and the data of the fit."""
     values = calibration.model_dump()
     values["constants"] = _rounded(values["constants"])
     values["lengths"] = {name: list(pair) for name, pair in values["lengths"].items()}

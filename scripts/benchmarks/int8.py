@@ -24,7 +24,6 @@ from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from vitslim.backends.environment import device_name, environment
-from vitslim.backends.measured.onnxruntime import OnnxModel
 from vitslim.backends.measured.openvino import OpenVinoModel
 from vitslim.backends.registry import Measured
 from vitslim.data import DataModule, Dataset, load_data
@@ -39,6 +38,7 @@ from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
+from vitslim.workload.session import OnnxModel
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))

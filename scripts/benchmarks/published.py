@@ -14,10 +14,10 @@ from pathlib import Path
 from time import process_time
 
 from vitslim.backends.environment import environment
-from vitslim.backends.simulated.gpu_estimate import estimate
-from vitslim.backends.simulated.gpu_spec import load_gpu
-from vitslim.backends.simulated.spec import load_spec
-from vitslim.backends.simulated.systolic_estimate import estimate as estimate_array
+from vitslim.backends.simulated.gpu.estimate import estimate
+from vitslim.backends.simulated.gpu.spec import load_gpu
+from vitslim.backends.simulated.systolic.estimate import estimate as estimate_array
+from vitslim.backends.simulated.systolic.spec import load_spec
 from vitslim.workload import Kernel, Operator, Workload
 
 ROOT = Path(__file__).resolve().parents[2]

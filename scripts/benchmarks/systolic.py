@@ -1,6 +1,6 @@
-"""The closed form of the systolic target against SCALE-Sim itself, in one run: compute cycles and time.
+"""The closed form of the systolic target against SCALE-Sim, in one run: compute cycles and time.
 
-The six matrix products of DeiT-Tiny's blocks on four configurations. SCALE-Sim needs an older NumPy than vitslim, so it
+The six GEMMs of DeiT-Tiny's blocks on four configurations. SCALE-Sim needs an older NumPy than vitslim, so it
 gets an environment of its own in build/scalesim, made with uv on the first call. It works in a process of its own that
 times its simulation without Python's start; its traces are switched off as far as its interface allows. Times are of
 the processor, not of the clock, so that other programs do not count.
@@ -20,7 +20,7 @@ from time import process_time
 import numpy as np
 
 from vitslim.backends.environment import environment
-from vitslim.backends.simulated.systolic import Array, compute_cycles
+from vitslim.backends.simulated.systolic.cycles import Array, compute_cycles
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "build" / "scalesim"

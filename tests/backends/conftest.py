@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 
 def write_model(path: Path, layers: int) -> Path:
-    """`layers` matrix products of 256 x 256 on images of 3 x 8 x 8, a dynamic batch."""
+    """Write `layers` matmuls of 256 x 256 on images of 3 x 8 x 8, with a dynamic batch."""
     generator = np.random.default_rng(0)
     constants = {"shape": np.array([0, -1]), "w0": generator.standard_normal((192, 256), np.float32)}
     text = "h0 = Reshape(x, shape)  h1 = MatMul(h0, w0)"

@@ -5,10 +5,33 @@ from typing import Any
 
 import pytest
 
-from vitslim.backends.registry import Measured, Simulated, parse_backend
-from vitslim.backends.simulated.gpu_spec import GpuSpec
-from vitslim.backends.simulated.spec import SystolicSpec
+from vitslim.backends.registry import RUNTIMES, SIMULATORS, Measured, Simulated, parse_backend
+from vitslim.backends.simulated.gpu.simulator import GpuSimulator
+from vitslim.backends.simulated.gpu.spec import GpuSpec
+from vitslim.backends.simulated.systolic.simulator import SystolicSimulator
+from vitslim.backends.simulated.systolic.spec import SystolicSpec
 from vitslim.errors import InputError, UsageError
+from vitslim.recipe.backend_names import MEASURED, SIMULATED_TARGETS, known_backends
+
+
+def array_spec(value: Any) -> SystolicSpec:
+    backend = parse_backend(value)
+    assert isinstance(backend, Simulated)
+    assert isinstance(backend.simulator, SystolicSimulator)
+    return backend.simulator.spec
+
+
+def gpu_spec(value: Any) -> GpuSpec:
+    backend = parse_backend(value)
+    assert isinstance(backend, Simulated)
+    assert isinstance(backend.simulator, GpuSimulator)
+    return backend.simulator.spec
+
+
+def test_every_name_has_a_backend() -> None:
+    assert tuple(RUNTIMES) == MEASURED
+    assert set(SIMULATORS) == set(SIMULATED_TARGETS.values())
+    assert [parse_backend(name).name for name in known_backends()] == list(known_backends())
 
 
 def test_known_names(small_model: Path) -> None:
@@ -23,35 +46,32 @@ def test_known_names(small_model: Path) -> None:
 
 
 def test_a_mapping_sets_keys() -> None:
-    backend = parse_backend({"sim": "systolic", "array": [32, 16], "vector": {"passes": {"softmax": 5}}})
-    assert isinstance(backend, Simulated)
-    assert isinstance(backend.spec, SystolicSpec)
-    assert backend.spec.array == (32, 16)
-    assert backend.spec.vector.passes.softmax == 5
-    assert backend.spec.vector.passes.norm == 3
-    assert backend.spec.dataflow == "ws"
-    assert backend.spec.lanes == 16
+    spec = array_spec({"sim": "systolic", "array": [32, 16], "vector": {"passes": {"softmax": 5}}})
+    assert spec.array == (32, 16)
+    assert spec.vector.passes.softmax == 5
+    assert spec.vector.passes.norm == 3
+    assert spec.dataflow == "ws"
+    assert spec.lanes == 16
 
 
-def test_a_settings_file_says_what_it_stands_on(tmp_path: Path) -> None:
+def test_a_settings_file_names_the_target_that_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("target: h100\nlaunch: {graph_gap_us: 1}\n")
-    backend = parse_backend(f"sim:{path}")
-    assert isinstance(backend, Simulated)
-    assert isinstance(backend.spec, GpuSpec)
-    assert (backend.spec.chip, backend.spec.launch.graph_gap_us, backend.spec.calibrated) == ("h100", 1.0, False)
+    spec = gpu_spec(f"sim:{path}")
+    assert (spec.chip, spec.launch.graph_gap_us, spec.calibrated) == ("h100", 1.0, False)
     path.write_text("target: b200\n")
     with pytest.raises(UsageError, match="no simulated backend 'b200'"):
+        parse_backend(f"sim:{path}")
+    path.write_text("target: [h100]\n")
+    with pytest.raises(UsageError, match="target: input should be a name"):
         parse_backend(f"sim:{path}")
 
 
 def test_a_settings_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("dataflow: os\nsparsity: off\n")
-    backend = parse_backend(f"sim:{path}")
-    assert isinstance(backend, Simulated)
-    assert isinstance(backend.spec, SystolicSpec)
-    assert (backend.spec.dataflow, backend.spec.sparsity, backend.spec.array) == ("os", "off", (128, 128))
+    spec = array_spec(f"sim:{path}")
+    assert (spec.dataflow, spec.sparsity, spec.array) == ("os", "off", (128, 128))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +114,7 @@ def test_wrong_names_and_settings(value: Any, words: str, hint: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "- 1\n- 2\n", "just words", "array: [1, 2", "b: *c\n", "array: &a [*a, *a]", "a: &a [*a]\n"]
 )
-def test_settings_files_that_are_no_mapping(tmp_path: Path, text: str) -> None:
+def test_settings_files_that_are_not_a_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises((InputError, UsageError)) as caught:
@@ -102,14 +122,15 @@ def test_settings_files_that_are_no_mapping(tmp_path: Path, text: str) -> None:
     assert caught.value.hint
 
 
-def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_settings_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         parse_backend(f"sim:{tmp_path / 'none.yaml'}")
 
 
-def test_a_settings_file_that_grows_without_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["array", "target"])
+def test_a_settings_file_that_grows_without_end(tmp_path: Path, key: str) -> None:
     lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
     path = tmp_path / "bomb.yaml"
-    path.write_text("\n".join([*lines, "array: *a39"]))
-    with pytest.raises(UsageError, match="array"):
+    path.write_text("\n".join([*lines, f"{key}: *a39"]))
+    with pytest.raises(UsageError, match=key):
         parse_backend(f"sim:{path}")

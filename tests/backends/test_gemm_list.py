@@ -1,4 +1,4 @@
-"""CSV files of matrix products, and the statistics of errors."""
+"""CSV files of GEMMs, and the statistics of prediction errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from vitslim.backends.gemm_errors import by_class, noise, rank_correlation, speedups
 from vitslim.backends.gemm_list import Gemm, read_gemms, write_gemms
-from vitslim.backends.measured.gemms import measure_gemms
-from vitslim.backends.registry import parse_backend
+from vitslim.backends.measured.matmul_timing import measure_gemms
+from vitslim.backends.registry import Measured, parse_backend
 from vitslim.errors import InputError, UsageError
-from vitslim.pipeline.gemms import bench_gemms
+from vitslim.pipeline.gemm_bench import bench_gemms
 from vitslim.progress import Silent
 
 PAIRED = """gpu,dtype,M,N,K,dense_us,dense_tops,sparse24_us
@@ -53,12 +53,12 @@ def test_written_lists_are_read_again(tmp_path: Path) -> None:
     [
         ("M,N\n1,2\n", UsageError, "no column K"),
         ("", UsageError, "no column M"),
-        ("M,N,K\n", InputError, "holds no products"),
+        ("M,N,K\n", InputError, "contains no GEMMs"),
         ("M,N,K\n1,2,x\n", InputError, "line 2 of .* K is 'x'"),
         ("M,N,K\n1,2,0\n", InputError, "K is '0'"),
         ("M,N,K\n1,2,-3\n", InputError, "K is '-3'"),
         ("M,N,K\n1,2\n", InputError, "K is 'None'"),
-        ("M,N,K,dtype\n1,2,3,FP12\n", InputError, "no dtype 'FP12'"),
+        ("M,N,K,dtype\n1,2,3,FP12\n", InputError, "unknown dtype 'FP12'"),
         ("M,N,K,sparse\n1,2,3,maybe\n", InputError, "sparse is 'maybe'"),
         ("M,N,K,measured_us\n1,2,3,nan\n", InputError, "measured_us is 'nan'"),
         ("M,N,K,count\n1,2,3,99999999999\n", InputError, "count is"),
@@ -94,19 +94,27 @@ def test_errors_by_class() -> None:
     assert (pooled.rows, pooled.median) == (2, pytest.approx(0.15))
 
 
-def test_a_simulated_backend_predicts_and_judges(tmp_path: Path) -> None:
+def test_a_simulated_backend_predicts_and_reports_errors(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(PAIRED)
     result = bench_gemms(read_gemms(path), parse_backend("sim:a100"))
-    assert {error.model for error in result.errors} == {"tile model", "plain roofline", "noise"}
+    assert {error.model for error in result.errors} == {"simulator", "roofline", "noise"}
     assert all(row.predicted_us and row.calibration for row in result.rows)
     array = bench_gemms([Gemm(197, 576, 192)], parse_backend("sim:systolic"))
     assert array.rows[0].predicted_us == pytest.approx(5.789 + (197 * 192 + 192 * 576 + 197 * 576) / 64e3, abs=2e-3)
     assert not array.errors
 
 
-def test_a_measured_backend_fills_the_times_in() -> None:
+def test_a_measured_backend_returns_times() -> None:
     small, large = measure_gemms([Gemm(8, 64, 64, "FP32"), Gemm(256, 512, 512, "FP32")], 1, Silent())
     assert 0 < small < large
     with pytest.raises(UsageError, match="does not time FP16 2:4"):
         measure_gemms([Gemm(8, 8, 8, "FP16", True)], 1, Silent())
+
+
+def test_a_runtime_without_gemm_timing_is_refused() -> None:
+    backend = parse_backend("openvino:cpu")
+    assert isinstance(backend, Measured)
+    with pytest.raises(UsageError, match="GEMMs cannot be timed on openvino:cpu") as caught:
+        backend.gemm_us([Gemm(8, 8, 8, "FP32")], 1, Silent())
+    assert caught.value.hint == "use onnxruntime:cpu or torch:cuda"

@@ -1,4 +1,4 @@
-"""`vitslim bench --gemms` and simulated files, as a person calls them."""
+"""`vitslim bench --gemms`."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ LIST = "M,N,K,dtype,sparse,count,measured_us\n197,768,192,FP16,0,1,\n4096,4096,4
 
 
 @pytest.fixture
-def products(tmp_path: Path) -> Path:
-    path = tmp_path / "products.csv"
+def gemm_list(tmp_path: Path) -> Path:
+    path = tmp_path / "gemms.csv"
     path.write_text(LIST)
     return path
 
 
-def test_a_list_is_predicted_and_judged(vitslim: Callable[..., Any], products: Path, tmp_path: Path) -> None:
-    outcome = vitslim("bench", "--gemms", products, "--backend", "sim:a100", "--out", tmp_path / "out.csv")
+def test_a_list_is_predicted_with_errors(vitslim: Callable[..., Any], gemm_list: Path, tmp_path: Path) -> None:
+    outcome = vitslim("bench", "--gemms", gemm_list, "--backend", "sim:a100", "--out", tmp_path / "out.csv")
     assert outcome.code == 0
-    for words in ("4096 x 4096 x 4096", "plain roofline", "pooled", "fitted"):
+    for words in ("4096 x 4096 x 4096", "roofline", "pooled", "fitted"):
         assert words in outcome.out
     written = (tmp_path / "out.csv").read_text().splitlines()
     assert written[0].endswith("measured_us,predicted_us")
     assert len(written) == 4
-    rows = json.loads(vitslim("bench", "--gemms", products, "--backend", "sim:h100", "--format", "json").out)["rows"]
+    rows = json.loads(vitslim("bench", "--gemms", gemm_list, "--backend", "sim:h100", "--format", "json").out)["rows"]
     assert {row["calibration"] for row in rows} == {"uncalibrated"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ((), 2, "needs one --backend"),
         (("--backend", "sim:a100", "--backend", "sim:h100"), 2, "needs one --backend"),
-        (("--backend", "sim:a100", "--batch", "2"), 2, "goes with --backend"),
+        (("--backend", "sim:a100", "--batch", "2"), 2, "allows only --backend"),
         (("--backend", "onnxruntime:cpu"), 2, "does not time FP16"),
         (("--backend", "torch:cuda"), 4, "CUDA"),
         (("--backend", "sim:b100"), 2, "did you mean"),
     ],
 )
 def test_wrong_arguments(
-    vitslim: Callable[..., Any], products: Path, arguments: tuple[str, ...], code: int, says: str
+    vitslim: Callable[..., Any], gemm_list: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    outcome = vitslim("bench", "--gemms", products, *arguments)
+    outcome = vitslim("bench", "--gemms", gemm_list, *arguments)
     assert outcome.code == code
-    assert says in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 

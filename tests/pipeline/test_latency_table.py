@@ -1,4 +1,4 @@
-"""Latency tables of a two-block ViT: built, written, read, and handed to the stage that a recipe budgets."""
+"""Latency tables of a two-block ViT: built, written, read, and used by a latency budget."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vitslim.pipeline.latency_table import (
     completed,
     grid_lengths,
     grid_shapes,
-    product_latencies,
-    product_shape,
+    matmul_latencies,
+    matmul_shape,
     rest_and_scale,
 )
 from vitslim.pipeline.table_file import default_path, read_table, stage_table, write_table
@@ -40,7 +40,7 @@ MODEL = Model(timm="vit_tiny_patch16_224", kwargs=KWARGS)
 
 def shapes_of(graph: ModelGraph, **sizes: int) -> list[Shape]:
     found = sketch(graph)
-    return [product_shape(p, {**found.axes, **sizes}) for p in found.products]
+    return [matmul_shape(p, {**found.axes, **sizes}) for p in found.products]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,11 @@ def file(simulated: LatencyTable, tmp_path: Path) -> Path:
     return tmp_path / "vit.table.json"
 
 
-def test_a_simulated_dense_model_takes_what_the_backend_says(
+def test_the_latency_of_a_simulated_dense_model_equals_its_estimate(
     simulated: LatencyTable, graph: ModelGraph, tmp_path: Path
 ) -> None:
-    from vitslim.backends.simulated.spec import load_spec
-    from vitslim.backends.simulated.systolic_estimate import estimate
+    from vitslim.backends.simulated.systolic.estimate import estimate
+    from vitslim.backends.simulated.systolic.spec import load_spec
     from vitslim.stages.export.onnx_export import export_onnx
 
     export_onnx(graph, tmp_path / "dense.onnx")
@@ -73,8 +73,8 @@ def test_a_simulated_dense_model_takes_what_the_backend_says(
     assert simulated.dense_ms == whole.latency_ms
     assert simulated.estimate_ms(shapes_of(graph)) == pytest.approx(whole.latency_ms, rel=1e-9)
     assert (simulated.kind, simulated.batch, simulated.threads, simulated.n) == ("simulated", 2, None, 0)
-    products_ms = sum(row.latency_us for row in whole.rows if row.macs) / 1e3
-    assert simulated.dense_ms - simulated.rest_ms == pytest.approx(products_ms, rel=1e-4)
+    matmuls_ms = sum(row.latency_us for row in whole.rows if row.macs) / 1e3
+    assert simulated.dense_ms - simulated.rest_ms == pytest.approx(matmuls_ms, rel=1e-4)
 
 
 def test_a_smaller_model_is_not_slower(simulated: LatencyTable, graph: ModelGraph) -> None:
@@ -83,7 +83,9 @@ def test_a_smaller_model_is_not_slower(simulated: LatencyTable, graph: ModelGrap
     assert simulated.rest_ms < times[0] < times[-1] == pytest.approx(simulated.dense_ms)
 
 
-def test_a_measured_dense_model_takes_what_was_measured(graph: ModelGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latency_of_a_measured_dense_model_equals_the_measurement(
+    graph: ModelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitslim.pipeline.latency_table.POINTS", {"measured": 2})
     labels = []
 
@@ -122,13 +124,13 @@ def test_grid_lengths() -> None:
     assert len(grid_lengths(3072, 8, 8)) == 8
 
 
-def test_products_that_exceed_the_dense_model_are_scaled() -> None:
+def test_matmuls_that_exceed_the_dense_model_are_scaled() -> None:
     assert rest_and_scale(5.0, 3.0) == (2.0, 1.0)
     assert rest_and_scale(3.0, 6.0) == (0.0, 0.5)
 
 
 def test_noise_is_smoothed_and_gaps_are_filled() -> None:
-    grids = product_latencies({(1, 4, 8, 8): 2.0, (1, 4, 8, 16): 1.0, (1, 8, 16, 16): 9.0, (2, 4, 8, 8): 1.0})
+    grids = matmul_latencies({(1, 4, 8, 8): 2.0, (1, 4, 8, 16): 1.0, (1, 8, 16, 16): 9.0, (2, 4, 8, 8): 1.0})
     assert grids.at((1, 4, 8, 16)) == 2.0
     assert grids.at((1, 8, 16, 16)) == 9.0
     assert grids.at((2, 4, 8, 8)) == 2.0
@@ -140,7 +142,7 @@ def test_a_table_survives_the_disk(simulated: LatencyTable, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "cannot be read"),
         ("", "not a latency table"),
@@ -151,14 +153,14 @@ def test_a_table_survives_the_disk(simulated: LatencyTable, file: Path) -> None:
         ("FALLING", "must not fall"),
     ],
 )
-def test_corrupt_files_are_refused(file: Path, content: str | None, says: str) -> None:
+def test_corrupt_files_are_refused(file: Path, content: str | None, message: str) -> None:
     whole = file.read_text()
     document = json.loads(whole)
     document["products"]["linear"]["ms"][0] = 1e9
     file.unlink()
     if content is not None:
         file.write_text({"HALF": whole[:-20], "FALLING": json.dumps(document)}.get(content, content))
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         stage_table(budgeted(file).stages[0], 0)
     assert caught.value.exit_code == 5
     assert caught.value.message.startswith("stages.0.prune.budget.table: ")

@@ -1,1 +1,1 @@
-"""Where a compressed model runs: `measured` backends time it, `simulated` ones compute what it would take."""
+"""Backends report the latency of a model: `measured` ones run it and take the time, `simulated` ones compute it."""

@@ -1,4 +1,4 @@
-"""How far predicted times of matrix products are from measured ones. Pure functions on arrays."""
+"""Errors of predicted GEMM latencies against measured ones: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class GemmError(Value):
-    """Errors of predictions against measured times, as fractions of the measured time."""
+    """Errors of predicted times, as fractions of the measured time."""
 
     model: str
-    """`tile model`, `plain roofline`, or `noise` for what two measurements of equal work differ."""
+    """`simulator`, `roofline`, or `noise` for the difference between two measurements of equal work."""
     name: str
     """Dtype and `dense` or `2:4`, or `pooled`."""
     rows: int
@@ -27,22 +27,23 @@ class GemmError(Value):
 
 
 class GemmSpeedup(Value):
-    """Dense over 2:4 time of products that were measured both ways, predicted against measured."""
+    """Predicted against measured speedup by 2:4, over GEMMs that were measured dense and 2:4."""
 
     name: str
     pairs: int
     mean_error: float
     rank_correlation: float
     direction_right: float
-    """Fraction of pairs on which both say faster or both say slower."""
+    """Fraction of pairs for which prediction and measurement are both speedups or both slowdowns."""
     slowdowns: int
     caught: int
-    """Real slow-downs that are predicted as such."""
+    """Measured slowdowns that are predicted as slowdowns."""
     false_slowdowns: int
+    """Predicted slowdowns that are not measured."""
 
 
 def error_statistics(model: str, name: str, predicted: Floats, measured: Floats) -> GemmError:
-    """Mean, median and 90th percentile of |predicted / measured - 1|, the same rows in both."""
+    """Return mean, median and 90th percentile of |predicted / measured - 1|; both float64 (n,)."""
     errors = np.abs(predicted / measured - 1)
     return GemmError(
         model=model,
@@ -54,8 +55,8 @@ def error_statistics(model: str, name: str, predicted: Floats, measured: Floats)
     )
 
 
-def by_class(gemms: Sequence[Gemm], predicted_us: Floats, model: str = "tile model") -> list[GemmError]:
-    """Errors of each dtype, dense and 2:4 apart, and pooled; rows without a measured time do not count."""
+def by_class(gemms: Sequence[Gemm], predicted_us: Floats, model: str = "simulator") -> list[GemmError]:
+    """Return the errors by dtype, dense and 2:4 separately, and pooled. GEMMs without a measured time are ignored."""
     kept = [i for i, g in enumerate(gemms) if g.measured_us is not None]
     names = [f"{gemms[i].dtype} {'2:4' if gemms[i].sparse else 'dense'}" for i in kept]
     predicted, measured = predicted_us[kept], np.array([gemms[i].measured_us for i in kept], np.float64)
@@ -67,7 +68,7 @@ def by_class(gemms: Sequence[Gemm], predicted_us: Floats, model: str = "tile mod
 
 
 def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[GemmSpeedup]:
-    """Statistics of the speed-up by 2:4 for each dtype and pooled, where products were measured both ways."""
+    """Return the statistics of the speedup by 2:4, for each dtype and pooled, over GEMMs measured dense and 2:4."""
     times: dict[tuple[str, int, int, int, int], dict[bool, tuple[float, float]]] = {}
     for g, us in zip(gemms, predicted_us, strict=True):
         if g.measured_us is not None:
@@ -81,21 +82,21 @@ def speedups(gemms: Sequence[Gemm], predicted_us: Floats) -> list[GemmSpeedup]:
 
 
 def _speedup(name: str, measured: Floats, predicted: Floats) -> GemmSpeedup:
-    slow, said = measured < 1, predicted < 1
+    slow, predicted_slow = measured < 1, predicted < 1
     return GemmSpeedup(
         name=name,
         pairs=len(measured),
         mean_error=float(np.abs(predicted / measured - 1).mean()),
         rank_correlation=rank_correlation(measured, predicted),
-        direction_right=float((slow == said).mean()),
+        direction_right=float((slow == predicted_slow).mean()),
         slowdowns=int(slow.sum()),
-        caught=int((slow & said).sum()),
-        false_slowdowns=int((~slow & said).sum()),
+        caught=int((slow & predicted_slow).sum()),
+        false_slowdowns=int((~slow & predicted_slow).sum()),
     )
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
-    """Spearman's coefficient, in [-1, 1]; equal values share their mean rank. 0 when one side does not vary."""
+    """Return Spearman's coefficient, in [-1, 1]; equal values share their mean rank. 0 when one side is constant."""
     a, b = (_ranks(values) - (len(values) - 1) / 2 for values in (first, second))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale else 0.0
@@ -108,7 +109,10 @@ def _ranks(values: Floats) -> Floats:
 
 
 def noise(gemms: Sequence[Gemm]) -> GemmError | None:
-    """How far BF16 and FP16 times of equal products are apart: both run at the same rate, so no model does better."""
+    """Return the difference between BF16 and FP16 times of equal GEMMs.
+
+    Both run at the same rate, so this is the smallest error that a model can reach. None without such pairs.
+    """
     times = {(g.dtype, g.m, g.n, g.k, g.count, g.sparse): g.measured_us for g in gemms if g.measured_us is not None}
     pairs = [
         (us, other) for key, us in times.items()

@@ -1,4 +1,4 @@
-"""Lists of matrix products in CSV files: what to time or to predict, and what was measured."""
+"""Lists of GEMMs in CSV files: shapes and measured times."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vitslim.errors import InputError, UsageError, closest
 
 DTYPES = ("FP32", "FP16", "BF16", "INT8", "INT4")
 COLUMNS = ("M", "N", "K", "dtype", "sparse", "count", "measured_us")
-"""Columns that are written; of them M, N and K must be there, the others have defaults."""
+"""Columns of a written file. M, N and K are required, the others have defaults."""
 PAIRED = (("dense_us", False), ("sparse24_us", True))
-"""Columns of a table that holds both times in one row; each becomes a row of its own."""
+"""Columns of a table with dense and 2:4 times in one row; each time becomes a GEMM of its own."""
 YES, NO = {"1", "true", "yes", "2:4"}, {"", "0", "false", "no", "dense"}
-LARGEST = 2**31
+LENGTH_MAX = 2**31
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """C[M, N] = A[M, K] B[K, N], `count` of them in one launch; with `sparse` the weights B are 2:4."""
+    """`count` times C[M, N] = A[M, K] B[K, N] in one launch; with `sparse` the weights B are 2:4."""
 
     m: int
     n: int
@@ -32,15 +32,15 @@ class Gemm:
     measured_us: float | None = None
 
     def measured(self, us: float) -> Gemm:
-        """The same with a time."""
+        """Return a copy with a measured time."""
         return replace(self, measured_us=us)
 
 
 def read_gemms(path: Path) -> list[Gemm]:
-    """Products of a CSV file with the columns M, N, K and perhaps dtype, sparse, count, measured_us.
+    """Return the GEMMs of a CSV file with columns M, N, K and optionally dtype, sparse, count, measured_us.
 
-    A table with the columns dense_us and sparse24_us gives two measured rows for each of its own.
-    Raises InputError for a file that cannot be read or has a wrong value, with its line; UsageError for a missing
+    A file with the columns dense_us and sparse24_us gives two measured GEMMs for each row.
+    Raises InputError for a file that cannot be read and for an invalid value, with its line; UsageError for a missing
     column.
     """
     try:
@@ -69,13 +69,13 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[Gemm]:
         if not paired:
             yield gemm
     if not found:
-        raise InputError(f"'{path}' holds no products", "write one product a line below the column names")
+        raise InputError(f"'{path}' contains no GEMMs", "write one GEMM per line below the column names")
 
 
 def _gemm(row: Mapping[str, str | None], where: str) -> Gemm:
     dtype = (row.get("dtype") or "FP16").strip().upper()
     if dtype not in DTYPES:
-        raise InputError(f"{where}: there is no dtype '{dtype}'", closest(dtype, DTYPES))
+        raise InputError(f"{where}: unknown dtype '{dtype}'", closest(dtype, DTYPES))
     sparse = (row.get("sparse") or "").strip().lower()
     if sparse not in YES | NO:
         raise InputError(f"{where}: sparse is '{sparse}'", "allowed: 0, 1")
@@ -95,8 +95,8 @@ def _length(text: str | None, name: str, where: str) -> int:
         value = int(text or "")
     except ValueError:
         value = 0
-    if not 1 <= value <= LARGEST:
-        raise InputError(f"{where}: {name} is '{text}'", "a length is a whole number from 1 to 2147483648")
+    if not 1 <= value <= LENGTH_MAX:
+        raise InputError(f"{where}: {name} is '{text}'", f"a length is an integer from 1 to {LENGTH_MAX}")
     return value
 
 
@@ -111,7 +111,7 @@ def _time(text: str | None, name: str, where: str) -> float:
 
 
 def write_gemms(gemms: Sequence[Gemm], path: Path, predicted_us: Sequence[float] = ()) -> None:
-    """Write products with what was measured and perhaps what was predicted, in a column of its own.
+    """Write GEMMs with their measured times and, if given, predicted times in another column.
 
     Raises InputError when the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Latencies that never fall when a product grows: pure functions on arrays over a grid of lengths."""
+"""Monotone latencies over a grid of matmul lengths: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Floats = npt.NDArray[np.float64]
 
 
 def smoothed(ms: Floats) -> Floats:
-    """The cumulative maximum along every dimension: each entry at least as large as all entries below it.
+    """Return the cumulative maximum along every dimension.
 
-    `ms` float64 of any shape; NaN stands for an entry that is not known and stays NaN.
+    `ms` float64 of any shape; unknown entries are NaN and stay NaN.
     """
     raised = reduce(lambda values, axis: np.fmax.accumulate(values, axis=axis), range(ms.ndim), ms)
     return np.where(np.isnan(ms), np.nan, raised)
 
 
 def filled(ms: Floats, lengths: Sequence[Sequence[int]]) -> Floats:
-    """Monotone entries with the unknown ones, NaN, estimated: the nearest known entry scaled by MACs, kept between
-    the known entries below and above, which do not change.
+    """Return monotone entries with an estimate for each unknown entry (NaN); known entries do not change.
 
-    `ms` float64 as `smoothed` gives it, with at least one known entry; `lengths` has one ascending list for each
-    dimension. Near is meant in logarithms of lengths.
+    The estimate is the nearest known entry scaled by MACs, clipped to the known entries below and above. Distance is
+    measured in logarithms of lengths. `ms` float64 from `smoothed`, with at least one known entry; `lengths` has one
+    ascending list for each dimension.
     """
     known = ~np.isnan(ms)
     logs = np.stack(np.meshgrid(*[np.log(np.asarray(axis, float)) for axis in lengths], indexing="ij"), axis=-1)

@@ -1,163 +1,148 @@
-"""Names of backends, as recipes and the command line write them, resolved once to objects."""
+"""Backends by name: the tables of runtimes and simulators, and the parser of names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitslim.backends.gemm_list import Gemm
-from vitslim.backends.measured import onnxruntime, openvino, torch_cuda
-from vitslim.backends.measured.cuda_gemms import measure_cuda_gemms, require_cuda
-from vitslim.backends.measured.gemms import measure_gemms
-from vitslim.backends.measured.products import measure_products
-from vitslim.backends.products import ProductTimes
-from vitslim.backends.simulated.gpu_estimate import estimate as estimate_gpu
-from vitslim.backends.simulated.gpu_spec import GPUS, GpuSpec, load_gpu
-from vitslim.backends.simulated.products import product_times
+from vitslim.backends.matmul_times import MatmulTimes, batched
+from vitslim.backends.measured.interleaved import measure_interleaved
+from vitslim.backends.measured.onnxruntime import ONNX_RUNTIME
+from vitslim.backends.measured.openvino import OPENVINO
+from vitslim.backends.measured.runtime import Runtime
+from vitslim.backends.measured.torch_cuda import TORCH_CUDA
+from vitslim.backends.simulated.gpu.simulator import load_simulator as load_gpu
 from vitslim.backends.simulated.settings import read_settings
-from vitslim.backends.simulated.spec import SystolicSpec, load_spec
-from vitslim.backends.simulated.systolic_estimate import estimate
-from vitslim.errors import BackendUnavailableError, UsageError, closest
+from vitslim.backends.simulated.simulator import Simulator, SimulatorLoader
+from vitslim.backends.simulated.systolic.simulator import load_simulator as load_systolic
+from vitslim.errors import UsageError, closest
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
-from vitslim.recipe.backend_names import BACKENDS, SPEC_SUFFIXES, backend_name
+from vitslim.recipe.backend_names import SIM, SIMULATED_TARGETS, SPEC_SUFFIXES, backend_name, known_backends
 from vitslim.results import Estimate, Measurement
 from vitslim.workload import read_workload
 
-TARGETS = ("systolic", *GPUS)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What a measured backend is made of."""
-
-    package: str
-    title: str
-    hint: str
-    """How to install it."""
-    measure: Callable[..., dict[str, tuple[Measurement, ...]]]
-    measure_gemms: Callable[[Sequence[Gemm], int, Progress], list[float]] = measure_gemms
-    require_device: Callable[[], None] = lambda: None
-
-
-RUNTIMES = {
-    onnxruntime.BACKEND: Runtime(
-        "onnxruntime", "ONNX Runtime", onnxruntime.UNAVAILABLE_HINT, onnxruntime.measure_latency
-    ),
-    openvino.BACKEND: Runtime("openvino", "OpenVINO", openvino.UNAVAILABLE_HINT, openvino.measure_latency),
-    torch_cuda.BACKEND: Runtime(
-        "torch", "PyTorch", torch_cuda.UNAVAILABLE_HINT, torch_cuda.measure_latency, measure_cuda_gemms, require_cuda
-    ),
-}
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ONNX_RUNTIME, OPENVINO, TORCH_CUDA)}
+"""Measured backends: one entry for each name in `backend_names.MEASURED`."""
+SIMULATORS: dict[str, SimulatorLoader] = {"systolic": load_systolic, "gpu": load_gpu}
+"""Families of simulated targets; `backend_names.SIMULATED_TARGETS` assigns a family to each target."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A backend that runs ONNX files, or the graphs beside them, and takes the time."""
+    """A backend that runs ONNX files, or the graphs beside them, and measures the time."""
 
     name: str
 
     @property
-    def runs_onnx(self) -> bool:
-        """Whether it runs the ONNX file itself, not the graph beside it."""
-        return self.name != torch_cuda.BACKEND
+    def runtime(self) -> Runtime:
+        """The runtime that executes the models."""
+        return RUNTIMES[self.name]
 
     def require(self) -> None:
-        """Raise BackendUnavailableError when the backend cannot run here."""
-        runtime = RUNTIMES[self.name]
-        if find_spec(runtime.package) is None:
-            raise BackendUnavailableError(f"{runtime.title} is not installed", runtime.hint)
-        runtime.require_device()
+        """Raise BackendUnavailableError when the runtime or its device is missing."""
+        self.runtime.require()
 
     def measure(
         self, files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int],
         seconds: float, progress: Progress,
     ) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
-        """Latency of each file at each batch size and thread count, all files interleaved in one process."""
-        return RUNTIMES[self.name].measure(files, baseline, batches, threads, seconds, progress)
+        """Return the latency of each file at each batch size and thread count; see `measure_interleaved`.
 
-    def product_times(
-        self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress
-    ) -> ProductTimes:
-        """Latency of single matrix products and of the dense model they come from, interleaved.
-
-        Raises UsageError on another runtime than ONNX Runtime.
+        Only the first thread count is used where threads have no effect.
         """
-        if self.name != onnxruntime.BACKEND:
-            raise UsageError(f"latency tables cannot be measured on {self.name}", f"use {onnxruntime.BACKEND}")
-        return measure_products(shapes, dense, batch, threads, progress)
+        threads = threads if self.runtime.uses_threads else threads[:1]
+        return measure_interleaved(self.runtime, files, baseline, batches, threads, seconds, progress)
+
+    def matmul_times(
+        self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress
+    ) -> MatmulTimes:
+        """Return the latency of matmuls and of the dense model that contains them.
+
+        Raises UsageError when the runtime cannot measure latency tables.
+        """
+        measure = self.runtime.time_matmuls
+        if measure is None:
+            names = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.time_matmuls)
+            raise UsageError(f"latency tables cannot be measured on {self.name}", f"use {names}")
+        return measure(shapes, dense, batch, threads, progress)
 
     def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:
-        """Median microseconds of each product. Raises UsageError for products that the backend cannot run."""
-        return RUNTIMES[self.name].measure_gemms(gemms, threads, progress)
+        """Return the median microseconds of each GEMM. Raises UsageError for GEMMs that the runtime cannot time."""
+        measure = self.runtime.time_gemms
+        if measure is None:
+            names = " or ".join(name for name, runtime in RUNTIMES.items() if runtime.time_gemms)
+            raise UsageError(f"GEMMs cannot be timed on {self.name}", f"use {names}")
+        return measure(gemms, threads, progress)
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """A backend that computes what an ONNX file would take."""
+    """A backend that computes the latency of an ONNX file."""
 
-    name: str
-    spec: SystolicSpec | GpuSpec
+    simulator: Simulator
+
+    @property
+    def name(self) -> str:
+        """Name of the backend in results."""
+        return self.simulator.name
 
     def require(self) -> None:
-        """Simulated backends need nothing but vitslim."""
+        """Do nothing: simulated backends are always available."""
 
     def estimate(self, path: Path, batch: int) -> Estimate:
-        """Time of one ONNX file at one batch size."""
-        workload = read_workload(path, batch)
-        if isinstance(self.spec, GpuSpec):
-            return estimate_gpu(workload, self.spec, self.name)
-        return estimate(workload, self.spec, self.name)
+        """Return the estimate of one ONNX file at one batch size."""
+        return self.simulator.estimate(read_workload(path, batch))
 
-    def product_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> ProductTimes:
-        """Time of single matrix products and of the dense model they come from."""
-        return product_times(shapes, read_workload(dense, batch), self.spec)
+    def matmul_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> MatmulTimes:
+        """Return the latency of dense matmuls and of the dense model that contains them."""
+        sizes = np.array([batched(shape, batch) for shape in shapes], np.int64).reshape(-1, 4)[:, [0, 1, 3, 2]]
+        whole = self.estimate(dense, batch)
+        ms = self.simulator.matmul_ms(sizes)
+        return MatmulTimes(dict(zip(shapes, ms.tolist(), strict=True)), whole.latency_ms, settings=whole.settings)
 
 
 Backend = Measured | Simulated
 
 
 def parse_backend(value: str | Mapping[str, Any]) -> Backend:
-    """`onnxruntime:cpu`, `sim:a100`, `sim:FILE.yaml`, or a mapping such as `{sim: systolic, array: [32, 32]}`.
+    """Return the backend of `onnxruntime:cpu`, `sim:a100`, `sim:FILE.yaml` or `{sim: systolic, array: [32, 32]}`.
 
-    Raises UsageError for unknown names and wrong settings, naming the closest; InputError for a bad settings file.
+    Raises UsageError for unknown names and invalid settings, InputError for a settings file that cannot be read.
     """
     if isinstance(value, Mapping):
-        return _from_mapping(value)
+        return _parse_mapping(value)
     if not isinstance(value, str):
-        raise UsageError(f"a backend is a name, not {value!r}", f"allowed: {', '.join(BACKENDS)}")
-    kind, _, target = value.partition(":")
-    if kind == "sim" and target:
-        return _simulated(target, {}, value)
+        raise UsageError(f"a backend is a name, not {value!r}", f"allowed: {', '.join(known_backends())}")
+    target = value.removeprefix(SIM)
+    if value.startswith(SIM) and target:
+        return _load_simulated(target, {}, value)
     if value not in RUNTIMES:
-        raise UsageError(f"there is no backend '{value}'", closest(value, BACKENDS))
+        raise UsageError(f"there is no backend '{value}'", closest(value, known_backends()))
     return Measured(value)
 
 
-def _from_mapping(value: Mapping[str, Any]) -> Simulated:
+def _parse_mapping(value: Mapping[str, Any]) -> Simulated:
     target = value.get("sim")
     if not isinstance(target, str):
         raise UsageError(
             "a backend written as a mapping needs the key 'sim'", "for example {sim: systolic, dataflow: ws}"
         )
     changes = {str(key): setting for key, setting in value.items() if key != "sim"}
-    return _simulated(target, changes, backend_name(value))
+    return _load_simulated(target, changes, backend_name(value))
 
 
-def _simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:
-    """A packaged target, or a file whose key `target` says on top of which one its settings are."""
-    if not target.endswith(SPEC_SUFFIXES):
-        return Simulated(name, _spec(target, changes, None))
-    path = Path(target)
-    return Simulated(name, _spec(read_settings(path).get("target", "systolic"), changes, path))
-
-
-def _spec(target: object, changes: Mapping[str, Any], path: Path | None) -> SystolicSpec | GpuSpec:
-    if target == "systolic":
-        return load_spec(changes, path)
-    if target not in GPUS:
-        raise UsageError(f"there is no simulated backend '{target}'", closest(str(target), TARGETS))
-    return load_gpu(str(target), changes, path)
+def _load_simulated(target: str, changes: Mapping[str, Any], name: str) -> Simulated:
+    """Load a packaged target, or a settings file, whose key `target` names the packaged target that it changes."""
+    path = Path(target) if target.endswith(SPEC_SUFFIXES) else None
+    base = target if path is None else read_settings(path).get("target", "systolic")
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: target: input should be a name", f"allowed: {', '.join(SIMULATED_TARGETS)}")
+    if base not in SIMULATED_TARGETS:
+        raise UsageError(f"there is no simulated backend '{base}'", closest(base, SIMULATED_TARGETS))
+    return Simulated(SIMULATORS[SIMULATED_TARGETS[base]](base, name, changes, path))

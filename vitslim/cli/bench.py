@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def bench(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="ONNX files; speed-ups are against the first.")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="ONNX files; the first is the baseline of speedups.")
     ] = None,
     backend: Annotated[
         list[str] | None,
@@ -31,15 +31,15 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Time for each file, batch and thread count; 2 when left out.")
+        float | None, typer.Option(min=0.1, help="Time for each file, batch and thread count. Default: 2.")
     ] = None,
     table: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Instead of files: build the latency table of this timm model."),
+        typer.Option(metavar="MODEL", help="Build the latency table of this timm model instead of measuring files."),
     ] = None,
     gemms: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Instead of files: predict or time the matrix products of a CSV file."),
+        typer.Option(metavar="CSV", help="Predict or measure the GEMMs of a CSV file instead of ONNX files."),
     ] = None,
     kwargs: Annotated[
         list[str] | None,
@@ -48,19 +48,18 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="With --table: file to write, MODEL.BACKEND.table.json when left out. With --gemms: CSV file "
-            "for the times."
+            help="With --table: file to write. Default: MODEL.BACKEND.table.json. With --gemms: CSV file for the times."
         ),
     ] = None,
     output: FormatOption = "table",
 ) -> None:
     """Measure the latency of ONNX files. All files run interleaved in one process; `sim:` backends simulate.
 
-    With --table, time the matrix products of a timm model at a grid of lengths on one backend, one batch size and one
-    thread count. A latency budget of the prune stage reads the file that this writes.
+    With --table, build the latency table of a timm model: the latency of its matmuls on a grid of lengths, on one
+    backend, at one batch size and one thread count. The latency budget of the prune stage reads this file.
 
-    With --gemms, a CSV file with the columns M,N,K,dtype,sparse,count and perhaps measured_us: a simulated backend
-    predicts each product and says how far it is off where times are given, a measured one fills the times in.
+    With --gemms, read a CSV file with the columns M,N,K,dtype,sparse,count and optionally measured_us. A simulated
+    backend predicts the latency of each GEMM and the error where measured_us is given; a measured backend measures it.
     """
     from vitslim.cli.bench_table import bench_table
     from vitslim.recipe.schema import ReportConfig
@@ -69,17 +68,17 @@ def bench(
         from vitslim.cli.bench_gemms import bench_gemms
 
         _refuse(bool(files) or table is not None or seconds is not None or bool(batch) or bool(kwargs),
-                "--gemms goes with --backend, --threads, --out and --format alone", "leave the others out")  # fmt: skip
+                "--gemms allows only --backend, --threads, --out and --format", "remove the other options")  # fmt: skip
         bench_gemms(gemms, backend or [], threads or [], out, output)
         return
     if table is not None:
-        _refuse(bool(files), "FILE and --table exclude each other", "give ONNX files or a model, not both")
-        _refuse(seconds is not None, "--seconds is for files", "a table takes eight rounds of about 20 ms a product")
+        _refuse(bool(files), "FILE and --table cannot be combined", "give ONNX files or a model, not both")
+        _refuse(seconds is not None, "--table does not use --seconds", "remove it: each matmul runs 8 rounds of 20 ms")
         bench_table(table, kwargs or [], backend or [], batch or [], threads or [], out, output)
         return
-    _refuse(not files, "there is nothing to measure", "give ONNX files, or a model with --table")
-    _refuse(bool(kwargs), "--kwargs belongs to --table", "name a timm model with --table")
-    _refuse(out is not None, "--out belongs to --table and --gemms", "name a timm model with --table")
+    _refuse(not files, "no files to measure", "give ONNX files, or a timm model with --table")
+    _refuse(bool(kwargs), "--kwargs needs --table", "name a timm model with --table")
+    _refuse(out is not None, "--out needs --table or --gemms", "name a timm model with --table")
     config = ReportConfig(
         backends=tuple(backend or ["onnxruntime:cpu"]),
         batches=tuple(batch or [1]),
@@ -89,8 +88,8 @@ def bench(
     _bench_files(files or [], config, output)
 
 
-def _refuse(wrong: bool, message: str, hint: str) -> None:
-    if wrong:
+def _refuse(invalid: bool, message: str, hint: str) -> None:
+    if invalid:
         raise UsageError(message, hint)
 
 
@@ -107,16 +106,16 @@ def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
 
 
 def _tables(result: BenchResult) -> Iterator[Table]:
-    """Measured and simulated latencies never share a table."""
+    """Yield a table of measured and one of simulated latencies, then the details of each estimate."""
     from vitslim.cli.bench_estimate import estimate_tables
     from vitslim.cli.console import plain_table
 
     measured = plain_table(
         f"measured on {result.environment.device}",
         ("file", "backend"),
-        ("batch", "threads", "median", "spread", "runs", "speed-up"),
+        ("batch", "threads", "median", "spread", "runs", "speedup"),
     )
-    simulated = plain_table("simulated", ("file", "backend"), ("batch", "latency", "speed-up", "energy", "calibration"))
+    simulated = plain_table("simulated", ("file", "backend"), ("batch", "latency", "speedup", "energy", "calibration"))
     for row in result.rows:
         for m in row.measurements:
             times = (f"{m.median_ms:.3f} ms", f"{m.spread_ms:.3f} ms")

@@ -1,4 +1,4 @@
-"""Tables of one simulated estimate: time by class of operator, then everything that stands behind it."""
+"""Tables of one simulated estimate: latency by class of operator, rows, totals and settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
-    """Rows of products and classes of everything else with time, utilization, bound and calibration; then the sums."""
+    """Yield tables of operator classes, of rows with latency, utilization, bound and calibration, and of totals."""
     from vitslim.cli.console import plain_table
     from vitslim.report.breakdowns import class_rows, time_of
 
     title = f"{file} on {found.backend}, batch {found.batch}, simulated"
     total = sum(map(time_of, found.rows)) or 1.0
-    classes = plain_table(title, ("class",), ("count", "latency", "of all", "energy"))
+    classes = plain_table(title, ("class",), ("count", "latency", "share", "energy"))
     for row in class_rows(found):
         energy = "" if row.energy_uj is None else f"{row.energy_uj / 1e3:.3g} mJ"
         classes.add_row(

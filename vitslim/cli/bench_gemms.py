@@ -14,21 +14,21 @@ from vitslim.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitslim.pipeline.gemms import GemmResult
+    from vitslim.pipeline.gemm_bench import GemmResult
 
-SHOWN = 40
-"""Rows on a terminal; `--format json` and `--out` have all of them."""
+ROWS_MAX = 40
+"""Rows in a terminal table; `--format json` and `--out` write all of them."""
 
 
 def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out: Path | None, output: str) -> None:
-    """Predict or time the products of a CSV file, print them with the errors of the predictions, write the times."""
+    """Predict or measure the GEMMs of a CSV file, print them with the errors of predictions, and write the times."""
     from vitslim.backends.gemm_list import read_gemms, write_gemms
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import ConsoleProgress, wide_stdout
-    from vitslim.pipeline.gemms import bench_gemms as times_of
+    from vitslim.pipeline.gemm_bench import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:
-        raise UsageError("--gemms needs one --backend, and one --threads at most", "such as --backend sim:a100")
+        raise UsageError("--gemms needs one --backend and at most one --threads", "for example --backend sim:a100")
     backend = parse_backend(backends[0])
     gemms = read_gemms(path)
     progress = ConsoleProgress()
@@ -45,7 +45,7 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
 
 
 def _tables(result: GemmResult) -> Iterator[Table]:
-    """The products, the errors, and the speed-ups, each where there are any."""
+    """Yield tables of GEMMs, errors and speedups, without empty ones."""
     from vitslim.cli.console import plain_table
 
     simulated = result.kind == "simulated"
@@ -53,22 +53,22 @@ def _tables(result: GemmResult) -> Iterator[Table]:
     head = f"{result.kind} on {result.backend if simulated else result.environment.device}"
     labels = ("expected error", "calibration") if simulated else ()
     rows = plain_table(head, ("M x N x K", "dtype", "weights"), ("count", *times, *labels))
-    for r in result.rows[:SHOWN]:
+    for r in result.rows[:ROWS_MAX]:
         found = (_us(r.predicted_us), _us(r.measured_us)) if simulated else (_us(r.measured_us),)
         label = (r.expected_error, r.calibration) if simulated else ()
         rows.add_row(f"{r.m} x {r.n} x {r.k}", r.dtype, "2:4" if r.sparse else "dense", str(r.count), *found, *label)
-    if len(result.rows) > SHOWN:
-        rows.add_row(f"... and {len(result.rows) - SHOWN} more (--format json)")
+    if len(result.rows) > ROWS_MAX:
+        rows.add_row(f"... and {len(result.rows) - ROWS_MAX} more (--format json)")
     yield rows
     if result.errors:
-        errors = plain_table("error of the prediction", ("model", "products"), ("rows", "mean", "median", "90th pct."))
+        errors = plain_table("error of the prediction", ("model", "GEMMs"), ("rows", "mean", "median", "90th pct."))
         for e in result.errors:
             values = (f"{100 * value:.1f} %" for value in (e.mean, e.median, e.p90))
             errors.add_row(e.model, e.name, str(e.rows), *values)
         yield errors
     if result.speedups:
-        columns = ("pairs", "mean error", "rank corr.", "direction", "slow-downs", "caught", "false")
-        ratios = plain_table("speed-up by 2:4, predicted against measured", ("products",), columns)
+        columns = ("pairs", "mean error", "rank corr.", "direction", "slowdowns", "caught", "false")
+        ratios = plain_table("speedup by 2:4, predicted against measured", ("GEMMs",), columns)
         for s in result.speedups:
             shares = (f"{100 * s.mean_error:.1f} %", f"{s.rank_correlation:.2f}", f"{100 * s.direction_right:.1f} %")
             counts = (str(value) for value in (s.slowdowns, s.caught, s.false_slowdowns))

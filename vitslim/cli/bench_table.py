@@ -23,7 +23,7 @@ def bench_table(
     name: str, kwargs: Sequence[str], backends: Sequence[str], batches: Sequence[int], threads: Sequence[int],
     out: Path | None, output: str,
 ) -> None:  # fmt: skip
-    """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table itself."""
+    """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table."""
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import ConsoleProgress, stdout
     from vitslim.pipeline.latency_table import build_table
@@ -46,7 +46,7 @@ def bench_table(
 
 def _only(values: Sequence[T], default: T, option: str) -> T:
     if len(values) > 1:
-        raise UsageError(f"a latency table has one {option}, not {len(values)}", "build one table for each")
+        raise UsageError(f"a latency table needs one {option}, got {len(values)}", "build a table for each of them")
     return values[0] if values else default
 
 
@@ -63,8 +63,12 @@ def _model(name: str, kwargs: Sequence[str]) -> Model:
         first = error.errors()[0]
         key = next((str(part) for part in first["loc"][1:2]), "")
         if first["loc"][0] == "timm":
-            raise UsageError(f"'{name}' is not the name of a timm model", "such as deit_tiny_patch16_224") from error
-        raise UsageError(f"--kwargs {key} needs a number, a text, true or false", "such as img_size=128") from error
+            raise UsageError(
+                f"'{name}' is not the name of a timm model", "for example deit_tiny_patch16_224"
+            ) from error
+        raise UsageError(
+            f"--kwargs {key} needs a number, a string, true or false", "for example img_size=128"
+        ) from error
 
 
 def _summary(table: LatencyTable) -> Table:
@@ -79,11 +83,11 @@ def _summary(table: LatencyTable) -> Table:
             shape = " x ".join(str(len(lengths)) for lengths in grid.lengths)
             view.add_row(f"{name} entries (count x rows x reduce x columns)", f"{shape} = {len(grid.ms)}")
     view.add_row("dense model", f"{table.dense_ms:.3f} ms")
-    view.add_row("its matrix products", f"{table.dense_ms - table.rest_ms:.3f} ms")
-    view.add_row("rest, taken to stay the same", f"{table.rest_ms:.3f} ms")
+    view.add_row("its matmuls", f"{table.dense_ms - table.rest_ms:.3f} ms")
+    view.add_row("other operators, assumed constant", f"{table.rest_ms:.3f} ms")
     if table.scale < 1:
-        view.add_row("scale of the entries, which add up to more than the model", f"{table.scale:.3f}")
+        view.add_row("scale of the entries, whose sum exceeds the model", f"{table.scale:.3f}")
     if table.kind == "measured":
-        view.add_row("timed runs of each product, at least", str(table.n))
+        view.add_row("timed runs of each matmul, at least", str(table.n))
         view.add_row("spread of the runs (interquartile range over median)", f"{100 * table.spread:.1f} %")
     return view

@@ -1,4 +1,4 @@
-"""`bench`: latency of ONNX files that exist already."""
+"""`bench`: latency of existing ONNX files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class BenchRow(Value):
 
 
 class BenchResult(Value):
-    """Latency of several ONNX files, taken in one run."""
+    """Latency of several ONNX files, from one run."""
 
     environment: Environment
     rows: tuple[BenchRow, ...]
 
 
 def bench(files: Sequence[Path], config: ReportConfig, progress: Progress | None = None) -> BenchResult:
-    """Latency of each file on each backend of the config; the first file is the baseline.
+    """Return the latency of each file on each backend of the config; the first file is the baseline.
 
     Raises InputError for a file that is missing or not ONNX, before anything is measured.
     """

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from vitslim.backends.measured.onnxruntime import OnnxModel
 from vitslim.data import DataModule, Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
 from vitslim.results import Accuracy
 from vitslim.training.evaluate import predict
+from vitslim.workload.session import OnnxModel
 
 BATCH = 50
 

@@ -1,4 +1,4 @@
-"""Latency of every stage's ONNX file on every backend of the recipe: measured ones interleaved, simulated ones read."""
+"""Latency of each stage's ONNX file on each backend of the recipe: measured, interleaved, or simulated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitslim.stages.contract import Measure
 def measure_files(
     files: dict[str, Path], baseline: str, config: ReportConfig, progress: Progress
 ) -> dict[str, tuple[tuple[Measurement, ...], tuple[Estimate, ...]]]:
-    """Measurements and estimates for each file; speed-ups are against `baseline` on the same backend and batch."""
+    """Return measurements and estimates of each file; speedups are over `baseline` on the same backend and batch."""
     measured: dict[str, list[Measurement]] = {name: [] for name in files}
     estimated: dict[str, list[Estimate]] = {name: [] for name in files}
     for backend in map(parse_backend, config.backends):
@@ -41,9 +41,9 @@ def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: 
 
 
 def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
-    """What measures ONNX files on the first backend of a recipe that runs them; None where none does."""
+    """Return a function that measures ONNX files on the first backend of a recipe that runs them; None without one."""
     backends = [found for found in map(parse_backend, config.backends) if isinstance(found, Measured)]
-    backend = next((found for found in backends if found.runs_onnx), None)
+    backend = next((found for found in backends if found.runtime.runs_onnx), None)
     if backend is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Building a latency table: which shapes a model may come to have, their times, and one monotone grid of them."""
+"""Building of latency tables: the matmul shapes that pruning can reach, their latencies, and a monotone grid."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from vitslim.graph.size import Size
 from vitslim.graph.sketch import ModelSketch, Product
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.latency_grid import LatencyGrid, ProductLatencies, Shape
+from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Model
 from vitslim.results import LatencyTable
 from vitslim.stages.export.onnx_export import export_onnx
 
 SMALLEST = 1 / 8
-"""Shortest length in a table, as a fraction of the dense one."""
+"""Shortest length in a table, as a fraction of the dense length."""
 MULTIPLE = 8
-"""Lengths of channels are multiples of this, but for the dense one."""
+"""Channel lengths are multiples of this, except the dense one."""
 POINTS = {"measured": 8, "simulated": 16}
-"""Points for each length; simulated ones cost nothing, but make the file larger."""
+"""Points for each length; simulated points are cheap, but enlarge the file."""
 DIGITS = 6
+"""Significant digits of an entry."""
 
 
 def build_table(
     model: Model, backend: Backend, batch: int = 1, threads: int = 1, progress: Progress | None = None
 ) -> LatencyTable:
-    """The latency table of a timm model with random weights; `threads` is for measured backends.
+    """Return the latency table of a timm model with random weights; only measured backends use `threads`.
 
     Raises UsageError or InputError for a model that cannot be traced, StageError for one that cannot be exported,
-    BackendUnavailableError for a backend that cannot run here.
+    BackendUnavailableError for a backend that is missing.
     """
     backend.require()
     progress = progress or Silent()
@@ -53,34 +54,34 @@ def build_table(
         path = Path(folder) / "dense.onnx"
         export_onnx(graph, path)
         if isinstance(backend, Measured):
-            times = backend.product_times(shapes, path, batch, threads, progress)
+            times = backend.matmul_times(shapes, path, batch, threads, progress)
         else:
-            times = backend.product_times(shapes, path, batch)
-    products = product_latencies(times.ms)
+            times = backend.matmul_times(shapes, path, batch)
+    latencies = matmul_latencies(times.ms)
     rest_ms, scale = rest_and_scale(
-        times.dense_ms, sum(products.at(product_shape(p, dense.axes)) for p in dense.products)
+        times.dense_ms, sum(latencies.at(matmul_shape(p, dense.axes)) for p in dense.products)
     )
     return LatencyTable(
         model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
         batch=batch, threads=threads if kind == "measured" else None, environment=environment(), n=times.n,
-        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, scale=scale, products=products,
+        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, scale=scale, products=latencies,
     )  # fmt: skip
 
 
-def product_shape(product: Product, sizes: Mapping[str, int]) -> Shape:
-    """Count, rows, reduce and columns of a product for given axis lengths."""
+def matmul_shape(matmul: Product, sizes: Mapping[str, int]) -> Shape:
+    """Return count, rows, reduce and columns of a matmul for given axis lengths."""
     return (
-        product.count.value(sizes),
-        product.rows.value(sizes),
-        product.reduce.value(sizes),
-        product.columns.value(sizes),
+        matmul.count.value(sizes),
+        matmul.rows.value(sizes),
+        matmul.reduce.value(sizes),
+        matmul.columns.value(sizes),
     )
 
 
 def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
-    """Every shape that a table holds: for each product a grid over those of its lengths that pruning can shorten.
+    """Return the shapes of a table: for each matmul a grid over its lengths that pruning can shorten.
 
-    Raises InputError for a model without products with weights.
+    Raises InputError for a model without a matmul by a weight.
     """
     movable = dense.kinds.keys() - dense.frozen.keys()
     shapes: set[Shape] = set()
@@ -92,18 +93,18 @@ def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
         several = [c for c in count if c > 1] or [1]
         shapes.update((c, m, k, n) for c, m, k, n in product(several, *lengths))
     if not any(shape[0] == 1 for shape in shapes):
-        raise InputError("this model has no product with a weight", "a latency table needs a classifier")
+        raise InputError("this model has no matmul by a weight", "build a latency table of an image classifier")
     return tuple(sorted(shapes))
 
 
 def completed(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    """Every combination of the lengths that occur, apart for products with a weight and products of activations."""
+    """Return every combination of the lengths that occur, separately for matmuls by a weight and of activations."""
     kinds = [shape for shape in shapes if shape[0] == 1], [shape for shape in shapes if shape[0] > 1]
     return tuple(shape for kind in kinds for shape in product(*_axes(kind)))
 
 
 def _axes(shapes: Collection[Shape]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """The lengths that occur, ascending."""
+    """Return the lengths that occur, ascending."""
     counts, rows, reduce, columns = (sorted({shape[i] for shape in shapes}) for i in range(4))
     return counts, rows, reduce, columns
 
@@ -115,32 +116,32 @@ def _lengths(size: Size, axes: Mapping[str, int], movable: Set[str], points: int
 
 
 def grid_lengths(full: int, points: int, multiple: int) -> list[int]:
-    """About so many lengths from an eighth of the full one to the full one, all but the last multiples of `multiple`.
+    """Return about `points` ascending lengths from an eighth of `full` to `full`.
 
-    Ascending, without repeats; `full` is always among them.
+    All but the last are multiples of `multiple`; the last one is `full`.
     """
-    wanted = np.linspace(full * SMALLEST, full, points) / multiple
-    rounded = {max(1, round(float(value))) * multiple for value in wanted}
+    exact = np.linspace(full * SMALLEST, full, points) / multiple
+    rounded = {max(1, round(float(value))) * multiple for value in exact}
     return sorted({length for length in rounded if length < full} | {full})
 
 
-def product_latencies(ms: Mapping[Shape, float]) -> ProductLatencies:
-    """Monotone grids through the times of single shapes: count 1 is a product with a weight, more are of activations.
+def matmul_latencies(ms: Mapping[Shape, float]) -> MatmulLatencies:
+    """Return monotone grids of the latencies of single shapes: count 1 is a matmul by a weight, more of activations.
 
-    Several products take at least as long as one of the same lengths with a weight. Entries have six digits.
+    `count` matmuls take at least as long as one matmul by a weight of the same lengths. Entries have six digits.
     """
     axes, values = _monotone({shape: time for shape, time in ms.items() if shape[0] == 1})
     linear = _grid(axes, values)
     several = {shape: time for shape, time in ms.items() if shape[0] > 1}
     if not several:
-        return ProductLatencies(linear=linear, attention=None)
+        return MatmulLatencies(linear=linear, attention=None)
     axes, values = _monotone(several)
     single = [linear.at((1, rows, reduce, columns)) for _, rows, reduce, columns in product(*axes)]
-    return ProductLatencies(linear=linear, attention=_grid(axes, np.maximum(values, np.reshape(single, values.shape))))
+    return MatmulLatencies(linear=linear, attention=_grid(axes, np.maximum(values, np.reshape(single, values.shape))))
 
 
 def _monotone(ms: Mapping[Shape, float]) -> tuple[Sequence[Sequence[int]], Floats]:
-    """The lengths that occur, and an entry for every combination of them."""
+    """Return the lengths that occur, and an entry for every combination of them."""
     axes = _axes(ms)
     values = np.array([ms.get(shape, np.nan) for shape in product(*axes)])
     return axes, filled(smoothed(values.reshape([len(axis) for axis in axes])), axes)
@@ -152,8 +153,8 @@ def _grid(axes: Sequence[Sequence[int]], values: Floats) -> LatencyGrid:
     return LatencyGrid(counts=counts, rows=rows, reduce=reduce, columns=columns, ms=ms)
 
 
-def rest_and_scale(dense_ms: float, products_ms: float) -> tuple[float, float]:
-    """What the products leave of the dense model, and the factor on them where they would exceed it."""
-    if products_ms <= dense_ms:
-        return dense_ms - products_ms, 1.0
-    return 0.0, dense_ms / products_ms
+def rest_and_scale(dense_ms: float, matmuls_ms: float) -> tuple[float, float]:
+    """Return the time of the dense model outside its matmuls, and the factor that scales matmuls which exceed it."""
+    if matmuls_ms <= dense_ms:
+        return dense_ms - matmuls_ms, 1.0
+    return 0.0, dense_ms / matmuls_ms

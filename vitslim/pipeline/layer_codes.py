@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch.fx import Interpreter, Node
 
-from vitslim.backends.measured.quantizers import Floats, Quantizer, find_quantizers
+from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
 from vitslim.data import load_data
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
@@ -25,6 +25,7 @@ from vitslim.graph.persist import load_graph
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Data
 from vitslim.workload.facts import FileFacts
+from vitslim.workload.session import Floats
 
 IMAGES = 4
 RELATIVE_TOLERANCE = 1e-5
@@ -116,7 +117,7 @@ def _is_quantizer(node: Node) -> bool:
 def _input(quantizer: Quantizer, given: Floats, *, unsigned: bool) -> Floats | None:
     """What a file makes of an input. Where it has signed codes for unsigned ones, it takes a constant away before and
     makes up for it in the bias."""
-    moved = quantizer.moved if unsigned else np.float32(0)
+    moved = quantizer.input_offset if unsigned else np.float32(0)
     found = quantizer.input(given - moved)
     return None if found is None else found + moved
 

@@ -1,4 +1,4 @@
-"""Latency tables on disk, and the table that a stage of a recipe names."""
+"""Files of latency tables, and the table that a stage of a recipe names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ VERSION = LatencyTable.model_fields["schema_version"].default
 
 
 def default_path(model: str, backend: str) -> Path:
-    """`MODEL.BACKEND.table.json` in the current directory; what a file name may not hold becomes `-`."""
+    """Return `MODEL.BACKEND.table.json` in the current directory; characters not allowed in file names become `-`."""
     return Path(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model}.{backend}.table.json"))
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError, before any work, for a file that cannot be written where it should go."""
+    """Raise InputError for a path that cannot be written, before the table is built."""
     if path.is_dir():
         raise InputError(f"'{path}' is a folder", "choose a file with --out")
     if not os.access(path.parent, os.W_OK):
@@ -32,12 +32,12 @@ def check_writable(path: Path) -> None:
 
 
 def write_table(table: LatencyTable, path: Path) -> None:
-    """Write a table in one step: a failure leaves the file as it was. Raises InputError when it cannot be written."""
+    """Write a table atomically. Raises InputError when it cannot be written."""
     write_atomically(path, table.model_dump_json().encode(), "choose another file with --out")
 
 
 def read_table(path: Path) -> LatencyTable:
-    """The table in a file. Raises InputError for one that is missing, corrupt, or of another schema version."""
+    """Read a table. Raises InputError for a file that is missing, corrupt, or of another schema version."""
     hint = "write it again: vitslim bench --table MODEL --backend BACKEND --out FILE"
     try:
         data = path.read_bytes()
@@ -58,13 +58,13 @@ def read_table(path: Path) -> LatencyTable:
 
 
 def table_path(config: StageConfig) -> Path | None:
-    """The file that a stage names in `budget.table`."""
+    """Return the file that a stage names in `budget.table`; None without one."""
     name = getattr(getattr(config, "budget", None), "table", None)
     return None if name is None else Path(name)
 
 
 def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
-    """The table that a stage of a recipe names. Raises InputError, with the key, when it cannot be read."""
+    """Read the table that a stage names; None without one. Raises InputError, with the key, when it cannot be read."""
     path = table_path(config)
     if path is None:
         return None
@@ -75,16 +75,18 @@ def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
 
 
 def table_problems(table: LatencyTable | None, model: Model, config: StageConfig, position: int) -> list[Problem]:
-    """What is wrong with the table of a stage: it must be of the recipe's model, built with the same arguments."""
+    """Return a problem unless the table was built for the recipe's model with the same arguments."""
     if table is None or (table.model, table.kwargs) == (model.timm, model.kwargs):
         return []
-    wanted, found = _shown(model.timm, model.kwargs), _shown(table.model, table.kwargs)
+    expected, found = _call(model.timm, model.kwargs), _call(table.model, table.kwargs)
     options = "".join(f" --kwargs {name}={value}" for name, value in model.kwargs.items())
     command = f"vitslim bench --table {model.timm}{options} --backend {table.backend} --batch {table.batch}"
-    return [Problem(_key(config, position), f"the table is of {found}, the model is {wanted}", f"build one: {command}")]
+    return [
+        Problem(_key(config, position), f"the table is for {found}, the model is {expected}", f"build one: {command}")
+    ]
 
 
-def _shown(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
+def _call(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in sorted(kwargs.items()))
     return f"{model}({arguments})" if arguments else model
 

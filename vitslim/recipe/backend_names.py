@@ -1,4 +1,4 @@
-"""How recipes and the command line name backends: a text, or a mapping of a simulated target and its settings."""
+"""Names of backends in recipes and on the command line: a string, or a mapping of a simulated target and settings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Any
 
 from vitslim.errors import Problem, closest
 
-BACKENDS = (
-    "onnxruntime:cpu", "openvino:cpu", "torch:cuda", "sim:systolic", "sim:a100", "sim:orin", "sim:h100", "sim:h200",
-)  # fmt: skip
-SPEC_SUFFIXES = (".yaml", ".yml")
-"""A simulated target that ends so is a settings file."""
+MEASURED = ("onnxruntime:cpu", "openvino:cpu", "torch:cuda")
+"""Measured backends; `vitslim.backends.registry` has an entry for each."""
+SIMULATED_TARGETS = {"systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu"}
+"""Simulated target to its family, a folder of `vitslim/backends/simulated`."""
 SIM = "sim:"
+"""Prefix of simulated backends."""
+SPEC_SUFFIXES = (".yaml", ".yml")
+"""A simulated target with one of these suffixes is a settings file."""
+
+
+def known_backends() -> tuple[str, ...]:
+    """Every backend that ships with vitslim: `onnxruntime:cpu`, `sim:a100`, and so on."""
+    return (*MEASURED, *(f"{SIM}{target}" for target in SIMULATED_TARGETS))
 
 
 def backend_name(value: str | Mapping[str, Any]) -> str:
-    """The name of a backend in tables and gates: `sim:systolic(array=[32, 32])` for a mapping."""
+    """Return the name of a backend in tables and gates: `sim:systolic(array=[32, 32])` for a mapping."""
     if isinstance(value, str):
         return value
     settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "sim")
@@ -24,24 +31,24 @@ def backend_name(value: str | Mapping[str, Any]) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is that of a backend, or of a simulated target in a settings file."""
-    return name in BACKENDS or (name.startswith(SIM) and name.endswith(SPEC_SUFFIXES))
+    """Whether a name is a backend that ships with vitslim, or a simulated target in a settings file."""
+    return name in known_backends() or (name.startswith(SIM) and name.endswith(SPEC_SUFFIXES))
 
 
-def wrong_backends(backends: Sequence[str | dict[str, Any]], judged: Iterable[str]) -> Iterator[Problem]:
-    """Backends of a recipe that do not exist or come twice, and backends that a gate judges and no one asks."""
+def wrong_backends(backends: Sequence[str | dict[str, Any]], gated: Iterable[str]) -> Iterator[Problem]:
+    """Yield a problem for each unknown or repeated backend, and for each gate without a backend of that name."""
     named = [backend_name(backend) for backend in backends]
     for position, (backend, name) in enumerate(zip(backends, named, strict=True)):
         where = f"report.backends.{position}"
         if isinstance(backend, dict) and not isinstance(backend.get("sim"), str):
             yield Problem(where, "a mapping needs the key 'sim'", "for example {sim: systolic, array: [32, 32]}")
         elif isinstance(backend, str) and not is_known(backend):
-            message = f"got '{backend}', expected a backend such as {BACKENDS[0]}"
-            yield Problem(where, message, closest(backend, BACKENDS))
+            message = f"got '{backend}', expected a backend such as {MEASURED[0]}"
+            yield Problem(where, message, closest(backend, known_backends()))
         if name in named[:position]:
-            yield Problem(where, f"'{name}' is listed twice", "leave one of them")
-    for backend in judged:
+            yield Problem(where, f"'{name}' is listed twice", "remove one of them")
+    for backend in gated:
         if backend not in named:
-            message = f"no result to judge: '{backend}' is not among report.backends"
+            message = f"the gate needs a result of '{backend}', which is not among report.backends"
             hint = closest(backend, named) if named else f"add it: report.backends=[{backend}]"
             yield Problem(f"gates.speedup_min.{backend}", message, hint)

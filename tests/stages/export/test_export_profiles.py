@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vitslim.backends.measured.kernels import read_kernels
-from vitslim.backends.measured.onnxruntime import measure_latency
+from vitslim.backends.registry import Measured
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.edits.records import FakeQuantSite
@@ -153,7 +153,7 @@ def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:
 
 
 def measured_once(files: Mapping[str, Path]) -> dict[str, Measurement]:
-    found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
+    found = Measured("onnxruntime:cpu").measure(files, next(iter(files)), (1,), (1,), 0.05, Silent())
     return {name: rows[0] for name, rows in found.items()}
 
 

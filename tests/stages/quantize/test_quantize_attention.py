@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitslim.backends.measured.kernels import read_kernels
-from vitslim.backends.measured.onnxruntime import measure_latency
+from vitslim.backends.registry import Measured
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.fake_quant import remove_fake_quant
 from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantize_attention
@@ -130,7 +130,7 @@ def test_auto_tries_attention_in_float_too(tiny_graph: ModelGraph, digits_contex
     graph = PtqStage(Ptq(attention=True)).apply(tiny_graph, context).graph
 
     def measured(files: Mapping[str, Path]) -> dict[str, Measurement]:
-        found = measure_latency(files, next(iter(files)), (1,), (1,), 0.05, Silent())
+        found = Measured("onnxruntime:cpu").measure(files, next(iter(files)), (1,), (1,), 0.05, Silent())
         return {
             name: rows[0].model_copy(update={"median_ms": 1.0 + ("attention" not in name)})
             for name, rows in found.items()

@@ -1,1 +1,1 @@
-"""Backends that run the ONNX file and take the time."""
+"""Backends that run the model and take the time: one file a runtime."""

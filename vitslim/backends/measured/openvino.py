@@ -1,40 +1,35 @@
-"""OpenVINO on the CPU: latency of several files, and plain inference."""
+"""OpenVINO on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vitslim.backends.measured.interleaved import Floats, bound_shape, measure_interleaved
+from vitslim.backends.measured.runtime import Runtime
 from vitslim.errors import BackendUnavailableError, InputError
-from vitslim.progress import Progress
-from vitslim.results import Measurement
 from vitslim.workload.file import check_onnx_file
+from vitslim.workload.session import BROKEN_HINT, Floats, bind_batch
 
-BACKEND = "openvino:cpu"
-UNAVAILABLE_HINT = "install it: pip install openvino"
-BROKEN_HINT = "check the file with onnx.checker, or write it again"
+INSTALL_HINT = "install it: pip install openvino"
 
 
 class OpenVinoModel:
-    """An ONNX file with one image input and one output, ready to run."""
-
-    backend = BACKEND
+    """An image classifier in an ONNX file, ready to run in OpenVINO."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        """Read a file; `threads` 0 takes all cores. It is compiled when a batch size first runs, for that batch size.
+        """Read a file; `threads` 0 uses all cores. The model is compiled on the first run of each batch size.
 
-        Raises InputError for a file that OpenVINO does not take, BackendUnavailableError without OpenVINO.
+        Raises InputError for a file that OpenVINO rejects or that has other inputs than one float32 tensor,
+        BackendUnavailableError without OpenVINO.
         """
         check_onnx_file(path)
-        self._runtime = _runtime()
+        self._runtime = _import_openvino()
         self._core: Any = self._runtime.Core()
         try:
             self._model: Any = self._core.read_model(str(path))
         except RuntimeError as error:
-            raise InputError(f"OpenVINO does not take '{path}': {_reason(error)}", BROKEN_HINT) from error
+            raise InputError(f"OpenVINO rejects '{path}': {_reason(error)}", BROKEN_HINT) from error
         inputs = self._model.inputs
         if len(inputs) != 1 or inputs[0].element_type != self._runtime.Type.f32:
             found = ", ".join(i.element_type.get_type_name() for i in inputs)
@@ -42,7 +37,7 @@ class OpenVinoModel:
                              "export an image classifier")  # fmt: skip
         self.path = path
         self._shape = _declared(inputs[0].partial_shape)
-        self._settings = _settings(threads)
+        self._settings = _compile_options(threads)
         self._compiled: dict[int, Any] = {}
 
     def __call__(self, images: Floats) -> Floats:
@@ -55,8 +50,8 @@ class OpenVinoModel:
         return logits
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of an input of `batch` images. Raises InputError when the file does not take it."""
-        return bound_shape(self.path, self._shape, batch)
+        """Shape (batch, C, H, W) of the input. Raises InputError when the file has another fixed batch size."""
+        return bind_batch(self.path, self._shape, batch)
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         try:
@@ -67,40 +62,38 @@ class OpenVinoModel:
             raise InputError(f"OpenVINO cannot run '{self.path}': {_reason(error)}", BROKEN_HINT) from error
 
 
-def measure_latency(
-    files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int], seconds: float,
-    progress: Progress,
-) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
-    """Latency of each file at each thread count and batch size, in that order; see `measure_interleaved`.
+OPENVINO = Runtime(
+    name="openvino:cpu",
+    title="OpenVINO",
+    package="openvino",
+    install_hint=INSTALL_HINT,
+    open_model=OpenVinoModel,
+)
 
-    Raises InputError for a bad file, UsageError for an unknown baseline, BackendUnavailableError without OpenVINO.
+
+def _compile_options(threads: int) -> dict[str, Any]:
+    """Return options for one stream with minimal latency and float32 arithmetic.
+
+    The default of OpenVINO is bfloat16 on processors with such instructions, which changes the results.
     """
-    return measure_interleaved(OpenVinoModel, files, baseline, batches, threads, seconds, progress)
-
-
-def _settings(threads: int) -> dict[str, Any]:
-    """One stream that answers as fast as it can, and float numbers that stay float32.
-
-    By itself OpenVINO computes them in bfloat16 where the processor can: another model than the file holds.
-    """
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    return settings | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 
 def _declared(shape: Any) -> list[int | str | None]:
-    """Sizes of a partial shape; a dynamic one is `?`."""
+    """Return the sizes of a partial shape; a dynamic one is `?`."""
     return [int(dim.get_length()) if dim.is_static else "?" for dim in shape]
 
 
-def _runtime() -> ModuleType:
+def _import_openvino() -> ModuleType:
     try:
         import openvino
     except ImportError as error:
-        raise BackendUnavailableError(f"OpenVINO cannot be imported: {error}", UNAVAILABLE_HINT) from error
+        raise BackendUnavailableError(f"OpenVINO cannot be imported: {error}", INSTALL_HINT) from error
     return openvino  # type: ignore[no-any-return]
 
 
 def _reason(error: Exception) -> str:
-    """The last sentence of an error, which says what was wrong; those before it are places in OpenVINO's source."""
+    """Return the last line of an error, its reason; the lines before it are places in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:200]

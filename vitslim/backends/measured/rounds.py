@@ -1,4 +1,4 @@
-"""Arithmetic of interleaved timing: how many runs, in which order, and what they amount to."""
+"""Arithmetic of interleaved timing: number and order of runs, and their summary."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ RUNS_MAX = 5
 
 
 def runs_per_round(seconds: float) -> int:
-    """How often a file that takes so long runs in one round: about 20 ms worth, 1 to 5 times."""
+    """Return how often a file with this latency runs in one round: for about 20 ms, 1 to 5 times."""
     return max(1, min(RUNS_MAX, int(SLICE_SECONDS / max(seconds, 1e-9))))
 
 
 def round_count(budget_seconds: float, round_seconds: float) -> int:
-    """Rounds that fit the budget; never fewer than 5, so that there is a spread."""
+    """Return the number of rounds that fit the budget, at least 5 so that a spread can be computed."""
     return max(ROUNDS_MIN, min(ROUNDS_MAX, int(budget_seconds / max(round_seconds, 1e-9))))
 
 
 def rotated(items: Sequence[T], start: int) -> list[T]:
-    """The items beginning at another one each round, so that none always runs in the wake of the same neighbor."""
+    """Return the items rotated by `start`, so that no item always runs after the same neighbor."""
     shift = start % len(items)
     return [*items[shift:], *items[:shift]]
 
@@ -38,7 +38,7 @@ Rounds = Sequence[Sequence[float]]
 
 
 def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:
-    """Median and interquartile range of the runs of one file, and of its speed-up round by round.
+    """Return the median and interquartile range of the runs of one file, and of its per-round speedup.
 
     `baseline` holds the same rounds of the baseline; None for the baseline itself.
     """

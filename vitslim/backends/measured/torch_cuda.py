@@ -1,42 +1,37 @@
-"""PyTorch on an NVIDIA GPU: latency of the graphs that lie beside ONNX files. FP16, INT8 and 2:4, in CUDA graphs.
+"""PyTorch on an NVIDIA GPU: it runs the graphs saved beside ONNX files, in FP16, INT8 and 2:4, as CUDA graphs.
 
-A CUDA graph replays all kernels of a model in one launch, so small batches are not limited by Python. Images lie on the
-device; a run is timed from its launch until the device is done.
+A CUDA graph replays all kernels of a model in one launch, so small batches are not limited by Python. Images stay on
+the device; a run is timed from its launch until the device has finished. Speedups are over the baseline in FP16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitslim.backends.measured.cuda_gemms import NAME, capture, require_cuda
-from vitslim.backends.measured.interleaved import Floats, measure_interleaved
+from vitslim.backends.measured.cuda.gemm_timing import INSTALL_HINT, NAME, capture, measure_cuda_gemms, require_cuda
+from vitslim.backends.measured.runtime import Runtime
 from vitslim.errors import BackendUnavailableError, InputError
-from vitslim.progress import Progress
-from vitslim.results import Measurement
+from vitslim.workload.session import Floats
 
-BACKEND = NAME
-UNAVAILABLE_HINT = "install it: pip install torch"
 WARMUP = 3
 """Runs on a side stream before a capture, so that libraries have chosen their kernels."""
-SHAPES_MAX = 1000
+COMPILED_SHAPES_MAX = 1000
 
 
 class CudaModel:
     """The graph beside an ONNX file, on a GPU."""
 
-    backend = BACKEND
-
-    def __init__(self, path: Path, threads: int) -> None:  # noqa: ARG002 - a GPU has none to choose
-        """Raises InputError where no graph lies beside the file, BackendUnavailableError without a GPU."""
+    def __init__(self, path: Path, threads: int) -> None:  # noqa: ARG002 - a GPU has no thread count
+        """Raises InputError when there is no graph beside the file, BackendUnavailableError without a GPU."""
         require_cuda()
-        from vitslim.backends.measured.cuda_layers import deploy
+        from vitslim.backends.measured.cuda.deploy import deploy
         from vitslim.graph.persist import GRAPH_FILE, load_graph
 
         if not path.with_name(GRAPH_FILE).is_file():
             raise InputError(
-                f"{BACKEND} runs the graph beside '{path}', and '{GRAPH_FILE}' is missing there",
+                f"{NAME} runs the graph beside '{path}', and '{GRAPH_FILE}' is missing there",
                 "give the model.onnx in the folder of a run, or measure the file on onnxruntime:cpu",
             )
         graph = load_graph(path.parent)
@@ -46,31 +41,30 @@ class CudaModel:
         self._captured: dict[int, _Captured] = {}
 
     def __call__(self, images: Floats) -> Floats:
-        """Logits float32 (n, classes) of images float32 (n, C, H, W). Images that were just given are not copied."""
+        """Logits float32 (n, classes) of images float32 (n, C, H, W). The same array again is not copied again."""
         batch = len(images)
         if batch not in self._captured:
             self._captured[batch] = self._capture(images)
         return self._captured[batch].run(images)
 
     def _capture(self, images: Floats) -> _Captured:
-        """Raises BackendUnavailableError where a library of the GPU has no kernel for a layer at this batch size."""
+        """Raises BackendUnavailableError when a GPU library has no kernel for a layer at this batch size."""
         try:
             return _Captured(self._compiled, images)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            message = f"{BACKEND} cannot run this graph in batches of {len(images)}: {reason}"
+            message = f"{NAME} cannot run this graph in batches of {len(images)}: {reason}"
             raise BackendUnavailableError(message, "measure other batches, or export without 2:4") from error
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of an input of `batch` images."""
+        """Shape (batch, C, H, W) of the input."""
         return (batch, *self._image)
 
 
 def compiled(module: Any, kernels: Mapping[str, str]) -> Any:
-    """A module that is compiled anew for each batch size, so that elementwise operations share kernels.
+    """Return a module that is compiled for each batch size, so that elementwise operators are fused.
 
-    For products of codes Triton's kernels are tried beside the one of cuBLAS, which is slower than its products in FP16
-    on an H200.
+    For INT8 GEMMs Triton kernels are tried besides cuBLAS, whose INT8 GEMMs can be slower than its FP16 ones.
     """
     import torch
 
@@ -85,8 +79,8 @@ class _Captured:
         import torch
 
         self._images, self._input = images, torch.from_numpy(images).to("cuda", torch.float16)
-        # Of more shapes than its limit PyTorch compiles no further one, and says nothing.
-        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=SHAPES_MAX):
+        # Beyond its limit PyTorch silently stops compiling for new shapes.
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES_MAX):
             self._graph, self._output = capture(lambda: module(self._input), WARMUP)
 
     def run(self, images: Floats) -> Floats:
@@ -101,14 +95,14 @@ class _Captured:
         return logits
 
 
-def measure_latency(
-    files: Mapping[str, Path], baseline: str, batches: Sequence[int], threads: Sequence[int], seconds: float,
-    progress: Progress,
-) -> dict[str, tuple[Measurement, ...]]:  # fmt: skip
-    """Latency of the graph beside each file at each batch size; see `measure_interleaved`. Speed-ups are over the
-    baseline in FP16; the numbers of threads change nothing, and the first is taken.
-
-    Raises InputError for a file without a graph, UsageError for an unknown baseline, BackendUnavailableError without a
-    GPU.
-    """
-    return measure_interleaved(CudaModel, files, baseline, batches, threads[:1], seconds, progress)
+TORCH_CUDA = Runtime(
+    name=NAME,
+    title="PyTorch",
+    package="torch",
+    install_hint=INSTALL_HINT,
+    open_model=CudaModel,
+    runs_onnx=False,
+    uses_threads=False,
+    check_device=require_cuda,
+    time_gemms=measure_cuda_gemms,
+)

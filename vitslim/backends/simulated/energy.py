@@ -1,4 +1,4 @@
-"""Energy of products from one named table: arithmetic, SRAM and DRAM; and of a GPU as power times time."""
+"""Energy of arithmetic, SRAM and DRAM accesses, from one named table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORD_BITS = 64
 
 
 class EnergyTable(Settings):
-    """One table of `specs/energy.yaml`; picojoules."""
+    """One table of `energy.yaml`, in picojoules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -28,15 +28,17 @@ class EnergyTable(Settings):
     assumed: tuple[str, ...]
 
     def mac(self, bits: int) -> float:
-        """Picojoules of a multiply and its add. Raises UsageError for a width that the table does not hold."""
+        """Picojoules of a multiply-accumulate. Raises UsageError for a width that the table does not have."""
         width = min((known for known in self.mac_pj if known >= bits), default=None)
         if width is None:
             known = ", ".join(map(str, self.mac_pj))
-            raise UsageError(f"the energy table has no {bits}-bit multiply", f"it has {known}: set bits, or energy")
+            raise UsageError(
+                f"the energy table has no {bits}-bit multiply", f"set `bits` to {known}, or another `energy`"
+            )
         return self.mac_pj[width]
 
     def sram(self, kilobytes: float) -> float:
-        """Picojoules of 64 bits in or out of a memory of this size."""
+        """Picojoules to read or write 64 bits in a memory of this size."""
         sizes = sorted(self.sram_pj)
         logs = np.log([self.sram_pj[size] for size in sizes])
         return float(np.exp(np.interp(np.log(kilobytes), np.log(sizes), logs)))
@@ -44,10 +46,10 @@ class EnergyTable(Settings):
 
 @dataclass(frozen=True)
 class Work:
-    """What costs energy in a product or a model."""
+    """Energy-relevant work of a GEMM or a model."""
 
     macs: float
-    """Those that are done: half of the dense ones where 2:4 is used."""
+    """Executed MACs: half of the dense ones where 2:4 is used."""
     input_bits: float
     """SRAM traffic of each buffer."""
     weight_bits: float
@@ -56,12 +58,12 @@ class Work:
 
 
 def load_table(name: str) -> EnergyTable:
-    """A packaged table."""
-    return EnergyTable.model_validate(packaged(TABLES)[name])
+    """Return a packaged table."""
+    return EnergyTable.model_validate(packaged(__package__, TABLES)[name])
 
 
 def parts_pj(work: Work, table: EnergyTable, mac_bits: int, sram_kb: tuple[int, int, int]) -> dict[str, float]:
-    """Picojoules of arithmetic, of the three buffers (inputs, weights, outputs) and of DRAM."""
+    """Return picojoules of arithmetic, of the three buffers (inputs, weights, outputs) and of DRAM."""
     ifmap, kernel, ofmap = (table.sram(size) / WORD_BITS for size in sram_kb)
     return {
         "compute": work.macs * table.mac(mac_bits),
@@ -73,7 +75,7 @@ def parts_pj(work: Work, table: EnergyTable, mac_bits: int, sram_kb: tuple[int, 
 
 
 def energy_of(name: str, table: EnergyTable, parts: dict[str, float], mac_bits: int) -> Energy:
-    """The energy of a model from the picojoules of its parts."""
+    """Return the energy of a model from the picojoules of its parts."""
     return Energy(
         table=name,
         node=table.node,

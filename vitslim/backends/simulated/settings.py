@@ -1,4 +1,4 @@
-"""Reading settings of simulated targets: packaged files, a person's own, overrides, and errors that name the key."""
+"""Settings of simulated targets: packaged files, settings files of users, changed keys, and errors with the key."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -20,10 +20,11 @@ WORDING = {
     "model_type": "input should be a mapping",
 }
 HINT = "give a YAML file, or the name of a target such as systolic"
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no conversion of types."""
+    """Base of all settings: frozen, without unknown keys or type conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -31,13 +32,13 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def packaged(name: str) -> dict[str, Any]:
-    """Values of a settings file that ships with vitslim."""
-    return _parse(files(__package__).joinpath("specs", name).read_text(encoding="utf-8"), name)
+def packaged(package: str, name: str) -> dict[str, Any]:
+    """Return the values of a YAML file that ships in a package, such as that of a family of targets."""
+    return _parse(files(package).joinpath(name).read_text(encoding="utf-8"), name)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Values of a person's settings file. Raises InputError for one that is missing or no YAML mapping."""
+    """Return the values of a user's settings file. Raises InputError when it is missing or not a YAML mapping."""
     try:
         return _parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
@@ -47,7 +48,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def validated(kind: type[S], values: Mapping[str, Any], example: Mapping[str, Any], where: str) -> S:
-    """Settings from values. Raises UsageError with every wrong key, and a working value of `example` for the first."""
+    """Return settings from values.
+
+    Raises UsageError with every invalid key; the hint gives the value of `example` for the first of them.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -55,7 +59,7 @@ def validated(kind: type[S], values: Mapping[str, Any], example: Mapping[str, An
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `changes`; mappings inside may be given in part."""
+    """Return `base` with the keys of `changes`; nested mappings are merged."""
     result = dict(base)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
@@ -74,7 +78,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _usage_error(error: ValidationError, example: Mapping[str, Any], where: str) -> UsageError:
-    """One sentence with every wrong key, and a hint with a working value for the first."""
+    """Return one sentence with every invalid key, and a hint with a valid value for the first."""
     problems = error.errors(include_url=False)
     parts = [f"{_path(p['loc'])}: {WORDING.get(p['type'], p['msg'][:1].lower() + p['msg'][1:])}" for p in problems]
     first = problems[0]["loc"]

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from torch import Tensor
 
-from vitslim.errors import StageError
+from vitslim.errors import InputError, StageError
 from vitslim.graph.edits.fake_quant import layer_nodes, quantized_layers, weight_codes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, shown_below, sqnr_db
+from vitslim.workload.session import OnnxModel
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of float logits, as a fraction of the largest logit."""
@@ -34,9 +33,6 @@ NEAR_TIE = 0.1
 
 AGREEMENT_AT_LEAST = 0.95
 """Of many images; of a few as many as chance would leave of such a share."""
-
-ERRORS_ONLY = 3
-"""Log level of ONNX Runtime: errors, no warnings."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +63,19 @@ class OnnxFile:
     """An exported file in ONNX Runtime. Call it with images (n, C, H, W); it gives logits (n, classes)."""
 
     def __init__(self, path: Path, exact: bool = True) -> None:
-        """Raises StageError when ONNX Runtime does not take the file.
+        """Raises StageError when ONNX Runtime rejects the file.
 
         Processors without VNNI add pairs of INT8 products in 16 bits, where sums above 32767 are cut off; with `exact`
         nothing is fused and products are in float, so that the file alone is judged.
         """
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_BASIC if exact else levels.ORT_ENABLE_ALL
-        rejected = (runtime_errors.Fail, runtime_errors.InvalidGraph, runtime_errors.NotImplemented)
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except rejected as error:
-            raise StageError(f"ONNX Runtime does not take the exported file: {error}") from error
+            self._model = OnnxModel(path, fuse=not exact)
+        except InputError as error:
+            raise StageError(f"the exported file is invalid: {error.message}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of images."""
-        name = self._session.get_inputs()[0].name
-        return torch.from_numpy(self._session.run(None, {name: images.numpy()})[0])
+        return torch.from_numpy(self._model(images.numpy()))
 
 
 def compare_logits(expected: Tensor, found: Tensor) -> Parity:

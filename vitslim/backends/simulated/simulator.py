@@ -1,0 +1,57 @@
+"""Interface between simulated backends and the targets that they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vitslim.backends.gemm_list import Gemm
+from vitslim.results import Estimate
+from vitslim.workload import Workload
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Simulator(Protocol):
+    """A simulated target with its settings."""
+
+    @property
+    def name(self) -> str:
+        """Name of the backend in results, such as `sim:a100`."""
+        ...
+
+    def estimate(self, workload: Workload) -> Estimate:
+        """Latency, utilization and energy of a whole model at the batch size of the workload."""
+        ...
+
+    def matmul_ms(self, sizes: Ints) -> Floats:
+        """Milliseconds of dense matmuls as parts of a model, launches and stalls included, for latency tables.
+
+        `sizes` int64 (n, 4): count, M, N, K. Returns float64 (n,).
+        """
+        ...
+
+    def gemm_us(self, gemms: Sequence[Gemm]) -> Floats:
+        """Microseconds of GEMMs as a kernel benchmark measures them, without launches; float64 (n,)."""
+        ...
+
+    def gemm_provenance(self, gemms: Sequence[Gemm]) -> list[tuple[str, str]]:
+        """Calibration and expected error of the time of each GEMM."""
+        ...
+
+    def roofline_us(self, gemms: Sequence[Gemm]) -> Floats | None:
+        """Microseconds of GEMMs by the roofline of the target, to compare `gemm_us` with; None without a roofline."""
+        ...
+
+
+SimulatorLoader = Callable[[str, str, Mapping[str, Any], Path | None], Simulator]
+"""Make a simulator from a target name, a backend name for results, changed settings, and a settings file or None.
+
+Raises UsageError for unknown keys and invalid values, InputError for a settings file that cannot be read.
+"""

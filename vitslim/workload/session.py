@@ -1,0 +1,121 @@
+"""The one wrapper of ONNX Runtime: every session of vitslim is opened here, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitslim.errors import BackendUnavailableError, InputError
+from vitslim.workload.file import check_onnx_file
+
+Floats = npt.NDArray[np.float32]
+
+INSTALL_HINT = "install it: pip install onnxruntime"
+BROKEN_HINT = "check the file with onnx.checker, or write it again"
+EXTERNAL_INITIALIZERS = "session.optimized_model_external_initializers_"
+"""Prefix of the session options that store the weights of an optimized model in a second file."""
+EXTERNAL_BYTES_MIN = 1024
+"""Smaller tensors stay in the optimized model itself."""
+LOG_ERRORS = 3
+"""Log level of ONNX Runtime: errors, no warnings."""
+
+
+class OnnxModel:
+    """An image classifier in an ONNX file, ready to run in ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int = 0, fuse: bool = True) -> None:
+        """Open a session; `threads` 0 uses all cores, `fuse` as in `open_session`.
+
+        Raises InputError for a file that ONNX Runtime rejects or that has other inputs than one float32 tensor,
+        BackendUnavailableError without ONNX Runtime.
+        """
+        check_onnx_file(path)
+        self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            found = ", ".join(f"{i.name}: {i.type}" for i in inputs)
+            raise InputError(
+                f"'{path}' needs one float32 input, but has {found or 'none'}", "export an image classifier"
+            )
+        self.path = path
+        self._name: str = inputs[0].name
+        self._shape: list[int | str | None] = list(inputs[0].shape)
+
+    def __call__(self, images: Floats) -> Floats:
+        """Logits float32 (n, classes) of images float32 (n, C, H, W)."""
+        logits: Floats = self._session.run(None, {self._name: images})[0]
+        return logits
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape (batch, C, H, W) of the input. Raises InputError when the file has another fixed batch size."""
+        return bind_batch(self.path, self._shape, batch)
+
+
+def open_session(
+    model: Path | bytes, name: str, *, threads: int = 0, fuse: bool = True, optimized: Path | None = None
+) -> Any:
+    """Return an `onnxruntime.InferenceSession` of a file or of a serialized model, called `name` in errors.
+
+    threads: threads within an operator; 0 uses all cores.
+    fuse: all graph optimizations. False leaves only the basic ones, so that matmuls between QuantizeLinear and
+        DequantizeLinear run in float: processors without VNNI saturate the 16-bit sums of integer kernels.
+    optimized: path at which ONNX Runtime writes the optimized graph, its weights in a second file beside it.
+    Raises InputError for a model that ONNX Runtime rejects, BackendUnavailableError without ONNX Runtime.
+    """
+    runtime = _import_onnxruntime()
+    errors = runtime.capi.onnxruntime_pybind11_state
+    rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
+                errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
+    source = model if isinstance(model, bytes) else str(model)
+    options = _session_options(runtime, threads, fuse)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        # One protobuf holds at most 2 GiB.
+        options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}min_size_in_bytes", str(EXTERNAL_BYTES_MIN))
+    try:
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except rejected as error:
+        raise InputError(f"ONNX Runtime rejects {name}: {_last_line(error)}", BROKEN_HINT) from error
+
+
+def bind_batch(path: Path, declared: Sequence[int | str | None], batch: int) -> tuple[int, ...]:
+    """Return a declared input shape with its first dimension bound; a dimension that is not an integer is dynamic.
+
+    Raises InputError for another fixed batch size and for a dynamic image size.
+    """
+    first, *rest = declared or [None]
+    if isinstance(first, int) and first != batch:
+        raise InputError(f"'{path}' has a fixed batch size of {first}, not {batch}",
+                         f"measure at batch {first}, or export with a dynamic batch")  # fmt: skip
+    if not all(isinstance(size, int) for size in rest):
+        raise InputError(f"'{path}' has a dynamic image size", "export the model with a fixed image size")
+    return (batch, *(int(size) for size in rest if size is not None))
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(f"ONNX Runtime cannot be imported: {error}", INSTALL_HINT) from error
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _session_options(runtime: ModuleType, threads: int, fuse: bool) -> Any:
+    options, levels = runtime.SessionOptions(), runtime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fuse else levels.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS
+    # Threads of one session must not spin on the cores while another session is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].rpartition(" : ")[2][:200]
