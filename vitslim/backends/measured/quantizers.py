@@ -56,7 +56,7 @@ class Quantizer:
         return zero is not None and zero.data_type in (TensorProto.INT8, TensorProto.INT4)
 
     def weight(self) -> Floats | None:
-        """Return the dequantized weight, float32 (outputs, reduction...); None for integer operators without a scale."""
+        """Return the dequantized weight, float32 (outputs, reduction...); None for operators without a weight scale."""
         operand = OPERANDS[self._node.op_type].weight
         if self._node.op_type not in FLOAT_OPERATORS or not self._layer.quantized:
             return None
