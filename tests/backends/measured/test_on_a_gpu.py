@@ -41,7 +41,7 @@ def test_kernels_match_the_graph(
     if sparse:
         graph = TwoFourStage(TwoFour(method="two-four")).apply(graph, digits_context(dense)).graph
     if bits == 8:
-        stage = PtqStage(Ptq(inputs="symmetric", rounding="nearest", bias_correction=False))
+        stage = PtqStage(Ptq(symmetric=True, rounding="nearest", bias_correction=False))
         graph = stage.apply(graph, digits_context(dense)).graph
     save_graph(graph, tmp_path)
     model = CudaModel(tmp_path / "model.onnx", 1)

@@ -40,9 +40,9 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
         ({}, "int8"),
         ({"symmetric": True}, "int8"),
         ({"activation_scaling": "per-token"}, "int8"),
-        ({"bits": 4, "input_bits": 4}, "int8"),
+        ({"bits": 4, "activation_bits": 4}, "int8"),
         ({"activations": "float"}, "float"),
-        ({"bits": 4, "block": 32, "activations": "float"}, "float"),
+        ({"bits": 4, "group_size": 32, "activations": "float"}, "float"),
     ],
     ids=str,
 )
@@ -61,8 +61,8 @@ def test_integer_layers_compute_what_the_quantized_graph_does(
     assert not any("fake_quant" in str(node.target) for node in module.graph.nodes)
     # Smoothing factors are part of the input scales of integer layers.
     factors = sum("input_factor" in str(node.target) for node in quantized.module.graph.nodes)
-    assert factors == (0 if "float" in keys.values() or "tokens" in keys.values() else 2)
-    assert len(divided_layers(quantized)) == (2 if "tokens" in keys.values() else 0)
+    assert factors == (0 if "float" in keys.values() or "per-token" in keys.values() else 2)
+    assert len(divided_layers(quantized)) == (2 if "per-token" in keys.values() else 0)
     assert not any("input_factor" in str(node.target) for node in module.graph.nodes)
     images = pictures(quantized)
     with torch.no_grad():
