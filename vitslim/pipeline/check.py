@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vitslim.errors import Problem, RecipeError, UsageError
 from vitslim.recipe import check_order
-from vitslim.recipe.backend_names import BACKENDS
+from vitslim.recipe.backend_names import known_backends
 from vitslim.recipe.schema import Recipe
 
 
@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> tuple[str, ...]:
 
 def _setting_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield problems in the settings of simulated backends, which only their simulators can check."""
-    with_settings = {i: b for i, b in enumerate(recipe.report.backends) if b not in BACKENDS}
+    with_settings = {i: b for i, b in enumerate(recipe.report.backends) if b not in known_backends()}
     for position, backend in with_settings.items():
         from vitslim.backends.registry import parse_backend
 
