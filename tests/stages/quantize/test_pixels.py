@@ -117,7 +117,7 @@ def test_patches_are_multiplied_as_matrices(
     path = tmp_path / "model.onnx"
     export_onnx(quantized, path, target)
     check_stored_weights(path, quantized)
-    assert not inspect(path).broken
+    assert not inspect(path).violations
     found = OnnxFile(path)(batch)
     assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
 

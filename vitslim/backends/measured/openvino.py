@@ -11,7 +11,7 @@ from vitslim.backends.measured.interleaved import Floats, bound_shape, measure_i
 from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.progress import Progress
 from vitslim.results import Measurement
-from vitslim.workload.file import check_onnx_file
+from vitslim.workload.onnx_file import check_onnx_file
 
 BACKEND = "openvino:cpu"
 UNAVAILABLE_HINT = "install it: pip install openvino"

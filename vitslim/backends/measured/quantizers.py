@@ -12,9 +12,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from vitslim.backends.measured.onnxruntime import open_session
-from vitslim.workload.facts import Layer
+from vitslim.workload.file_contents import Layer
 from vitslim.workload.onnx_graph import OnnxGraph, attribute
-from vitslim.workload.weight_codes import FLOAT_OPERATORS, OPERANDS
+from vitslim.workload.weight_matrix import FLOAT_OPERATORS, OPERANDS
 
 Floats = npt.NDArray[np.float32]
 

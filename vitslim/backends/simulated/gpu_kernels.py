@@ -12,7 +12,7 @@ import numpy as np
 from vitslim.backends.simulated.gpu_spec import GpuSpec, Precision
 from vitslim.backends.simulated.tensor_core import Widths, gemm_time
 from vitslim.workload import Kernel, Operator, Workload
-from vitslim.workload.operators import PRODUCTS
+from vitslim.workload.operators import MATMUL_KINDS
 
 FLOAT_BYTES = 2.0
 """A GPU holds what the file has in 32 bits as FP16, its usual dense format."""
@@ -68,7 +68,7 @@ class Timer:
         if not operators:
             return replace(self._memory(f"unknown {kernel.unknown}", "unknown", moved), operators=launches)
         main = operators[0]
-        products = [o for o in operators if o.op in PRODUCTS]
+        products = [o for o in operators if o.op in MATMUL_KINDS]
         if len(products) > 1:
             found = self._attention(products, moved)
         elif products:
@@ -80,7 +80,7 @@ class Timer:
     def _product(self, o: Operator, moved: float) -> KernelTime:
         """A product and what is fused to it; the weights come on top of `moved`."""
         spec = self._spec
-        precision = spec.runs_as(max(o.weight_bits, o.input_bits))
+        precision = spec.runs_as(max(o.weight_bits, o.activation_bits))
         sparse = o.sparsity == "2:4" and o.weight
         found = self._gemm(o, precision, sparse, moved)
         if not sparse:
@@ -109,7 +109,7 @@ class Timer:
     def _gemm(self, o: Operator, precision: Precision, sparse: bool, moved: float) -> KernelTime:
         spec = self._spec
         weight = device_width(o.weight_bits, spec) * (SPARSE_BYTES[precision] if sparse else 1.0)
-        widths = Widths(device_width(o.input_bits, spec), weight if o.weight else 0.0, 0.0)
+        widths = Widths(device_width(o.activation_bits, spec), weight if o.weight else 0.0, 0.0)
         size = np.array([[o.count, o.m, o.n, o.k]], np.float64)
         operands = o.count * o.m * o.k * widths.activation
         constants = spec.constants(precision, sparse)
@@ -135,7 +135,7 @@ class Timer:
     def _attention(self, products: list[Operator], moved: float) -> KernelTime:
         """Scores, softmax and values in one kernel: a thread block holds some queries and goes over all keys."""
         spec = self._spec
-        precision = spec.runs_as(max(max(o.weight_bits, o.input_bits) for o in products))
+        precision = spec.runs_as(max(max(o.weight_bits, o.activation_bits) for o in products))
         rows, keys = spec.attention.tile
         scores = products[0]
         blocks = scores.count * ceil(scores.m / rows)
@@ -184,7 +184,7 @@ class Timer:
 
     def narrow(self) -> bool:
         """Whether the model has products of operands of 4 bits or fewer."""
-        return any(0 < max(o.weight_bits, o.input_bits) <= 4 for o in self._workload.operators if o.macs)
+        return any(0 < max(o.weight_bits, o.activation_bits) <= 4 for o in self._workload.operators if o.macs)
 
 
 def launched_us(time: KernelTime, spec: GpuSpec) -> float:
@@ -207,5 +207,5 @@ def device_bytes(elements: Mapping[int, int], spec: GpuSpec) -> float:
 
 def _signature(o: Operator | None) -> object:
     return None if o is None else (
-        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.input_bits, o.sparsity
+        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.activation_bits, o.sparsity
     )  # fmt: skip
