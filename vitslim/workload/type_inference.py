@@ -74,7 +74,7 @@ def _constants(graph: onnx.GraphProto) -> dict[str, TensorType]:
 
 
 def _without_weights(
-    model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto],
+    model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto],
     declared: Sequence[onnx.ValueInfoProto] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """Return the model with inputs in the place of its weights, so that inference copies no large constant."""
