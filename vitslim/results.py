@@ -187,7 +187,7 @@ class LayerNote(Value):
 
     layer: str
     """Name of the parameter or axis."""
-    what: str
+    result: str
     """Such as `INT8 per channel`, `2:4`, `kept 288 of 576`, or `skipped`."""
     reason: str = ""
     """Reason for skipping the layer, or for this result."""
@@ -249,7 +249,7 @@ class GateResult(Value):
 class LatencyTable(Value):
     """Latencies of the matmuls of a model on one backend, for all shapes that pruning may give them."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: str
     kwargs: dict[str, int | float | str | bool] = {}
     """Arguments of the timm model."""
@@ -270,11 +270,11 @@ class LatencyTable(Value):
     """Latency of the dense model without its matmuls; assumed not to change."""
     scale: float = 1.0
     """Factor on all entries; below 1 only if the matmuls add up to more than the latency of the dense model."""
-    products: ProductLatencies
+    matmuls: ProductLatencies
 
     def estimate_ms(self, shapes: Iterable[Shape]) -> float:
         """Return the milliseconds of a model with matmuls of these shapes: the fixed rest and the sum over matmuls."""
-        return self.rest_ms + self.scale * sum(self.products.at(shape) for shape in shapes)
+        return self.rest_ms + self.scale * sum(self.matmuls.at(shape) for shape in shapes)
 
 
 class Assumption(Value):

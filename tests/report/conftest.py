@@ -84,8 +84,8 @@ def _estimate(cycles: int, dense: int, batch: int) -> Estimate:
 
 def _skipped() -> tuple[LayerNote, ...]:
     reason = "attention matmuls stay in FP32: ONNX Runtime has no INT8 kernel"
-    head = LayerNote(layer="head.weight", what="skipped", reason="named in `skip`")
-    return (head, *(LayerNote(layer=f"blocks.{i}.attn", what="skipped", reason=reason) for i in range(12)))
+    head = LayerNote(layer="head.weight", result="skipped", reason="named in `skip`")
+    return (head, *(LayerNote(layer=f"blocks.{i}.attn", result="skipped", reason=reason) for i in range(12)))
 
 
 def _stage(row: str, dense: list[str]) -> StageRecord:
@@ -94,7 +94,7 @@ def _stage(row: str, dense: list[str]) -> StageRecord:
     runtime = "onnxruntime" if kind == "export" else "torch"
     same = None if agreement == "-" else float(agreement)
     changes = (
-        tuple(LayerNote(layer=f"blocks.{i}.mlp", what=CHANGED[kind]) for i in range(12)) if kind in CHANGED else ()
+        tuple(LayerNote(layer=f"blocks.{i}.mlp", result=CHANGED[kind]) for i in range(12)) if kind in CHANGED else ()
     )
     return StageRecord(
         name=name,

@@ -73,7 +73,7 @@ def hostile_report(full_report: Report) -> Report:
                     for e in stage.estimates
                 ),
                 "measurements": tuple(m.model_copy(update={"backend": HOSTILE}) for m in stage.measurements),
-                "changes": tuple(c.model_copy(update={"layer": HOSTILE, "what": HOSTILE}) for c in stage.changes),
+                "changes": tuple(c.model_copy(update={"layer": HOSTILE, "result": HOSTILE}) for c in stage.changes),
                 "skipped": tuple(c.model_copy(update={"layer": HOSTILE, "reason": HOSTILE}) for c in stage.skipped),
             }
         )

@@ -77,7 +77,10 @@ def test_gates_are_formatted_with_limit_and_unit() -> None:
 
 
 def test_reasons_for_skipping_are_counted() -> None:
-    notes = [LayerNote(layer="a", what="skipped", reason="odd"), LayerNote(layer="b", what="skipped", reason="named")]
+    notes = [
+        LayerNote(layer="a", result="skipped", reason="odd"),
+        LayerNote(layer="b", result="skipped", reason="named"),
+    ]
     assert reasons([*notes, notes[1]]) == (("named", 2), ("odd", 1))
 
 

@@ -71,7 +71,7 @@ def reasons(notes: Iterable[LayerNote]) -> tuple[tuple[str, int], ...]:
     """Return each reason for skipping layers with the number of layers, most frequent first."""
     counts: dict[str, int] = {}
     for note in notes:
-        reason = note.reason or note.what
+        reason = note.reason or note.result
         counts[reason] = counts.get(reason, 0) + 1
     return tuple(sorted(counts.items(), key=lambda item: -item[1]))
 

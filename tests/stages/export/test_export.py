@@ -264,7 +264,7 @@ def test_stage_writes_the_file_and_proves_it(sparse_int8: ModelGraph, tmp_path: 
     assert result.metrics["onnx_bytes"] == (tmp_path / "model.onnx").stat().st_size
     assert result.metrics["parity_images"] == 64
     assert result.metrics["parity_agreement"] > 0.9
-    whats = {note.layer: note.what for note in result.changes}
+    whats = {note.layer: note.result for note in result.changes}
     assert whats["blocks.0.mlp.fc1.weight"] == "INT8 per channel, 2:4"
     assert whats["head.weight"] == "INT8 per channel"
 

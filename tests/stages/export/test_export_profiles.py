@@ -170,7 +170,7 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
     result = stage.apply(quantized, there)
     assert measured == ["static", "dynamic"]  # both hold so low a floor with every input in codes
     chosen = [note for note in result.changes if note.reason == "chosen"]
-    assert len(chosen) == 1 and "dB" in chosen[0].what
+    assert len(chosen) == 1 and "dB" in chosen[0].result
     assert (there.workdir / "model.onnx").is_file()
     assert [path.name for path in there.workdir.iterdir()] == ["model.onnx"]
     impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))

@@ -106,7 +106,7 @@ def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callabl
     assert all(0 < scale[name] < 1 for name in SCALES)
     notes = [note for note in result.changes if note.layer.endswith(".attention")]
     assert [note.layer for note in notes] == ["blocks.0.attention", "blocks.1.attention"]
-    assert notes[0].what == "INT8 queries, keys and values, UINT8 probabilities"
+    assert notes[0].result == "INT8 queries, keys and values, UINT8 probabilities"
 
 
 def test_the_file_multiplies_codes_and_keeps_its_promises(
