@@ -23,9 +23,9 @@ def axes(
     ] = False,
     output: FormatOption = "table",
 ) -> None:
-    """Show the axes of a timm model: which dimensions can be pruned, and which are frozen and why.
+    """Show the prunable and the frozen axes of a timm model.
 
-    An axis is a group of parameter dimensions that can only be pruned together.
+    An axis is a group of parameter dimensions that can only be pruned together. Frozen axes are shown with the reason.
     """
     from vitslim.cli.console import stdout
     from vitslim.errors import StageError

@@ -27,11 +27,12 @@ def inspect(
     ] = False,
     output: FormatOption = "table",
 ) -> None:
-    """Show the layers of an ONNX file with their bits, sparsity and size, and the kernels that ONNX Runtime runs.
+    """Show the layers of an ONNX file and check its claims.
 
-    All values are read from the stored weights. The claims of the file are then checked: each annotated layer exists,
-    its integers fit into the annotated bits, its weights follow the annotated sparsity pattern; ONNX Runtime fuses each
-    matmul between Q/DQ into an integer kernel; every scale is positive and finite. Violations are listed.
+    Lists the bits, sparsity and size of each layer, read from the stored weights, and the kernel that ONNX Runtime
+    runs. The claims of the file are: each annotated layer exists, its integers fit into the annotated bits, its weights
+    follow the annotated sparsity pattern; ONNX Runtime fuses each matmul between Q/DQ into an integer kernel; every
+    scale is positive and finite. Violations are listed.
     """
     from vitslim.cli.console import ConsoleProgress, stdout
     from vitslim.cli.inspect_tables import print_inspection

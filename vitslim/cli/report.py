@@ -14,7 +14,7 @@ def report(
         Literal["table", "json", "markdown", "junit", "html"], typer.Option("--format", help="Output format on stdout.")
     ] = "table",
 ) -> None:
-    """Print the report of a finished run, after checking its files against their checksums."""
+    """Print the report of a finished run. Checks its files against their checksums first."""
     from vitslim import report as renderers
     from vitslim.cli.console import stdout
     from vitslim.pipeline.artifact import load_artifact
