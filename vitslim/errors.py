@@ -1,4 +1,4 @@
-"""The error tree of vitslim. Each class knows the exit code that the command line returns for it."""
+"""The exceptions of vitslim. Each class has the exit code that the command line returns for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in words for the person who can put it right.
+    """One problem of a recipe or a model.
 
-    `where` is a dotted path in the recipe (`stages.1.prune.ratio`), a file, or a parameter name.
+    `where` is a dotted path in the recipe (`stages.1.prune.pruning_ratio`), a file, or a parameter name. `message` says
+    what is wrong, what was received and what is allowed; `hint` how to correct it.
     """
 
     where: str
@@ -20,7 +21,7 @@ class Problem:
 
 
 class VitslimError(Exception):
-    """Something a person can put right: one sentence and, where there is one, a hint."""
+    """Base of all errors that a user can correct: one sentence, and a hint where there is one."""
 
     exit_code = 3
 
@@ -31,19 +32,19 @@ class VitslimError(Exception):
 
 
 class GateError(VitslimError):
-    """The run finished, but a gate of the recipe does not hold."""
+    """A finished run violates a gate of its recipe, or `inspect --verify` found violations."""
 
     exit_code = 1
 
 
 class UsageError(VitslimError):
-    """Wrong arguments on the command line or of a public function."""
+    """Invalid arguments of a command or of a public function."""
 
     exit_code = 2
 
 
 class RecipeError(VitslimError):
-    """A recipe that cannot run. Carries every problem found, not only the first."""
+    """A recipe that cannot run, with all its problems."""
 
     exit_code = 2
 
@@ -54,25 +55,25 @@ class RecipeError(VitslimError):
 
 
 class StageError(VitslimError):
-    """A stage could not do its work or broke its contract."""
+    """A stage failed, or violated its contract."""
 
     exit_code = 3
 
 
 class BackendUnavailableError(VitslimError):
-    """A backend is not installed or its device is missing."""
+    """A backend is not installed, or its device is missing."""
 
     exit_code = 4
 
 
 class InputError(VitslimError):
-    """A file or folder is missing, corrupt, or not what it should be."""
+    """A file or folder is missing, corrupt, or of the wrong kind."""
 
     exit_code = 5
 
 
 def closest(word: str, allowed: Iterable[str]) -> str:
-    """A hint that names the closest allowed word, or all of them when none is close."""
+    """Return a hint with the closest allowed word, or with all of them when none is close."""
     choices = sorted(allowed)
     match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else f"allowed: {', '.join(choices)}"

@@ -1,7 +1,7 @@
-"""Plain values that several rooms share: what was measured, what was estimated, and the report that holds both.
+"""Results as plain values: measurements, estimates, costs, and the report that contains them.
 
-Measured and simulated results are different types on purpose: no table can put them into one column by accident.
-Every model is frozen and serializes to JSON; `Report` is the documented schema of `report.json`.
+Measured and simulated results are different types, so that no table can mix them in one column. Every model is frozen
+and serializes to JSON; `Report` is the documented schema of `report.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vitslim.latency_grid import MatmulLatencies, Shape
 
-REPORT_SCHEMA_VERSION = 1
+REPORT_SCHEMA_VERSION = 2
 
 
 class Value(BaseModel):
@@ -23,7 +23,7 @@ class Value(BaseModel):
 
 
 class Environment(Value):
-    """Where a number was obtained."""
+    """Device and software versions of a measurement."""
 
     device: str
     """Processor or accelerator name, such as `AMD EPYC 9R14`."""
@@ -33,7 +33,7 @@ class Environment(Value):
 
 
 class Measurement(Value):
-    """A latency that was measured: one ONNX file on one backend at one batch size and thread count."""
+    """Measured latency of one ONNX file on one backend at one batch size and thread count."""
 
     backend: str
     """`NAME:TARGET`, such as `onnxruntime:cpu`."""
@@ -43,180 +43,193 @@ class Measurement(Value):
     spread_ms: float
     """Interquartile range of the timed runs."""
     n: int
-    """Timed runs, warm-up excluded."""
+    """Number of timed runs, without warm-up."""
     speedup: float | None = None
-    """Median over the rounds of baseline time over this time, both taken in one round; None for the baseline."""
+    """Median over the rounds of baseline latency over this latency, both timed in one round; None for the baseline."""
     speedup_spread: float | None = None
-    """Interquartile range of the per-round speed-ups."""
+    """Interquartile range of the speedup over the rounds."""
     provenance: Literal["measured"] = "measured"
 
 
 Bound = Literal["compute", "bandwidth", "launch", ""]
-"""What a latency goes with: the rate of the arithmetic, of a memory, or the number of launches."""
+"""The resource that limits a latency: arithmetic, memory bandwidth, or kernel launches; empty when unknown."""
 
 
 class EstimateRow(Value):
-    """One operator class or layer of a simulated estimate."""
+    """One kind of operator or one layer of a simulated estimate."""
 
     name: str
     op: str
     """Operator kind: `gemm`, `attention`, `conv`, `softmax`, `norm`, `elementwise`, `movement`, `unknown`."""
     count: int
-    """How often the row occurs in the model; everything else is the total over all occurrences."""
+    """Number of occurrences in the model; all other values are totals over the occurrences."""
     macs: int
     cycles: int | None = None
-    """Compute cycles, for a target that counts them."""
+    """Compute cycles; None for a target that does not count cycles."""
     stall_cycles: int | None = None
-    """Cycles that it waits for DRAM."""
+    """Cycles spent waiting for DRAM."""
     latency_us: float = 0.0
     utilization: float
-    """MACs over what the target could do in that time, in [0, 1] for dense weights; stalls do not count as time."""
+    """MACs over the peak MACs of the target in the same time without stalls; in [0, 1] for dense weights."""
     bound: Bound = ""
     dram_bytes: int = 0
     energy_uj: float | None = None
     calibration: str = ""
-    """Where the constants behind this row come from, or `uncalibrated`."""
+    """Source of the constants behind this row, or `uncalibrated`."""
     expected_error: str = ""
+    """Expected relative error of the latency; empty when unknown."""
 
 
 class Utilization(Value):
-    """MACs of the whole model over what the target could do in its time, counted three ways, each in [0, 1]."""
+    """MACs of the whole model over the peak MACs of the target in the same time, in [0, 1]."""
 
     ideal: float
-    """Nothing ever waits for data."""
+    """Without waiting for data."""
     with_stalls: float
+    """With stalls for DRAM."""
     with_loading: float
-    """Also the first load and the last store of each product, which nothing hides."""
+    """Also with the first load and the last store of each GEMM, which do not overlap with computation."""
 
 
 class Energy(Value):
-    """Energy of one inference of a batch, from one named table."""
+    """Energy of one inference of a batch, from one table of energies per operation."""
 
     table: str
     node: str
     """Process node, such as `45 nm`."""
     source: str
     parts_mj: dict[str, float]
-    """Part such as `compute`, `sram` or `dram` to millijoules."""
+    """Part, such as `compute`, `sram` or `dram`, to millijoules."""
     mac_pj: float | None = None
     dram_pj_per_bit: float | None = None
     assumed: tuple[str, ...] = ()
-    """Keys of the table that no source confirms; with any, the whole energy is assumed."""
+    """Keys of the table without a source; if there are any, the energy counts as assumed."""
 
     @property
     def total_mj(self) -> float:
-        """The sum of the parts."""
+        """Sum of the parts."""
         return sum(self.parts_mj.values())
 
 
 class Roofline(Value):
-    """The two ceilings of a target, at the precision that most of the work is done in."""
+    """Peak arithmetic and memory throughput of a target, at the precision of most MACs of the model."""
 
     peak_tops: float
-    """Operations per second, 2 for each MAC, in 10^12."""
+    """10^12 operations per second, two per MAC."""
     bandwidth_gbps: float
-    """DRAM, 10^9 bytes per second."""
+    """DRAM bandwidth in 10^9 bytes per second."""
     precision: str
 
 
 class Estimate(Value):
-    """A latency that was simulated."""
+    """Simulated latency of one ONNX file on one target at one batch size."""
 
     backend: str
     """`sim:NAME`."""
     batch: int
     cycles: int | None = None
-    """Compute cycles, for a target that counts them."""
+    """Compute cycles; None for a target that does not count cycles."""
     stall_cycles: int | None = None
+    """Cycles spent waiting for DRAM."""
     latency_ms: float
     speedup: float | None = None
+    """Baseline latency over this latency, both simulated; None for the baseline."""
     rows: tuple[EstimateRow, ...] = ()
     terms_ms: dict[str, float] = {}
-    """What the latency is the sum of, such as `launch`, `matrix products` and `memory`."""
+    """Terms that add up to the latency, such as `launch`, `GEMMs` and `memory`."""
     kernels: int | None = None
-    """Launches, for a target that has them."""
+    """Number of kernel launches; None for a target without launches."""
     utilization: Utilization | None = None
     energy: Energy | None = None
     roofline: Roofline | None = None
     settings: dict[str, str] = {}
+    """Settings of the target, such as its clock."""
     calibration: str = ""
-    """Where the constants come from, or `uncalibrated`."""
+    """Source of the constants, or `uncalibrated`."""
     expected_error: str = ""
+    """Expected relative error of the latency; empty when unknown."""
     assumed: tuple[str, ...] = ()
-    """Keys whose default value is an assumption."""
+    """Keys of the target whose value has no source."""
     provenance: Literal["simulated"] = "simulated"
 
 
 class Accuracy(Value):
-    """Top-1 of one model on one labeled set."""
+    """Top-1 accuracy of one model on one labeled data set."""
 
     dataset: str
     """`val`, or the name given in `data.also_evaluate`."""
     top1: float
     """Fraction in [0, 1]."""
     n: int
+    """Number of images."""
     agreement: float | None = None
-    """Fraction of images on which the arg-max equals the dense model's."""
+    """Top-1 agreement: fraction of images with the same top-1 class as the dense model."""
     runtime: Literal["torch", "onnxruntime"] = "torch"
     provenance: Literal["measured"] = "measured"
 
 
 class Cost(Value):
-    """What a model needs, by the conventions of the specs: MACs include both attention products."""
+    """Size and computation of a model. MACs include both attention matmuls, QK^T and PV."""
 
     params: int
     macs: int
-    """Per image."""
+    """Multiply-accumulates per image."""
     bops: int
+    """Bit operations per image: MACs times both bit widths; 2:4 layers count half."""
     weight_bytes: int
-    """Bytes of all parameters at their deployed width, 2:4 layers as dense (what the ONNX file stores)."""
+    """Bytes of all parameters at their deployed width, with 2:4 layers dense, as the ONNX file stores them."""
     device_bytes: int
-    """Bytes on a device that compresses 2:4 weights (specs, section 3.2)."""
+    """Bytes of all parameters on a device that compresses 2:4 weights."""
 
 
 class LayerNote(Value):
-    """One layer that a stage changed or left alone."""
+    """One layer that a stage changed or skipped."""
 
     layer: str
-    """Parameter or axis name."""
-    what: str
+    """Name of the parameter or axis."""
+    result: str
     """Such as `INT8 per channel`, `2:4`, `kept 288 of 576`, or `skipped`."""
     reason: str = ""
+    """Reason for skipping the layer, or for this result."""
 
 
 class StageRecord(Value):
-    """What one stage did: a row of the report."""
+    """Results of one stage: a row of the report."""
 
     name: str
     """Unique in the run, such as `01-prune`; `00-dense` is the model before any stage."""
     kind: str
     method: str
     seconds: float
+    """Duration of the stage."""
     cached: bool = False
+    """Whether the stage was loaded from an earlier run."""
     key: str
+    """Content key: hash of everything that the result depends on."""
     cost: Cost
     onnx_bytes: int
+    """Size of the ONNX file of the model after the stage."""
     accuracies: tuple[Accuracy, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
     changes: tuple[LayerNote, ...] = ()
     skipped: tuple[LayerNote, ...] = ()
     metrics: dict[str, float] = {}
-    """Stage-specific figures, such as `kept_magnitude` or `sqnr_db`."""
+    """Metrics of the method, such as `kept_magnitude` or `sqnr_db`."""
 
 
 class PlanRow(Value):
-    """One stage of a plan with the cost of the model after it; no cost when the model was not traced."""
+    """One stage of a plan with the cost of the model after it; None when the model was not traced."""
 
     kind: str
     method: str
     cost: Cost | None = None
     approximate: bool = False
-    """Whether weights and data have a say in the cost, so that the run will come out near it and not at it."""
+    """Whether the cost also depends on weights and data, so that the plan only approximates it."""
 
 
 class Plan(Value):
-    """What a recipe will do, before it runs. The first row is the dense model."""
+    """Stages and estimated costs of a recipe before it runs. The first row is the dense model."""
 
     name: str
     model: str
@@ -225,7 +238,7 @@ class Plan(Value):
 
 
 class GateResult(Value):
-    """One budget of the recipe and whether it holds."""
+    """One gate of the recipe, its value, and whether it passed."""
 
     name: str
     limit: float
@@ -234,12 +247,12 @@ class GateResult(Value):
 
 
 class LatencyTable(Value):
-    """How long the matrix products of a model take on one backend, for shapes that the model may come to have."""
+    """Latencies of the matmuls of a model on one backend, for all shapes that pruning may give them."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: str
     kwargs: dict[str, int | float | str | bool] = {}
-    """Arguments that the timm model was built with."""
+    """Arguments of the timm model."""
     backend: str
     kind: Literal["measured", "simulated"]
     settings: dict[str, str] = {}
@@ -248,31 +261,31 @@ class LatencyTable(Value):
     """None for a simulated backend."""
     environment: Environment
     n: int
-    """Timed runs of each entry, at least; 0 for a simulated backend."""
+    """Smallest number of timed runs of an entry; 0 for a simulated backend."""
     spread: float
-    """Interquartile range over median, the median of all entries."""
+    """Median over all entries of the interquartile range over the median."""
     dense_ms: float
-    """The whole model as it came."""
+    """Latency of the dense model."""
     rest_ms: float
-    """What the products of the dense model leave of it; taken to stay the same."""
+    """Latency of the dense model without its matmuls; assumed not to change."""
     scale: float = 1.0
-    """Factor on all entries; below 1 only where the products add up to more than the whole dense model."""
-    products: MatmulLatencies
+    """Factor on all entries; below 1 only if the matmuls add up to more than the latency of the dense model."""
+    matmuls: MatmulLatencies
 
     def estimate_ms(self, shapes: Iterable[Shape]) -> float:
-        """Milliseconds of a model with products of these shapes: the fixed rest and the sum over products."""
-        return self.rest_ms + self.scale * sum(self.products.at(shape) for shape in shapes)
+        """Return the milliseconds of a model with matmuls of these shapes: the fixed rest and the sum over matmuls."""
+        return self.rest_ms + self.scale * sum(self.matmuls.at(shape) for shape in shapes)
 
 
 class Assumption(Value):
-    """A recipe key whose value no source confirms."""
+    """A key whose value has no source."""
 
     key: str
     value: str
 
 
 class Report(Value):
-    """Everything that a run found out. Every renderer reads only this."""
+    """All results of a run. Every renderer reads only this."""
 
     schema_version: int = REPORT_SCHEMA_VERSION
     name: str
@@ -283,11 +296,11 @@ class Report(Value):
     """ISO 8601, UTC."""
     environment: Environment
     stages: tuple[StageRecord, ...]
-    """In order; the first is the dense baseline, the last the exported model."""
+    """In order: the first is the dense baseline, the last the exported model."""
     final_accuracies: tuple[Accuracy, ...] = ()
-    """Through ONNX Runtime on the exported file."""
+    """Of the exported file in ONNX Runtime."""
     parity: dict[str, float] = {}
-    """Exported file against the graph it came from, such as `agreement` and `max_abs_error`."""
+    """Comparison of the exported file with its graph, such as `agreement` and `max_abs_error`."""
     gates: tuple[GateResult, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -1,32 +1,34 @@
-"""Units in formatting, and the one place that says 1 MAC = 2 FLOPs."""
+"""Format numbers with their units, and convert between MACs and FLOPs."""
 
 from __future__ import annotations
 
 import math
 
 FLOPS_PER_MAC = 2
-"""A multiply and an add. Vision-transformer papers print MACs and call them FLOPs; vitslim keeps both apart."""
+"""A multiply and an add. Papers on vision transformers often give MACs and call them FLOPs."""
 
 FLOAT_BITS = 32
-"""Bits that an unquantized operand counts in BOPs (specs, section 3.1)."""
+"""Bits of an unquantized operand in BOPs."""
 
 PAIR_LIMIT = 128
-"""Largest sum of two INT8 codes of one sign whose products with inputs up to 255 stay within 16 bits, in which
-processors without VNNI add neighbors along the reduction."""
+"""Largest sum of two INT8 weights of one sign that cannot saturate a signed 16-bit accumulator.
+
+CPUs without VNNI multiply two weights that are adjacent along the reduction by UINT8 activations (at most 255), and add
+both results in 16 bits with saturation: 128 x 255 < 2^15."""
 
 
 def container_bits(bits: int) -> int:
-    """Bits of the narrowest type that holds a number of so many: 4, 8, 16 or 32. ONNX has no types between them."""
+    """Return the bits of the narrowest ONNX type with at least `bits` bits: 4, 8, 16 or 32."""
     return next(width for width in (4, 8, 16, 32) if bits <= width)
 
 
 def flops(macs: int) -> int:
-    """Floating-point operations of a number of multiply-accumulates."""
+    """Return the floating-point operations of a number of multiply-accumulates."""
     return FLOPS_PER_MAC * macs
 
 
 def format_count(value: float) -> str:
-    """A count in three significant digits with k, M, G or T: `1254000000` gives `1.25 G`."""
+    """Format a count with three significant digits and k, M, G or T: `1254000000` gives `1.25 G`."""
     for factor, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{suffix}" if abs(value) < 1000 * factor else f"{value / factor:.0f}{suffix}"
@@ -34,7 +36,7 @@ def format_count(value: float) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """Bytes in decimal units: `6300000` gives `6.30 MB`."""
+    """Format bytes in decimal units: `6300000` gives `6.30 MB`."""
     for factor, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= factor:
             return f"{value / factor:.2f} {suffix}"
@@ -42,46 +44,46 @@ def format_bytes(value: float) -> str:
 
 
 def format_ms(value: float) -> str:
-    """Milliseconds in three significant digits: `3.10 ms`."""
+    """Format milliseconds with three significant digits: `3.10 ms`."""
     return f"{value:.{decimals(value)}f} ms"
 
 
 def format_percent(fraction: float) -> str:
-    """A fraction in [0, 1] as a percentage with one digit."""
+    """Format a fraction in [0, 1] as a percentage with one decimal: `81.3 %`."""
     return f"{100 * fraction:.1f} %"
 
 
 def format_ratio(value: float) -> str:
-    """How many times as much, in a sentence: `3.1x`, and below 2 with two digits, where they matter: `1.02x`."""
+    """Format a ratio for a sentence: `3.1x`, with two decimals below 2: `1.02x`."""
     digits = 2 if abs(value) < 1.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f}x"
 
 
 def format_factor(value: float) -> str:
-    """How many times as much, for a column of a table: `3.10x`."""
+    """Format a ratio for a column of a table, always with two decimals: `3.10x`."""
     return f"{value:.2f}x" if abs(value) < 99.995 else f"{value:.0f}x"
 
 
 def format_points(fraction: float) -> str:
-    """A difference of two fractions in percentage points, signed: `-0.003` gives `-0.3`."""
+    """Format a difference of two fractions in percentage points, signed: `-0.003` gives `-0.3`."""
     text = f"{100 * fraction:+.1f}"
     return "0.0" if float(text) == 0 else text
 
 
 def decimals(value: float) -> int:
-    """Digits after the point that show three significant ones: 2 for 1.83, 0 for 183."""
+    """Return the number of decimals that show three significant digits: 2 for 1.83, 0 for 183."""
     magnitude = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
     return min(max(2 - magnitude, 0), 6)
 
 
 def format_median(median_ms: float, spread_ms: float, digits: int | None = None) -> str:
-    """A median and its spread with the same digits after the point, without unit: `1.83 ±0.05`."""
+    """Format a median and its spread with the same number of decimals, without unit: `1.83 ±0.05`."""
     places = decimals(median_ms) if digits is None else digits
     return f"{median_ms:.{places}f} ±{spread_ms:.{places}f}"
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Format a duration: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -142,7 +142,7 @@ def _ours(graph: ModelGraph, data: DataModule, path: Path, export: Export, keys:
     quantized = PtqStage(Ptq(method="ptq", **keys)).apply(graph, context)
     result = ExportStage(export).apply(quantized.graph, context)
     for note in (note for note in result.changes if note.layer.startswith("placement")):
-        print(f"  {note.layer}: {note.what} {note.reason}", file=sys.stderr, flush=True)
+        print(f"  {note.layer}: {note.result} {note.reason}", file=sys.stderr, flush=True)
     (scratch / "model.onnx").rename(path)
 
 

@@ -93,7 +93,7 @@ class _Writer:
     def linear(self, role: str, rows: int, n: int, k: int, further: int = 0, prunable: bool = True) -> None:
         """A layer with everything that is fused to it; `further` is what it reads besides its input."""
         operator = Operator(role, "gemm", "MatMul", m=rows * self.batch, n=n, k=k, weight=True, weight_bits=BITS,
-                            input_bits=BITS, role=role, sparsity=self._sparsity if prunable else "")  # fmt: skip
+                            activation_bits=BITS, role=role, sparsity=self._sparsity if prunable else "")  # fmt: skip
         self.kernel([operator], rows * k + further, rows * n)
 
     def other(self, kind: str, op: str, read: int, written: int) -> None:
@@ -112,7 +112,7 @@ def workload(model: Vit, batch: int, two_four: bool = False) -> Workload:
         w.linear("attn.qkv", n, qkv, width)
         products = [
             Operator(role, "attention", "MatMul", m=n, n=columns, k=reduce, count=b.heads * batch, weight_bits=BITS,
-                     input_bits=BITS, role=role)
+                     activation_bits=BITS, role=role)
             for role, columns, reduce in (("QK^T", n, b.qk), ("PV", b.v, n))
         ]  # fmt: skip
         w.kernel(products, n * qkv, n * value)

@@ -1,4 +1,4 @@
-"""What each command prints, and what it leaves alone."""
+"""Output, exit codes and side effects of the commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_light_commands_do_not_load_torch(arguments: tuple[str, ...]) -> None:
     assert not modules & {"torch", "timm", "onnx", "onnxruntime"}
 
 
-def test_plan_prints_costs_and_touches_nothing(
+def test_plan_prints_costs_and_writes_nothing(
     vitslim: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_plan_prints_costs_and_touches_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_plan_as_json(vitslim: Callable[..., Any]) -> None:
+def test_plan_prints_json(vitslim: Callable[..., Any]) -> None:
     plan = json.loads(vitslim("plan", "quickstart", "--format", "json").out)
     assert [row["kind"] for row in plan["rows"]] == [
         "dense", "prune", "token-squeeze", "distill", "quantize", "export"
@@ -62,7 +62,7 @@ def test_set_changes_the_plan(vitslim: Callable[..., Any]) -> None:
     assert several < params("--set", "stages.0.prune.pruning_ratio=0.6")
 
 
-def test_bench_measures_and_simulates_apart(
+def test_bench_keeps_measured_and_simulated_apart(
     vitslim: Callable[..., Any], tiny_graph: ModelGraph, tmp_path: Path
 ) -> None:
     for name in ("a.onnx", "b.onnx"):
@@ -91,7 +91,7 @@ def test_axes_lists_and_verifies(vitslim: Callable[..., Any]) -> None:
     shown = vitslim("axes", "deit_tiny_patch16_224")
     assert ["blocks.11.mlp", "768", "3"] in [line.split() for line in shown.out.splitlines()]
     assert "is part of the image" in shown.out
-    assert "49 axes can be cut; 99.98%" in shown.err
+    assert "49 prunable axes; 99.98%" in shown.err
 
 
 def test_recipes_show_and_validate(vitslim: Callable[..., Any], tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_no_arguments_show_the_help(vitslim: Callable[..., Any]) -> None:
     assert "hint:" in vitslim("recipes").err
 
 
-def test_version(vitslim: Callable[..., Any]) -> None:
+def test_version_is_printed(vitslim: Callable[..., Any]) -> None:
     assert vitslim("--version").out.strip() == f"vitslim {__version__}"
 
 
@@ -134,7 +134,7 @@ def test_a_failed_gate_is_exit_code_one(vitslim: Callable[..., Any], tmp_path: P
         assert "size_ratio_min" in vitslim("report", tmp_path / "out", "--format", output).out
 
 
-def test_ctrl_c_leaves_a_run_to_resume(tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_after_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitslim.cli.app", "run", "quickstart", "--out", str(tmp_path / "out")]
     # Where tests run in the background SIGINT is ignored, and a child inherits that.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -152,8 +152,8 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path: Path) -> None:
     assert [path.name[:8] for path in (tmp_path / "out.stages").iterdir()] == ["00-dense"]
 
 
-def test_a_killed_training_goes_on(tmp_path: Path) -> None:
-    """SIGKILL in the middle of distillation; the same command finishes it, and leaves nothing of the attempt."""
+def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
+    """After SIGKILL during distillation, the same command finishes it and removes its checkpoint."""
     stages = "stages=[{distill: {train: {epochs: 4, batch: 20, images: 100}}}, export]"
     keys = [stages, "data.eval_images=20", "report.seconds=0.05", "gates={}"]
     command = [sys.executable, "-m", "vitslim.cli.app", "run", "quickstart", "--out", str(tmp_path / "out")]

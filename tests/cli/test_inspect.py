@@ -1,4 +1,4 @@
-"""`vitslim inspect` on a file that vitslim made, on the same file broken in several ways, and on bad files."""
+"""`vitslim inspect` on an exported file, on variants of it that violate its claims, and on damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEIGHT = "blocks.1.mlp.fc1.weight"
 
 @pytest.fixture(scope="module")
 def run_folder(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves behind, as far as inspecting needs it: every layer in INT8, with scales that fit roughly."""
+    """The model and the graph of a run with every layer in INT8 and approximate scales."""
     folder = tmp_path_factory.mktemp("run")
     graph = tiny_session_graph
     weights = layer_nodes(graph.module)
@@ -53,15 +53,15 @@ def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
-def notes(model: onnx.ModelProto) -> Iterator[onnx.StringStringEntryProto]:
-    """Notes on the node of a weight."""
+def annotations(model: onnx.ModelProto) -> Iterator[onnx.StringStringEntryProto]:
+    """Yield the metadata of the node of a weight."""
     for node in model.graph.node:
         if any(prop.key == "vitslim.layer" and prop.value == WEIGHT for prop in node.metadata_props):
             yield from node.metadata_props
 
 
 def claim_two_four(model: onnx.ModelProto) -> None:
-    next(prop for prop in notes(model) if prop.key == "vitslim.sparsity").value = "2:4"
+    next(prop for prop in annotations(model) if prop.key == "vitslim.sparsity").value = "2:4"
     listed = next(prop for prop in model.metadata_props if prop.key == "vitslim.layers")
     entries = json.loads(listed.value)
     next(entry for entry in entries if entry["layer"] == WEIGHT)["sparsity"] = "2:4"
@@ -81,7 +81,7 @@ def shift_the_zero_point(model: onnx.ModelProto) -> None:
     node.input[2] = "shifted"
 
 
-def spoil_a_scale(model: onnx.ModelProto) -> None:
+def set_a_scale_to_nan(model: onnx.ModelProto) -> None:
     node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == WEIGHT)
     tensor = initializer(model, node.input[1])
     values = numpy_helper.to_array(tensor).copy()
@@ -89,8 +89,8 @@ def spoil_a_scale(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-def clip_the_codes(model: onnx.ModelProto) -> None:
-    """ONNX Runtime does not fuse what has a Clip between Q and DQ."""
+def clip_the_integers(model: onnx.ModelProto) -> None:
+    """Insert a Clip between Q and DQ, which ONNX Runtime does not fuse."""
     node = next(n for n in model.graph.node if n.op_type == "MatMul" and any(
         p.value == WEIGHT for p in n.metadata_props))  # fmt: skip
     place = next(i for i, n in enumerate(model.graph.node) if node.input[0] in n.output)
@@ -102,21 +102,21 @@ def clip_the_codes(model: onnx.ModelProto) -> None:
     model.graph.node.insert(place, clip)
 
 
-BREAKS: dict[Callable[[onnx.ModelProto], None], tuple[str, str]] = {
+VIOLATING: dict[Callable[[onnx.ModelProto], None], tuple[str, str]] = {
     claim_two_four: ("2:4 weights", "runs have too few zeros"),
     add_a_stray_annotation: ("an annotated layer is in the graph", "no layer of this name"),
-    shift_the_zero_point: ("weights of 8 bits, integers from -127 to 127", "integers from -130 to"),
-    spoil_a_scale: ("scales are positive and finite", "1 of 256"),
-    clip_the_codes: ("a product between Q/DQ runs on integers", "ONNX Runtime runs MatMul on floats"),
+    shift_the_zero_point: ("8-bit weights, integers from -127 to 127", "integers from -130 to"),
+    set_a_scale_to_nan: ("scales are positive and finite", "1 of 256"),
+    clip_the_integers: ("a matmul between Q/DQ runs on integers", "ONNX Runtime runs MatMul on floats"),
 }
 
 
-def test_a_run_keeps_its_promises(vitslim: Run, run_folder: Path) -> None:
+def test_the_file_of_a_run_has_no_violations(vitslim: Run, run_folder: Path) -> None:
     shown = vitslim("inspect", run_folder, "--verify")
     assert shown.code == 0
-    assert "every promise holds: 10 annotated layers, 10 products between Q/DQ" in shown.out
+    assert "no violations (10 annotated layers, 10 matmuls between Q/DQ)" in shown.out
     assert "opset 21, IR 10, written by vitslim" in shown.out
-    assert "processors with VNNI, AMX or ARM's dot products: without, sums of 10 layers" in " ".join(shown.out.split())
+    assert "processors 10 layers may saturate 16-bit sums on CPUs without VNNI" in " ".join(shown.out.split())
     assert ["blocks.0-1.attn.qkv", "2", "W8A8"] in [line.split()[:3] for line in shown.out.splitlines()]
     assert "MatMulIntegerToFloat 9" in " ".join(shown.out.split())
     for line in ("input_size     3, 32, 32", "interpolation  bicubic", "classes        10"):
@@ -129,55 +129,55 @@ def test_json_has_every_layer(vitslim: Run, run_folder: Path) -> None:
     layers = {layer["name"]: layer for layer in found["layers"]}
     assert len(layers) == 10
     fc1 = layers["blocks.1.mlp.fc1"]
-    assert (fc1["weight_bits"], fc1["input_bits"], fc1["kernel"]) == (8, 8, "MatMulIntegerToFloat")
-    assert (fc1["true_bytes"], fc1["stored_bytes"], fc1["granularity"]) == (256 * 64, 256 * 64, "channel")
+    assert (fc1["weight_bits"], fc1["activation_bits"], fc1["kernel"]) == (8, 8, "MatMulIntegerToFloat")
+    assert (fc1["device_bytes"], fc1["stored_bytes"], fc1["granularity"]) == (256 * 64, 256 * 64, "channel")
     assert layers["head"]["kernel"] == "QGemm"
-    assert fc1["pair_max"] > PAIR_LIMIT and fc1["exceeds_16_bits"]
+    assert fc1["pair_sum_max"] > PAIR_LIMIT and fc1["may_saturate_int16"]
     assert found["stored_bytes"] == (run_folder / "model.onnx").stat().st_size
-    assert found["broken"] == []
+    assert found["violations"] == []
     assert sum(found["operators"].values()) == len(onnx.load(run_folder / "model.onnx").graph.node)
 
 
-@pytest.mark.parametrize("change", BREAKS, ids=lambda change: change.__name__)
-def test_broken_promises_are_listed(
+@pytest.mark.parametrize("change", VIOLATING, ids=lambda change: change.__name__)
+def test_violations_are_listed(
     vitslim: Run, run_folder: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:
-    promise, words = BREAKS[change]
-    path = changed(run_folder, tmp_path / "broken.onnx", change)
+    claim, words = VIOLATING[change]
+    path = changed(run_folder, tmp_path / "changed.onnx", change)
     outcome = vitslim("inspect", path, "--verify", "--format", "json")
     assert outcome.code == 1
-    assert "1 promise is broken" in outcome.err
+    assert "violates 1 of its claims" in outcome.err
     assert "hint:" in outcome.err
-    (broken,) = json.loads(outcome.out)["broken"]
-    assert broken["layer"] in {"blocks.1.mlp.fc1", "blocks.9.mlp.fc1.weight"}
-    assert broken["promise"] == promise
-    assert words in broken["found"]
+    (violation,) = json.loads(outcome.out)["violations"]
+    assert violation["layer"] in {"blocks.1.mlp.fc1", "blocks.9.mlp.fc1.weight"}
+    assert violation["claim"] == claim
+    assert words in violation["found"]
 
 
-def test_without_verify_a_broken_promise_is_shown_only(vitslim: Run, run_folder: Path, tmp_path: Path) -> None:
-    outcome = vitslim("inspect", changed(run_folder, tmp_path / "broken.onnx", claim_two_four))
+def test_without_verify_a_violation_is_only_shown(vitslim: Run, run_folder: Path, tmp_path: Path) -> None:
+    outcome = vitslim("inspect", changed(run_folder, tmp_path / "changed.onnx", claim_two_four))
     assert outcome.code == 0
-    assert "1 broken promise" in outcome.out
+    assert "1 violation" in outcome.out
     assert "not 2:4" in outcome.out
 
 
-def test_codes_are_those_of_the_graph(
+def test_integers_are_those_of_the_graph(
     vitslim: Run, run_folder: Path, tmp_path: Path, tiny_session_graph: ModelGraph
 ) -> None:
     found = inspect(run_folder, layers=True)
-    assert {one.layer for one in found.codes} == {name[:-7] for name in layer_nodes(tiny_session_graph.module)}
-    assert {(one.inputs, one.weights) for one in found.codes} == {(0.0, 0.0)}
-    assert found.broken == ()
+    assert {one.layer for one in found.differences} == {name[:-7] for name in layer_nodes(tiny_session_graph.module)}
+    assert {(one.activations, one.weights) for one in found.differences} == {(0.0, 0.0)}
+    assert found.violations == ()
     for name in ("graph.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     changed(run_folder, tmp_path / "model.onnx", shift_the_input_scale)
     outcome = vitslim("inspect", tmp_path, "--layers", "--verify")
     assert outcome.code == 1
-    assert "input codes are those of the graph" in " ".join(outcome.out.split())
+    assert "activation integers equal the graph's" in " ".join(outcome.out.split())
 
 
-def test_codes_of_moved_inputs_are_those_of_the_graph(tiny_session_graph: ModelGraph, tmp_path: Path) -> None:
-    """Unsigned codes become signed ones of an input less a constant; here they also saturate, at both ends."""
+def test_integers_of_shifted_activations_are_those_of_the_graph(tiny_session_graph: ModelGraph, tmp_path: Path) -> None:
+    """The file subtracts a constant and stores signed integers for unsigned ones; here both ends also saturate."""
     name = "blocks.1.mlp.fc2.weight"
     weight = tiny_session_graph.parameters()[name].detach()
     scales = {
@@ -187,15 +187,15 @@ def test_codes_of_moved_inputs_are_those_of_the_graph(tiny_session_graph: ModelG
     quantized = insert_fake_quant(tiny_session_graph, [FakeQuantSite(name, 8, 8, zero_point=90)], scales)
     export_onnx(quantized, tmp_path / "model.onnx")
     save_graph(quantized, tmp_path)
-    (codes,) = inspect(tmp_path, layers=True).codes
-    assert (codes.inputs, codes.weights) == (0.0, 0.0)
-    changed(tmp_path, tmp_path / "model.onnx", move_further)
-    (codes,) = inspect(tmp_path, layers=True).codes
-    assert codes.inputs is not None
-    assert codes.inputs > 0.1
+    (difference,) = inspect(tmp_path, layers=True).differences
+    assert (difference.activations, difference.weights) == (0.0, 0.0)
+    changed(tmp_path, tmp_path / "model.onnx", change_the_subtracted_constant)
+    (difference,) = inspect(tmp_path, layers=True).differences
+    assert difference.activations is not None
+    assert difference.activations > 0.1
 
 
-def move_further(model: onnx.ModelProto) -> None:
+def change_the_subtracted_constant(model: onnx.ModelProto) -> None:
     node = next(node for node in model.graph.node if node.op_type == "Sub")
     tensor = initializer(model, node.input[1])
     assert numpy_helper.to_array(tensor) == pytest.approx(0.0005 * (128 - 90))
@@ -207,14 +207,14 @@ def shift_the_input_scale(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.float32(0.05), tensor.name))
 
 
-def test_layers_need_a_graph(vitslim: Run, run_folder: Path, tmp_path: Path) -> None:
+def test_layers_need_a_saved_graph(vitslim: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.onnx").write_bytes((run_folder / "model.onnx").read_bytes())
     outcome = vitslim("inspect", tmp_path / "alone.onnx", "--layers")
     assert outcome.code == 5
     assert "no saved graph" in outcome.err
 
 
-def test_any_file_is_shown_even_if_onnx_runtime_refuses_it(vitslim: Run, tmp_path: Path) -> None:
+def test_a_file_that_onnx_runtime_cannot_load_is_still_shown(vitslim: Run, tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["": 21, "mine": 3]> m (float[N, C, H, W] x) => (float[A] y)
     { h = mine.Strange(x)  y = Relu(h) }"""
     model = onnx.parser.parse_model(text)
@@ -223,17 +223,17 @@ def test_any_file_is_shown_even_if_onnx_runtime_refuses_it(vitslim: Run, tmp_pat
     outcome = vitslim("inspect", tmp_path / "any.onnx", "--verify")
     assert outcome.code == 0
     assert "mine.Strange 1, Relu 1" in outcome.out
-    assert "it promises nothing" in outcome.out
+    assert "the file makes no claims to check" in outcome.out
     assert "ONNX Runtime rejects" in " ".join(outcome.out.split())
     assert "\x1b" not in outcome.out
     assert "[red]" in outcome.out
 
 
 @pytest.mark.parametrize("command", ["inspect", "bench"])
-def test_hostile_files(vitslim: Run, run_folder: Path, tmp_path: Path, command: str) -> None:
+def test_damaged_files_are_refused(vitslim: Run, run_folder: Path, tmp_path: Path, command: str) -> None:
     whole = (run_folder / "model.onnx").read_bytes()
     (tmp_path / "empty.onnx").touch()
-    (tmp_path / "words.onnx").write_text("this is no model at all")
+    (tmp_path / "words.onnx").write_text("not a model")
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     with (tmp_path / "huge.onnx").open("wb") as file:
         file.truncate(3 * 2**30)
@@ -255,7 +255,9 @@ def test_hostile_files(vitslim: Run, run_folder: Path, tmp_path: Path, command: 
     assert vitslim(command, tmp_path / "folder").code == 5
 
 
-def test_backend_that_is_not_installed(vitslim: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_is_not_installed_has_an_install_hint(
+    vitslim: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     outcome = vitslim("bench", run_folder / "model.onnx", "--backend", "openvino:cpu")
     assert outcome.code == 4

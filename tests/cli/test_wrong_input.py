@@ -1,4 +1,4 @@
-"""Wrong input on purpose: one sentence, a hint, the documented exit code, nothing left half-written."""
+"""Invalid input: one sentence, a hint, the documented exit code, and no partial output."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "says"),
+    ("change", "code", "expected"),
     [
         (("method: ptq", "method: ptq, bitz: 8"), 2, ["stages.0.quantize.bitz", "hint: did you mean 'bits'"]),
         (("quantize: {method: ptq}", "prune: {method: depgrap}"), 2, ["depgrap", "did you mean 'depgraph'"]),
@@ -67,20 +67,20 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
         (("quantize: {method: ptq}", "token-squeeze: {method: etps, blocks: [7]}"), 2, ["7", "2 blocks"]),
     ],
 )
-def test_recipe_errors(
+def test_an_invalid_recipe_is_refused(
     vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path, change: tuple[str, str], code: int,
-    says: list[str],
+    expected: list[str],
 ) -> None:  # fmt: skip
     outcome = vitslim("run", recipe(change), "--out", tmp_path / "out")
     assert outcome.code == code, outcome.err
-    for words in says:
+    for words in expected:
         assert words in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("- a\n- b\n", "mapping"),
         ("name: [1, 2\n", "line"),
@@ -91,22 +91,24 @@ def test_recipe_errors(
     ],
     ids=["list", "syntax", "empty", "bomb"],
 )  # fmt: skip
-def test_yaml_that_is_no_recipe(vitslim: Callable[..., Any], tmp_path: Path, text: str, says: str) -> None:
+def test_yaml_that_is_not_a_recipe_is_refused(
+    vitslim: Callable[..., Any], tmp_path: Path, text: str, expected: str
+) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     outcome = vitslim("plan", path, "--no-trace")
     assert outcome.code == 2
-    assert says in outcome.err
+    assert expected in outcome.err
     assert "hint:" in outcome.err
 
 
-def test_unknown_recipe_names_the_closest(vitslim: Callable[..., Any]) -> None:
+def test_an_unknown_recipe_name_has_a_suggestion(vitslim: Callable[..., Any]) -> None:
     outcome = vitslim("plan", "quikstart", "--no-trace")
     assert outcome.code == 2
     assert "did you mean 'quickstart'" in outcome.err
 
 
-def test_all_problems_at_once(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:
+def test_all_problems_are_reported_at_once(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:
     path = recipe(("calibration: 4", "calibration: many, shuffle: true"), ("seconds: 0.1", "seconds: -1"))
     outcome = vitslim("run", path)
     assert outcome.code == 2
@@ -129,37 +131,41 @@ class TestFiles:
 
         return call
 
-    def test_missing_checkpoint(self, fails: Callable[..., str], recipe: Callable[..., Path]) -> None:
+    def test_a_missing_checkpoint_is_refused(self, fails: Callable[..., str], recipe: Callable[..., Path]) -> None:
         assert "nowhere.safetensors" in fails(recipe(), "--checkpoint", "nowhere.safetensors")
 
-    def test_checkpoint_of_another_architecture(
+    def test_a_checkpoint_of_another_architecture_is_refused(
         self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
     ) -> None:
         save_file({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
         assert "conv1.weight" in fails(recipe(), "--checkpoint", tmp_path / "other.safetensors")
 
-    def test_checkpoint_that_is_no_safetensors(
+    def test_a_checkpoint_that_is_not_safetensors_is_refused(
         self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
     ) -> None:
         (tmp_path / "bad.safetensors").write_bytes(b"not a checkpoint")
         assert "bad.safetensors" in fails(recipe(), "--checkpoint", tmp_path / "bad.safetensors")
 
-    def test_missing_images(self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path) -> None:
+    def test_a_missing_image_folder_is_refused(
+        self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
+    ) -> None:
         assert "nothing-here" in fails(recipe(), "--data", tmp_path / "nothing-here")
 
-    def test_empty_folder(self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path) -> None:
+    def test_an_empty_image_folder_is_refused(
+        self, fails: Callable[..., str], recipe: Callable[..., Path], tmp_path: Path
+    ) -> None:
         (tmp_path / "empty" / "train").mkdir(parents=True)
         (tmp_path / "empty" / "val").mkdir()
         fails(recipe(), "--data", tmp_path / "empty")
 
-    def test_image_that_does_not_decode(
+    def test_a_corrupt_image_is_refused(
         self, fails: Callable[..., str], recipe: Callable[..., Path], images: Path
     ) -> None:
         (images / "val" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
         assert "2.png" in fails(recipe())
 
 
-def test_folder_that_cannot_be_written(
+def test_an_output_folder_must_be_writable(
     vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -168,7 +174,7 @@ def test_folder_that_cannot_be_written(
     assert "--out" in outcome.err
 
 
-def test_folder_that_is_not_ours_is_left_alone(
+def test_a_folder_that_is_not_an_artifact_is_not_overwritten(
     vitslim: Callable[..., Any], recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -179,7 +185,7 @@ def test_folder_that_is_not_ours_is_left_alone(
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", None], ids=["empty", "junk", "missing"])
-def test_bench_of_a_bad_file(vitslim: Callable[..., Any], tmp_path: Path, content: bytes | None) -> None:
+def test_bench_refuses_a_damaged_file(vitslim: Callable[..., Any], tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.onnx"
     if content is not None:
         path.write_bytes(content)
@@ -189,12 +195,12 @@ def test_bench_of_a_bad_file(vitslim: Callable[..., Any], tmp_path: Path, conten
     assert "hint:" in outcome.err
 
 
-def test_unknown_backend(vitslim: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_unknown_backend_is_refused(vitslim: Callable[..., Any], tmp_path: Path) -> None:
     outcome = vitslim("bench", tmp_path / "x.onnx", "--backend", "onnxruntime:cpuu")
     assert outcome.code in (2, 5)
     assert "Traceback" not in outcome.err
 
 
-def test_unknown_option_and_command(vitslim: Callable[..., Any]) -> None:
+def test_unknown_options_and_commands_are_refused(vitslim: Callable[..., Any]) -> None:
     assert vitslim("run", "quickstart", "--frsh").code == 2
     assert vitslim("rnu").code == 2

@@ -47,8 +47,8 @@ def test_the_file_of_a_recipe_keeps_its_promises(name: str, tmp_path: Path) -> N
     }
     artifact = vitslim.run(validate(document, name), tmp_path / "out")
     found = inspect(artifact.onnx, layers=True)
-    assert found.broken == ()
-    assert len(found.facts.layers) >= (9 if own else 25)
+    assert found.violations == ()
+    assert len(found.contents.layers) >= (9 if own else 25)
     quantized = [stage for stage in artifact.report.stages if stage.kind == "quantize"]
-    integers = [layer for layer in found.facts.layers if layer.quantized]
-    assert len(integers) == (len(found.facts.layers) if quantized else 0)
+    integers = [layer for layer in found.contents.layers if layer.quantized]
+    assert len(integers) == (len(found.contents.layers) if quantized else 0)

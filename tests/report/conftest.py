@@ -1,4 +1,4 @@
-"""Reports as a run writes them: a full one, and one that holds nothing optional."""
+"""Reports of runs: one with all optional values, and one with none."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def _estimate(cycles: int, dense: int, batch: int) -> Estimate:
 
 
 def _skipped() -> tuple[LayerNote, ...]:
-    reason = "attention products stay in FP32: no INT8 kernel in ORT"
-    head = LayerNote(layer="head.weight", what="skipped", reason="named in `skip`")
-    return (head, *(LayerNote(layer=f"blocks.{i}.attn", what="skipped", reason=reason) for i in range(12)))
+    reason = "attention matmuls stay in FP32: ONNX Runtime has no INT8 kernel"
+    head = LayerNote(layer="head.weight", result="skipped", reason="named in `skip`")
+    return (head, *(LayerNote(layer=f"blocks.{i}.attn", result="skipped", reason=reason) for i in range(12)))
 
 
 def _stage(row: str, dense: list[str]) -> StageRecord:
@@ -94,7 +94,7 @@ def _stage(row: str, dense: list[str]) -> StageRecord:
     runtime = "onnxruntime" if kind == "export" else "torch"
     same = None if agreement == "-" else float(agreement)
     changes = (
-        tuple(LayerNote(layer=f"blocks.{i}.mlp", what=CHANGED[kind]) for i in range(12)) if kind in CHANGED else ()
+        tuple(LayerNote(layer=f"blocks.{i}.mlp", result=CHANGED[kind]) for i in range(12)) if kind in CHANGED else ()
     )
     return StageRecord(
         name=name,
@@ -150,8 +150,8 @@ def full_report() -> Report:
             Assumption(key="stages.3.distill.temperature", value="1.0"),
         ),
         warnings=(
-            "02-token-squeeze stands before 04-quantize (O6): ranges are learned on the final token set",
-            "04-quantize leaves 12 attention products in FP32; two conversions stand around each of them",
+            "02-token-squeeze precedes 04-quantize: calibration ranges are those of the reduced token set",
+            "04-quantize leaves 12 attention matmuls in FP32, each between two conversions",
         ),
         files={"model.onnx": "1a2b3c4d" * 8, "weights.safetensors": "5e6f7a8b" * 8, "graph.json": "90ab12cd" * 8},
     )

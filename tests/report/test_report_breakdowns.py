@@ -1,4 +1,4 @@
-"""Where a simulated target spends its time."""
+"""Breakdowns and rooflines of simulated latencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from vitslim.report import render_html
-from vitslim.report.breakdowns import breakdowns, class_rows, rooflines
+from vitslim.report.breakdowns import breakdowns, kind_rows, rooflines
 from vitslim.report.roofline import dots, roofline_plot
 from vitslim.results import Energy, Estimate, EstimateRow, Report, Roofline
 
@@ -29,13 +29,13 @@ GPU = Estimate(
 )
 
 
-def test_classes_are_sums_of_rows() -> None:
-    gemm, norm = class_rows(GPU)
+def test_kinds_are_sums_of_their_rows() -> None:
+    gemm, norm = kind_rows(GPU)
     assert (gemm.name, gemm.count, gemm.macs, gemm.latency_us, gemm.energy_uj) == ("gemm", 24, 2 * 10**9, 100.0, 25.0)
     assert (norm.name, norm.latency_us, norm.cycles) == ("norm", 50.0, None)
 
 
-def test_a_roofline_has_a_dot_for_each_product() -> None:
+def test_a_roofline_has_a_dot_for_each_gemm() -> None:
     first, _ = dots(GPU)
     assert first.intensity == pytest.approx(200)
     assert first.tops == pytest.approx(50)
@@ -48,12 +48,12 @@ def test_a_roofline_has_a_dot_for_each_product() -> None:
     assert roofline_plot(GPU.model_copy(update={"roofline": None}), "none") == ""
 
 
-def test_the_report_shows_them(full_report: Report) -> None:
+def test_the_report_shows_breakdowns_and_rooflines(full_report: Report) -> None:
     stages = tuple(stage.model_copy(update={"estimates": (GPU,)}) for stage in full_report.stages)
     report = full_report.model_copy(update={"stages": stages})
     assert len(rooflines(report)) == 2
     titles = [breakdown.title for breakdown in breakdowns(report)]
-    assert titles[:2] == ["by class: 00-dense on sim:a100, batch 1", "00-dense on sim:a100, batch 1"]
+    assert titles[:2] == ["by kind: 00-dense on sim:a100, batch 1", "by layer: 00-dense on sim:a100, batch 1"]
     headers = [column.header for group in breakdowns(report)[1].groups for column in group.columns]
     assert {"us", "utilization", "bound", "uJ", "calibration", "expected error"} <= set(headers)
     assert "cycles" not in headers

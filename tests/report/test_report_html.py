@@ -73,7 +73,7 @@ def hostile_report(full_report: Report) -> Report:
                     for e in stage.estimates
                 ),
                 "measurements": tuple(m.model_copy(update={"backend": HOSTILE}) for m in stage.measurements),
-                "changes": tuple(c.model_copy(update={"layer": HOSTILE, "what": HOSTILE}) for c in stage.changes),
+                "changes": tuple(c.model_copy(update={"layer": HOSTILE, "result": HOSTILE}) for c in stage.changes),
                 "skipped": tuple(c.model_copy(update={"layer": HOSTILE, "reason": HOSTILE}) for c in stage.skipped),
             }
         )
@@ -119,7 +119,7 @@ def test_page_is_self_contained_and_small(full_report: Report) -> None:
     assert "default-src 'none'" in text
 
 
-def test_light_dark_phone_and_paper_are_provided_for(full_report: Report) -> None:
+def test_the_page_has_light_dark_phone_and_print_styles(full_report: Report) -> None:
     text = render_html(full_report)
     for needed in ("prefers-color-scheme: dark", "max-width: 640px", "@media print", 'name="viewport"'):
         assert needed in text
@@ -153,7 +153,7 @@ def test_plots_keep_measured_and_simulated_apart(full_report: Report) -> None:
         assert not ("bar measured" in classes and "bar simulated" in classes)
 
 
-def test_every_result_stands_on_the_page(full_report: Report) -> None:
+def test_every_result_is_on_the_page(full_report: Report) -> None:
     page = Page(render_html(full_report)).text
     for stage in full_report.stages:
         assert stage.key in page
@@ -168,7 +168,7 @@ def test_every_result_stands_on_the_page(full_report: Report) -> None:
     assert "00-dense (FP32)" in page
 
 
-def test_gates_say_pass_and_fail(full_report: Report) -> None:
+def test_gates_are_marked_passed_or_failed(full_report: Report) -> None:
     page = Page(render_html(full_report)).text
     assert page.count("✓ pass") == 3
     assert page.count("✗ fail") == 1

@@ -1,4 +1,4 @@
-"""report.json: nothing is lost on the way out and in, and what is not a report is refused in one sentence."""
+"""report.json: writing and reading keep every value, and other files are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vitslim.report import parse_report, render_json, report_schema
 from vitslim.results import Report
 
 
-def test_round_trip_keeps_every_value(full_report: Report, bare_report: Report) -> None:
+def test_writing_and_reading_keep_every_value(full_report: Report, bare_report: Report) -> None:
     for report in (full_report, bare_report):
         assert parse_report(render_json(report)) == report
 
 
-def test_infinite_and_undefined_numbers_survive_in_strict_json(full_report: Report) -> None:
+def test_non_finite_numbers_are_kept_in_strict_json(full_report: Report) -> None:
     stage = full_report.stages[0].model_copy(update={"metrics": {"sqnr_db": math.inf, "loss": math.nan}})
     text = render_json(full_report.model_copy(update={"stages": (stage,)}))
 
@@ -31,7 +31,7 @@ def test_infinite_and_undefined_numbers_survive_in_strict_json(full_report: Repo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
@@ -39,19 +39,19 @@ def test_infinite_and_undefined_numbers_survive_in_strict_json(full_report: Repo
         ("[1, 2]", "not a vitslim report"),
         ('{"a": 1}', "not a vitslim report"),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 1, "name": "x"}', "corrupt at 'model'"),
+        ('{"schema_version": 2, "name": "x"}', "corrupt at 'model'"),
     ],
 )
-def test_what_is_no_report_is_refused(text: str, said: str) -> None:
+def test_other_files_are_refused(text: str, expected: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_report(text)
-    assert said in raised.value.message
+    assert expected in raised.value.message
     assert "\n" not in raised.value.message
     assert raised.value.hint
     assert raised.value.exit_code == 5
 
 
-def test_a_damaged_value_is_named(full_report: Report) -> None:
+def test_the_error_names_an_invalid_value(full_report: Report) -> None:
     data = json.loads(render_json(full_report))
     data["stages"][2]["cost"]["macs"] = "many"
     with pytest.raises(InputError, match=r"stages\.2\.cost\.macs"):

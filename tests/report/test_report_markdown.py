@@ -30,7 +30,7 @@ def test_every_row_has_as_many_cells_as_its_header(full_report: Report, bare_rep
             assert len(table) == len(report.stages) + 2
 
 
-def test_headline_gates_and_simulated_header(full_report: Report) -> None:
+def test_the_summary_has_headline_gates_and_simulated_header(full_report: Report) -> None:
     text = render_markdown(full_report)
     assert "**3.4x faster, 6.7x smaller, -0.8 points top-1" in text
     assert "- ✗ speedup_min onnxruntime:cpu: 3.43x, at least 4.00x" in text
@@ -39,7 +39,7 @@ def test_headline_gates_and_simulated_header(full_report: Report) -> None:
     assert not [header for header in headers if "measured" in header and "simulated" in header]
 
 
-def test_hostile_names_stay_text(full_report: Report) -> None:
+def test_hostile_names_are_escaped(full_report: Report) -> None:
     stage = full_report.stages[0].model_copy(update={"name": "a|b\n| c `<img src=x>` [x](y) **z**"})
     text = render_markdown(full_report.model_copy(update={"stages": (stage, *full_report.stages[1:])}))
     (row,) = [line for line in tables(text)[0] if "img" in line]
@@ -52,11 +52,11 @@ def test_missing_values_leave_no_trace(bare_report: Report) -> None:
         assert not re.search(r"\b(None|nan|inf)\b", render_markdown(report))
 
 
-def test_gates_as_junit(full_report: Report, bare_report: Report) -> None:
+def test_junit_has_a_test_case_per_gate(full_report: Report, bare_report: Report) -> None:
     suite = ET.fromstring(junit_xml(full_report))
     assert (suite.get("tests"), suite.get("failures")) == ("4", "1")
     (failure,) = suite.iter("failure")
-    assert failure.get("message") == "3.43x, wanted at least 4.00x"
+    assert failure.get("message") == "got 3.43x, expected at least 4.00x"
     assert ET.fromstring(junit_xml(bare_report)).get("tests") == "0"
 
 

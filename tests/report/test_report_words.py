@@ -1,4 +1,4 @@
-"""Numbers in words: computed from the report, honest when things got worse."""
+"""Formatted numbers and sentences of a report."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from vitslim.results import GateResult, LayerNote, Report
         (units.format_duration(7800), "2 h 10 min"),
     ],
 )
-def test_formats(text: str, expected: str) -> None:
+def test_numbers_are_formatted_with_units(text: str, expected: str) -> None:
     assert text == expected
 
 
-def test_headline_of_a_run_that_made_things_worse(full_report: Report) -> None:
+def test_the_headline_names_a_slower_and_larger_model(full_report: Report) -> None:
     dense, final = full_report.stages[0], full_report.stages[-1]
     slow = final.measurements[0].model_copy(update={"speedup": 0.8})
     worse = final.model_copy(update={"measurements": (slow,), "onnx_bytes": 2 * dense.onnx_bytes})
@@ -48,7 +48,7 @@ def test_headline_of_a_run_that_made_things_worse(full_report: Report) -> None:
     assert headline(report).startswith("1.25x slower, 2.0x larger, +0.9 points top-1 (")
 
 
-def test_headline_says_only_what_is_known(full_report: Report, bare_report: Report) -> None:
+def test_the_headline_omits_unknown_figures(full_report: Report, bare_report: Report) -> None:
     assert headline(bare_report) == ""
     unmeasured = tuple(stage.model_copy(update={"measurements": ()}) for stage in full_report.stages)
     assert headline(full_report.model_copy(update={"stages": unmeasured})) == "6.7x smaller, -0.8 points top-1"
@@ -59,7 +59,7 @@ def test_final_accuracy_is_that_of_the_exported_file(full_report: Report) -> Non
     assert "-22.1 points top-1" in headline(full_report.model_copy(update={"final_accuracies": final}))
 
 
-def test_effects_are_against_the_stage_before(full_report: Report) -> None:
+def test_effects_compare_with_the_stage_before(full_report: Report) -> None:
     details = stage_details(full_report)
     assert details[0].effects == ()
     assert "top-1 on val 64.9 % → 71.5 % (+6.6 points)" in details[3].effects
@@ -67,21 +67,24 @@ def test_effects_are_against_the_stage_before(full_report: Report) -> None:
     assert "ONNX 12.15 MB → 3.40 MB (-72.0 %)" in details[4].effects
 
 
-def test_gates_in_words() -> None:
+def test_gates_are_formatted_with_limit_and_unit() -> None:
     gate = GateResult(name="top1_drop_max", limit=1.5, value=0.814, passed=True)
     assert (gate_line(gate).value, gate_line(gate).limit) == ("0.81 points", "at most 1.50 points")
     unknown = GateResult(name="speedup_min sim:systolic", limit=2, value=math.nan, passed=False)
     assert (gate_line(unknown).value, gate_line(unknown).limit) == ("not measured", "at least 2.00x")
-    assert gates_verdict([gate, unknown]) == "1 of 2 gates fails"
+    assert gates_verdict([gate, unknown]) == "1 of 2 gates failed"
     assert gates_verdict([]) == ""
 
 
-def test_reasons_are_counted() -> None:
-    notes = [LayerNote(layer="a", what="skipped", reason="odd"), LayerNote(layer="b", what="skipped", reason="named")]
+def test_reasons_for_skipping_are_counted() -> None:
+    notes = [
+        LayerNote(layer="a", result="skipped", reason="odd"),
+        LayerNote(layer="b", result="skipped", reason="named"),
+    ]
     assert reasons([*notes, notes[1]]) == (("named", 2), ("odd", 1))
 
 
-def test_baseline_names_its_format(full_report: Report) -> None:
+def test_the_baseline_has_its_weight_format(full_report: Report) -> None:
     assert baseline(full_report) == "00-dense (FP32)"
 
 

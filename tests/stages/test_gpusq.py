@@ -57,7 +57,7 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     untrained = stage.placing.apply(sparse, there).graph.parameters()
     steps = {name for name in untrained if name.endswith("_scale")}
     assert steps and all(not torch.equal(untrained[name], result.graph.parameters()[name]) for name in steps)
-    assert any(note.what.startswith("feature weight") for note in result.changes)
+    assert any(note.result.startswith("feature weight") for note in result.changes)
     assert result.metrics["loss_last"] < result.metrics["loss_first"]
     path = context.workdir / "model.onnx"
     export_onnx(result.graph, path)

@@ -37,12 +37,12 @@ def test_every_layer_but_the_classifier_is_sparse_in_the_integers(
     path = tmp_path / "model.onnx"
     export_onnx(small, path, "ort-cpu")
     found = inspect(path)
-    assert not found.broken
-    dense = [layer for layer in found.facts.layers if layer.pattern != pattern]
+    assert not found.violations
+    dense = [layer for layer in found.contents.layers if layer.pattern != pattern]
     assert [layer.name.partition(".")[0] for layer in dense] == ["head"]
-    masked = [layer for layer in found.facts.layers if layer not in dense]
+    masked = [layer for layer in found.contents.layers if layer not in dense]
     assert {"patch_embed.proj"} < {layer.name for layer in masked}
-    read = sum(layer.true_bytes for layer in masked)
+    read = sum(layer.device_bytes for layer in masked)
     assert FLOAT_BYTES * sum(layer.weights for layer in masked) / read == pytest.approx(smaller, rel=1e-12)
     cost = sketch(small).cost()
     assert read < cost.device_bytes < cost.weight_bytes

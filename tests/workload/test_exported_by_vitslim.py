@@ -1,4 +1,4 @@
-"""A file that vitslim wrote says the same as the graph it came from."""
+"""The workload of an exported file has the costs of its graph."""
 
 from __future__ import annotations
 

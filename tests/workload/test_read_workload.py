@@ -16,7 +16,7 @@ from vitslim.backends.registry import Simulated, parse_backend
 from vitslim.workload import Operator, Workload, read_workload
 
 
-def products(workload: Workload) -> Counter[tuple[str, str, int, int, int]]:
+def gemms(workload: Workload) -> Counter[tuple[str, str, int, int, int]]:
     counts: Counter[tuple[str, str, int, int, int]] = Counter()
     for o in workload.operators:
         if o.macs:
@@ -24,8 +24,8 @@ def products(workload: Workload) -> Counter[tuple[str, str, int, int, int]]:
     return counts
 
 
-def test_products_of_a_small_vit(tiny_onnx: Path) -> None:
-    assert products(read_workload(tiny_onnx)) == {
+def test_the_gemms_of_a_small_vit_are_counted(tiny_onnx: Path) -> None:
+    assert gemms(read_workload(tiny_onnx)) == {
         ("conv", "patch_embed.proj", 16, 64, 192): 1,
         ("gemm", "attn.qkv", 17, 192, 64): 2,
         ("attention", "QK^T", 17, 17, 32): 4,
@@ -37,15 +37,15 @@ def test_products_of_a_small_vit(tiny_onnx: Path) -> None:
     }
 
 
-def test_the_batch_goes_to_the_rows_of_layers_and_the_count_of_attention_products(tiny_onnx: Path) -> None:
+def test_the_batch_goes_to_the_rows_of_layers_and_the_count_of_attention_gemms(tiny_onnx: Path) -> None:
     one, four = read_workload(tiny_onnx, 1), read_workload(tiny_onnx, 4)
     assert four.batch == 4
     assert four.macs == 4 * one.macs
-    assert products(four)["gemm", "attn.qkv", 68, 192, 64] == 2
-    assert products(four)["attention", "QK^T", 17, 17, 32] == 16
+    assert gemms(four)["gemm", "attn.qkv", 68, 192, 64] == 2
+    assert gemms(four)["attention", "QK^T", 17, 17, 32] == 16
 
 
-def test_every_node_is_an_operator_and_knows_its_layer(tiny_onnx: Path) -> None:
+def test_every_node_is_an_operator_with_a_layer(tiny_onnx: Path) -> None:
     workload = read_workload(tiny_onnx)
     nodes = onnx.load(tiny_onnx).graph.node
     assert workload.unknown == {}
@@ -60,11 +60,11 @@ def test_every_node_is_an_operator_and_knows_its_layer(tiny_onnx: Path) -> None:
 
 def test_floating_point_operands_have_32_bits_and_no_pattern(tiny_onnx: Path) -> None:
     workload = read_workload(tiny_onnx)
-    assert {(o.weight_bits, o.input_bits, o.sparsity) for o in workload.operators if o.macs} == {(32, 32, "")}
+    assert {(o.weight_bits, o.activation_bits, o.sparsity) for o in workload.operators if o.macs} == {(32, 32, "")}
     assert workload.bops == 32 * 32 * workload.macs
 
 
-def test_macs_of_deit_tiny(deit_tiny_onnx: Path) -> None:
+def test_macs_of_deit_tiny_are_exact(deit_tiny_onnx: Path) -> None:
     workload = read_workload(deit_tiny_onnx)
     assert workload.macs == 1_253_683_200
     assert not workload.unknown
@@ -72,7 +72,9 @@ def test_macs_of_deit_tiny(deit_tiny_onnx: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "giga"), [("deit_small_patch16_224", 4.599), ("deit_base_patch16_224", 17.564)])
-def test_macs_of_larger_deits(export_timm: Callable[[str, dict[str, Any]], Path], name: str, giga: float) -> None:
+def test_macs_of_larger_deits_are_those_of_the_papers(
+    export_timm: Callable[[str, dict[str, Any]], Path], name: str, giga: float
+) -> None:
     assert read_workload(export_timm(name, {})).macs / 1e9 == pytest.approx(giga, abs=5e-4)
 
 
@@ -80,21 +82,21 @@ def test_macs_of_larger_deits(export_timm: Callable[[str, dict[str, Any]], Path]
 def test_swin_windows_are_counted(export_timm: Callable[[str, dict[str, Any]], Path]) -> None:
     workload = read_workload(export_timm("swin_tiny_patch4_window7_224", {}))
     assert not workload.unknown
-    assert products(workload)["attention", "QK^T", 49, 49, 32] == 2 * (64 * 3) + 2 * (16 * 6) + 6 * (4 * 12) + 2 * 24
+    assert gemms(workload)["attention", "QK^T", 49, 49, 32] == 2 * (64 * 3) + 2 * (16 * 6) + 6 * (4 * 12) + 2 * 24
 
 
-def test_a_file_of_another_quantizer(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_file_quantized_by_onnx_runtime_is_read(tiny_onnx: Path, tmp_path: Path) -> None:
     quantize_dynamic(tiny_onnx, tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True)
     dense, quantized = read_workload(tiny_onnx, 2), read_workload(tmp_path / "dynamic.onnx", 2)
     assert quantized.macs == dense.macs
     assert not quantized.unknown
-    assert {(o.weight_bits, o.input_bits) for o in quantized.operators if o.weight} == {(8, 8)}
-    assert {(o.weight_bits, o.input_bits) for o in quantized.operators if o.op == "attention"} == {(32, 32)}
+    assert {(o.weight_bits, o.activation_bits) for o in quantized.operators if o.weight} == {(8, 8)}
+    assert {(o.weight_bits, o.activation_bits) for o in quantized.operators if o.op == "attention"} == {(32, 32)}
     assert quantized.params == pytest.approx(dense.params, rel=0.02)
 
 
 class Squeezing(torch.nn.Module):
-    """A block with token squeezing: class attention chooses, the others are fused into the nearest kept token."""
+    """A block after token squeezing: class attention ranks tokens, removed ones are fused into the nearest kept one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,17 +115,17 @@ class Squeezing(torch.nn.Module):
         return self.vit.forward_head(self.vit.norm(self.vit.blocks(x)))
 
 
-def test_token_squeezing(tmp_path: Path) -> None:
+def test_the_matmuls_of_token_squeezing_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "squeezed.onnx"
     torch.onnx.export(
         Squeezing().eval(), (torch.randn(2, 3, 32, 32),), dynamo=True, opset_version=21, verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     ).save(path)  # fmt: skip
     for batch in (1, 3):
-        found = products(read_workload(path, batch))
+        found = gemms(read_workload(path, batch))
         assert found["attention", "class attention", 1, 16, 64] == batch
-        assert found["attention", "product of activations", 10, 6, 64] == batch
-        assert found["attention", "product of activations", 6, 64, 10] == batch
+        assert found["attention", "activation matmul", 10, 6, 64] == batch
+        assert found["attention", "activation matmul", 6, 64, 10] == batch
         assert found["attention", "QK^T", 7, 7, 32] == 2 * batch
     assert {o.type for o in read_workload(path).operators if o.op == "select"} == {"TopK", "GatherElements"}
 
@@ -152,13 +154,13 @@ def test_unknown_operators_are_listed(write_graph: Callable[..., Path]) -> None:
     assert [o.type for o in workload.operators] == ["Reshape", "Relu"]
 
 
-def test_operators_are_plain_values() -> None:
-    product = Operator("fc", "gemm", "MatMul", m=2, n=3, k=4, count=5, weight_bits=8, input_bits=8, sparsity="2:4")
-    assert product.macs == 120
-    assert product.bops == 120 * 64 // 2
+def test_macs_and_bops_follow_from_the_sizes() -> None:
+    gemm = Operator("fc", "gemm", "MatMul", m=2, n=3, k=4, count=5, weight_bits=8, activation_bits=8, sparsity="2:4")
+    assert gemm.macs == 120
+    assert gemm.bops == 120 * 64 // 2
 
 
-def test_the_blocks_of_deit_tiny_on_a_systolic_array(deit_tiny_onnx: Path) -> None:
+def test_the_blocks_of_deit_tiny_take_their_cycles_on_a_systolic_array(deit_tiny_onnx: Path) -> None:
     backend = parse_backend("sim:systolic")
     assert isinstance(backend, Simulated)
     rows = {row.name: row for row in backend.estimate(deit_tiny_onnx, 1).rows if row.macs}

@@ -1,4 +1,4 @@
-"""Bits and the 2:4 pattern, read from the constants behind a product."""
+"""Bits and the 2:4 pattern of the constant operands of GEMMs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTIZED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, ze
 
 
 def integers(rows: int, columns: int, kept_per_four: int) -> np.ndarray:
-    """Nonzero INT8 with so many values kept in every run of four rows."""
+    """INT8 (rows, columns) with `kept_per_four` nonzero values in every run of four rows."""
     generator = np.random.default_rng(0)
     values = generator.integers(1, 100, (rows, columns)).astype(np.int8)
     order = generator.random((rows // 4, 4, columns)).argsort(axis=1).reshape(rows, columns)
@@ -27,20 +27,20 @@ def scales(**more: np.ndarray) -> dict[str, np.ndarray]:
     return {"s": np.float32(0.1), "zero": np.int8(0), "sw": np.full(6, 0.1, np.float32), **more}
 
 
-def product_of(path: Path) -> Operator:
+def gemm_of(path: Path) -> Operator:
     workload = read_workload(path)
     found = [o for o in workload.operators if o.op in {"gemm", "conv"}]
     assert len(found) == 1
     return found[0]
 
 
-def test_int8_weight_with_pattern(write_graph: Callable[..., Path]) -> None:
+def test_an_int8_weight_with_two_four_is_recognized(write_graph: Callable[..., Path]) -> None:
     text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
     path = write_graph(text, **scales(w=integers(8, 6, 2)))
-    product = product_of(path)
-    assert (product.m, product.n, product.k) == (1, 6, 8)
-    assert (product.weight_bits, product.input_bits, product.sparsity) == (8, 8, "2:4")
-    assert product.bops == 8 * 6 * 64 // 2
+    gemm = gemm_of(path)
+    assert (gemm.m, gemm.n, gemm.k) == (1, 6, 8)
+    assert (gemm.weight_bits, gemm.activation_bits, gemm.sparsity) == (8, 8, "2:4")
+    assert gemm.bops == 8 * 6 * 64 // 2
     workload = read_workload(path)
     assert workload.params == 48
     assert [o.type for o in workload.operators if o.op == "quantize"] == ["QuantizeLinear", "DequantizeLinear"]
@@ -49,74 +49,74 @@ def test_int8_weight_with_pattern(write_graph: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("kept", [3, 4])
 def test_denser_weights_have_no_pattern(write_graph: Callable[..., Path], kept: int) -> None:
     text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
-    assert product_of(write_graph(text, **scales(w=integers(8, 6, kept)))).sparsity == ""
+    assert gemm_of(write_graph(text, **scales(w=integers(8, 6, kept)))).sparsity == ""
 
 
-def test_half_zeros_without_the_pattern(write_graph: Callable[..., Path]) -> None:
+def test_half_of_zeros_is_not_yet_the_pattern(write_graph: Callable[..., Path]) -> None:
     dense_then_empty = np.repeat(np.array([[1], [0]], np.int8), 4, axis=0) * np.ones((8, 6), np.int8)
     text = "f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(x, f)"
-    product = product_of(write_graph(text, **scales(w=dense_then_empty)))
-    assert (product.sparsity, product.weight_bits, product.input_bits) == ("", 8, 32)
+    gemm = gemm_of(write_graph(text, **scales(w=dense_then_empty)))
+    assert (gemm.sparsity, gemm.weight_bits, gemm.activation_bits) == ("", 8, 32)
 
 
-def test_the_pattern_counts_along_the_reduction_only(write_graph: Callable[..., Path]) -> None:
+def test_the_pattern_is_checked_along_the_reduction_only(write_graph: Callable[..., Path]) -> None:
     along_outputs = integers(8, 8, 2).T.copy()
     assert not (np.count_nonzero(along_outputs.reshape(2, 4, 8), axis=1) <= 2).all()
     constants = {"w": along_outputs.astype(np.float32)}
-    assert product_of(write_graph("y = MatMul(x, w)", **constants)).sparsity == ""
-    assert product_of(write_graph("t = Transpose<perm = [1, 0]>(w)  y = MatMul(x, t)", **constants)).sparsity == "2:4"
-    assert product_of(write_graph("y = Gemm<transB = 1>(x, w)", **constants)).sparsity == "2:4"
+    assert gemm_of(write_graph("y = MatMul(x, w)", **constants)).sparsity == ""
+    assert gemm_of(write_graph("t = Transpose<perm = [1, 0]>(w)  y = MatMul(x, t)", **constants)).sparsity == "2:4"
+    assert gemm_of(write_graph("y = Gemm<transB = 1>(x, w)", **constants)).sparsity == "2:4"
 
 
-def test_int4_behind_a_cast(write_graph: Callable[..., Path]) -> None:
+def test_an_int4_weight_before_a_cast_has_four_bits(write_graph: Callable[..., Path]) -> None:
     weight = helper.make_tensor("w", TensorProto.INT4, [8, 6], (integers(8, 6, 2) % 8).reshape(-1).tolist())
     text = "c = Cast<to = 3>(w)  f = DequantizeLinear<axis = 1>(c, sw)  y = MatMul(x, f)"
-    product = product_of(write_graph(text, **{**scales(), "w": weight}))
-    assert (product.weight_bits, product.sparsity) == (4, "2:4")
+    gemm = gemm_of(write_graph(text, **{**scales(), "w": weight}))
+    assert (gemm.weight_bits, gemm.sparsity) == (4, "2:4")
 
 
-def test_zeros_are_zero_points(write_graph: Callable[..., Path]) -> None:
+def test_integers_at_the_zero_point_are_zeros(write_graph: Callable[..., Path]) -> None:
     unsigned = (integers(8, 6, 2).astype(np.int16) + 128).astype(np.uint8)
     text = "f = DequantizeLinear<axis = 1>(w, sw, zw)  y = MatMul(x, f)"
-    product = product_of(write_graph(text, **scales(w=unsigned, zw=np.full(6, 128, np.uint8))))
-    assert (product.weight_bits, product.sparsity) == (8, "2:4")
+    gemm = gemm_of(write_graph(text, **scales(w=unsigned, zw=np.full(6, 128, np.uint8))))
+    assert (gemm.weight_bits, gemm.sparsity) == (8, "2:4")
 
 
-def test_a_weight_that_is_not_folded_yet(write_graph: Callable[..., Path]) -> None:
+def test_a_weight_with_its_quantize_node_has_the_quantized_bits(write_graph: Callable[..., Path]) -> None:
     text = "q = QuantizeLinear<axis = 1>(w, sw, zw)  f = DequantizeLinear<axis = 1>(q, sw, zw)  y = MatMul(x, f)"
     weight = integers(8, 6, 2).astype(np.float32)
-    product = product_of(write_graph(text, **scales(w=weight, zw=np.zeros(6, np.int8))))
-    assert (product.weight_bits, product.sparsity) == (8, "2:4")
+    gemm = gemm_of(write_graph(text, **scales(w=weight, zw=np.zeros(6, np.int8))))
+    assert (gemm.weight_bits, gemm.sparsity) == (8, "2:4")
 
 
-def test_integer_products(write_graph: Callable[..., Path]) -> None:
+def test_integer_matmuls_are_gemms(write_graph: Callable[..., Path]) -> None:
     text = "q = QuantizeLinear(x, s, zero)  y = MatMulInteger(q, w)"
-    product = product_of(write_graph(text, output="int32[N, 6] y", **scales(w=integers(8, 6, 2))))
-    assert (product.macs, product.weight_bits, product.input_bits, product.sparsity) == (48, 8, 8, "2:4")
+    gemm = gemm_of(write_graph(text, output="int32[N, 6] y", **scales(w=integers(8, 6, 2))))
+    assert (gemm.macs, gemm.weight_bits, gemm.activation_bits, gemm.sparsity) == (48, 8, 8, "2:4")
 
 
-def test_a_weight_on_the_left(write_graph: Callable[..., Path]) -> None:
+def test_the_weight_may_be_on_the_left(write_graph: Callable[..., Path]) -> None:
     text = "t = Transpose(x)  y = MatMul(w, t)"
-    product = product_of(write_graph(text, output="float[5, N] y", w=np.ones((5, 8), np.float32)))
-    assert (product.m, product.n, product.k, product.weight) == (1, 5, 8, True)
+    gemm = gemm_of(write_graph(text, output="float[5, N] y", w=np.ones((5, 8), np.float32)))
+    assert (gemm.m, gemm.n, gemm.k, gemm.weight) == (1, 5, 8, True)
 
 
-def test_grouped_convolution(write_graph: Callable[..., Path]) -> None:
+def test_a_grouped_convolution_is_one_gemm_per_group(write_graph: Callable[..., Path]) -> None:
     text = "i = Reshape(x, shape)  y = Conv<group = 2, pads = [1, 1, 1, 1]>(i, w)"
     path = write_graph(text, output="float[N, 4, 2, 2] y", w=np.ones((4, 1, 3, 3), np.float32),
                        shape=np.array([-1, 2, 2, 2]))  # fmt: skip
-    product = product_of(path)
-    assert (product.op, product.m, product.n, product.k, product.count) == ("conv", 4, 2, 9, 2)
-    assert product.macs == 4 * 4 * 9
+    gemm = gemm_of(path)
+    assert (gemm.op, gemm.m, gemm.n, gemm.k, gemm.count) == ("conv", 4, 2, 9, 2)
+    assert gemm.macs == 4 * 4 * 9
 
 
-def test_layer_names_without_torch_metadata(write_graph: Callable[..., Path]) -> None:
+def test_layer_names_come_from_the_weight_or_from_vitslim_metadata(write_graph: Callable[..., Path]) -> None:
     path = write_graph("h = MatMul(x, val_3)  y = Add(h, x)", output="float[N, 8] y", val_3=np.eye(8, dtype=np.float32))
-    assert product_of(path).role == "MatMul"
+    assert gemm_of(path).role == "MatMul"
     model = onnx.load(path)
     model.graph.initializer[0].name = model.graph.node[0].input[1] = "blocks.7.mlp.fc1.weight"
     onnx.save(model, path)
-    assert (product_of(path).layer, product_of(path).role) == ("blocks.7.mlp.fc1", "mlp.fc1")
+    assert (gemm_of(path).layer, gemm_of(path).role) == ("blocks.7.mlp.fc1", "mlp.fc1")
     model.graph.node[0].metadata_props.add(key="vitslim.layer", value="blocks.2.attn.proj.weight")
     onnx.save(model, path)
-    assert (product_of(path).layer, product_of(path).role) == ("blocks.2.attn.proj", "attn.proj")
+    assert (gemm_of(path).layer, gemm_of(path).role) == ("blocks.2.attn.proj", "attn.proj")

@@ -1,4 +1,7 @@
-"""The command line. Each command parses, calls one verb and renders; errors become one sentence and an exit code."""
+"""The command line. Each command parses its arguments, calls one function and renders the result.
+
+Errors are printed as one sentence with a hint, and set the exit code.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="vitslim",
-    help="Make vision transformers smaller and measurably faster: from a YAML recipe to ONNX with a report.",
-    epilog="Exit codes: 0 done, 1 a gate failed, 2 bad usage or recipe, 3 a stage failed, 4 a backend is unavailable, "
-    "5 bad or corrupt input, 130 interrupted (run again to resume).",
+    help="Compress vision transformers by a YAML recipe: prune, distill, quantize, export to ONNX, and report.",
+    epilog="Exit codes: 0 success, 1 a gate failed, 2 invalid usage or recipe, 3 a stage failed, 4 a backend is "
+    "unavailable, 5 missing or corrupt input, 130 interrupted (run again to resume).",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
@@ -33,8 +36,8 @@ app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"vitslim {__version__}")
         raise typer.Exit
 
@@ -44,19 +47,19 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
-    """Options before the command."""
+    """Global options, which precede the command."""
 
 
 def main() -> None:
-    """Entry point: run the command and turn errors into messages and exit codes."""
+    """Run the command line; print errors as messages and exit with their code."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
     try:
         code = app(
             sys.argv[1:] or ["--help"], standalone_mode=False
-        )  # typer gives back the code of an Exit, and 130 after Ctrl-C
+        )  # typer returns the code of an Exit, and 130 after Ctrl-C
     except VitslimError as error:
         if debug:
             raise
@@ -86,14 +89,14 @@ def _explain(error: VitslimError) -> int:
 
 
 def _explain_unexpected(error: Exception) -> int:
-    show = getattr(error, "format_message", None)
-    if show is not None and hasattr(error, "exit_code"):
-        typer.echo(f"error: {show()}", err=True)
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None and hasattr(error, "exit_code"):
+        typer.echo(f"error: {format_message()}", err=True)
         typer.echo("hint: see 'vitslim --help'", err=True)
         return int(error.exit_code)
     typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
     typer.echo(
-        "hint: this is a defect in vitslim; run again with 'vitslim --debug ...' and report the traceback", err=True
+        "hint: this is a bug in vitslim; run again with 'vitslim --debug ...' and report the traceback", err=True
     )
     return VitslimError.exit_code
 

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 def axes(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a timm model.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Permute every prunable axis and check that the output stays the same.")
+        bool, typer.Option("--verify", help="Permute every prunable axis and check that the output does not change.")
     ] = False,
     output: FormatOption = "table",
 ) -> None:
-    """Show the axes of a timm model. Each is a group that can only be pruned as one, or frozen for a reason."""
+    """Show the prunable and the frozen axes of a timm model.
+
+    An axis is a group of parameter dimensions that can only be pruned together. Frozen axes are shown with the reason.
+    """
     from vitslim.cli.console import stdout
     from vitslim.errors import StageError
     from vitslim.graph.coverage import prunable_share
@@ -42,14 +45,18 @@ def axes(
     if found is None:
         return
     error = f"{found.max_error:.1e} ({found.dtype})"
-    typer.echo(f"verify: largest change of the output under permutation {error}", err=True)
+    typer.echo(f"verify: permuting every prunable axis changes the output by at most {error}", err=True)
     if not found.holds:
-        raise StageError(f"axis inference is wrong for {model}: permuting its axes changes the output by {error}")
+        raise StageError(
+            f"the axes of {model} are wrong: permuting them changes the output by {error}",
+            "do not prune this model, and report this as a bug in vitslim",
+        )
 
 
 def _summary(table: AxisTable, share: float) -> str:
-    lines = [f"{len(table.prunable)} axes can be cut; {share:.2%} of the parameters lie in tensors that they run along"]
-    lines += [f"no rule for {name}, which freezes what it touches: {n} calls" for name, n in table.unknown_ops.items()]
+    lines = [f"{len(table.prunable)} prunable axes; {share:.2%} of the parameters are in tensors with a prunable axis"]
+    lines += [f"no rule for {name} ({n} calls): the axes that it touches are frozen"
+              for name, n in table.unknown_ops.items()]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -73,10 +80,10 @@ def _json(model: str, table: AxisTable, share: float, found: Verification | None
 
 
 def _table(table: AxisTable) -> Table:
+    """Return the table of prunable axes."""
     from vitslim.cli.console import plain_table
 
-    """Axes that can be cut."""
-    view = plain_table(None, ("axis",), ("size", "parameters tied"))
+    view = plain_table(None, ("prunable axis",), ("size", "parameters"))
     view.columns[0].no_wrap = True
     for axis in table.prunable:
         view.add_row(axis.name, str(axis.size), str(len({site.parameter for site in axis.sites})))
@@ -84,14 +91,14 @@ def _table(table: AxisTable) -> Table:
 
 
 def _frozen(table: AxisTable) -> Table:
-    """Axes that cannot, by reason: kernels and tables alone have hundreds in some models."""
+    """Return the table of frozen axes by reason; some models have hundreds of them."""
     from vitslim.cli.console import plain_table
 
     reasons: dict[str, list[Axis]] = {}
     for axis in table.axes:
         if axis.frozen and axis.sites:
             reasons.setdefault(axis.frozen, []).append(axis)
-    view = plain_table("cannot be cut", ("because the axis", "axes", "the longest"))
+    view = plain_table("frozen axes", ("reason: the axis ...", "axes", "longest"))
     for reason, axes in reasons.items():
         longest = max(axes, key=lambda axis: axis.size)
         view.add_row(reason, str(len(axes)), f"{longest.name} ({longest.size})")

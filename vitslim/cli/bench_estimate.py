@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
     """Yield tables of operator classes, of rows with latency, utilization, bound and calibration, and of totals."""
     from vitslim.cli.console import plain_table
-    from vitslim.report.breakdowns import class_rows, time_of
+    from vitslim.report.breakdowns import kind_rows, latency_of
 
     title = f"{file} on {found.backend}, batch {found.batch}, simulated"
-    total = sum(map(time_of, found.rows)) or 1.0
+    total = sum(map(latency_of, found.rows)) or 1.0
     classes = plain_table(title, ("class",), ("count", "latency", "share", "energy"))
-    for row in class_rows(found):
+    for row in kind_rows(found):
         energy = "" if row.energy_uj is None else f"{row.energy_uj / 1e3:.3g} mJ"
         classes.add_row(
-            row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * time_of(row) / total:.1f} %", energy
+            row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * latency_of(row) / total:.1f} %", energy
         )
     yield classes
     rows = plain_table(
         None, ("operator",), ("count", "latency", "utilization", "bound", "expected error", "calibration")
     )
-    for row in sorted(found.rows, key=time_of, reverse=True):
+    for row in sorted(found.rows, key=latency_of, reverse=True):
         rows.add_row(row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * row.utilization:.1f} %", row.bound,
                      row.expected_error, row.calibration)  # fmt: skip
     yield rows

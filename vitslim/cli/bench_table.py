@@ -77,7 +77,7 @@ def _summary(table: LatencyTable) -> Table:
     threads = f", {table.threads} threads" if table.threads else ""
     title = f"{table.model} on {table.backend}, batch {table.batch}{threads} ({table.kind})"
     view = plain_table(title, ("",), ("value",))
-    grids = [("linear", table.products.linear), ("attention", table.products.attention)]
+    grids = [("linear", table.matmuls.linear), ("attention", table.matmuls.attention)]
     for name, grid in grids:
         if grid is not None:
             shape = " x ".join(str(len(lengths)) for lengths in grid.lengths)

@@ -1,4 +1,4 @@
-"""Where output goes: data to stdout, messages and progress to stderr."""
+"""Consoles: data goes to stdout, messages and progress go to stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDE = 500
 
 
 def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
-    """An empty table without lines; texts stand left, numbers right."""
+    """Return an empty table without lines: the columns `left` are left-aligned, the columns `right` right-aligned."""
     heading = Text(title, no_wrap=True, overflow="ignore") if title else None  # may be wider than the columns
     table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in left:
@@ -28,12 +28,12 @@ def plain_table(title: str | None, left: tuple[str, ...], right: tuple[str, ...]
 
 
 def stdout() -> Console:
-    """Console for data."""
+    """Return the console for data."""
     return Console(highlight=False)
 
 
 def wide_stdout() -> Console:
-    """Console for wide tables: outside of a terminal no cell wraps."""
+    """Return the console for wide tables, whose cells only wrap on a terminal."""
     console = stdout()
     if not console.is_terminal:
         console.width = WIDE
@@ -41,7 +41,7 @@ def wide_stdout() -> Console:
 
 
 class ConsoleProgress:
-    """Bars with the time left on a terminal; plain lines elsewhere."""
+    """Progress bars on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -51,7 +51,7 @@ class ConsoleProgress:
         self.console.print(Text("· ", style="bold").append(message, style="not bold"))
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Yield the items of a loop and show how far it is."""
+        """Yield the items of a loop and show its progress."""
         count = total if total is not None else _length(items)
         return self._bar(items, label, count) if self.console.is_terminal else self._lines(items, label, count)
 
@@ -68,11 +68,11 @@ class ConsoleProgress:
             yield from bars.track(items, total=total, description=label)
 
     def _lines(self, items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-        started = said = time.monotonic()
+        started = printed = time.monotonic()
         for done, item in enumerate(items):
             now = time.monotonic()
-            if now - said >= SECONDS_BETWEEN_LINES:
-                said = now
+            if now - printed >= SECONDS_BETWEEN_LINES:
+                printed = now
                 left = f", about {(now - started) / done * (total - done):.0f} s left" if total and done else ""
                 self.console.print(f"  {label}: {done}/{total or '?'}{left}", markup=False)
             yield item

@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, or the folder of a run.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Exit with code 1 when the file breaks a promise; see above.")
+        bool, typer.Option("--verify", help="Exit with code 1 when the file violates one of its claims.")
     ] = False,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="Compare the codes of each layer with the graph that lies beside the file."),
+        typer.Option(
+            "--layers", help="Compare the integers of each layer with those of the graph saved in the same folder."
+        ),
     ] = False,
     output: FormatOption = "table",
 ) -> None:
-    """Show what an ONNX file holds: layers with bits, sparsity and sizes, and what ONNX Runtime makes of them.
+    """Show the layers of an ONNX file and check its claims.
 
-    Everything is read from the stored numbers. An annotation is a promise: its layer exists, the integers keep within
-    the bits, weights noted as 2:4 are 2:4. So is a Q/DQ pair around a matrix product: ONNX Runtime fuses it; and every
-    scale is positive and finite. Broken promises are listed; a file without annotations and Q/DQ promises nothing.
+    Lists the bits, sparsity and size of each layer, read from the stored weights, and the kernel that ONNX Runtime
+    runs. The claims of the file are: each annotated layer exists, its integers fit into the annotated bits, its weights
+    follow the annotated sparsity pattern; ONNX Runtime fuses each matmul between Q/DQ into an integer kernel; every
+    scale is positive and finite. Violations are listed.
     """
     from vitslim.cli.console import ConsoleProgress, stdout
     from vitslim.cli.inspect_tables import print_inspection
@@ -41,33 +44,31 @@ def inspect(
         typer.echo(json.dumps(_json(found), indent=1))
     else:
         print_inspection(found, stdout())
-    if verify and found.broken:
-        count = len(found.broken)
-        noun, verb = ("promise", "is") if count == 1 else ("promises", "are")
-        raise GateError(f"'{found.path}' does not hold what it promises: {count} {noun} {verb} broken",
-                        "each is listed with its layer and what was found")  # fmt: skip
+    if verify and found.violations:
+        count = len(found.violations)
+        raise GateError(f"'{found.path}' violates {count} of its claims", "stdout lists each one with its layer")
 
 
 def _json(found: Inspection) -> dict[str, Any]:
     from dataclasses import asdict
 
-    facts = asdict(found.facts)
-    facts["layers"] = [
+    contents = asdict(found.contents)
+    contents["layers"] = [
         asdict(layer)
         | {
             "pattern": layer.pattern,
-            "true_bytes": layer.true_bytes,
+            "device_bytes": layer.device_bytes,
             "kernel": found.kernel(layer),
-            "exceeds_16_bits": layer.exceeds_16_bits,
+            "may_saturate_int16": layer.may_saturate_int16,
         }
-        for layer in found.facts.layers
+        for layer in found.contents.layers
     ]
     return {
         "file": str(found.path),
         "stored_bytes": found.stored_bytes,
-        "true_bytes": found.true_bytes,
-        **{key: value for key, value in facts.items() if key != "broken"},
-        "onnxruntime": {"kernels": dict(found.kernels.counts) if found.kernels else None, "refusal": found.refusal},
-        "codes": [asdict(one) for one in found.codes],
-        "broken": [asdict(one) for one in found.broken],
+        "device_bytes": found.device_bytes,
+        **{key: value for key, value in contents.items() if key != "violations"},
+        "onnxruntime": {"kernels": dict(found.kernels.counts) if found.kernels else None, "error": found.kernels_error},
+        "differences": [asdict(one) for one in found.differences],
+        "violations": [asdict(one) for one in found.violations],
     }

@@ -1,4 +1,4 @@
-"""The tables of `vitslim inspect`: layers that are alike share a row, so that 150 of them stay readable."""
+"""The tables of `vitslim inspect`. Equal layers of different blocks share a row."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from vitslim.cli.console import plain_table
 from vitslim.pipeline.inspect import Inspection
 from vitslim.report.wording import counted, plain
 from vitslim.units import format_bytes, format_percent
-from vitslim.workload.facts import Layer
+from vitslim.workload.file_contents import Layer
 
 T = TypeVar("T")
 
 WIDE = 100
-"""Columns of a terminal that has room for what is not in every table."""
+"""Width in characters from which the table of layers has all columns."""
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 """A part of a dotted name that is a number: the 3 of `blocks.3.mlp.fc1`, not the 1."""
 ITEMS_SHOWN = 4
-BROKEN_SHOWN = 40
+TEXT_SHOWN = 200
+VIOLATIONS_SHOWN = 40
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
-    """Print everything but single layers that are like others."""
-    facts = found.facts
+    """Print metadata, layers, sizes, differences from the graph, and violations."""
+    facts = found.contents
     opsets = ", ".join(f"{'opset' if domain == 'ai.onnx' else domain} {v}" for domain, v in facts.opsets.items())
     written = f", written by {facts.producer}" if facts.producer else ""
     _say(console, f"{found.path}: {format_bytes(found.stored_bytes)}, {opsets}, IR {facts.ir_version}{written}", "bold")
@@ -40,15 +41,15 @@ def print_inspection(found: Inspection, console: Console) -> None:
         console.print(_layers(found, console.width))
     console.print()
     console.print(_sizes(found))
-    if found.codes:
+    if found.differences:
         console.print()
-        console.print(_codes(found))
+        console.print(_differences(found))
     console.print()
-    _promises(found, console)
+    _violations(found, console)
 
 
-def alike(items: Iterable[T], name: Callable[[T], str], key: Callable[[T], Hashable]) -> list[tuple[str, list[T]]]:
-    """Items whose names differ in numbers alone and whose key is equal, under one name: `blocks.0-11.attn.qkv`."""
+def grouped(items: Iterable[T], name: Callable[[T], str], key: Callable[[T], Hashable]) -> list[tuple[str, list[T]]]:
+    """Group items with equal keys whose names differ only in numbers; a group is called `blocks.0-11.attn.qkv`."""
     groups: dict[Hashable, list[T]] = {}
     for item in items:
         groups.setdefault((NUMBER.sub("0", name(item)), key(item)), []).append(item)
@@ -62,7 +63,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`0-2,5` for 0, 1, 2 and 5."""
+    """Return `0-2,5` for 0, 1, 2 and 5."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -73,18 +74,18 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _about(found: Inspection) -> Table:
-    facts = found.facts
+    facts = found.contents
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     rows = [("input", _pairs(facts.inputs)), ("output", _pairs(facts.outputs))]
     rows += [(key.removeprefix("vitslim."), _short(value)) for key, value in facts.metadata.items()]
     rows.append(("operators", _pairs(facts.operators)))
-    rows.append(("ONNX Runtime", _pairs(found.kernels.counts) if found.kernels else found.refusal))
-    cut = sum(1 for layer in facts.layers if layer.exceeds_16_bits)
-    if cut:
-        rows.append(("processors", f"with VNNI, AMX or ARM's dot products: without, sums of {counted(cut, 'layer')} "
-                                   "are cut off where two products exceed 16 bits"))  # fmt: skip
+    rows.append(("ONNX Runtime", _pairs(found.kernels.counts) if found.kernels else found.kernels_error))
+    saturating = sum(1 for layer in facts.layers if layer.may_saturate_int16)
+    if saturating:
+        rows.append(("processors", f"{counted(saturating, 'layer')} may saturate 16-bit sums on CPUs without VNNI, AMX "
+                                   "or ARM dot-product instructions; reduce_range: true avoids it"))  # fmt: skip
     for title, text in rows:
         grid.add_row(_text(title[:24]), _text(text))
     return grid
@@ -92,100 +93,102 @@ def _about(found: Inspection) -> Table:
 
 def _layers(found: Inspection, width: int) -> Table:
     def key(layer: Layer) -> Hashable:
-        facts = (layer.container, layer.weight_bits, layer.input_bits, layer.granularity, layer.pattern)
-        noted = layer.annotation.sparsity if layer.annotation else ""
-        return (*facts, noted, found.kernel(layer), layer.type, layer.quantized_by)
+        facts = (layer.container, layer.weight_bits, layer.activation_bits, layer.granularity, layer.pattern)
+        annotated = layer.annotation.sparsity if layer.annotation else ""
+        return (*facts, annotated, found.kernel(layer), layer.type, layer.quantized_by)
 
     wide = width >= WIDE
     more = ("stored as", "scales") if wide else ()
-    view = plain_table("layers, by the numbers that are stored", ("layer",), ("n",))
+    view = plain_table("layers, from the stored weights; bytes on the device and in the file", ("layer",), ("n",))
     for column in ("bits", *more):
         view.add_column(column)
-    for column in ("zeros", "true", "stored"):
+    for column in ("zeros", "device", "file"):
         view.add_column(column, justify="right")
-    view.add_column("ONNX Runtime runs")
+    view.add_column("kernel")
     view.columns[0].overflow = "fold"
     for index in range(1, len(view.columns)):
         view.columns[index].no_wrap = True
-    for name, group in alike(found.facts.layers, lambda layer: layer.name, key):
+    for name, group in grouped(found.contents.layers, lambda layer: layer.name, key):
         one = group[0]
         distinct = {layer.weight: layer for layer in group}.values()
-        cells = [_text(name), Text(str(len(group))), Text(f"W{one.weight_bits}A{one.input_bits}")]
+        cells = [_text(name), Text(str(len(group))), Text(f"W{one.weight_bits}A{one.activation_bits}")]
         cells += [Text(one.container), Text(one.granularity or "-")] if wide else []
-        cells += [_zeros(group), Text(format_bytes(sum(layer.true_bytes for layer in distinct)))]
+        cells += [_sparsity(group), Text(format_bytes(sum(layer.device_bytes for layer in distinct)))]
         cells += [Text(format_bytes(sum(layer.stored_bytes for layer in distinct))), _kernel(found, one)]
         view.add_row(*cells)
     return view
 
 
-def _zeros(layers: Sequence[Layer]) -> Text:
-    """The pattern that was found, or the share of zeros; red where another pattern is annotated."""
+def _sparsity(layers: Sequence[Layer]) -> Text:
+    """Return the pattern of the weights, or the fraction of zeros; red where the annotated pattern is violated."""
     one, weights = layers[0], sum(layer.weights for layer in layers)
-    noted = one.annotation.sparsity if one.annotation else ""
-    if noted.startswith("2:4") and noted not in one.patterns and not one.pattern:
-        return Text(f"not {noted}", "red")
+    annotated = one.annotation.sparsity if one.annotation else ""
+    if annotated.startswith("2:4") and annotated not in one.patterns and not one.pattern:
+        return Text(f"not {annotated}", "red")
     return Text(one.pattern or format_percent(sum(layer.zeros for layer in layers) / max(weights, 1)))
 
 
 def _kernel(found: Inspection, layer: Layer) -> Text:
     kernel = found.kernel(layer) or "-"
-    fails = layer.quantized_by == "Q/DQ" and kernel not in INTEGER_KERNELS and kernel != "-"
-    return Text(
-        f"{kernel}, in float" if fails else kernel, "" if not fails else "yellow" if "Conv" in kernel else "red"
-    )
+    if kernel == "-" or kernel in INTEGER_KERNELS or layer.quantized_by != "Q/DQ":
+        return Text(kernel)
+    return Text(f"{kernel} (float)", "yellow" if "Conv" in kernel else "red")
 
 
 def _sizes(found: Inspection) -> Table:
-    """True and stored bytes of each part of the file."""
-    facts, layers = found.facts, found.distinct_layers
-    view = plain_table("size", ("",), ("true", "stored"))
+    """Return the table of the bytes of each part of the file."""
+    facts, layers = found.contents, found.distinct_layers
+    view = plain_table("size", ("",), ("device", "file"))
     stored = sum(layer.stored_bytes for layer in layers)
     rest = found.stored_bytes - stored - facts.scale_bytes - facts.other_bytes
     parts: list[tuple[str, float | None, float]] = [
-        ("weights of layers", sum(layer.true_bytes for layer in layers), stored),
-        ("their scales and zero points", facts.scale_bytes, facts.scale_bytes),
+        ("weights", sum(layer.device_bytes for layer in layers), stored),
+        ("scales and zero points", facts.scale_bytes, facts.scale_bytes),
         ("other constants", facts.other_bytes, facts.other_bytes),
-        ("graph, names and notes", None, rest),
-        ("whole file", found.true_bytes, found.stored_bytes),
+        ("graph and metadata", None, rest),
+        ("total", found.device_bytes, found.stored_bytes),
     ]
-    for name, true, held in parts:
-        view.add_row(name, "-" if true is None else format_bytes(true), format_bytes(held))
+    for name, on_device, in_file in parts:
+        view.add_row(name, "-" if on_device is None else format_bytes(on_device), format_bytes(in_file))
     return view
 
 
-def _codes(found: Inspection) -> Table:
-    view = plain_table("codes that differ from the graph's, on identical inputs", ("layer",), ("n", "input", "weight"))
-    for name, group in alike(found.codes, lambda one: one.layer, lambda one: (one.inputs, one.weights)):
-        shares = (group[0].inputs, group[0].weights)
-        view.add_row(_text(name), str(len(group)), *("-" if s is None else f"{s:.3%}" if s else "0 %" for s in shares))
+def _differences(found: Inspection) -> Table:
+    title = "integers that differ from the graph, on identical inputs"
+    view = plain_table(title, ("layer",), ("n", "activation", "weight"))
+    rows = grouped(found.differences, lambda one: one.layer, lambda one: (one.activations, one.weights))
+    for name, group in rows:
+        fractions = (group[0].activations, group[0].weights)
+        cells = ("-" if value is None else f"{value:.3%}" if value else "0 %" for value in fractions)
+        view.add_row(_text(name), str(len(group)), *cells)
     return view
 
 
-def _promises(found: Inspection, console: Console) -> None:
-    facts = found.facts
-    fused = sum(1 for layer in facts.layers if layer.quantized_by == "Q/DQ" and "Conv" not in layer.type)
-    noted = counted(len(facts.annotations) or sum(1 for one in facts.layers if one.annotation), "annotated layer")
-    promised = f"{noted}, {counted(fused + len(facts.activation_products), 'product')} between Q/DQ"
-    if not found.broken:
-        nothing = noted.startswith("0 ") and not fused and not facts.activation_products
-        console.print("it promises nothing" if nothing else f"every promise holds: {promised}")
+def _violations(found: Inspection, console: Console) -> None:
+    facts = found.contents
+    quantized = sum(1 for layer in facts.layers if layer.quantized_by == "Q/DQ" and "Conv" not in layer.type)
+    annotated = len(facts.annotations) or sum(1 for one in facts.layers if one.annotation)
+    matmuls = quantized + len(facts.activation_matmuls)
+    claims = f"{counted(annotated, 'annotated layer')}, {counted(matmuls, 'matmul')} between Q/DQ"
+    if not found.violations:
+        console.print(f"no violations ({claims})" if annotated or matmuls else "the file makes no claims to check")
         return
-    grid = plain_table(f"{counted(len(found.broken), 'broken promise')} ({promised})", ("layer", "promise", "found"))
+    grid = plain_table(f"{counted(len(found.violations), 'violation')} ({claims})", ("layer", "claim", "found"))
     for column in grid.columns:
         column.overflow = "fold"
-    rows = alike(found.broken, lambda one: one.layer, lambda one: (one.promise, one.found))
-    for name, group in rows[:BROKEN_SHOWN]:
-        grid.add_row(Text(plain(name) or "-", "red"), _text(group[0].promise), _text(group[0].found))
+    rows = grouped(found.violations, lambda one: one.layer, lambda one: (one.claim, one.found))
+    for name, group in rows[:VIOLATIONS_SHOWN]:
+        grid.add_row(Text(plain(name) or "-", "red"), _text(group[0].claim), _text(group[0].found))
     console.print(grid)
-    if len(rows) > BROKEN_SHOWN:
-        console.print(f"and {len(rows) - BROKEN_SHOWN} more: --format json lists all")
+    if len(rows) > VIOLATIONS_SHOWN:
+        console.print(f"and {len(rows) - VIOLATIONS_SHOWN} more; --format json lists all")
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > ITEMS_SHOWN:
         return f"{', '.join(str(item) for item in value[:ITEMS_SHOWN])}, ... ({len(value)} in all)"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}... ({len(text)} characters)"
 
 
 def _pairs(values: Any) -> str:
@@ -193,7 +196,7 @@ def _pairs(values: Any) -> str:
 
 
 def _text(text: str) -> Text:
-    """Names come from files: no control characters, no markup."""
+    """Return text without control characters and markup, which names from files may contain."""
     return Text(plain(text))
 
 

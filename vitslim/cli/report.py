@@ -11,10 +11,10 @@ import typer
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `vitslim run` wrote.")],
     output: Annotated[
-        Literal["table", "json", "markdown", "junit", "html"], typer.Option("--format", help="Format on stdout.")
+        Literal["table", "json", "markdown", "junit", "html"], typer.Option("--format", help="Output format on stdout.")
     ] = "table",
 ) -> None:
-    """Print the report of a finished run. Checks the files of the run first."""
+    """Print the report of a finished run. Checks its files against their checksums first."""
     from vitslim import report as renderers
     from vitslim.cli.console import stdout
     from vitslim.pipeline.artifact import load_artifact

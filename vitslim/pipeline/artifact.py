@@ -1,4 +1,4 @@
-"""The artifact directory: what a run gives back, written whole or not at all."""
+"""The artifact of a run: a directory that is written atomically."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ class Artifact:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise UsageError when a folder holds something that is not an artifact of an earlier run."""
+    """Raise UsageError unless a path is missing, an empty folder, or the artifact of an earlier run."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise UsageError(f"'{folder}' is not empty and not the result of an earlier run", "choose another --out folder")
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"'{folder}' is a file", "choose another --out folder")
+        raise UsageError(f"expected a folder, got the file '{folder}'", "choose another --out folder")
 
 
 def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) -> Artifact:
-    """Collect the files beside `folder`, then put the finished directory in its place."""
+    """Write the artifact to a scratch directory, then move it to `folder`.
+
+    stage_folder: folder of the last stage, whose model and weights are copied. lock: text of the lock file.
+    """
     with replace_atomically(folder) as scratch:
         for name in COPIED:
             shutil.copyfile(stage_folder / name, scratch / name)
@@ -58,15 +61,17 @@ def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) 
 
 
 def load_artifact(folder: Path) -> Artifact:
-    """Read an artifact and check every file against its manifest.
+    """Return an artifact after checking every file against the manifest.
 
-    Raises InputError when a file is missing or differs from what the run wrote.
+    Raises InputError when a file is missing or was changed.
     """
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         expected = manifest["files"]
     except FileNotFoundError as error:
-        raise InputError(f"'{folder}' is not a finished run", f"'{MANIFEST_FILE}' is missing there") from error
+        raise InputError(
+            f"'{folder}' is not a finished run: it has no {MANIFEST_FILE}", "give the --out folder of a finished run"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{folder / MANIFEST_FILE}' is corrupt", "run the recipe again") from error
     for name, digest in expected.items():

@@ -1,4 +1,4 @@
-"""Accuracy of stages through torch and of the exported file through ONNX Runtime, on the same images."""
+"""Accuracy of the stages in torch and of the exported file in ONNX Runtime, on the same images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ BATCH = 50
 def evaluate_graph(
     graph: ModelGraph, data: DataModule, dense: dict[str, torch.Tensor] | None, progress: Progress, label: str
 ) -> tuple[tuple[Accuracy, ...], dict[str, torch.Tensor]]:
-    """Top-1 and agreement with the dense model on every evaluation set, and the predicted classes."""
+    """Return top-1 accuracy and top-1 agreement with the dense model on every evaluation set, and the predictions.
+
+    dense: predictions of the dense model, by evaluation set; None for the dense model itself.
+    """
     return _evaluate(graph.module.eval(), data, dense, progress, label, "torch")
 
 
 def evaluate_onnx(
     path: Path, data: DataModule, dense: dict[str, torch.Tensor], progress: Progress, label: str
 ) -> tuple[tuple[Accuracy, ...], dict[str, torch.Tensor]]:
-    """The same for an ONNX file, through ONNX Runtime."""
+    """Return the same as `evaluate_graph` for an ONNX file in ONNX Runtime."""
     model = OnnxModel(path)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
@@ -48,13 +51,13 @@ def _evaluate(
     for name, dataset in evaluation_sets(data).items():
         logits, labels = predict(forward, dataset, BATCH, progress, f"{label}: accuracy on {name}")
         predicted = logits.argmax(dim=1)
-        same = None if dense is None else (predicted == dense[name]).float().mean().item()
+        agreement = None if dense is None else (predicted == dense[name]).float().mean().item()
         top1 = (predicted == labels).float().mean().item()
-        accuracies.append(Accuracy(dataset=name, top1=top1, n=len(labels), agreement=same, runtime=runtime))
+        accuracies.append(Accuracy(dataset=name, top1=top1, n=len(labels), agreement=agreement, runtime=runtime))
         predictions[name] = predicted
     return tuple(accuracies), predictions
 
 
 def evaluation_sets(data: DataModule) -> dict[str, Dataset]:
-    """`val` and the folders of `data.also_evaluate`."""
+    """Return the data sets `val` and those of `data.also_evaluate`."""
     return {"val": data.val, **data.extra}

@@ -1,4 +1,4 @@
-"""Budgets of a recipe, judged on the report's own numbers."""
+"""Evaluate the gates of a recipe on the numbers of the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitslim.results import Estimate, GateResult, Measurement, StageRecord
 
 
 def judge(gates: Gates, stages: tuple[StageRecord, ...]) -> tuple[GateResult, ...]:
-    """Every gate of the recipe with its value and verdict; the last stage is compared with the first."""
+    """Return every gate of the recipe with its value and whether it passed; compares the last stage with the first."""
     return tuple(_judge(gates, stages[0], stages[-1]))
 
 
@@ -40,6 +40,6 @@ def _top1(record: StageRecord) -> float:
 
 
 def _speedup(record: StageRecord, backend: str) -> float:
-    """At the first batch size and thread count of the report."""
+    """Return the speedup at the first batch size and thread count of the report; NaN when there is none."""
     results: list[Measurement | Estimate] = [*record.measurements, *record.estimates]
     return next((result.speedup for result in results if result.backend == backend and result.speedup), nan)

@@ -1,4 +1,4 @@
-"""`inspect`: what an ONNX file holds, what ONNX Runtime makes of it, and whether it keeps what it promises."""
+"""Inspect an ONNX file: its contents, the kernels that ONNX Runtime selects, and violations of its own claims."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitslim.backends.measured.kernels import INTEGER_KERNELS, Kernels, read_ker
 from vitslim.errors import InputError
 from vitslim.progress import Progress, Silent
 from vitslim.workload import load_onnx
-from vitslim.workload.describe import describe, name_nodes
-from vitslim.workload.facts import BrokenPromise, FileFacts, Layer
-from vitslim.workload.file import PROTOBUF_BYTES_MAX, stored_bytes
+from vitslim.workload.file_contents import FileContents, Layer, Violation
+from vitslim.workload.onnx_file import PROTOBUF_BYTES_MAX, stored_bytes
+from vitslim.workload.read_contents import name_nodes, read_contents
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.layer_codes import LayerCodes
+    from vitslim.pipeline.layer_integers import LayerDifference
 
 MODEL_FILE = "model.onnx"
 CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
@@ -26,88 +26,91 @@ CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that was found out about one file."""
+    """Result of inspecting one file."""
 
     path: Path
     stored_bytes: int
-    """Of the file and of the files in which it keeps weights."""
-    facts: FileFacts
+    """Size of the file and its external data."""
+    contents: FileContents
     kernels: Kernels | None
-    """None when ONNX Runtime does not take the file."""
-    refusal: str
-    """Why it does not."""
-    codes: tuple[LayerCodes, ...]
-    """Only where they were asked for."""
-    broken: tuple[BrokenPromise, ...]
+    """None when ONNX Runtime cannot load the file."""
+    kernels_error: str
+    """Reason why ONNX Runtime cannot load the file; else empty."""
+    differences: tuple[LayerDifference, ...]
+    """Comparison with the saved graph; empty unless requested."""
+    violations: tuple[Violation, ...]
 
     def kernel(self, layer: Layer) -> str:
-        """What ONNX Runtime runs in the place of a layer; empty when that cannot be told."""
+        """Return the kernel that ONNX Runtime runs for a layer; empty when unknown."""
         return "" if self.kernels is None else self.kernels.by_node.get(layer.node, "")
 
     @property
-    def true_bytes(self) -> float:
-        """All constants, weights of layers at their real bits and with their pattern; the graph itself not counted."""
-        return self.facts.scale_bytes + self.facts.other_bytes + sum(one.true_bytes for one in self.distinct_layers)
+    def device_bytes(self) -> float:
+        """Bytes of all constants on a device that stores weights at their effective bits; without the graph itself."""
+        constants = self.contents.scale_bytes + self.contents.other_bytes
+        return constants + sum(layer.device_bytes for layer in self.distinct_layers)
 
     @property
     def distinct_layers(self) -> tuple[Layer, ...]:
         """One layer for each stored weight."""
-        return tuple({layer.weight: layer for layer in self.facts.layers}.values())
+        return tuple({layer.weight: layer for layer in self.contents.layers}.values())
 
 
 def inspect(path: Path, layers: bool = False, progress: Progress | None = None) -> Inspection:
     """Inspect an ONNX file, or the model in the folder of a run.
 
-    layers: compare the codes of every layer with the graph that lies beside the file.
-    Raises InputError for a file that is not a whole ONNX file and, with `layers`, where there is no such graph.
+    layers: compare the integers of every layer with those of the graph that is saved in the folder of the file.
+    Raises InputError for a damaged ONNX file and, with `layers`, when the folder has no saved graph.
     """
     path = path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
     model = load_onnx(path)
-    changed = name_nodes(model)
-    facts = describe(model)
-    kernels, refusal = _kernels(model, path, changed)
-    codes = _codes(model, facts, path.parent, progress or Silent()) if layers else ()
-    broken = (*facts.broken, *_not_fused(facts, kernels, refusal), *_differing(codes))
-    return Inspection(path, stored_bytes(path), facts, kernels, refusal, codes, broken)
+    renamed = name_nodes(model)
+    contents = read_contents(model)
+    kernels, error = _kernels(model, path, renamed)
+    differences = _differences(model, contents, path.parent, progress or Silent()) if layers else ()
+    violations = (*contents.violations, *_not_fused(contents, kernels, error), *_differing(differences))
+    return Inspection(path, stored_bytes(path), contents, kernels, error, differences, violations)
 
 
-def _kernels(model: onnx.ModelProto, path: Path, changed: bool) -> tuple[Kernels | None, str]:
-    """Kernels, or why there are none. A model with nodes that had to be named goes to the runtime with their names."""
-    if changed and model.ByteSize() > PROTOBUF_BYTES_MAX:
-        return None, "its nodes have no names, and it is too large to give them some"
+def _kernels(model: onnx.ModelProto, path: Path, renamed: bool) -> tuple[Kernels | None, str]:
+    """Return the kernels, or the reason why there are none. Renamed nodes require the model in memory, not its file."""
+    if renamed and model.ByteSize() > PROTOBUF_BYTES_MAX:
+        return None, "its nodes have no names, and it is too large to be loaded from memory"
     try:
-        return read_kernels(model.SerializeToString() if changed else path, f"'{path}'"), ""
+        return read_kernels(model.SerializeToString() if renamed else path, f"'{path}'"), ""
     except InputError as error:
         return None, error.message
 
 
-def _codes(model: onnx.ModelProto, facts: FileFacts, folder: Path, progress: Progress) -> tuple[LayerCodes, ...]:
-    from vitslim.pipeline.layer_codes import compare_codes  # brings torch along, which nothing else here needs
+def _differences(
+    model: onnx.ModelProto, contents: FileContents, folder: Path, progress: Progress
+) -> tuple[LayerDifference, ...]:
+    from vitslim.pipeline.layer_integers import compare_layers  # imports torch, which nothing else here needs
 
-    return compare_codes(model, facts, folder, progress)
+    return compare_layers(model, contents, folder, progress)
 
 
-def _not_fused(facts: FileFacts, kernels: Kernels | None, refusal: str) -> Iterator[BrokenPromise]:
-    """Matrix products between Q/DQ that do not run on integers."""
-    promised = {one.node: one.name for one in facts.layers
-                if one.quantized_by == "Q/DQ" and one.type not in CONVOLUTIONS}  # fmt: skip
-    promised |= {node: node for node in facts.activation_products}
+def _not_fused(contents: FileContents, kernels: Kernels | None, error: str) -> Iterator[Violation]:
+    """Yield the matmuls between Q/DQ that do not run on integers."""
+    claimed = {one.node: one.name for one in contents.layers
+               if one.quantized_by == "Q/DQ" and one.type not in CONVOLUTIONS}  # fmt: skip
+    claimed |= {node: node for node in contents.activation_matmuls}
     if kernels is None:
-        if promised:
-            yield BrokenPromise("", f"{len(promised)} products between Q/DQ run on integers", refusal)
+        if claimed:
+            yield Violation("", f"{len(claimed)} matmuls between Q/DQ run on integers", error)
         return
-    for node, name in promised.items():
+    for node, name in claimed.items():
         kernel = kernels.by_node.get(node, "")
         if kernel not in INTEGER_KERNELS:
-            found = f"ONNX Runtime runs {kernel} on floats" if kernel else "ONNX Runtime has no such product"
-            yield BrokenPromise(name, "a product between Q/DQ runs on integers", found)
+            found = f"ONNX Runtime runs {kernel} on floats" if kernel else "ONNX Runtime removed this matmul"
+            yield Violation(name, "a matmul between Q/DQ runs on integers", found)
 
 
-def _differing(codes: tuple[LayerCodes, ...]) -> Iterator[BrokenPromise]:
-    for layer in codes:
+def _differing(differences: tuple[LayerDifference, ...]) -> Iterator[Violation]:
+    for layer in differences:
         if not layer.in_file:
-            yield BrokenPromise(layer.layer, "a layer of the graph is in the file", "no layer of this name")
-        shares: Mapping[str, float | None] = {"input": layer.inputs, "weight": layer.weights}
-        for what, share in shares.items():
-            if share:
-                yield BrokenPromise(layer.layer, f"{what} codes are those of the graph", f"{share:.3%} of them differ")
+            yield Violation(layer.layer, "a layer of the graph is in the file", "no layer of this name")
+        fractions: Mapping[str, float | None] = {"activation": layer.activations, "weight": layer.weights}
+        for operand, fraction in fractions.items():
+            if fraction:
+                yield Violation(layer.layer, f"{operand} integers equal the graph's", f"{fraction:.3%} of them differ")

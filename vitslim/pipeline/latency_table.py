@@ -64,7 +64,7 @@ def build_table(
     return LatencyTable(
         model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
         batch=batch, threads=threads if kind == "measured" else None, environment=environment(), n=times.n,
-        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, scale=scale, products=latencies,
+        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, scale=scale, matmuls=latencies,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""One directory a stage, named by content key: finished stages are found again, half-written ones never are."""
+"""One directory per stage, named by content key. A directory appears only when its stage has finished."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL_FILE = "model.onnx"
 
 @dataclass
 class StoredStage:
-    """A finished stage on disk. Its graph is loaded only when somebody asks for it."""
+    """A finished stage on disk. Its graph is loaded on first use."""
 
     folder: Path
     record: StageRecord
@@ -47,7 +47,7 @@ class StoredStage:
         return load_file(self.folder / PREDICTIONS_FILE)
 
     def result(self) -> StageResult:
-        """What later stages see of it."""
+        """Return the result of the stage, for later stages."""
         return StageResult(self.graph, self.record.changes, self.record.skipped, self.record.metrics)
 
 
@@ -72,7 +72,7 @@ class StageStore:
             ) from error
 
     def find(self, name: str, key: str) -> StoredStage | None:
-        """A finished stage with this key, or None."""
+        """Return the finished stage with this key; None when there is none."""
         folder = self._folder(name, key)
         try:
             record = StageRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
@@ -84,20 +84,20 @@ class StageStore:
 
     @contextmanager
     def writing(self, name: str, key: str) -> Iterator[Path]:
-        """A scratch folder that becomes the stage's folder when the block ends well, and vanishes when it does not."""
+        """Yield a scratch folder, which becomes the folder of the stage on success and is deleted on an error."""
         with replace_atomically(self._folder(name, key)) as scratch:
             yield scratch
         shutil.rmtree(self.kept(name, key), ignore_errors=True)
 
     def kept(self, name: str, key: str) -> Path:
-        """Folder of what an unfinished stage keeps for the next attempt; the stage creates it when it needs it."""
+        """Return the folder of checkpoints of an unfinished stage; the stage creates it if needed."""
         target = self._folder(name, key)
         return target.with_name(f".{target.name}.kept")
 
     def stored(
         self, scratch: Path, graph: ModelGraph, predictions: dict[str, torch.Tensor], record: StageRecord
     ) -> StoredStage:
-        """Write a stage's files into its scratch folder."""
+        """Write the files of a stage into its scratch folder, and return the stage."""
         save_graph(graph, scratch)
         save_file(predictions, scratch / PREDICTIONS_FILE)
         (scratch / RECORD_FILE).write_text(record.model_dump_json(indent=1), encoding="utf-8")

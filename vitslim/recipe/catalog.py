@@ -40,7 +40,7 @@ def packaged_recipes() -> tuple[RecipeInfo, ...]:
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """Return the file of a packaged recipe (`quickstart`, `base/imagenet`) or of a path relative to the folder `beside`.
+    """Return the file of a packaged recipe (`quickstart`, `base/imagenet`) or of a path relative to `beside`.
 
     Raises UsageError, naming the closest recipe, when there is no such file.
     """

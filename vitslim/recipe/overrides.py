@@ -14,8 +14,8 @@ from vitslim.recipe.yaml12 import MAX_DEPTH, parse_yaml
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
     """Write each `KEY=VALUE` into a recipe document, in order, and create missing parents.
 
-    A key is a dotted path; numbers are list positions (`stages.0.prune.pruning_ratio`). A value is YAML; where only text
-    is allowed it is taken literally. Returns the problems; unknown keys are reported by the validation that follows.
+    A key is a dotted path; numbers are list positions (`stages.0.prune.pruning_ratio`). A value is YAML; where only
+    text is allowed it is taken literally. Returns the problems; unknown keys are reported by the validation that follows.
     """
     problems = []
     published = recipe_schema()

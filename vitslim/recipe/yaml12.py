@@ -1,8 +1,8 @@
 """A safe subset of YAML 1.2: plain values without tags, anchors and aliases.
 
 ruamel.yaml splits the text into events; this module builds values from them by the core schema of YAML 1.2 (`5e-5` is a
-number; `2:4`, `off` and `2024-01-01` are text). Refusing aliases and tags keeps a small file from expanding into a large
-value. Limits of size, depth and count are enforced while the events are read.
+number; `2:4`, `off` and `2024-01-01` are text). Refusing aliases and tags keeps a small file from expanding into a
+large value. Limits of size, depth and count are enforced while the events are read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse_yaml(text: str, source: str = "recipe") -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Return YAML that `parse_yaml` reads back as the same value. Keys keep their order; innermost lists use one line."""
+    """Return YAML that `parse_yaml` reads back as the same value. Keys keep their order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = None

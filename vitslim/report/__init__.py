@@ -1,4 +1,4 @@
-"""Renders results: on a terminal, as JSON, HTML, Markdown and JUnit XML. Every renderer reads only the `Report`."""
+"""Renderers of a `Report`: terminal, JSON, HTML, Markdown and JUnit XML. They read nothing else."""
 
 from vitslim.report.html import render_html
 from vitslim.report.json import parse_report, render_json, report_schema

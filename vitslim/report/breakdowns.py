@@ -1,4 +1,4 @@
-"""Where a simulated target spends its time: by class of operator, row by row, and on the roofline."""
+"""Breakdown of a simulated latency: by kind of operator, by row, and on the roofline."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from vitslim.units import format_percent
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Time of one stage on one simulated target by operator."""
+    """Latency of one stage on one simulated target by operator."""
 
     title: str
     groups: tuple[Group, ...]
 
 
 def breakdowns(report: Report) -> tuple[Breakdown, ...]:
-    """The dense and the last model on every simulated target: by class, then row by row, the costliest first."""
+    """Return the dense and the final model on every simulated target: by kind, then by row, highest latency first."""
     return tuple(
         Breakdown(title, (group,))
         for name, setting, found in _estimates(report)
         for title, group in (
-            (f"by class: {name} on {setting}", class_group(found)),
-            (f"{name} on {setting}", row_group(found)),
+            (f"by kind: {name} on {setting}", kind_group(found)),
+            (f"by layer: {name} on {setting}", row_group(found)),
         )
     )
 
 
 def rooflines(report: Report) -> tuple[Figure, ...]:
-    """A roofline of the dense and of the last model on every simulated target that has one."""
+    """Return a roofline of the dense and of the final model for every simulated target that has one."""
     return tuple(
         Figure(
             f"Roofline: {name}",
             "simulated",
             f"{setting}. Peak {found.roofline.peak_tops:.4g} TOPS ({found.roofline.precision}), DRAM "
-            f"{found.roofline.bandwidth_gbps:.4g} GB/s; one dot a row of the table below.",
+            f"{found.roofline.bandwidth_gbps:.4g} GB/s. Each dot is a row of the table below.",
             roofline_plot(found, f"Roofline of {name}, simulated, {setting}"),
         )
         for name, setting, found in _estimates(report)
@@ -55,16 +55,16 @@ def _estimates(report: Report) -> Iterator[tuple[str, Setting, Estimate]]:
                 yield report.stages[stage].name, setting, found
 
 
-def time_of(row: EstimateRow) -> float:
-    """Microseconds of a row, or cycles for a target without a clock: what its share is counted in."""
+def latency_of(row: EstimateRow) -> float:
+    """Return the microseconds of a row, or its cycles for a target without a clock."""
     return row.latency_us or float(row.cycles or 0)
 
 
-def class_rows(found: Estimate) -> tuple[EstimateRow, ...]:
-    """Rows of the same operator kind summed up, the costliest first. Utilization and bound are left open."""
+def kind_rows(found: Estimate) -> tuple[EstimateRow, ...]:
+    """Return the sums of the rows of each kind of operator, highest latency first; utilization and bound are unset."""
     kinds = dict.fromkeys(row.op for row in found.rows)
     sums = [_sum(kind, [row for row in found.rows if row.op == kind]) for kind in kinds]
-    return tuple(sorted(sums, key=lambda row: -time_of(row)))
+    return tuple(sorted(sums, key=lambda row: -latency_of(row)))
 
 
 def _sum(kind: str, rows: list[EstimateRow]) -> EstimateRow:
@@ -82,16 +82,16 @@ def _sum(kind: str, rows: list[EstimateRow]) -> EstimateRow:
     )
 
 
-def class_group(found: Estimate) -> Group:
-    """Time and energy by operator kind."""
-    rows = class_rows(found)
-    kinds = Column("class", "", tuple(Cell(row.name) for row in rows), numeric=False)
+def kind_group(found: Estimate) -> Group:
+    """Return latency and energy by kind of operator."""
+    rows = kind_rows(found)
+    kinds = Column("kind", "", tuple(Cell(row.name) for row in rows), numeric=False)
     return Group((), "simulated", (kinds, *_figures(found, rows)))
 
 
 def row_group(found: Estimate) -> Group:
-    """Every row with what bounds it, where its number comes from and how far it may be off."""
-    rows = tuple(sorted(found.rows, key=lambda row: -time_of(row)))
+    """Return every row with its bound, the source of its constants and its expected error."""
+    rows = tuple(sorted(found.rows, key=lambda row: -latency_of(row)))
     return Group(
         (),
         "simulated",
@@ -108,8 +108,8 @@ def row_group(found: Estimate) -> Group:
 
 
 def _figures(found: Estimate, rows: tuple[EstimateRow, ...]) -> Iterator[Column]:
-    """Columns that a class and a row have in common; cycles and energy where the target has them."""
-    total = sum(map(time_of, found.rows)) or 1.0
+    """Yield the columns that both breakdowns have; cycles and energy where the target has them."""
+    total = sum(map(latency_of, found.rows)) or 1.0
     yield Column("count", "counted", tuple(Cell(str(row.count)) for row in rows))
     yield Column("MACs", "counted", tuple(Cell(f"{row.macs:,}") for row in rows))
     if any(row.cycles is not None for row in rows):
@@ -117,7 +117,7 @@ def _figures(found: Estimate, rows: tuple[EstimateRow, ...]) -> Iterator[Column]
         yield Column("cycles", "simulated", cells)
     if any(row.latency_us for row in rows):
         yield Column("us", "simulated", tuple(Cell(f"{row.latency_us:.4g}") for row in rows))
-    yield Column("of all", "simulated", tuple(Cell(format_percent(time_of(row) / total)) for row in rows))
+    yield Column("share", "simulated", tuple(Cell(format_percent(latency_of(row) / total)) for row in rows))
     if any(row.energy_uj is not None for row in rows):
         cells = tuple(Cell("" if row.energy_uj is None else f"{row.energy_uj:.4g}") for row in rows)
         yield Column("uJ", "simulated", cells)

@@ -1,6 +1,6 @@
-"""The report's numbers as columns, computed once for every renderer.
+"""The numbers of a report as columns, computed once for every renderer.
 
-A column knows where its values come from, so measured and simulated values cannot meet in one.
+Each column has one source, so that measured and simulated values are never in the same column.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from vitslim.units import (
 )
 
 Source = Literal["", "measured", "simulated", "counted"]
-"""Where a value comes from; counted values follow from the model alone, such as parameters and MACs."""
+"""Provenance of a value; counted values, such as parameters and MACs, follow from the model alone."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as people read it."""
+    """One formatted value."""
 
     text: str = ""
     note: str = ""
-    """What the value is against the dense model, such as `0.47x`."""
+    """Ratio to the dense model, such as `0.47x`."""
     hint: str = ""
-    """How the value was obtained, for who points at it."""
+    """Tooltip: how the value was obtained."""
     tone: Literal["", "good", "bad"] = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity over the stages."""
+    """One quantity for every stage."""
 
     header: str
     source: Source
@@ -48,13 +48,13 @@ class Column:
 
     @property
     def noted(self) -> bool:
-        """Whether any cell carries a note; then the others keep its room free, so that the values line up."""
+        """Whether any cell has a note; the other cells then reserve its width, so that values are aligned."""
         return any(cell.note for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that belong together; the titles say under which conditions they hold."""
+    """Related columns; the titles name their conditions."""
 
     titles: tuple[str, ...]
     source: Source
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """Under which conditions a latency holds; `threads` is 0 where a simulated target has none."""
+    """Conditions of a latency; `threads` is 0 for a simulated target."""
 
     backend: str
     batch: int
@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def load(self) -> str:
-        """Without the backend: `batch 1, 1 thread`."""
+        """Batch size and threads: `batch 1, 1 thread`."""
         threads = f", {self.threads} {'thread' if self.threads == 1 else 'threads'}" if self.threads else ""
         return f"batch {self.batch}{threads}"
 
@@ -86,55 +86,55 @@ T = TypeVar("T")
 
 
 def measured_settings(report: Report) -> tuple[Setting, ...]:
-    """Every condition under which a stage was measured, in the order of the recipe."""
+    """Return all settings in which a stage was measured, in the order of the recipe."""
     found = (Setting(m.backend, m.batch, m.threads) for stage in report.stages for m in stage.measurements)
     return tuple(dict.fromkeys(found))
 
 
 def simulated_settings(report: Report) -> tuple[Setting, ...]:
-    """Every condition for which a stage was simulated, in the order of the recipe."""
+    """Return all settings for which a stage was simulated, in the order of the recipe."""
     found = (Setting(e.backend, e.batch) for stage in report.stages for e in stage.estimates)
     return tuple(dict.fromkeys(found))
 
 
 def measurement(stage: StageRecord, setting: Setting) -> Measurement | None:
-    """What was measured for a stage under these conditions."""
+    """Return the measurement of a stage in a setting; None when there is none."""
     return next((m for m in stage.measurements if Setting(m.backend, m.batch, m.threads) == setting), None)
 
 
 def estimate(stage: StageRecord, setting: Setting) -> Estimate | None:
-    """What was simulated for a stage under these conditions."""
+    """Return the estimate of a stage for a setting; None when there is none."""
     return next((e for e in stage.estimates if Setting(e.backend, e.batch) == setting), None)
 
 
 def datasets(report: Report) -> tuple[str, ...]:
-    """Names of the labeled sets, `val` first."""
+    """Return the names of the labeled data sets, `val` first."""
     found = [a.dataset for stage in report.stages for a in stage.accuracies]
     names = dict.fromkeys([*found, *(a.dataset for a in report.final_accuracies)])
     return tuple(sorted(names, key=lambda name: name != "val"))
 
 
 def accuracy(report: Report, index: int, dataset: str) -> Accuracy | None:
-    """Top-1 of a stage on a set; for the last stage that of the exported file, where there is one."""
+    """Return the accuracy of a stage on a data set; for the last stage that of the exported file, if evaluated."""
     final = report.final_accuracies if index == len(report.stages) - 1 else ()
     return next((a for a in (*final, *report.stages[index].accuracies) if a.dataset == dataset), None)
 
 
 def stage_group(report: Report) -> Group:
-    """Names and methods of the stages."""
+    """Return the names and methods of the stages."""
     names = tuple(Cell(stage.name) for stage in report.stages)
     methods = tuple(Cell(stage.method, hint=stage.kind) for stage in report.stages)
     return Group((), "", (Column("stage", "", names, numeric=False), Column("method", "", methods, numeric=False)))
 
 
 def accuracy_group(report: Report, dataset: str, counts: bool = False) -> Group:
-    """Top-1 in percent, the points gained or lost against the dense model, and agreement with it.
+    """Return top-1 accuracy, its change in points from the dense model, and top-1 agreement with the dense model.
 
-    With `counts` also the number of images and the runtime that judged them.
+    With `counts` also the number of images and the runtime.
     """
     rows = [accuracy(report, index, dataset) for index in range(len(report.stages))]
     dense = rows[0] if rows else None
-    top1 = _cells(rows, lambda a: Cell(format_percent(a.top1), hint=f"n = {a.n}, {a.runtime}"))
+    top1 = _cells(rows, lambda a: Cell(format_percent(a.top1), hint=f"{a.n:,} images, {a.runtime}"))
     agreement = _cells(rows, lambda a: EMPTY if a.agreement is None else Cell(format_percent(a.agreement)))
     points = _cells(rows, lambda a: EMPTY if dense is None or a is dense else Cell(format_points(a.top1 - dense.top1)))
     columns = (
@@ -142,13 +142,13 @@ def accuracy_group(report: Report, dataset: str, counts: bool = False) -> Group:
         Column("points", "measured", points),
         Column("agreement", "measured", agreement),
         Column("images", "", _cells(rows, lambda a: Cell(f"{a.n:,}")) if counts else ()),
-        Column("through", "", _cells(rows, lambda a: Cell(a.runtime)) if counts else (), numeric=False),
+        Column("runtime", "", _cells(rows, lambda a: Cell(a.runtime)) if counts else (), numeric=False),
     )
     return Group((dataset,), "measured", _filled(columns))
 
 
 def size_group(report: Report) -> Group:
-    """Parameters, MACs and the size of the ONNX file."""
+    """Return parameters, MACs and the size of the ONNX file."""
     shown = {"params": "params", "MACs": "MACs", "ONNX file": "ONNX"}
     columns = (
         Column(shown[column.header], column.source, tuple(replace(cell, note="") for cell in column.cells))
@@ -159,7 +159,7 @@ def size_group(report: Report) -> Group:
 
 
 def cost_group(report: Report) -> Group:
-    """MACs, FLOPs, BOPs and bytes in columns of their own, with the fraction of the dense model (specs, 3.1)."""
+    """Return parameters, MACs, FLOPs, BOPs and bytes, each with its ratio to the dense model."""
     stages = report.stages
     columns = (
         Column("params", "counted", _against_dense(stages, lambda s: s.cost.params, format_count)),
@@ -174,20 +174,22 @@ def cost_group(report: Report) -> Group:
 
 
 def measured_group(report: Report, setting: Setting) -> Group:
-    """Median and interquartile range in ms, and the speed-up against the dense model."""
+    """Return median latency with interquartile range in ms, and the speedup over the dense model."""
     rows = [measurement(stage, setting) for stage in report.stages]
     digits = max((decimals(m.median_ms) for m in rows if m), default=0)
-    time = _cells(rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms, digits), hint=f"n = {m.n}, {m.backend}"))
-    columns = (Column("ms ±IQR", "measured", time), Column("speed-up", "measured", _speedups(rows)))
+    latency = _cells(
+        rows, lambda m: Cell(format_median(m.median_ms, m.spread_ms, digits), hint=f"{m.n} runs, {m.backend}")
+    )
+    columns = (Column("ms ±IQR", "measured", latency), Column("speedup", "measured", _speedups(rows)))
     return Group(("measured", setting.backend, setting.load), "measured", _filled(columns))
 
 
 def simulated_group(report: Report, setting: Setting) -> Group:
-    """Latency in ms, the speed-up against the dense model, energy, and compute cycles, all simulated."""
+    """Return simulated latency in ms, speedup over the dense model, energy in mJ, and compute cycles."""
     rows = [estimate(stage, setting) for stage in report.stages]
     columns = (
         Column("ms", "simulated", _cells(rows, lambda e: Cell(f"{e.latency_ms:.3g}", hint=e.calibration))),
-        Column("speed-up", "simulated", _speedups(rows)),
+        Column("speedup", "simulated", _speedups(rows)),
         Column(
             "mJ",
             "simulated",
@@ -196,14 +198,14 @@ def simulated_group(report: Report, setting: Setting) -> Group:
         Column(
             "cycles",
             "simulated",
-            _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint="of compute") if e.cycles is not None else EMPTY),
+            _cells(rows, lambda e: Cell(f"{e.cycles:,}", hint="compute cycles") if e.cycles is not None else EMPTY),
         ),
     )
     return Group(("simulated", setting.backend, setting.load), "simulated", _filled(columns))
 
 
 def without(group: Group, *headers: str) -> Group:
-    """The group without some of its columns."""
+    """Return the group without the columns of these headers."""
     return replace(group, columns=tuple(column for column in group.columns if column.header not in headers))
 
 
@@ -230,7 +232,7 @@ def _cells(rows: Iterable[T | None], render: Callable[[T], Cell]) -> tuple[Cell,
 def _against_dense(
     stages: tuple[StageRecord, ...], value: Callable[[StageRecord], int], render: Callable[[float], str]
 ) -> tuple[Cell, ...]:
-    """A positive count for each stage with its fraction of the first; zero means that nobody counted."""
+    """Return a cell for each stage with the ratio to the first stage; empty where the value is 0, which is unknown."""
     dense = value(stages[0]) if stages else 0
     return tuple(
         Cell(render(value(s)), note=format_factor(value(s) / dense) if dense and i else "", hint=f"{value(s):,}")
@@ -241,5 +243,5 @@ def _against_dense(
 
 
 def _filled(columns: Iterable[Column]) -> tuple[Column, ...]:
-    """The columns that hold anything at all."""
+    """Return the columns that have a value."""
     return tuple(column for column in columns if any(cell != EMPTY for cell in column.cells))

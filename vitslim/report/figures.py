@@ -1,4 +1,4 @@
-"""Which plots a report shows, and with which values."""
+"""The plots of a report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vitslim.results import Accuracy, Estimate, Measurement, Report
 from vitslim.units import decimals, format_bytes, format_median, format_ms, format_percent
 
 SHOWN_SETS = 3
-"""More labeled sets than that would hide each other in one plot; the table has them all."""
+"""Largest number of data sets in one plot; the table has all."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot and the words around it."""
+    """A plot with its title, note and legend."""
 
     title: str
     source: Source
@@ -37,7 +37,7 @@ class Figure:
 
 
 def overview_figures(report: Report) -> tuple[Figure, ...]:
-    """Accuracy, size, and latency under the first measured and the first simulated condition."""
+    """Return accuracy, size, and latency in the first measured and the first simulated setting."""
     found = [accuracy_figure(report), size_figure(report)]
     found += [measured_figure(report, setting) for setting in measured_settings(report)[:1]]
     found += [simulated_figure(report, setting) for setting in simulated_settings(report)[:1]]
@@ -45,7 +45,7 @@ def overview_figures(report: Report) -> tuple[Figure, ...]:
 
 
 def further_figures(report: Report, source: Source) -> Iterator[Figure]:
-    """The plots of all other conditions, `measured` or `simulated`."""
+    """Yield the latency plots of all other settings, `measured` or `simulated`."""
     if source == "measured":
         yield from (measured_figure(report, setting) for setting in measured_settings(report)[1:])
     if source == "simulated":
@@ -53,14 +53,14 @@ def further_figures(report: Report, source: Source) -> Iterator[Figure]:
 
 
 def accuracy_figure(report: Report) -> Figure | None:
-    """Top-1 per stage, one series a labeled set."""
+    """Return top-1 accuracy per stage, one series per data set; None without accuracies."""
     names = datasets(report)[:SHOWN_SETS]
     rows = range(len(report.stages))
     series = [Series(name, tuple(_accuracy_mark(accuracy(report, i, name)) for i in rows)) for name in names]
     if not series:
         return None
-    svg = dot_plot("Accuracy per stage, measured", "top-1, % of images", _labels(report), series)
-    note = "Whiskers: one standard error of the number of images to either side. The axis does not start at zero."
+    svg = dot_plot("Accuracy per stage, measured", "top-1 accuracy, %", _labels(report), series)
+    note = "Whiskers: ± one standard error. The axis does not start at zero."
     return Figure("Accuracy", "measured", note, svg, names if len(names) > 1 else ())
 
 
@@ -70,17 +70,17 @@ def _accuracy_mark(found: Accuracy | None) -> Mark | None:
     error = standard_error(found)
     percent = 100 * found.top1
     spread = min(200 * error, 2 * (100 - percent))
-    hint = f"{format_percent(found.top1)} ± {100 * error:.1f}, n = {found.n}, through {found.runtime}"
+    hint = f"{format_percent(found.top1)} ± {100 * error:.1f}, {found.n:,} images, {found.runtime}"
     return Mark(percent, f"{percent:.1f}", hint, spread)
 
 
 def standard_error(found: Accuracy) -> float:
-    """Standard error of a top-1 accuracy as a fraction: what another draw of as many images may change."""
+    """Return the binomial standard error of a top-1 accuracy, as a fraction."""
     return math.sqrt(max(found.top1 * (1 - found.top1), 0.0) / found.n) if found.n else 0.0
 
 
 def size_figure(report: Report) -> Figure | None:
-    """Bytes of the ONNX file of each stage."""
+    """Return the size of the ONNX file per stage; None without sizes."""
     marks = tuple(
         Mark(s.onnx_bytes / 1e6, format_bytes(s.onnx_bytes), f"{s.onnx_bytes:,} bytes") if s.onnx_bytes else None
         for s in report.stages
@@ -88,32 +88,32 @@ def size_figure(report: Report) -> Figure | None:
     if not any(marks):
         return None
     svg = bar_plot("Size of the ONNX file per stage", "ONNX file, MB", _labels(report), marks, "counted")
-    return Figure("Size", "counted", "The file as it lies on disk.", svg)
+    return Figure("Size", "counted", "Size of the ONNX file on disk.", svg)
 
 
 def measured_figure(report: Report, setting: Setting) -> Figure:
-    """Measured latency of each stage under one condition."""
+    """Return the measured latency per stage in one setting."""
     found = [measurement(stage, setting) for stage in report.stages]
     digits = max((decimals(m.median_ms) for m in found if m), default=0)
     marks = tuple(_measured_mark(m, digits, setting) if m else None for m in found)
     title = f"Latency per stage, measured, {setting}"
-    svg = bar_plot(title, "ms for a batch, median", _labels(report), marks, "measured")
+    svg = bar_plot(title, "median latency of a batch, ms", _labels(report), marks, "measured")
     return Figure("Latency, measured", "measured", f"{setting}. Whiskers: interquartile range.", svg)
 
 
 def _measured_mark(m: Measurement, digits: int, setting: Setting) -> Mark:
-    time = format_median(m.median_ms, m.spread_ms, digits)
-    hint = f"{time} ms, median ± interquartile range of {m.n} runs, {setting}"
+    latency = format_median(m.median_ms, m.spread_ms, digits)
+    hint = f"{latency} ms, median ± interquartile range of {m.n} runs, {setting}"
     return Mark(m.median_ms, f"{m.median_ms:.{digits}f} ms", hint, m.spread_ms)
 
 
 def simulated_figure(report: Report, setting: Setting) -> Figure:
-    """Simulated latency of each stage under one condition."""
+    """Return the simulated latency per stage in one setting."""
     found = [estimate(stage, setting) for stage in report.stages]
     marks = tuple(_simulated_mark(e, setting) if e else None for e in found)
     title = f"Latency per stage, simulated, {setting}"
-    svg = bar_plot(title, "ms for a batch, simulated", _labels(report), marks, "simulated")
-    return Figure("Latency, simulated", "simulated", f"{setting}. Computed from the ONNX file, not timed.", svg)
+    svg = bar_plot(title, "simulated latency of a batch, ms", _labels(report), marks, "simulated")
+    return Figure("Latency, simulated", "simulated", f"{setting}. Computed from the ONNX file, not measured.", svg)
 
 
 def _simulated_mark(e: Estimate, setting: Setting) -> Mark:

@@ -1,4 +1,4 @@
-"""What a run achieved, in one line: the last stage against the dense model."""
+"""Headline of a report: the final model against the dense model, in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitslim.units import format_bytes, format_count, format_ms, format_percent,
 
 @dataclass(frozen=True)
 class Fact:
-    """One achievement: `3.1x` `faster`, and what stands behind it."""
+    """One headline figure: `3.1x` `faster`, with the values behind it."""
 
     figure: str
     words: str
@@ -31,9 +31,9 @@ class Fact:
 
 
 def headline(report: Report) -> str:
-    """One line such as `3.1x faster, 5.2x smaller, -0.3 points top-1 (onnxruntime:cpu, batch 1, 1 thread, CPU NAME)`.
+    """Return `3.1x faster, 5.2x smaller, -0.3 points top-1 (onnxruntime:cpu, batch 1, 1 thread, CPU NAME)`.
 
-    No simulated figure is in it. What the report does not know is left out; without any figure the line is empty.
+    Contains no simulated figure. Unknown figures are left out; the line is empty when all are unknown.
     """
     facts = [latency_fact(report), size_fact(report), accuracy_fact(report)]
     text = ", ".join(str(fact) for fact in facts if fact)
@@ -42,7 +42,7 @@ def headline(report: Report) -> str:
 
 
 def latency_fact(report: Report) -> Fact | None:
-    """Measured speed-up of the last stage under the first condition of the recipe."""
+    """Return the measured speedup of the final model in the first setting of the recipe; None when unknown."""
     setting = next(iter(measured_settings(report)), None)
     found = measurement(report.stages[-1], setting) if setting else None
     dense = measurement(report.stages[0], setting) if setting else None
@@ -56,7 +56,7 @@ def latency_fact(report: Report) -> Fact | None:
 
 
 def simulated_fact(report: Report) -> Fact | None:
-    """Simulated speed-up of the last stage under the first condition of the recipe."""
+    """Return the simulated speedup of the final model in the first setting of the recipe; None when unknown."""
     setting = next(iter(simulated_settings(report)), None)
     found = estimate(report.stages[-1], setting) if setting else None
     dense = estimate(report.stages[0], setting) if setting else None
@@ -70,7 +70,7 @@ def simulated_fact(report: Report) -> Fact | None:
 
 
 def size_fact(report: Report) -> Fact | None:
-    """Size of the ONNX file against that of the dense one; None when nobody looked or nothing changed."""
+    """Return the size ratio of the dense to the final ONNX file; None when unknown or unchanged."""
     before, after = (report.stages[0].onnx_bytes, report.stages[-1].onnx_bytes) if report.stages else (0, 0)
     if not before or not after or before == after:
         return None
@@ -79,7 +79,7 @@ def size_fact(report: Report) -> Fact | None:
 
 
 def macs_fact(report: Report) -> Fact | None:
-    """MACs per image against those of the dense model; None when nothing changed."""
+    """Return the ratio of the MACs of the dense to those of the final model; None when unknown or unchanged."""
     before, after = (report.stages[0].cost.macs, report.stages[-1].cost.macs) if report.stages else (0, 0)
     if not before or not after or before == after:
         return None
@@ -88,7 +88,7 @@ def macs_fact(report: Report) -> Fact | None:
 
 
 def accuracy_fact(report: Report) -> Fact | None:
-    """Points of top-1 on the first set, of the exported file against the dense model."""
+    """Return the change of top-1 accuracy in points on the first data set, from the dense to the exported model."""
     name = next(iter(datasets(report)), None)
     if name is None or len(report.stages) < 2:
         return None
@@ -100,7 +100,7 @@ def accuracy_fact(report: Report) -> Fact | None:
 
 
 def compared(ratio: float, better: str, worse: str) -> tuple[str, str]:
-    """A positive ratio said so that the number is at least 1: `("3.1x", "faster")`, `("1.20x", "slower")`."""
+    """Return a positive ratio as a number of at least 1: `("3.1x", "faster")`, `("1.20x", "slower")`."""
     if 0 < ratio < 1:
         return format_ratio(1 / ratio), worse
     return format_ratio(ratio), better

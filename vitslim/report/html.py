@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, no external resource, light and dark, readable on a phone and on paper."""
+"""Render a report as one HTML file without scripts or external resources, with a light, a dark and a print style."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = "report.html.j2"
 
 
 def render_html(report: Report) -> str:
-    """A self-contained page. Every text is escaped: names of models, stages and folders are not to be trusted."""
+    """Return a self-contained HTML page. All text is escaped, because names of models and folders are untrusted."""
     return (
         _environment()
         .get_template(TEMPLATE)
@@ -45,13 +45,13 @@ def render_html(report: Report) -> str:
 
 
 def typographic(text: str) -> str:
-    """A figure with a true minus and times sign: `-0.3` and `3.1x` become `−0.3` and `3.1×`."""
+    """Return the text with typographic minus and times signs: `-0.3` and `3.1x` become `−0.3` and `3.1×`."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return re.sub(r"(?<=\d)x(?!\w)", "×", text)
 
 
 def _environment() -> Environment:
-    # Imported here, so that importing the package stays quick for the commands that render no page.
+    # Imported here, because most commands render no page and should start fast.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -62,7 +62,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": wording.plain, "typographic": typographic, "duration": format_duration}
-    environment.globals |= {"counted": wording.counted, "words": wording.simulated_words}
+    environment.globals |= {"counted": wording.counted, "provenance": wording.estimate_provenance}
     return environment
 
 

@@ -1,4 +1,4 @@
-"""The report as data: JSON out, JSON in, and the schema that both obey."""
+"""Write and read a report as JSON, and its JSON schema."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from vitslim import results
 from vitslim.errors import InputError
 from vitslim.results import REPORT_SCHEMA_VERSION, Report
 
-AGAIN = "write it again with `vitslim run`"
+RERUN_HINT = "run the recipe again with `vitslim run`"
 
 
 def render_json(report: Report) -> str:
-    """The whole report as indented JSON; infinite and undefined numbers are the strings `Infinity` and `NaN`."""
+    """Return a report as indented JSON; numbers that are not finite are the strings `Infinity` and `NaN`."""
     return report.model_dump_json(indent=2)
 
 
 def parse_report(text: str) -> Report:
-    """The report that `render_json` wrote.
+    """Return the report that `render_json` wrote.
 
-    Raises InputError when the text is no JSON, is not a report, or has another schema version.
+    Raises InputError when the text is not JSON, not a report, or has another schema version.
     """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError("the report is not valid JSON", AGAIN) from error
+        raise InputError("the report is not valid JSON", RERUN_HINT) from error
     if not isinstance(data, dict) or "schema_version" not in data:
-        raise InputError("the file is JSON, but not a vitslim report: it has no schema_version", AGAIN)
+        raise InputError("the file is JSON, but not a vitslim report: it has no schema_version", RERUN_HINT)
     if data["schema_version"] != REPORT_SCHEMA_VERSION:
         found = f"the report has schema version {data['schema_version']!r}"
         raise InputError(
-            f"{found}, this vitslim reads {REPORT_SCHEMA_VERSION}",
-            f"{AGAIN}, or read it with the vitslim that wrote it",
+            f"{found}, this version of vitslim reads {REPORT_SCHEMA_VERSION}",
+            f"{RERUN_HINT}, or read it with the version of vitslim that wrote it",
         )
     try:
         return Report.model_validate_json(text)
@@ -45,11 +45,11 @@ def parse_report(text: str) -> Report:
         place = ".".join(map(str, first["loc"]))
         count = error.error_count()
         more = f" (and {count - 1} more)" if count > 1 else ""
-        raise InputError(f"the report is corrupt at '{place}': {first['msg']}{more}", AGAIN) from error
+        raise InputError(f"the report is corrupt at '{place}': {first['msg']}{more}", RERUN_HINT) from error
 
 
 def report_schema() -> dict[str, Any]:
-    """JSON schema of `report.json`; descriptions are the docstrings of `vitslim/results.py`."""
+    """Return the JSON schema of `report.json`, with the docstrings of `vitslim/results.py` as descriptions."""
     schema = Report.model_json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     documented = _attribute_docstrings()
@@ -60,7 +60,7 @@ def report_schema() -> dict[str, Any]:
 
 
 def _attribute_docstrings() -> dict[str, dict[str, str]]:
-    """Class name to field name to the string below the field. Read on demand: it would slow every import down."""
+    """Return the docstring of each field of each class. Parsed on demand, because it would slow down every import."""
     found: dict[str, dict[str, str]] = {}
     for statement in ast.parse(inspect.getsource(results)).body:
         if isinstance(statement, ast.ClassDef):

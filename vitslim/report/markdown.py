@@ -1,4 +1,4 @@
-"""The report for continuous integration: a Markdown summary and JUnit XML of the gates."""
+"""Render a report for continuous integration: a Markdown summary, and the gates as JUnit XML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vitslim.results import Report
 
 
 def render_markdown(report: Report) -> str:
-    """A GitHub-flavoured summary: headline, one table with a row a stage, a table of latencies, gates and warnings."""
+    """Return a summary in GitHub-flavored Markdown: headline, stages, further latencies, gates and warnings."""
     lines = [f"### {_escaped(report.name)}: {_escaped(report.model)} on {_escaped(report.dataset)}", ""]
     if line := headline(report):
         lines += [f"**{_escaped(line)}**", ""]
@@ -36,7 +36,7 @@ def render_markdown(report: Report) -> str:
     lines += _table([names, *accuracies, size_group(report), *measured[:1], *simulated[:1]])
     if measured[1:] or simulated[1:]:
         more = _table([Group((), "", names.columns[:1]), *measured[1:], *simulated[1:]])
-        lines += ["", "<details><summary>Further batch sizes and threads</summary>", "", *more, "", "</details>"]
+        lines += ["", "<details><summary>Other batch sizes and threads</summary>", "", *more, "", "</details>"]
     for section in sections(report):
         lines += ["", f"**{_escaped(section.title)}**", ""]
         lines += [f"- {entry.mark}{' ' if entry.mark else ''}{_escaped(entry.text)}" for entry in section.entries]
@@ -44,7 +44,7 @@ def render_markdown(report: Report) -> str:
 
 
 def junit_xml(report: Report) -> str:
-    """One test case a gate, so that continuous integration shows budgets as tests."""
+    """Return the gates as JUnit XML: one test case per gate."""
     failures = sum(not gate.passed for gate in report.gates)
     suite = ET.Element(
         "testsuite", name=f"vitslim {plain(report.name)}", tests=str(len(report.gates)), failures=str(failures)
@@ -53,7 +53,7 @@ def junit_xml(report: Report) -> str:
         case = ET.SubElement(suite, "testcase", classname=f"{plain(report.name)}.gates", name=plain(gate.name))
         if not gate.passed:
             line = gate_line(gate)
-            ET.SubElement(case, "failure", message=f"{line.value}, wanted {line.limit}")
+            ET.SubElement(case, "failure", message=f"got {line.value}, expected {line.limit}")
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -67,7 +67,7 @@ def _table(groups: Iterable[Group]) -> Iterator[str]:
 
 
 def _header(group: Group, header: str) -> str:
-    """The quantity, and below it the conditions: `speed-up`, `measured, onnxruntime:cpu, batch 1, 1 thread`."""
+    """Return the quantity and its conditions: `speedup`, `measured, onnxruntime:cpu, batch 1, 1 thread`."""
     return "<br>".join(_escaped(text) for text in (header, ", ".join(group.titles)) if text)
 
 
@@ -76,7 +76,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, in a table cell too; names of folders and models are not to be trusted."""
+    """Escape text for Markdown, also in table cells; names of folders and models are untrusted."""
     text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~#@])", r"\\\1", text)
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

@@ -1,6 +1,6 @@
-"""Plots as inline SVG, made by pure functions: one row a stage, the same order and the same rows in every plot.
+"""Plots as inline SVG with one row per stage.
 
-Colors come from the page (classes `measured`, `simulated`, `counted`), so light and dark need no second drawing.
+Colors come from the style sheet of the page (classes `measured`, `simulated`, `counted`), for light and dark alike.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from vitslim.report.columns import Source
 from vitslim.report.wording import plain
 
 WIDTH, LEFT, ROW, TOP, BOTTOM = 440, 130, 27, 6, 40
-"""Drawing units: the whole plot, the labels at its left, a row, and the room above and below the rows."""
+"""In drawing units: width of the plot, of its labels, height of a row, and the margins above and below the rows."""
 VALUE = 74
-"""Room for one column of printed values at the right."""
+"""Width of one column of values on the right."""
 LABEL_LETTERS = 16
 BAR = 14
 
@@ -27,25 +27,25 @@ class Mark:
 
     value: float
     text: str
-    """The value as it is printed beside the mark."""
+    """The formatted value."""
     hint: str
-    """What a person reads who points at the mark: the value with its provenance."""
+    """Tooltip: the value with its provenance."""
     spread: float = 0.0
-    """Length of the whisker, centered on the value; 0 draws none."""
+    """Length of the whisker, centered on the value; 0 for none."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One mark a stage; None where a stage has no value."""
+    """One mark per stage; None where a stage has no value."""
 
     name: str
     marks: tuple[Mark | None, ...]
 
 
 def bar_plot(title: str, axis: str, labels: Sequence[str], marks: Sequence[Mark | None], source: Source) -> str:
-    """Bars from zero, for quantities whose ratio means something: sizes and latencies.
+    """Return the SVG of bars that start at zero, for quantities whose ratios matter: sizes and latencies.
 
-    `title` is read aloud by screen readers, `axis` stands below the axis with its unit. Returns well-formed SVG.
+    title: for screen readers. axis: label of the axis with its unit.
     """
     series = Series(title, tuple(marks))
     ticks = nice_ticks(0.0, max((m.value + m.spread / 2 for m in marks if m), default=1.0))
@@ -62,7 +62,10 @@ def bar_plot(title: str, axis: str, labels: Sequence[str], marks: Sequence[Mark 
 
 
 def dot_plot(title: str, axis: str, labels: Sequence[str], series: Sequence[Series]) -> str:
-    """Dots on an axis that need not start at zero, for quantities whose differences matter: accuracies."""
+    """Return the SVG of dots on an axis that may start above zero, for quantities whose differences matter: accuracies.
+
+    title: for screen readers. axis: label of the axis with its unit.
+    """
     found = [mark for one in series for mark in one.marks if mark]
     low = min((m.value - m.spread / 2 for m in found), default=0.0)
     high = max((m.value + m.spread / 2 for m in found), default=1.0)
@@ -82,7 +85,7 @@ def dot_plot(title: str, axis: str, labels: Sequence[str], series: Sequence[Seri
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> tuple[float, ...]:
-    """Round numbers, about `count` steps, the first at or below `low` and the last at or above `high`."""
+    """Return about `count` + 1 round numbers from at most `low` to at least `high`."""
     span, size = high - low, max(abs(low), abs(high))
     if not math.isfinite(span):
         return (0.0, 1.0)
@@ -97,11 +100,11 @@ def nice_ticks(low: float, high: float, count: int = 4) -> tuple[float, ...]:
 def _frame(
     title: str, axis: str, labels: Sequence[str], series: Sequence[Series], ticks: tuple[float, ...]
 ) -> tuple[ET.Element, Callable[[float], float]]:
-    """The empty plot with grid, axis and stage names, and the function from a value to its x."""
+    """Return a plot with grid, axis and stage names, and the function from a value to its x coordinate."""
     right = WIDTH - VALUE * len(series) + (0 if len(series) == 1 else 20 * (len(series) - 1))
     bottom = TOP + ROW * len(labels)
     svg = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + BOTTOM}", role="img")
-    svg.set("aria-label", plain(_spoken(title, labels, series)))
+    svg.set("aria-label", plain(_description(title, labels, series)))
     child(svg, "title", title)
 
     def place(value: float) -> float:
@@ -118,12 +121,12 @@ def _frame(
     return svg, place
 
 
-def _spoken(title: str, labels: Sequence[str], series: Sequence[Series]) -> str:
-    """All values in words."""
+def _description(title: str, labels: Sequence[str], series: Sequence[Series]) -> str:
+    """Return all values as text for screen readers."""
     parts = []
     for one in series:
-        said = [f"{label} {mark.text}" for label, mark in zip(labels, one.marks, strict=True) if mark]
-        parts.append(f"{one.name}: {', '.join(said)}" if len(series) > 1 else ", ".join(said))
+        values = [f"{label} {mark.text}" for label, mark in zip(labels, one.marks, strict=True) if mark]
+        parts.append(f"{one.name}: {', '.join(values)}" if len(series) > 1 else ", ".join(values))
     return f"{title}. {'; '.join(parts)}"
 
 
@@ -135,7 +138,7 @@ def _whisker(group: ET.Element, mark: Mark, y: float, place: Callable[[float], f
 
 
 def _values(svg: ET.Element, series: Sequence[Series]) -> None:
-    """The values printed at the right, one column a series."""
+    """Add the values on the right, one column per series."""
     for number, one in enumerate(series):
         x = WIDTH - 2 - (VALUE - 20) * (len(series) - 1 - number)
         for index, mark in enumerate(one.marks):
@@ -149,6 +152,7 @@ def _middle(index: int) -> float:
 
 
 def child(parent: ET.Element, tag: str, text: str = "", cls: str = "", **attributes: str | float) -> ET.Element:
+    """Add an element with text, class and attributes to a parent, and return it."""
     values = {key: f"{value:.1f}" if isinstance(value, float) else str(value) for key, value in attributes.items()}
     child = ET.SubElement(parent, tag, {"class": cls, **values} if cls else values)
     child.text = plain(text) or None

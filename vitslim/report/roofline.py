@@ -1,4 +1,4 @@
-"""A roofline as inline SVG: operations per byte of DRAM against operations per second, both in logarithms."""
+"""Roofline plot as inline SVG: operations per byte of DRAM traffic and operations per second, both logarithmic."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Dot:
     """One row on the roofline."""
 
     intensity: float
-    """Operations per byte that DRAM moves."""
+    """Operations per byte of DRAM traffic."""
     tops: float
-    """10^12 operations a second that are reached."""
+    """Achieved 10^12 operations per second."""
     row: EstimateRow
 
 
@@ -43,7 +43,7 @@ class _Scale:
 
 
 def dots(found: Estimate) -> tuple[Dot, ...]:
-    """Rows that multiply and move bytes; others have no place on a roofline."""
+    """Return the dots of the rows that have MACs, DRAM traffic and a latency."""
     return tuple(
         Dot(FLOPS_PER_MAC * row.macs / row.dram_bytes, FLOPS_PER_MAC * row.macs / (row.latency_us * 1e6), row)
         for row in found.rows
@@ -52,7 +52,7 @@ def dots(found: Estimate) -> tuple[Dot, ...]:
 
 
 def roofline_plot(found: Estimate, title: str) -> str:
-    """Well-formed SVG of an estimate that has a roofline: its two ceilings, and a dot for each row of products."""
+    """Return the SVG of a roofline: memory and compute ceilings, and a dot per GEMM; empty without a roofline."""
     if found.roofline is None:
         return ""
     peak, bandwidth = found.roofline.peak_tops, found.roofline.bandwidth_gbps / 1e3
@@ -71,7 +71,7 @@ def roofline_plot(found: Estimate, title: str) -> str:
     child(svg, "path", cls="whisker", d=path)
     for dot in shown:
         group = child(svg, "g", cls="dots series-0")
-        child(group, "title", f"{dot.row.name}: {dot.tops:.3g} TOPS at {dot.intensity:.3g} operations a byte, "
+        child(group, "title", f"{dot.row.name}: {dot.tops:.3g} TOPS at {dot.intensity:.3g} operations per byte, "
                               f"{dot.row.bound} bound, {dot.row.calibration}")  # fmt: skip
         child(group, "circle", cx=across.place(dot.intensity), cy=up.place(dot.tops), r=DOT)
     return ET.tostring(svg, encoding="unicode")
@@ -91,4 +91,6 @@ def _grid(svg: ET.Element, across: _Scale, up: _Scale) -> None:
         y = up.place(10.0**power)
         child(svg, "line", cls="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
         child(svg, "text", f"{10.0**power:g}", cls="label", x=LEFT - 6, y=y + 4)
-    child(svg, "text", "operations per byte of DRAM; TOPS upwards", cls="axis", x=(LEFT + WIDTH) / 2, y=HEIGHT - 7)
+    child(
+        svg, "text", "x: operations per byte of DRAM traffic; y: TOPS", cls="axis", x=(LEFT + WIDTH) / 2, y=HEIGHT - 7
+    )

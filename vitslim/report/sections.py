@@ -1,4 +1,4 @@
-"""What a report says besides its table, as short titled lists: for the terminal and for Markdown."""
+"""Lists of a report below its tables, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vitslim.report.columns import measured_settings, measurement
 from vitslim.report.wording import (
     baseline,
     counted,
+    estimate_provenance,
     gate_line,
     gates_verdict,
     reasons,
-    simulated_words,
     simulators,
 )
 from vitslim.results import Report
@@ -39,7 +39,7 @@ class Section:
 
 
 def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
-    """Gates, warnings, checks, skipped layers, assumptions, provenance and files, as far as the report has them."""
+    """Return gates, warnings, the exported file, skipped layers, assumptions, provenance and files; none is empty."""
     verdict = gates_verdict(report.gates)
     skipped = sum(len(stage.skipped) for stage in report.stages)
     found = (
@@ -47,8 +47,8 @@ def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
         Section("Warnings", tuple(Entry(text, "!", "warning") for text in report.warnings)),
         Section("Exported file", tuple(_exported(report))),
         Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
-        Section("Assumed: no source confirms these values", tuple(_assumptions(report))),
-        Section("Where the numbers come from", tuple(_provenance(report))),
+        Section("Assumed values without a source", tuple(_assumptions(report))),
+        Section("Provenance", tuple(_provenance(report))),
         Section(f"Files in {folder}" if folder else "Files", tuple(_files(report, folder))),
     )
     return tuple(section for section in found if section.entries)
@@ -62,8 +62,8 @@ def _gates(report: Report) -> Iterator[Entry]:
 
 def _exported(report: Report) -> Iterator[Entry]:
     for result in report.final_accuracies:
-        agreement = "" if result.agreement is None else f", agrees with dense on {format_percent(result.agreement)}"
-        yield Entry(f"{result.dataset}: top-1 {format_percent(result.top1)} of {result.n} images{agreement}")
+        agreement = "" if result.agreement is None else f", top-1 agreement {format_percent(result.agreement)}"
+        yield Entry(f"{result.dataset}: top-1 {format_percent(result.top1)} of {result.n:,} images{agreement}")
     for name, value in report.parity.items():
         yield Entry(f"{name} = {value:.4g}")
 
@@ -74,7 +74,7 @@ def _skipped(report: Report) -> Iterator[Entry]:
             why = "; ".join(f"{number} × {reason}" for reason, number in reasons(stage.skipped))
             yield Entry(f"{stage.name}: {why}")
     if any(stage.skipped for stage in report.stages):
-        yield Entry("each layer with its reason: report.html, or stages[].skipped in report.json", tone="weak")
+        yield Entry("report.html lists each skipped layer, report.json has them in stages[].skipped", tone="weak")
 
 
 def _assumptions(report: Report) -> Iterator[Entry]:
@@ -89,14 +89,14 @@ def _provenance(report: Report) -> Iterator[Entry]:
     if settings := measured_settings(report):
         runs = [m.n for s in report.stages for setting in settings if (m := measurement(s, setting))]
         span = f"{min(runs)}" if min(runs) == max(runs) else f"{min(runs)} to {max(runs)}"
-        against = f"speed-ups against {baseline(report)}, same backend, batch and threads"
-        yield Entry(f"measured: median ± interquartile range of {span} runs; {against}", tone="weak")
+        over = f"speedup over {baseline(report)} with the same backend, batch and threads"
+        yield Entry(f"measured: median ± interquartile range of {span} runs; {over}", tone="weak")
     for found in simulators(report):
-        yield Entry(f"{found.backend}, simulated: {simulated_words(found)}", tone="weak")
+        yield Entry(f"{found.backend}, simulated: {estimate_provenance(found)}", tone="weak")
 
 
 def _files(report: Report, folder: Path | None) -> Iterator[Entry]:
     for name, digest in report.files.items():
         yield Entry(f"{name}  sha256 {digest[:16]}")
     if folder:
-        yield Entry(f"{folder / 'report.html'} shows all of this with plots")
+        yield Entry(f"open {folder / 'report.html'} for plots and all details")

@@ -1,4 +1,4 @@
-"""What each stage did, in words and notes."""
+"""Effect of each stage on the model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vitslim.units import format_bytes, format_count, format_ms, format_percent,
 
 @dataclass(frozen=True)
 class StageDetail:
-    """One stage and how the model changed against the stage before it."""
+    """One stage and its effect, compared with the stage before it."""
 
     stage: StageRecord
     effects: tuple[str, ...]
 
 
 def stage_details(report: Report) -> tuple[StageDetail, ...]:
-    """Every stage with its effect, computed against the stage before (not against the dense model)."""
+    """Return every stage with its effect, compared with the stage before it (not with the dense model)."""
     return tuple(
         StageDetail(stage, tuple(_effects(report, index)) if index else ()) for index, stage in enumerate(report.stages)
     )
@@ -47,5 +47,5 @@ def _effects(report: Report, index: int) -> Iterator[str]:
 
 
 def _change(before: float, after: float) -> str:
-    """The change of a positive number in percent, in brackets."""
+    """Return the relative change of a positive number in parentheses: ` (-12.5 %)`."""
     return f" ({100 * (after / before - 1):+.1f} %)" if before else ""

@@ -1,4 +1,4 @@
-"""The report on a terminal: a headline, tables with one row a stage, then everything else a person must know."""
+"""Print a report on a terminal: headline, tables with one row per stage, and lists of gates, warnings and files."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ from vitslim.report.wording import plain
 from vitslim.results import Report
 
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 CELL_WIDTH = 24
-"""A longer text is cut: a row of a table stays on one line."""
+"""Longer texts are truncated, so that each row of a table is one line."""
 STYLES = {"": "", "good": "green", "bad": "red", "warning": "yellow", "weak": "dim"}
-SHORT = {"agreement": "agree"}
 HEADER = -1
 """Index of the header among the rows of a group."""
 ASCII = {"±": "+/-", "→": "->", "…": "...", "✓": "ok", "✗": "FAIL", "–": "-", "×": "x"}
 
 
 def render_terminal(report: Report, console: Console, folder: Path | None = None) -> None:
-    """Print the report; `folder` is where its files lie, if they do.
+    """Print the report; `folder` is the folder of its files, if it has any.
 
-    Columns that do not fit beside each other go into a further table below, each again with one row a stage.
+    Columns that exceed the width of the console go into further tables, each again with one row per stage.
     """
     _say(console, f"{report.name}: {report.model} on {report.dataset}", "bold")
     if line := headline(report):
         _say(console, line, "bold" if any(not gate.passed for gate in report.gates) else "bold green")
     stages = _printable(stage_group(report), console)
-    groups = [_printable(group, console) for group in _wanted(report) if group.columns]
+    groups = [_printable(group, console) for group in _ranked_groups(report) if group.columns]
     for table in _packed(stages, groups, console.width):
         console.print()
         _print_table(console, table)
@@ -60,21 +59,21 @@ def render_terminal(report: Report, console: Console, folder: Path | None = None
             _say(console, entry.text, STYLES[entry.tone], entry.mark or "  ")
 
 
-def _wanted(report: Report) -> list[Group]:
-    """Most wanted first: what fits goes into the first table."""
+def _ranked_groups(report: Report) -> list[Group]:
+    """Return the groups of columns by importance: the first table gets as many as fit."""
     accuracies = [accuracy_group(report, name) for name in datasets(report)]
     measured = [measured_group(report, setting) for setting in measured_settings(report)]
-    # The width is scarce, and cycles and energy go with the time.
+    # Cycles and energy are left out to save width; report.html has them.
     simulated = [without(simulated_group(report, setting), "cycles", "mJ") for setting in simulated_settings(report)]
     first = [*accuracies[:1], size_group(report), *measured[:1], *simulated[:1]]
     return [*first, *accuracies[1:], *measured[1:], *simulated[1:]]
 
 
 def _printable(group: Group, console: Console) -> Group:
-    """The group with texts that are safe, that the console can encode, and that are not too long for a cell."""
+    """Return the group with truncated texts that the console can encode, without control characters."""
 
     def short(text: str) -> str:
-        text = _encodable(SHORT.get(text, text), console)
+        text = _encodable(text, console)
         return text if cell_len(text) <= CELL_WIDTH else set_cell_size(text, CELL_WIDTH - 3) + "..."
 
     columns = (
@@ -85,7 +84,7 @@ def _printable(group: Group, console: Console) -> Group:
 
 
 def _packed(stages: Group, groups: list[Group], width: int) -> Iterator[list[Group]]:
-    """Tables no wider than `width` where that is possible at all, each with the names of the stages at its left."""
+    """Yield tables of at most `width` characters where possible, each with the names of the stages on the left."""
     names = Group((), "", stages.columns[:1])
     parts = [part for group in groups for part in _parts(group, width - _width(names) - GAP)]
     row = [stages if parts and _width(stages) + GAP + _width(parts[0]) <= width else names]
@@ -98,7 +97,7 @@ def _packed(stages: Group, groups: list[Group], width: int) -> Iterator[list[Gro
 
 
 def _parts(group: Group, width: int) -> list[Group]:
-    """The group, or its columns one by one where the group is too wide."""
+    """Return the group, or a group for each of its columns when it is too wide."""
     return [group] if _width(group) <= width else [Group(group.titles, group.source, (c,)) for c in group.columns]
 
 
@@ -107,15 +106,15 @@ def _width(group: Group) -> int:
 
 
 def _row(group: Group, index: int) -> Text:
-    """One row of a group as a line."""
+    """Return one row of a group as a line."""
     line = Text()
     for number, column in enumerate(group.columns):
         width = max(map(cell_len, [column.header, *(cell.text for cell in column.cells)]))
         text = column.header if index == HEADER else column.cells[index].text
-        blanks = " " * (width - cell_len(text))
+        padding = " " * (width - cell_len(text))
         style = "bold" if index == HEADER else STYLES[column.cells[index].tone]
         line.append(" " * GAP if number else "")
-        line.append(blanks + text if column.numeric else text + blanks, style)
+        line.append(padding + text if column.numeric else text + padding, style)
     return line
 
 
@@ -131,7 +130,7 @@ def _print_table(console: Console, groups: list[Group]) -> None:
 
 
 def _say(console: Console, line: str, style: str = "", mark: str = "") -> None:
-    """A line that wraps with a hanging indent on a terminal, and stays one line anywhere else."""
+    """Print a line; it wraps with a hanging indent on a terminal, and does not wrap anywhere else."""
     text, mark = Text(_encodable(line, console), style), _encodable(mark, console)
     if not console.is_terminal or not mark:
         console.print(Text(f"{mark} " if mark else "") + text, soft_wrap=not console.is_terminal)
@@ -144,7 +143,7 @@ def _say(console: Console, line: str, style: str = "", mark: str = "") -> None:
 
 
 def _encodable(text: str, console: Console) -> str:
-    """The text without control characters, in characters that the console can encode."""
+    """Return the text without control characters, in characters that the console can encode."""
     text = plain(text)
     if not console.options.ascii_only:
         return text

@@ -1,4 +1,4 @@
-"""Words that every renderer shares."""
+"""Texts that all renderers share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vitslim.units import format_percent
 
 
 def plain(text: str) -> str:
-    """Text without control characters: names come from files and folders, and may hold terminal escapes."""
+    """Return text without control characters; names from files and folders may contain terminal escapes."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def baseline(report: Report) -> str:
-    """What speed-ups and ratios are against, with the format of its weights: `00-dense (FP32)`."""
+    """Return the baseline of speedups and ratios with the format of its weights: `00-dense (FP32)`."""
     if not report.stages:
         return ""
     dense = report.stages[0]
@@ -26,7 +26,7 @@ def baseline(report: Report) -> str:
 
 @dataclass(frozen=True)
 class GateLine:
-    """A gate in words."""
+    """A formatted gate."""
 
     name: str
     limit: str
@@ -35,7 +35,7 @@ class GateLine:
 
 
 def gate_line(gate: GateResult) -> GateLine:
-    """A gate as people read it: the limit with its direction, both numbers with their unit."""
+    """Format a gate: the limit with `at most` or `at least`, both numbers with their unit."""
     relation = "at most " if "_max" in gate.name else "at least " if "_min" in gate.name else ""
     limit = relation + _gate_number(gate.name, gate.limit)
     return GateLine(gate.name, limit, _gate_number(gate.name, gate.value), gate.passed)
@@ -52,41 +52,41 @@ def _gate_number(name: str, value: float) -> str:
 
 
 def gates_verdict(gates: Iterable[GateResult]) -> str:
-    """`all 4 gates pass`, `1 of 4 gates fails`; empty without gates."""
+    """Return `all 4 gates passed` or `1 of 4 gates failed`; empty without gates."""
     verdicts = [gate.passed for gate in gates]
     failed = verdicts.count(False)
     if not verdicts:
         return ""
     if failed:
-        return f"{failed} of {len(verdicts)} gates {'fails' if failed == 1 else 'fail'}"
-    return "the one gate passes" if len(verdicts) == 1 else f"all {len(verdicts)} gates pass"
+        return f"{failed} of {counted(len(verdicts), 'gate')} failed"
+    return "1 gate passed" if len(verdicts) == 1 else f"all {len(verdicts)} gates passed"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 layer`, `3 layers`."""
+    """Return `1 layer` or `3 layers`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def reasons(notes: Iterable[LayerNote]) -> tuple[tuple[str, int], ...]:
-    """Each reason for leaving layers alone and how many layers it concerns, the commonest first."""
+    """Return each reason for skipping layers with the number of layers, most frequent first."""
     counts: dict[str, int] = {}
     for note in notes:
-        reason = note.reason or note.what
+        reason = note.reason or note.result
         counts[reason] = counts.get(reason, 0) + 1
     return tuple(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def simulators(report: Report) -> tuple[Estimate, ...]:
-    """For each simulated backend the estimate that speaks for it: the first one of the last stage that has one."""
+    """Return one estimate for each simulated backend: the first of the last stage that has one."""
     found = (estimate for stage in report.stages for estimate in reversed(stage.estimates))
     return tuple({estimate.backend: estimate for estimate in found}.values())
 
 
 def estimate_sums(found: Estimate) -> tuple[str, ...]:
-    """What a simulated time is made of, utilization counted three ways, and energy with its table and parts."""
+    """Return the terms of a simulated latency, its utilization, and its energy with source and parts."""
     parts = []
     if found.terms_ms:
-        parts.append("time: " + ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.terms_ms.items()))
+        parts.append("latency: " + ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.terms_ms.items()))
     if found.kernels is not None:
         parts.append(f"{found.kernels} kernels")
     if found.utilization:
@@ -101,8 +101,8 @@ def estimate_sums(found: Estimate) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def simulated_words(found: Estimate) -> str:
-    """Where a simulated number comes from: calibration, expected error, settings, assumptions."""
+def estimate_provenance(found: Estimate) -> str:
+    """Return the provenance of an estimate: calibration, expected error, terms, settings, assumptions."""
     parts = [f"calibration: {found.calibration or 'uncalibrated'}"]
     parts.append(f"expected error: {found.expected_error or 'unknown'}")
     parts += estimate_sums(found)

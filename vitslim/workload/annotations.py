@@ -1,4 +1,7 @@
-"""What a file says about its layers: on their nodes and, for runtimes that drop notes on nodes, on the model."""
+"""Read the annotations of layers: from the metadata of nodes, and from the model-level list.
+
+The list exists because some runtimes drop the metadata of nodes.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
-from vitslim.workload.facts import Annotation, BrokenPromise
-from vitslim.workload.file import METADATA_PREFIX
+from vitslim.workload.file_contents import Annotation, Violation
+from vitslim.workload.onnx_file import METADATA_PREFIX
 
 LAYERS = METADATA_PREFIX + "layers"
-TEXTS = ("sparsity", "granularity")
-NUMBERS = ("weight_bits", "input_bits")
+TEXT_KEYS = ("sparsity", "granularity")
+INTEGER_KEYS = ("weight_bits", "activation_bits")
 
 
-def read_notes(model: onnx.ModelProto) -> dict[str, Any]:
-    """Model-level metadata, JSON values decoded."""
+def model_metadata(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return the model-level metadata, JSON values decoded."""
     return {prop.key: _decoded(prop.value) for prop in model.metadata_props}
 
 
 def node_annotation(node: NodeProto) -> Annotation | None:
-    """What a node says about its layer; None when it says nothing or nothing that can be read."""
+    """Return the annotation of a node; None when it has none, or one that is malformed."""
     fields = {
         prop.key.removeprefix(METADATA_PREFIX): _decoded(prop.value)
         for prop in node.metadata_props
@@ -32,22 +35,22 @@ def node_annotation(node: NodeProto) -> Annotation | None:
     return _annotation(fields)
 
 
-def listed_annotations(notes: Mapping[str, Any]) -> tuple[tuple[Annotation, ...], tuple[BrokenPromise, ...]]:
-    """The layers that the model-level metadata lists, and what of the list cannot be read."""
-    entries = notes.get(LAYERS, [])
+def listed_annotations(metadata: Mapping[str, Any]) -> tuple[tuple[Annotation, ...], tuple[Violation, ...]]:
+    """Return the layers that the model-level metadata lists, and a violation for each malformed entry."""
+    entries = metadata.get(LAYERS, [])
     if not isinstance(entries, list):
-        return (), (BrokenPromise("", f"{LAYERS} lists the layers", "it is not a list"),)
+        return (), (Violation("", f"{LAYERS} is a list of layers", "it is not a list"),)
     read = [(entry, _annotation(entry)) for entry in entries]
-    unreadable = (
-        BrokenPromise("", f"{LAYERS} describes layers", f"{json.dumps(entry)[:80]} is no description")
+    malformed = (
+        Violation("", f"{LAYERS} describes layers", f"{json.dumps(entry)[:80]} is malformed")
         for entry, annotation in read
         if annotation is None
     )
-    return tuple(annotation for _, annotation in read if annotation is not None), tuple(unreadable)
+    return tuple(annotation for _, annotation in read if annotation is not None), tuple(malformed)
 
 
 def find_annotation(annotations: Iterable[Annotation], *names: str) -> Annotation | None:
-    """The annotation of the layer that goes by one of these names."""
+    """Return the annotation of the layer that has one of these names; None when there is none."""
     known = {name.removesuffix(".weight") for name in names}
     return next((found for found in annotations if found.layer.removesuffix(".weight") in known), None)
 
@@ -55,12 +58,12 @@ def find_annotation(annotations: Iterable[Annotation], *names: str) -> Annotatio
 def _annotation(fields: Any) -> Annotation | None:
     if not isinstance(fields, Mapping) or not isinstance(fields.get("layer"), str):
         return None
-    numbers = {key: fields[key] for key in NUMBERS if key in fields}
-    texts = {key: fields[key] for key in TEXTS if key in fields}
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers.values())
-    if not whole or not all(isinstance(text, str) for text in texts.values()):
+    integers = {key: fields[key] for key in INTEGER_KEYS if key in fields}
+    texts = {key: fields[key] for key in TEXT_KEYS if key in fields}
+    has_integers = all(isinstance(value, int) and not isinstance(value, bool) for value in integers.values())
+    if not has_integers or not all(isinstance(text, str) for text in texts.values()):
         return None
-    return Annotation(fields["layer"], **numbers, **texts)
+    return Annotation(fields["layer"], **integers, **texts)
 
 
 def _decoded(text: str) -> Any:

@@ -1,10 +1,10 @@
-"""Which nodes run as one kernel: the usual fusions of inference engines and of torch.compile.
+"""Group the nodes of a graph into kernels: the usual fusions of inference runtimes and of torch.compile.
 
-- Views (reshape, transpose, split, slice, dequantize) take no kernel; the reader takes the memory as it lies.
-- Attention is one kernel: scale, scores, mask, softmax, values (flash attention).
-- A product takes along what is done to each element of its result when nobody else reads it: bias, GELU, residual
-  add, quantize, batch norm.
-- Neighboring elementwise operators are one kernel, and a norm takes along the elementwise kernel before it.
+- Views (reshape, transpose, split, slice, dequantize) need no kernel: their consumer reads the same memory.
+- Attention is one kernel: scale, QK^T, mask, softmax, PV (flash attention).
+- Elementwise operators after a GEMM (bias, GELU, residual add, quantize, batch norm) join its kernel when nothing else
+  reads its result.
+- Adjacent elementwise operators are one kernel, and a norm joins the elementwise kernel before it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
-from vitslim.workload.kinds import VIEWS
 from vitslim.workload.onnx_graph import OnnxGraph
-from vitslim.workload.operators import PRODUCTS, Kernel, Operator
+from vitslim.workload.operator_kinds import VIEWS
+from vitslim.workload.operators import MATMUL_KINDS, Kernel, Operator
 from vitslim.workload.weights import element_bits, find_weight
 
 SCORES, VALUES = {"QK^T", "class attention"}, "PV"
 ONTO: dict[str, set[str]] = {
-    "elementwise": {*PRODUCTS, "norm", "softmax", "elementwise", "movement"},
-    "quantize": {*PRODUCTS, "norm", "softmax", "elementwise", "movement"},
+    "elementwise": {*MATMUL_KINDS, "norm", "softmax", "elementwise", "movement"},
+    "quantize": {*MATMUL_KINDS, "norm", "softmax", "elementwise", "movement"},
     "norm": {"elementwise", "movement"},
     "softmax": {"attention", "elementwise"},
     "movement": {"elementwise", "movement"},
 }
-"""Kind of a node to the kinds of kernels that it can be part of."""
+"""Kind of a node to the kinds of kernels that it may join."""
 SINGLE_READER = {"gemm", "conv", "attention"}
-"""Kernels that give away their result only when nobody else reads it."""
+"""Kinds of kernels that a node may join only when nothing else reads their result."""
 
 
 @dataclass
 class _Draft:
-    """A kernel as it grows."""
+    """A kernel under construction."""
 
     kind: str
     nodes: list[NodeProto] = field(default_factory=list)
@@ -43,17 +43,17 @@ class _Draft:
 
 
 class Fusion:
-    """One pass over the nodes in the order of the file; `kernels` gives the result."""
+    """One pass over the nodes in the order of the file; `kernels` returns the result."""
 
     def __init__(self, graph: OnnxGraph, kinds: Mapping[str, str], roles: Mapping[str, str]) -> None:
-        """`kinds` and `roles` by first output of a node; a node without kind is unknown."""
+        """`kinds` and `roles` map the first output of a node; a node without a kind is unknown."""
         self._graph, self._kinds, self._roles = graph, kinds, roles
         self._not_data = graph.sizes - graph.constant
         self._drafts: list[_Draft] = []
         self._home: dict[str, int] = {}
-        """Value to the kernel that computes it; through views that of the value behind them."""
+        """Value to the index of the kernel that computes it; for a view the kernel of the value that it shows."""
         self._root: dict[str, str] = {}
-        """Value to the one that lies in memory."""
+        """View to the value in memory that it shows."""
         self._readers = self._count_readers()
         self._prologue = set(self._scales_of_scores())
         for node in graph.nodes:
@@ -84,7 +84,7 @@ class Fusion:
         return node.op_type in VIEWS or node.output[0] in self._prologue
 
     def _host(self, node: NodeProto, kind: str) -> int | None:
-        """The kernel that a node can be part of: of those that compute its inputs the last, so that no cycle arises."""
+        """Return the kernel that a node may join: the last that computes one of its inputs, which avoids cycles."""
         last = max((name for name in node.input if name in self._home), key=self._home.__getitem__, default=None)
         if last is None:
             return None
@@ -100,7 +100,7 @@ class Fusion:
         return index
 
     def _count_readers(self) -> Counter[str]:
-        """Value in memory to how many nodes that are no views read it; the caller counts as one."""
+        """Return the number of readers of each value in memory: nodes other than views, and the caller."""
         root: dict[str, str] = {}
         readers: Counter[str] = Counter()
         for node in self._graph.nodes:
@@ -113,7 +113,7 @@ class Fusion:
         return readers
 
     def _scales_of_scores(self) -> Iterator[str]:
-        """Outputs of the multiplications by one number that stand between queries or keys and their product."""
+        """Yield the outputs of the nodes that scale queries or keys before QK^T."""
         for node in self._graph.nodes:
             if self._roles.get(node.output[0]) in SCORES and self._kinds.get(node.output[0]) == "attention":
                 for name in node.input[:2]:
@@ -132,7 +132,7 @@ class Fusion:
         return single and any(n in self._graph.constant and n in types and types[n].elements == 1 for n in node.input)
 
     def kernels(self, places: Mapping[str, tuple[int, ...]], operators: tuple[Operator, ...]) -> tuple[Kernel, ...]:
-        """The kernels; `places` gives the operators of a node by its first output."""
+        """Return the kernels; `places` maps the first output of a node to the indices of its operators."""
         used_outside = self._used_outside()
         return tuple(self._kernel(i, draft, places, operators, used_outside) for i, draft in enumerate(self._drafts))
 
@@ -151,16 +151,16 @@ class Fusion:
         )
 
     def _read_by(self, node: NodeProto, index: int) -> Iterator[str]:
-        """Values from elsewhere; weights of products are not among them."""
-        product = self._kinds.get(node.output[0]) in PRODUCTS
+        """Yield the values that a node reads from other kernels, and constants other than the weights of GEMMs."""
+        is_gemm = self._kinds.get(node.output[0]) in MATMUL_KINDS
         for name in node.input:
             if name and name not in self._not_data and self._home.get(name) != index:
                 constant = name in self._graph.constant
-                if not (constant and product and find_weight(self._graph, name) is not None):
+                if not (constant and is_gemm and find_weight(self._graph, name) is not None):
                     yield name
 
     def _elements(self, names: Mapping[str, None]) -> dict[int, int]:
-        """Bits to elements. Views of one value count what they show of it together, the whole value at most."""
+        """Return the number of elements for each bit width. Views of one value count at most as that value."""
         shown: Counter[str] = Counter()
         types = self._graph.types
         for name in names:
@@ -173,7 +173,7 @@ class Fusion:
         return dict(totals)
 
     def _used_outside(self) -> set[str]:
-        """Values that another kernel or the caller reads."""
+        """Return the values that another kernel or the caller reads."""
         used = {self._root.get(name, name) for name in self._graph.outputs}
         for index, draft in enumerate(self._drafts):
             for node in draft.nodes:
@@ -182,6 +182,6 @@ class Fusion:
 
 
 def _rank(operator: Operator) -> int:
-    """Products before everything, norms and softmaxes before what is done to single elements."""
-    order = (*PRODUCTS, "norm", "softmax", "select", "movement", "elementwise", "quantize")
+    """Return the rank of an operator as the main one of a kernel: GEMMs, norms, softmax, ..., elementwise."""
+    order = (*MATMUL_KINDS, "norm", "softmax", "select", "movement", "elementwise", "quantize")
     return order.index(operator.op)

@@ -1,4 +1,4 @@
-"""An ONNX graph with the look-ups that reading a workload needs: who made a value, who uses it, what is constant."""
+"""An ONNX graph with lookups by value: its producer, its consumers, its type, and whether it is constant."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
-from vitslim.workload.declared import declared_types
-from vitslim.workload.kinds import CONTROL_FLOW, DOMAINS
-from vitslim.workload.shapes import TensorType, infer_types
+from vitslim.workload.operator_kinds import CONTROL_FLOW, DOMAINS
+from vitslim.workload.type_inference import TensorType, infer_open_types, infer_types
 
 TRANSPARENT = {"Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Flatten"}
-"""Operators that pass one tensor on in another form."""
+"""Operators that return their input with another shape or type."""
 LAYER = "vitslim.layer"
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""A list of strings, outermost module first, the operation last."""
+"""Key under which torch.onnx lists the modules of a node, outermost first, the operation last."""
 QUOTED = re.compile(r"'([^']*)'")
 ANONYMOUS = re.compile(r"^(val_\d+(_|$)|\d+$|onnx::)")
 
 
 class OnnxGraph:
-    """Look-ups over one model; nothing in it changes."""
+    """Read-only lookups over one model."""
 
     def __init__(self, model: onnx.ModelProto, batch: int | None) -> None:
-        """Infer shapes for one batch size; with None only types, of which a file may leave some open.
+        """Infer the shapes for one batch size; with None dynamic sizes stay open.
 
-        Raises InputError when the graph is not whole.
+        Raises InputError for control flow, and when a node reads a value that does not exist.
         """
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.initializers: dict[str, TensorProto] = {t.name: t for t in model.graph.initializer}
@@ -41,11 +40,11 @@ class OnnxGraph:
         self.producers: dict[str, NodeProto] = {name: node for node in self.nodes for name in node.output if name}
         self._check_complete()
         self._check_flat()
-        self.types: dict[str, TensorType] = declared_types(model) if batch is None else infer_types(model, batch)
+        self.types: dict[str, TensorType] = infer_open_types(model) if batch is None else infer_types(model, batch)
 
     @cached_property
     def consumers(self) -> dict[str, list[NodeProto]]:
-        """Value name to the nodes that read it."""
+        """Name of a value to the nodes that read it."""
         users: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in node.input:
@@ -54,7 +53,7 @@ class OnnxGraph:
 
     @cached_property
     def constant(self) -> set[str]:
-        """Values that do not depend on the model's input."""
+        """Names of the values that do not depend on the model's input."""
         known = set(self.initializers) | {""}
         for node in self.nodes:
             if known.issuperset(node.input):
@@ -62,20 +61,21 @@ class OnnxGraph:
         return known
 
     def type_of(self, value: str, node: NodeProto) -> TensorType:
-        """Type of a value. Raises InputError, naming the node that needs it, when it is unknown."""
+        """Return the type of a value. Raises InputError, naming the node that needs it, when it is unknown."""
         if value not in self.types:
-            raise InputError(f"the shape of '{value}', needed by {node.op_type} '{node.name}', cannot be inferred",
-                             "export the model with fixed image sizes and standard ONNX operators")  # fmt: skip
+            raise InputError(f"the shape of '{value}', an input or output of {node.op_type} '{node.name}', "
+                             "cannot be inferred",
+                             "export the model for a fixed image size with standard ONNX operators")  # fmt: skip
         return self.types[value]
 
     def only_consumer(self, node: NodeProto) -> NodeProto | None:
-        """The one node that reads the node's first output, when there is exactly one."""
+        """Return the only node that reads the first output of a node; None when there are none or several."""
         users = self.consumers.get(node.output[0], [])
         return users[0] if len(users) == 1 else None
 
     @cached_property
     def sizes(self) -> set[str]:
-        """Values that say how large others are: they follow from shapes alone, and runtimes know them beforehand."""
+        """Names of the values that follow from shapes and constants alone; runtimes compute them ahead."""
         known = set(self.constant)
         for node in self.nodes:
             if node.op_type in {"Shape", "Size"} or known.issuperset(node.input):
@@ -87,30 +87,35 @@ class OnnxGraph:
         for node in self.nodes:
             for name in node.input:
                 if name not in held:
-                    raise InputError(f"{node.op_type} '{node.name}' reads '{name}', which the file does not hold",
-                                     "the file is damaged: write it again")  # fmt: skip
+                    raise InputError(f"{node.op_type} '{node.name}' reads '{name}', which does not exist in the file",
+                                     "the file is damaged: export it again")  # fmt: skip
 
     def _check_flat(self) -> None:
         for node in self.nodes:
             if node.op_type in CONTROL_FLOW and node.domain in DOMAINS:
                 raise InputError(
-                    f"{node.op_type} '{node.name}' decides while the model runs what is computed",
+                    f"{node.op_type} '{node.name}' is control flow, which is not supported",
                     "export the model without control flow, for instance with torch.onnx.export(dynamo=True)",
                 )
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
+    """Return an integer attribute of a node, or the default when it is absent."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def integers(node: NodeProto, name: str) -> tuple[int, ...]:
-    """A list of integers of a node; empty when it is absent."""
+    """Return an attribute of a node that is a list of integers; empty when it is absent."""
     return next((tuple(a.ints) for a in node.attribute if a.name == name), ())
 
 
+def optional_input(node: NodeProto, index: int | None) -> str:
+    """Return the name of an input of a node; empty when the node does not have it."""
+    return node.input[index] if index is not None and index < len(node.input) else ""
+
+
 def layer_of(node: NodeProto, weight: str = "") -> str:
-    """Module that a node came from: vitslim and torch's exporter note it; else the weight's name, else the node's."""
+    """Return the module of a node, from the metadata of vitslim or torch; else the name of the weight or the node."""
     notes: dict[str, str] = {prop.key: prop.value for prop in node.metadata_props}
     if LAYER in notes:
         return notes[LAYER].removesuffix(".weight")
@@ -123,5 +128,5 @@ def layer_of(node: NodeProto, weight: str = "") -> str:
 
 
 def role_of(layer: str) -> str:
-    """A layer name without its block: `blocks.3.attn.qkv` gives `attn.qkv`."""
+    """Return the name of a layer without its block: `attn.qkv` for `blocks.3.attn.qkv`."""
     return re.sub(r"^.*\.\d+\.", "", layer)

@@ -1,4 +1,4 @@
-"""Operators, the kernels they are fused to, and the workload they make up: plain values."""
+"""The workload of a model as plain values: its operators, and the kernels into which runtimes fuse them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 OpKind = Literal["gemm", "conv", "attention", "softmax", "norm", "elementwise", "movement", "select", "quantize"]
-"""`attention` is every product of two activations: both attention products and the products of token squeezing."""
+"""`attention` is every matmul of two activations: QK^T, PV, and the matmuls of token squeezing."""
 
-PRODUCTS: tuple[OpKind, ...] = ("gemm", "conv", "attention")
-"""Kinds that are matrix products."""
+MATMUL_KINDS: tuple[OpKind, ...] = ("gemm", "conv", "attention")
+"""Kinds of operators that are GEMMs."""
 
 
 @dataclass(frozen=True)
@@ -23,30 +23,32 @@ class Operator:
     type: str
     """ONNX operator type, such as `MatMul`; `Gelu` also for a chain around `Erf`."""
     m: int = 0
-    """Rows of one product, batch included; 0 when the operator is not a matrix product."""
+    """Rows of one GEMM, batch included; 0 when the operator is not a GEMM."""
     n: int = 0
+    """Columns."""
     k: int = 0
+    """Reduction."""
     count: int = 1
-    """Products of this size: heads times images, or groups of a convolution."""
+    """GEMMs of this size: heads times images, or groups of a convolution."""
     elements: int = 0
-    """Elements that come out, or that go in for reductions."""
+    """Elements of the outputs; for reductions those of the input."""
     weight: bool = False
     """Whether one operand is a weight."""
     weight_bits: int = 0
-    """Bits of the weight, or of the second activation of an attention product."""
-    input_bits: int = 0
+    """Bits of the weight, or of the second activation of an attention matmul."""
+    activation_bits: int = 0
     sparsity: str = ""
     """`2:4` when the weight follows that pattern along the reduction dimension."""
     layer: str = ""
-    """Module it belongs to, such as `blocks.3.attn.qkv`; the weight's name when the file does not say."""
+    """Module that it belongs to, such as `blocks.3.attn.qkv`; the name of the weight when the file has no module."""
     role: str = ""
-    """What it does in its block: `attn.qkv`, `QK^T`, `PV`, `head`, ...; the same in every block."""
+    """Role in its block, the same in every block: `attn.qkv`, `QK^T`, `PV`, `head`, ..."""
     read_bytes: int = 0
-    """Activations that go in, at the widths of the file: a tensor behind a DequantizeLinear counts as quantized."""
+    """Bytes of its input activations at the widths of the file: the output of DequantizeLinear counts as quantized."""
     constant_bytes: int = 0
-    """Weights and other constants that go in, at the widths of the file, zeros included."""
+    """Bytes of its weights and other constants at the widths of the file, zeros included."""
     written_bytes: int = 0
-    """What comes out."""
+    """Bytes of its outputs."""
 
     @property
     def macs(self) -> int:
@@ -55,13 +57,13 @@ class Operator:
 
     @property
     def bops(self) -> int:
-        """MACs times both bit widths; 2:4 weights count half (specs, section 3.1)."""
-        bops = self.macs * self.weight_bits * self.input_bits
+        """Bit operations: MACs times both bit widths; 2:4 weights count half."""
+        bops = self.macs * self.weight_bits * self.activation_bits
         return bops // 2 if self.sparsity else bops
 
     @property
     def bytes(self) -> int:
-        """Everything that goes in and out when nothing is fused."""
+        """Bytes of all inputs and outputs, without fusion."""
         return self.read_bytes + self.constant_bytes + self.written_bytes
 
 
@@ -70,32 +72,32 @@ class Kernel:
     """Operators that one launch computes after the usual fusions."""
 
     operators: tuple[int, ...]
-    """Places in `Workload.operators`, the one that the kernel is there for first; empty for an unknown operator."""
+    """Indices into `Workload.operators`, the main operator first; empty for an unknown operator."""
     read: Mapping[int, int] = field(default_factory=dict)
-    """Bits to elements of what comes from other kernels, and of constants that are no weights of a product."""
+    """Bit width to number of elements: outputs of other kernels, and constants other than the weights of GEMMs."""
     written: Mapping[int, int] = field(default_factory=dict)
-    """Bits to elements of what other kernels or the caller read."""
+    """Bit width to number of elements that other kernels or the caller read."""
     unknown: str = ""
-    """Type of an operator that the reader does not know."""
+    """Type of an operator that vitslim does not know; else empty."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that one inference of an ONNX file does."""
+    """All operators of one inference of an ONNX file."""
 
     batch: int
     operators: tuple[Operator, ...]
     params: int
-    """Float and quantized constants in the file without quantizer scales; exporters may store equal ones once."""
+    """Elements of the float and quantized constants, scales excluded; exporters may store equal constants once."""
     file_bytes: int
     folded: int = 0
-    """Nodes that depend on constants only: runtimes compute them once at load, so they are no operators here."""
+    """Nodes that depend on constants only, which runtimes compute once when they load the model; not in `operators`."""
     unknown: Mapping[str, int] = field(default_factory=dict)
-    """Operator types that the reader does not know, with how often each occurs. They have no MACs."""
+    """Operator types that vitslim does not know, to their number. They have no MACs."""
     unknown_bytes: Mapping[str, int] = field(default_factory=dict)
-    """The same types with the bytes that go in and out of them."""
+    """The same types to the bytes of their inputs and outputs."""
     kernels: tuple[Kernel, ...] = ()
-    """In the order of the file. Operators in none of them are views and cost nothing."""
+    """In the order of the file. Operators that are in no kernel are views, without cost."""
 
     @property
     def macs(self) -> int:
@@ -109,9 +111,9 @@ class Workload:
 
     @property
     def bytes(self) -> int:
-        """What goes in and out of all operators when nothing is fused, unknown ones included."""
+        """Bytes of the inputs and outputs of all operators without fusion, unknown operators included."""
         return sum(operator.bytes for operator in self.operators) + sum(self.unknown_bytes.values())
 
     def unknown_shares(self) -> dict[str, float]:
-        """Fraction of all bytes for each operator type that the reader does not know."""
+        """Return the fraction of all bytes of each operator type that vitslim does not know."""
         return {name: count / max(1, self.bytes) for name, count in self.unknown_bytes.items()}

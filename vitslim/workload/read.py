@@ -1,4 +1,4 @@
-"""From an ONNX file to a workload."""
+"""Read the workload of an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from pathlib import Path
 from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
-from vitslim.workload.file import load_onnx
 from vitslim.workload.fusion import Fusion
-from vitslim.workload.kinds import DOMAINS, KIND_OF, REDUCING
-from vitslim.workload.onnx_graph import OnnxGraph, layer_of, role_of
-from vitslim.workload.operators import PRODUCTS, Kernel, Operator, OpKind, Workload
-from vitslim.workload.products import (
+from vitslim.workload.matmuls import (
     read_attention,
     read_conv,
     read_einsum,
@@ -25,6 +21,10 @@ from vitslim.workload.products import (
     read_matmul,
     read_transposed_conv,
 )
+from vitslim.workload.onnx_file import load_onnx
+from vitslim.workload.onnx_graph import OnnxGraph, layer_of, role_of
+from vitslim.workload.operator_kinds import DOMAINS, KIND_OF, REDUCING
+from vitslim.workload.operators import MATMUL_KINDS, Kernel, Operator, OpKind, Workload
 from vitslim.workload.traffic import known_types, traffic
 from vitslim.workload.weights import element_bits
 
@@ -34,17 +34,17 @@ READERS: dict[str, Callable[[OnnxGraph, NodeProto], Operator]] = {
     "Einsum": read_einsum,
 }  # fmt: skip
 
-COSTLY = (*PRODUCTS, "softmax", "norm", "elementwise")
-"""Kinds whose cost goes with their elements, so that an unknown shape is no estimate."""
+COSTLY = (*MATMUL_KINDS, "softmax", "norm", "elementwise")
+"""Kinds whose cost depends on their elements, so that their shapes must be known."""
 LARGEST = 2**62
-"""Of what counts of operators and bytes may be, so that sums of them stay exact."""
+"""Largest number of MACs, elements or bytes of one operator."""
 
 
 def read_workload(path: Path, batch: int = 1) -> Workload:
-    """Operators of an ONNX file with the batch dimension bound to `batch`, and the kernels they are fused to.
+    """Return the operators of an ONNX file with the batch dimension bound to `batch`, and their fused kernels.
 
-    Raises InputError for a file that is missing, empty, truncated, not ONNX, that does not take the batch size, that
-    holds control flow, or in which the shape of something that costs time is unknown or has a dimension of zero.
+    Raises InputError for a file that is missing, empty, truncated or not ONNX, that does not accept the batch size,
+    that contains control flow, or in which the shape of a costly operator is unknown or has a dimension of zero.
     """
     model = load_onnx(path)
     graph = OnnxGraph(model, batch)
@@ -86,7 +86,7 @@ def _kernels(
 
 
 def _read_node(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
-    """The operators of a node; none when its type is unknown."""
+    """Return the operators of a node; none when its type is unknown."""
     if node.domain not in DOMAINS:
         return ()
     if node.op_type == "Attention":
@@ -95,7 +95,7 @@ def _read_node(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
         one = READERS[node.op_type](graph, node) if node.op_type in READERS else _read_other(graph, node)
         found = (one,) if one else ()
     read, constant, written = traffic(graph, node)
-    # What goes in and out belongs to the node; of several operators the first carries it.
+    # The traffic belongs to the node: of several operators the first one carries it.
     return tuple(
         replace(_checked(operator), read_bytes=read, constant_bytes=constant, written_bytes=written)
         if index == 0 else _checked(operator)
@@ -104,7 +104,7 @@ def _read_node(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
 
 
 def _read_other(graph: OnnxGraph, node: NodeProto) -> Operator | None:
-    """An operator that is no matrix product; None when its type is unknown."""
+    """Return an operator that is not a GEMM; None when its type is unknown."""
     reduction = node.op_type in REDUCING
     kind: OpKind | None = "elementwise" if reduction else KIND_OF.get(node.op_type)
     if kind is None:
@@ -123,15 +123,15 @@ def _read_other(graph: OnnxGraph, node: NodeProto) -> Operator | None:
 
 
 def _checked(operator: Operator) -> Operator:
-    """The operator, when its sizes are such that it can be computed with. Raises InputError."""
-    product = operator.op in PRODUCTS
+    """Return the operator. Raises InputError when one of its sizes is zero, or exceeds LARGEST."""
     shown = f"{operator.type} '{operator.name}'"
-    if min(operator.m, operator.n, operator.k, operator.count) < 1 if product else (
-        operator.op in COSTLY and operator.elements < 1
-    ):  # fmt: skip
-        raise InputError(f"{shown} has a dimension of zero", "export the model with a fixed image size")
+    sizes = (
+        (operator.m, operator.n, operator.k, operator.count) if operator.op in MATMUL_KINDS else (operator.elements,)
+    )
+    if operator.op in COSTLY and min(sizes) < 1:
+        raise InputError(f"{shown} has a dimension of zero", "export the model for a fixed image size")
     if max(operator.macs, operator.elements, operator.bytes) > LARGEST:
-        raise InputError(f"{shown} is too large to be computed with", "the file is damaged: write it again")
+        raise InputError(f"the sizes of {shown} exceed 2^62", "the file is damaged: export it again")
     return operator
 
 
@@ -140,7 +140,7 @@ def _full_type(node: NodeProto) -> str:
 
 
 def _gelu_chain(graph: OnnxGraph, erf: NodeProto) -> Iterator[NodeProto]:
-    """Nodes of `0.5 * x * (1 + erf(x / sqrt 2))` other than the Erf, which stands for the whole in a workload."""
+    """Yield the nodes of `0.5 * x * (1 + erf(x / sqrt 2))` but the Erf, which represents the GELU in the workload."""
     before = graph.producers.get(erf.input[0])
     if before is None or before.op_type not in {"Div", "Mul"} or not _scales(graph, before):
         return
@@ -164,24 +164,24 @@ def _gelu_chain(graph: OnnxGraph, erf: NodeProto) -> Iterator[NodeProto]:
 
 
 def _scales(graph: OnnxGraph, node: NodeProto) -> bool:
-    """Whether one operand is a single constant."""
+    """Return whether one operand is a constant of one element."""
     return any(
         name in graph.constant and name in graph.types and graph.types[name].elements == 1 for name in node.input
     )
 
 
 def _params(graph: OnnxGraph) -> int:
-    """Elements of float and narrow integer constants, without scales, zero points and single numbers."""
-    beside = {name for node in graph.nodes for name in _quantizer_inputs(node)}
+    """Return the number of elements of float and narrow integer constants, without scales, zero points and scalars."""
+    quantizer_inputs = {name for node in graph.nodes for name in _quantizer_inputs(node)}
     return sum(
         prod(tensor.dims)
         for name, tensor in graph.initializers.items()
-        if prod(tensor.dims) > 1 and name not in beside and _may_be_weight(tensor.data_type)
+        if prod(tensor.dims) > 1 and name not in quantizer_inputs and _may_be_weight(tensor.data_type)
     )
 
 
 def _quantizer_inputs(node: NodeProto) -> list[str]:
-    """Scales and zero points among the inputs of a node."""
+    """Return the names of the scales and zero points of a node."""
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
         return list(node.input[1:])
     if node.op_type in {"MatMulInteger", "ConvInteger"}:

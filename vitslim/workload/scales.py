@@ -1,4 +1,4 @@
-"""Scales and zero points of an ONNX graph: where operators have them, whom they serve, whether they can be right."""
+"""Find the scales and zero points of an ONNX graph, and the scales that are not positive and finite."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
-from vitslim.workload.facts import BrokenPromise
-from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph
-from vitslim.workload.weight_codes import optional_input
+from vitslim.workload.file_contents import Violation
+from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, optional_input
 from vitslim.workload.weights import find_weight, multiplies_by_scales
 
 SCALES = {
@@ -21,13 +20,13 @@ ZERO_POINTS = {
     "QGemm": (2, 5, 8), "MatMulIntegerToFloat": (4, 5), "DynamicQuantizeMatMul": (3,), "MatMulNBits": (3,),
     "MatMulInteger": (2, 3), "ConvInteger": (2, 3),
 }  # fmt: skip
-"""Operator type to the inputs that are scales, and that are zero points."""
-ON_THE_WAY = TRANSPARENT | {"QuantizeLinear", "DequantizeLinear", "Clip"}
-STEPS_MAX = 8
+"""Operator type to the indices of its inputs that are scales (SCALES) or zero points (ZERO_POINTS)."""
+QUANTIZER_CHAIN = TRANSPARENT | {"QuantizeLinear", "DequantizeLinear", "Clip"}
+SEARCH_DEPTH = 8
 
 
 def quantizer_constants(graph: OnnxGraph) -> set[str]:
-    """Names of the initializers that are scales or zero points."""
+    """Return the names of the initializers that are scales or zero points."""
     names = (
         optional_input(node, index)
         for node in graph.nodes
@@ -38,10 +37,10 @@ def quantizer_constants(graph: OnnxGraph) -> set[str]:
     return {weight.tensor.name for weight in found if weight is not None}
 
 
-def broken_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[BrokenPromise]:
-    """One entry for each operator with a constant scale that is not positive and finite.
+def invalid_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[Violation]:
+    """Yield a violation for each operator with a constant scale that is not positive and finite.
 
-    layers: output of a layer's node to the name of the layer.
+    layers: name of the output of a layer's node to the name of the layer.
     """
     for node in graph.nodes:
         for index in SCALES.get(node.op_type, ()):
@@ -51,25 +50,25 @@ def broken_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[Broke
             values = np.asarray(numpy_helper.to_array(constant.tensor)).astype(np.float64)
             wrong = int((~(np.isfinite(values) & (values > 0))).sum())
             if wrong:
-                where = _served(graph, node, layers) or node.name or node.output[0]
+                where = _layer_after(graph, node, layers) or node.name or node.output[0]
                 some = values[~(np.isfinite(values) & (values > 0))].flat[0]
-                yield BrokenPromise(
+                yield Violation(
                     where, "scales are positive and finite",
-                    f"{wrong} of {values.size} in '{constant.tensor.name}' of {node.op_type}, such as {some:g}",
+                    f"{wrong} of {values.size} in '{constant.tensor.name}' of {node.op_type} are not, such as {some:g}",
                 )  # fmt: skip
 
 
-def _served(graph: OnnxGraph, node: NodeProto, layers: Mapping[str, str]) -> str:
-    """The layer that a quantizer stands in front of, or is."""
+def _layer_after(graph: OnnxGraph, node: NodeProto, layers: Mapping[str, str]) -> str:
+    """Return the name of the layer that reads the output of a quantizer, or that is the quantizer; else empty."""
     frontier = [node]
-    for _ in range(STEPS_MAX):
+    for _ in range(SEARCH_DEPTH):
         for current in frontier:
             if current.output[0] in layers:
                 return layers[current.output[0]]
         frontier = [
             user
             for current in frontier
-            if current is node or current.op_type in ON_THE_WAY
+            if current is node or current.op_type in QUANTIZER_CHAIN
             for user in graph.consumers.get(current.output[0], [])
         ]
     return ""

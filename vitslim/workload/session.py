@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitslim.errors import BackendUnavailableError, InputError
-from vitslim.workload.file import check_onnx_file
+from vitslim.workload.onnx_file import check_onnx_file
 
 Floats = npt.NDArray[np.float32]
 

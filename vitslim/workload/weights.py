@@ -1,4 +1,4 @@
-"""What is known about the operands of a matrix product: bit widths, and the 2:4 pattern in the stored integers."""
+"""Constant operands of GEMMs: their initializer, bit width, zero point, and 2:4 pattern."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
 from vitslim.graph.sparse import PAIR_BITS, TWO_FOUR
-from vitslim.workload.facts import INTEGER_BITS_MAX
+from vitslim.workload.file_contents import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 T = TypeVar("T", bound=np.generic)
 
 CONSTANT_CHAIN = TRANSPARENT | {"DequantizeLinear", "QuantizeLinear"}
 DEQUANTIZING = {"DequantizeLinear", "QuantizeLinear", "Mul"}
-"""In the chain of a weight: nodes whose second input holds scales."""
-ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
+"""Operators in the chain of a weight whose second input is a scale."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant operand: its initializer, and the nodes between that and the product, the initializer's first."""
+    """A constant operand: its initializer, and the nodes from the initializer to the GEMM."""
 
     tensor: TensorProto
     chain: tuple[NodeProto, ...]
 
     @property
     def bits(self) -> int:
-        """Bits of the narrowest type that the weight passes through."""
+        """Bits of the initializer's type."""
         return element_bits(self.tensor.data_type)
 
 
 def element_bits(element: int) -> int:
-    """Bits of an ONNX element type: 32 for FLOAT, 4 for INT4."""
+    """Return the bits of an ONNX element type: 32 for FLOAT, 4 for INT4."""
     name = TensorProto.DataType.Name(element)
     fixed = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8}
     digits = re.search(r"\d+", name)
@@ -46,7 +45,7 @@ def element_bits(element: int) -> int:
 
 
 def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
-    """The initializer behind a value, through Q/DQ, casts, their scales and transposes; None for an activation."""
+    """Return the weight that a value comes from through Q/DQ, casts, scales and transposes; None for an activation."""
     chain: list[NodeProto] = []
     while value not in graph.initializers:
         node = graph.producers.get(value)
@@ -59,15 +58,17 @@ def find_weight(graph: OnnxGraph, value: str) -> Weight | None:
     return Weight(graph.initializers[value], tuple(reversed(chain)))
 
 
-def block_numbers(graph: OnnxGraph, weight: Weight) -> Weight | None:
-    """The whole numbers that codes of blocks are multiplied by, where a weight has some."""
-    factors = (find_weight(graph, step.input[1]) for step in weight.chain if step.op_type == "Mul")
+def integer_group_scales(graph: OnnxGraph, weight: Weight) -> Weight | None:
+    """Return the integer group scales of a weight (QServe, Lin et al., 2024); None when it has none."""
+    factors = (find_weight(graph, node.input[1]) for node in weight.chain if node.op_type == "Mul")
     return next((one for one in factors if one is not None and one.bits <= INTEGER_BITS_MAX), None)
 
 
 def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
-    """Whether a node multiplies integers, cast to floats, by their scales: DequantizeLinear in two nodes, or codes of
-    blocks by their whole numbers."""
+    """Return whether a node multiplies constant integers by their scales.
+
+    Such a Mul follows a Cast in place of DequantizeLinear, or applies integer group scales.
+    """
     if node.op_type != "Mul" or graph.constant.isdisjoint(node.output):
         return False
     value = node.input[0]
@@ -78,31 +79,17 @@ def multiplies_by_scales(graph: OnnxGraph, node: NodeProto) -> bool:
 
 
 def weight_bits(graph: OnnxGraph, weight: Weight) -> int:
-    """Bits of a weight: of its initializer, or of the quantized values when Q is still in the graph."""
+    """Return the bits of a weight: of its initializer, or of its QuantizeLinear where that is not folded."""
     quantized = (graph.types[node.output[0]] for node in weight.chain
                  if node.op_type == "QuantizeLinear" and node.output[0] in graph.types)  # fmt: skip
     return min([weight.bits, *(element_bits(kind.element) for kind in quantized)])
 
 
-def activation_bits(graph: OnnxGraph, value: str) -> int:
-    """Bits of an activation: of the integers in front of its DequantizeLinear, else of its own type."""
-    own = graph.types.get(value)
-    while value in graph.producers:
-        node = graph.producers[value]
-        if node.op_type == "DequantizeLinear" and node.input[0] in graph.types:
-            return element_bits(graph.types[node.input[0]].element)
-        if node.op_type not in ACTIVATION_CHAIN:
-            break
-        value = node.input[0]
-    return element_bits(own.element) if own else 0
-
-
 def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
-    """`2:4` when every run of four weights along `axis`, the reduction dimension of the operand, holds two zeros.
+    """Return `2:4` when two of every four weights along `axis`, the reduction dimension of the operand, are zero.
 
-    Of weights of four bits also when of every four adjacent pairs two are zero, which is what tensor cores read there.
-
-    None is a convolution, whose reduction runs over input channels and kernel, flattened in the order they are stored.
+    For INT4 weights it also suffices that two of every four adjacent pairs are zero, which sparse tensor cores require.
+    None is a convolution, whose reduction runs over input channels and kernel positions, flattened as stored.
     """
     stored = stored_values(weight.tensor)
     if stored.ndim < 2:
@@ -119,33 +106,33 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
     if weight_bits(graph, weight) > PAIR_BITS or zeros.shape[axis] % 2:
         return ""
     rows = np.moveaxis(zeros, axis, -1).reshape(-1, zeros.shape[axis])
-    return TWO_FOUR if is_two_four(whole_groups(rows, 2), 1) else ""
+    return TWO_FOUR if is_two_four(all_zero_runs(rows, 2), 1) else ""
 
 
 def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
-    """The values of an initializer. Raises InputError when they do not fit its shape."""
+    """Return the values of an initializer. Raises InputError when their number does not match its shape."""
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise InputError(f"the values of '{tensor.name}' do not fit its shape {list(tensor.dims)}",
-                         "the file is damaged: write it again") from error  # fmt: skip
+        raise InputError(f"the number of values of '{tensor.name}' does not match its shape {list(tensor.dims)}",
+                         "the file is damaged: export it again") from error  # fmt: skip
 
 
 def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
-    """Whether every run of four along `axis` of a mask of zeros has at least two of them."""
+    """Return whether every run of four along `axis` of a mask of zeros has at least two zeros."""
     moved = np.moveaxis(zeros, axis, -1)
     if moved.shape[-1] == 0 or moved.shape[-1] % 4:
         return False
     return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
 
 
-def whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
-    """Whether all of so many neighbors along the last axis of a matrix are zero."""
+def all_zero_runs(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    """Return for each run of `size` columns of a mask of zeros (n, m) whether it is all zero: (n, m / size)."""
     return np.asarray(zeros.reshape(len(zeros), -1, size).all(axis=2))
 
 
 def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.NDArray[T]:
-    """What a node between an initializer and its product makes of the places of the values."""
+    """Apply the transpose or reshape of a node in the chain of a weight; other nodes keep the shape."""
     if node.op_type == "Transpose":
         return np.transpose(array, integers(node, "perm") or None)
     shape = graph.types[node.output[0]].shape if node.output[0] in graph.types else array.shape
@@ -153,7 +140,7 @@ def rearranged(graph: OnnxGraph, node: NodeProto, array: npt.NDArray[T]) -> npt.
 
 
 def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
-    """Zero point of the weight's DequantizeLinear, shaped to broadcast against the initializer; 0 when it has none."""
+    """Return the zero point of a weight's DequantizeLinear, broadcastable against the initializer; 0 without one."""
     none = np.zeros((), np.int64)
     node = next((n for n in weight.chain if n.op_type == "DequantizeLinear"), None)
     found = find_weight(graph, node.input[2]) if node is not None and len(node.input) > 2 else None
@@ -167,5 +154,5 @@ def zero_point(graph: OnnxGraph, weight: Weight) -> npt.NDArray[np.int64]:
         shape[attribute(node, "axis", 1)] = point.size
         return point.reshape(shape)
     axis = attribute(node, "axis", 1)
-    block, size = attribute(node, "block_size", 0), weight.tensor.dims[axis] if point.ndim else 0
-    return np.repeat(point, min(block, size), axis).take(range(size), axis) if block > 0 and point.ndim else point
+    group, size = attribute(node, "block_size", 0), weight.tensor.dims[axis] if point.ndim else 0
+    return np.repeat(point, min(group, size), axis).take(range(size), axis) if group > 0 and point.ndim else point

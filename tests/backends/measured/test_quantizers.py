@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
-from vitslim.workload.describe import describe, name_nodes
+from vitslim.workload.read_contents import name_nodes, read_contents
 
 INTEGERS = np.random.default_rng(0).integers(-7, 8, (8, 6))
 IMAGES = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
@@ -26,7 +26,7 @@ def quantizer(text: str, **constants: Any) -> Quantizer:
         tensor.name = name
         model.graph.initializer.append(tensor)
     name_nodes(model)
-    (found,) = find_quantizers(model, describe(model).layers).values()
+    (found,) = find_quantizers(model, read_contents(model).layers).values()
     return found
 
 

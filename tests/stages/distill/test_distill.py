@@ -95,7 +95,7 @@ def test_fine_tuning_needs_no_teacher_and_keeps_masks(
     assert (trained[:, ~mask] == 0).all()
     assert not torch.equal(trained, tiny_graph.parameters()[name])
     here = device_name(find_device(Train()))
-    assert result.changes[0].what == f"trained 2 epochs on 96 images on {here} in float32, teacher none"
+    assert result.changes[0].result == f"trained 2 epochs on 96 images on {here} in float32, teacher none"
 
 
 def test_feature_losses_are_recorded_and_masks_stay(tiny_graph: ModelGraph, digits: DataModule, tmp_path: Path) -> None:

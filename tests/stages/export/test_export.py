@@ -210,7 +210,7 @@ def test_metadata_says_what_is_in_the_file(sparse_int8: ModelGraph, int8_file: P
 def test_a_reader_of_the_file_finds_what_is_annotated(int8_file: Path) -> None:
     found = {operator.layer: operator for operator in read_workload(int8_file, batch=1).operators if operator.weight}
     assert len(found) == 10
-    assert all((operator.weight_bits, operator.input_bits) == (8, 8) for operator in found.values())
+    assert all((operator.weight_bits, operator.activation_bits) == (8, 8) for operator in found.values())
     assert found["blocks.0.mlp.fc1"].sparsity == "2:4"
 
 
@@ -264,7 +264,7 @@ def test_stage_writes_the_file_and_proves_it(sparse_int8: ModelGraph, tmp_path: 
     assert result.metrics["onnx_bytes"] == (tmp_path / "model.onnx").stat().st_size
     assert result.metrics["parity_images"] == 64
     assert result.metrics["parity_agreement"] > 0.9
-    whats = {note.layer: note.what for note in result.changes}
+    whats = {note.layer: note.result for note in result.changes}
     assert whats["blocks.0.mlp.fc1.weight"] == "INT8 per channel, 2:4"
     assert whats["head.weight"] == "INT8 per channel"
 

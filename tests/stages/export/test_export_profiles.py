@@ -138,7 +138,7 @@ def test_dynamic_inputs_are_fused(write: Any) -> None:
     assert found["DynamicQuantizeMatMul"] == 9
     assert found["QGemm"] == 1  # pixels have one range for all images
     assert found["Add"] == 5  # to pixels, positions and residual additions: biases are added inside
-    assert inspect(path).broken == ()
+    assert inspect(path).violations == ()
     assert {(a.weight_bits, a.granularity) for a in annotations(path)} == {(8, "channel")}
 
 
@@ -170,7 +170,7 @@ def test_auto_measures_and_keeps_the_floor(tiny_graph: ModelGraph, context: Stag
     result = stage.apply(quantized, there)
     assert measured == ["static", "dynamic"]  # both hold so low a floor with every input in codes
     chosen = [note for note in result.changes if note.reason == "chosen"]
-    assert len(chosen) == 1 and "dB" in chosen[0].what
+    assert len(chosen) == 1 and "dB" in chosen[0].result
     assert (there.workdir / "model.onnx").is_file()
     assert [path.name for path in there.workdir.iterdir()] == ["model.onnx"]
     impossible = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0)))
@@ -194,7 +194,7 @@ def test_auto_places_quantizers_beside_blocks(tiny_graph: ModelGraph, context: S
     assert any("none holds 200 dB" in note.reason for note in closest.changes)
     blocks = [site for site in quantizer_sites(closest.graph).values() if site.block]
     assert all(site.integer_scales for site in blocks) and any(site.input_bits == FLOAT_BITS for site in blocks)
-    assert inspect(there.workdir / "model.onnx").broken == ()
+    assert inspect(there.workdir / "model.onnx").violations == ()
 
 
 def test_auto_leaves_more_in_float_where_a_file_is_worse_than_its_graph(

@@ -59,7 +59,7 @@ def test_uniform_halves_every_axis_but_heads(tiny_graph: ModelGraph, prune: Prun
     for block in ("blocks.0", "blocks.1"):
         assert [sizes[f"{block}.{kind}"] for kind in ("heads", "qk", "v", "mlp")] == [2, 16, 16, 128]
     assert sizes["embed"] == 32
-    assert {note.layer: note.what for note in result.changes}["blocks.1.mlp"] == "kept 128 of 256"
+    assert {note.layer: note.result for note in result.changes}["blocks.1.mlp"] == "kept 128 of 256"
     assert result.skipped == ()
     assert result.metrics["verify_error"] < 1e-4
     with torch.no_grad():

@@ -224,7 +224,7 @@ def test_reordering_changes_no_output_and_keeps_more(
     before = plain.metrics["kept_magnitude"]
     assert ordered.metrics["kept_magnitude_in_old_order"] == pytest.approx(before)
     assert ordered.metrics["kept_magnitude"] > before
-    moved = {note.layer for note in ordered.changes if note.what == "channels reordered"}
+    moved = {note.layer for note in ordered.changes if note.result == "channels reordered"}
     assert {"embed", "blocks.0.mlp", "blocks.1.mlp"} <= moved
     names = sketch_names(tiny_graph)
     reordered, _ = permute_channels(tiny_graph, names, Permute(embed=True), Silent())

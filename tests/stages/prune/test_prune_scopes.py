@@ -104,7 +104,7 @@ def test_steps_are_parts_of_the_original_size(prune: Prune) -> None:
     result = prune(pruning_ratio=0.75, steps=3)
     lengths = [len(edit.kept["blocks.0.mlp"]) for edit in result.graph.edits if isinstance(edit, Slice)]
     assert lengths == [192, 128, 64]
-    assert {note.layer: note.what for note in result.changes}["blocks.0.mlp"] == "kept 64 of 256"
+    assert {note.layer: note.result for note in result.changes}["blocks.0.mlp"] == "kept 64 of 256"
 
 
 def test_scores_are_taken_afresh_before_each_step(tiny_graph: ModelGraph, prune: Prune) -> None:

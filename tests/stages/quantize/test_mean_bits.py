@@ -100,7 +100,7 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     target: Target = "portable" if "inputs" in keys else "ort-cpu"
     export_onnx(result.graph, tmp_path / "model.onnx", target)
     check_stored_weights(tmp_path / "model.onnx", result.graph)
-    facts = inspect(tmp_path / "model.onnx").facts
+    facts = inspect(tmp_path / "model.onnx").contents
     assert {layer.weight_bits for layer in facts.layers} == {4, 8}
 
 

@@ -173,14 +173,14 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
     assert len(in_blocks) == (8 if "first_last_bits" in keys else 9)
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
-    assert inspected.broken == ()
-    layers = [layer for layer in inspected.facts.layers if layer.granularity == f"block {BLOCK}"]
+    assert inspected.violations == ()
+    layers = [layer for layer in inspected.contents.layers if layer.granularity == f"group {BLOCK}"]
     assert [(layer.container, layer.weight_bits) for layer in layers] == [("INT4", keys.get("bits", 4))] * len(
         in_blocks
     )
-    assert {layer.annotation.granularity for layer in layers if layer.annotation} == {f"block:{BLOCK}"}
-    largest = max(layer.pair_max for layer in layers)
-    assert (largest > PAIR_LIMIT) == any(layer.exceeds_16_bits for layer in layers) == keys.get("full_range", False)
+    assert {layer.annotation.granularity for layer in layers if layer.annotation} == {f"group:{BLOCK}"}
+    largest = max(layer.pair_sum_max for layer in layers)
+    assert (largest > PAIR_LIMIT) == any(layer.may_saturate_int16 for layer in layers) == keys.get("full_range", False)
 
 
 def test_blocks_are_closer_than_channels_and_take_little_more(
@@ -190,7 +190,7 @@ def test_blocks_are_closer_than_channels_and_take_little_more(
     for block in (0, BLOCK):
         graph = quantize(tiny_graph, context, group_size=block, rounding="nearest")
         found[block] = sqnr_db(logits(tiny_graph, x), logits(graph, x))
-        sizes[block] = inspect(_exported(graph, tmp_path)).facts
+        sizes[block] = inspect(_exported(graph, tmp_path)).contents
     assert found[BLOCK] > found[0] + 1
     extra = {block: facts.scale_bytes for block, facts in sizes.items()}
     numbers = sum(layer.weights for layer in sizes[BLOCK].layers if layer.granularity.startswith("block")) / BLOCK / 2
@@ -223,9 +223,9 @@ def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context:
     graph = quantize(sparse, context)
     assert written(graph, context, tmp_path / "model.onnx")["QGemm"] == 10
     facts = inspect(tmp_path / "model.onnx")
-    masked = [layer for layer in facts.facts.layers if layer.annotation and layer.annotation.sparsity == "2:4"]
+    masked = [layer for layer in facts.contents.layers if layer.annotation and layer.annotation.sparsity == "2:4"]
     assert len(masked) >= 8 and all("2:4" in layer.patterns for layer in masked)
-    assert facts.broken == ()
+    assert facts.violations == ()
 
 
 def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, context: StageContext) -> None:

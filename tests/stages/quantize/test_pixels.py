@@ -83,7 +83,7 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
         (note,) = (note for note in result.changes if note.layer == PATCHES)
         if bits == 8:
             assert float(tensor_of(result.graph.module, input_scale_name(PATCHES))) == pytest.approx(PIXEL)
-            assert note.what.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
+            assert note.result.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
         elif "inputs" not in keys:
             assert note.reason == "the image stays in float"
 
@@ -117,7 +117,7 @@ def test_patches_are_multiplied_as_matrices(
     path = tmp_path / "model.onnx"
     export_onnx(quantized, path, target)
     check_stored_weights(path, quantized)
-    assert not inspect(path).broken
+    assert not inspect(path).violations
     found = OnnxFile(path)(batch)
     assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
 

@@ -106,7 +106,7 @@ def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callabl
     assert all(0 < scale[name] < 1 for name in SCALES)
     notes = [note for note in result.changes if note.layer.endswith(".attention")]
     assert [note.layer for note in notes] == ["blocks.0.attention", "blocks.1.attention"]
-    assert notes[0].what == "INT8 queries, keys and values, UINT8 probabilities"
+    assert notes[0].result == "INT8 queries, keys and values, UINT8 probabilities"
 
 
 def test_the_file_multiplies_codes_and_keeps_its_promises(
@@ -119,7 +119,7 @@ def test_the_file_multiplies_codes_and_keeps_its_promises(
     kinds = Counter(read_kernels(path, "the file").counts)
     assert kinds["MatMul"] + kinds["FusedMatMul"] == 0
     assert kinds["MatMulIntegerToFloat"] + kinds["QLinearMatMul"] == 2 * 2
-    assert not inspect(path).broken
+    assert not inspect(path).violations
     images = torch.stack([context.data.val[index][0] for index in range(8)])
     with torch.no_grad():
         assert sqnr_db(graph.module(images), OnnxFile(path)(images)) > 25

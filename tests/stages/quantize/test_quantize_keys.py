@@ -84,9 +84,9 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
         path = tmp_path / f"{index}.onnx"
         export_onnx(graph, path, "ort-cpu")
         check_stored_weights(path, graph)
-        layers = inspect(path).facts.layers
-        largest.append(max(layer.pair_max for layer in layers))
-        cut.append(any(layer.exceeds_16_bits for layer in layers))
+        layers = inspect(path).contents.layers
+        largest.append(max(layer.pair_sum_max for layer in layers))
+        cut.append(any(layer.may_saturate_int16 for layer in layers))
         moved = (graph.parameters()[fc2] - tiny_graph.parameters()[fc2]).detach()
         errors.append(float(moved.square().sum()))
     assert largest[0] <= PAIR_LIMIT < min(largest[1:]) and max(largest) <= NO_PAIR_LIMIT
@@ -139,8 +139,8 @@ def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
             images = torch.stack([context.data.calibration[i][0] for i in range(8)])
             assert sqnr_db(logits(graph, context), OnnxFile(path)(images)) > 80  # weights alone have codes
             inspected = inspect(path)
-            layer = next(one for one in inspected.facts.layers if one.name == "blocks.0.mlp.fc1")
-            assert inspected.broken == () and inspected.kernel(layer) == "MatMulNBits"
+            layer = next(one for one in inspected.contents.layers if one.name == "blocks.0.mlp.fc1")
+            assert inspected.violations == () and inspected.kernel(layer) == "MatMulNBits"
     assert found[1] > found[0] + 3
 
 
@@ -182,7 +182,7 @@ def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callabl
         expected = result.graph.module(images)
     export_onnx(result.graph, context.workdir / "model.onnx")
     assert sqnr_db(expected, OnnxFile(context.workdir / "model.onnx", exact=False)(images)) > 20
-    assert inspect(context.workdir / "model.onnx").broken == ()
+    assert inspect(context.workdir / "model.onnx").violations == ()
 
 
 def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: StageContext) -> None:
@@ -224,7 +224,7 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
         export_onnx(scaled, context.workdir / "model.onnx", target)
         images = torch.stack([context.data.calibration[i][0] for i in range(8)])
         assert sqnr_db(logits(scaled, context), OnnxFile(context.workdir / "model.onnx")(images)) > 30
-        assert inspect(context.workdir / "model.onnx").broken == ()
+        assert inspect(context.workdir / "model.onnx").violations == ()
 
 
 def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:

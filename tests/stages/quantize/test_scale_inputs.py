@@ -142,7 +142,7 @@ def test_the_report_says_whose_tokens_are_divided(
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
     context = digits_context(tiny_graph, calibration=20)
     result = PtqStage(Ptq(activation_scaling="per-token")).apply(tiny_graph, context)
-    assert [note.layer for note in result.changes if "each token divided" in note.what] == FC2
+    assert [note.layer for note in result.changes if "each token divided" in note.result] == FC2
     dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
     assert {site.weight for site in quantizer_sites(dynamic).values() if has_input_scale(site)} == {
         "patch_embed.proj.weight", *FC2

@@ -109,7 +109,7 @@ def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext
     stage = etps(blocks=(1, 0), keep=0.7)
     assert stage.requires(sketch(tiny_graph)) == []
     result = stage.apply(tiny_graph, context)
-    notes = [(note.layer, note.what) for note in result.changes]
+    notes = [(note.layer, note.result) for note in result.changes]
     assert notes == [("blocks.0", "kept 12 of 16 patch tokens"), ("blocks.1", "kept 9 of 12 patch tokens")]
     assert all("assumed" in note.reason for note in result.changes)
     assert result.metrics == {"patch_tokens.blocks.0": 12, "patch_tokens.blocks.1": 9}

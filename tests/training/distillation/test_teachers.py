@@ -62,5 +62,5 @@ def test_a_teacher_without_a_compared_block_is_refused(tiny_graph: ModelGraph, s
 def test_a_teacher_that_no_loss_uses_is_not_loaded(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
     config = Distill(teacher="dense", loss=Loss(hard=1, soft=0), train=QUICK)
     note, metrics = train_with_teacher(tiny_graph, config, some_digits, {}.__getitem__, 0, Silent())
-    assert note.what.endswith("teacher none")
+    assert note.result.endswith("teacher none")
     assert metrics["steps"] == 1

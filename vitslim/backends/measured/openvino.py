@@ -8,7 +8,7 @@ from typing import Any
 
 from vitslim.backends.measured.runtime import Runtime
 from vitslim.errors import BackendUnavailableError, InputError
-from vitslim.workload.file import check_onnx_file
+from vitslim.workload.onnx_file import check_onnx_file
 from vitslim.workload.session import BROKEN_HINT, Floats, bind_batch
 
 INSTALL_HINT = "install it: pip install openvino"

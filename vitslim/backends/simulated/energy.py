@@ -50,7 +50,7 @@ class Work:
 
     macs: float
     """Executed MACs: half of the dense ones where 2:4 is used."""
-    input_bits: float
+    activation_bits: float
     """SRAM traffic of each buffer."""
     weight_bits: float
     output_bits: float
@@ -67,7 +67,7 @@ def parts_pj(work: Work, table: EnergyTable, mac_bits: int, sram_kb: tuple[int, 
     ifmap, kernel, ofmap = (table.sram(size) / WORD_BITS for size in sram_kb)
     return {
         "compute": work.macs * table.mac(mac_bits),
-        "sram inputs": work.input_bits * ifmap,
+        "sram inputs": work.activation_bits * ifmap,
         "sram weights": work.weight_bits * kernel,
         "sram outputs": work.output_bits * ofmap,
         "dram": work.dram_bits * table.dram_pj / WORD_BITS,

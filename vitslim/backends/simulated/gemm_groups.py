@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vitslim.workload import Operator, Workload
-from vitslim.workload.operators import PRODUCTS
+from vitslim.workload.operators import MATMUL_KINDS
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ def grouped(operators: Sequence[Operator]) -> list[Group]:
     """Group GEMMs by role, sizes and sparsity, in the order of their first occurrence."""
     counts: Counter[tuple[str, str, int, int, int, str]] = Counter()
     for o in operators:
-        if o.op in PRODUCTS:
+        if o.op in MATMUL_KINDS:
             counts[o.role, o.op, o.m, o.n, o.k, o.sparsity] += o.count
     return [Group(*key, count=count) for key, count in counts.items()]
 
 
 def not_modeled(workload: Workload, modeled: Collection[str]) -> str:
     """List operator kinds without cost in an estimate, with counts, and unknown operators, with shares of the bytes."""
-    free = Counter(o.op for o in workload.operators if o.op not in (*PRODUCTS, *modeled))
+    free = Counter(o.op for o in workload.operators if o.op not in (*MATMUL_KINDS, *modeled))
     return ", ".join([f"{op} ({count})" for op, count in sorted(free.items())] + unknown_words(workload))
 
 

@@ -16,7 +16,7 @@ from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sparse import TWO_FOUR
 from vitslim.units import FLOAT_BITS
-from vitslim.workload.file import METADATA_PREFIX
+from vitslim.workload.onnx_file import METADATA_PREFIX
 
 INTEGER_PRODUCT = "MatMulInteger"
 PRODUCTS = ("MatMul", "Gemm", "Conv", INTEGER_PRODUCT)
@@ -29,11 +29,11 @@ class LayerAnnotation:
     layer: str
     """Name of the weight."""
     weight_bits: int
-    input_bits: int
+    activation_bits: int
     sparsity: str
     """`2:4` along the reduction axis, or `unstructured:0.5`, when the stored weights really are; else empty."""
     granularity: str
-    """`channel`, `block:32` or `tensor` for the scales of the weight, empty for a float weight."""
+    """`channel`, `group:32` or `tensor` for the scales of the weight, empty for a float weight."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
     return LayerAnnotation(
         layer=weight.name,
         weight_bits=site.weight_bits if site else weight.bits,
-        input_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
+        activation_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
-        granularity=f"block:{site.block}" if site and site.block else granularity,
+        granularity=f"group:{site.block}" if site and site.block else granularity,
     )
 
 

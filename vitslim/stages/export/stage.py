@@ -73,11 +73,11 @@ class ExportStage:
             plain, _ = predict(OnnxFile(summary.path, exact=False), images, BATCH, context.progress, "checking: fused")
             metrics["parity_fused_sqnr_db"] = sqnr_db(expected, plain)
         skipped = summary.unquantized if quantized else ()
-        layers = tuple(LayerNote(layer=a.layer, what=_describe(a)) for a in summary.annotations if _describe(a))
+        layers = tuple(LayerNote(layer=a.layer, result=_describe(a)) for a in summary.annotations if _describe(a))
         return StageResult(
             graph,
             changes=placement + layers,
-            skipped=tuple(LayerNote(layer=name, what="stored in float", reason="not quantized") for name in skipped),
+            skipped=tuple(LayerNote(layer=name, result="stored in float", reason="not quantized") for name in skipped),
             metrics=metrics,
         )
 
@@ -97,7 +97,7 @@ class ExportStage:
         notes = tuple(
             LayerNote(
                 layer=f"placement: {p.name}",
-                what=f"{p.latency_ms:.3g} ms, {p.sqnr_db:.1f} dB, {p.agreement:.1%} agreement",
+                result=f"{p.latency_ms:.3g} ms, {p.sqnr_db:.1f} dB, {p.agreement:.1%} agreement",
                 reason=verdict if p is best else "",
             )
             for p in measured

@@ -80,9 +80,11 @@ class EtpsStage:
         for name, count in self._counts(before).items():
             if count.after < count.before:
                 what = f"kept {count.after} of {count.before} patch tokens"
-                changes.append(LayerNote(layer=name, what=what, reason=f"rounded by {self.config.rounding}; {ASSUMED}"))
+                changes.append(
+                    LayerNote(layer=name, result=what, reason=f"rounded by {self.config.rounding}; {ASSUMED}")
+                )
             else:
-                skipped.append(LayerNote(layer=name, what="skipped", reason=f"keeps all {count.before} patch tokens"))
+                skipped.append(LayerNote(layer=name, result="skipped", reason=f"keeps all {count.before} patch tokens"))
         keep = self._keep(before)
         metrics = {f"patch_tokens.{name}": float(count) for name, count in keep.items()}
         return StageResult(insert_squeeze(graph, keep), tuple(changes), tuple(skipped), metrics)

@@ -62,7 +62,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         keep=keep,
     )
     student.module.eval()
-    return LayerNote(layer="all parameters", what=_summary(config, len(images), device)), metrics
+    return LayerNote(layer="all parameters", result=_summary(config, len(images), device)), metrics
 
 
 def weight_problems(before: ModelGraph, after: ModelGraph) -> list[Problem]:

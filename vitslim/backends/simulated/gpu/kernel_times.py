@@ -12,7 +12,7 @@ import numpy as np
 from vitslim.backends.simulated.gpu.spec import GpuSpec, Precision
 from vitslim.backends.simulated.gpu.tensor_core import Widths, gemm_time
 from vitslim.workload import Kernel, Operator, Workload
-from vitslim.workload.operators import PRODUCTS
+from vitslim.workload.operators import MATMUL_KINDS
 
 FLOAT_BYTES = 2.0
 """A GPU stores the 32-bit floats of the file as FP16."""
@@ -68,7 +68,7 @@ class Timer:
         if not operators:
             return replace(self._memory(f"unknown {kernel.unknown}", "unknown", moved), operators=launches)
         main = operators[0]
-        gemms = [o for o in operators if o.op in PRODUCTS]
+        gemms = [o for o in operators if o.op in MATMUL_KINDS]
         if len(gemms) > 1:
             found = self._attention(gemms, moved)
         elif gemms:
@@ -80,7 +80,7 @@ class Timer:
     def _fused_gemm(self, o: Operator, moved: float) -> KernelTime:
         """Return the time of a GEMM with its fused operators; `moved` are the bytes without the weights."""
         spec = self._spec
-        precision = spec.runs_as(max(o.weight_bits, o.input_bits))
+        precision = spec.runs_as(max(o.weight_bits, o.activation_bits))
         sparse = o.sparsity == "2:4" and o.weight
         found = self._gemm(o, precision, sparse, moved)
         if not sparse:
@@ -109,7 +109,7 @@ class Timer:
     def _gemm(self, o: Operator, precision: Precision, sparse: bool, moved: float) -> KernelTime:
         spec = self._spec
         weight = device_width(o.weight_bits, spec) * (SPARSE_BYTES[precision] if sparse else 1.0)
-        widths = Widths(device_width(o.input_bits, spec), weight if o.weight else 0.0, 0.0)
+        widths = Widths(device_width(o.activation_bits, spec), weight if o.weight else 0.0, 0.0)
         size = np.array([[o.count, o.m, o.n, o.k]], np.float64)
         operands = o.count * o.m * o.k * widths.activation
         constants = spec.constants(precision, sparse)
@@ -136,7 +136,7 @@ class Timer:
         """Return the time of QK^T, softmax and PV in one kernel: a thread block holds a tile of queries and loops over
         all keys (FlashAttention-2)."""
         spec = self._spec
-        precision = spec.runs_as(max(max(o.weight_bits, o.input_bits) for o in gemms))
+        precision = spec.runs_as(max(max(o.weight_bits, o.activation_bits) for o in gemms))
         rows, keys = spec.attention.tile
         scores = gemms[0]
         blocks = scores.count * ceil(scores.m / rows)
@@ -185,7 +185,7 @@ class Timer:
 
     def has_int4(self) -> bool:
         """Whether the workload has GEMMs with operands of at most 4 bits."""
-        return any(0 < max(o.weight_bits, o.input_bits) <= 4 for o in self._workload.operators if o.macs)
+        return any(0 < max(o.weight_bits, o.activation_bits) <= 4 for o in self._workload.operators if o.macs)
 
 
 def launched_us(time: KernelTime, spec: GpuSpec) -> float:
@@ -208,5 +208,5 @@ def device_bytes(elements: Mapping[int, int], spec: GpuSpec) -> float:
 
 def _signature(o: Operator | None) -> object:
     return None if o is None else (
-        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.input_bits, o.sparsity
+        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.activation_bits, o.sparsity
     )  # fmt: skip

@@ -44,7 +44,7 @@ class ArrayWork:
     """Cycles of the first load and the last store."""
     macs: Floats
     """Executed MACs, without skipped zeros."""
-    input_bits: Floats
+    activation_bits: Floats
     weight_bits: Floats
     output_bits: Floats
     dram_bytes: Floats
@@ -117,7 +117,7 @@ def array_work(sizes: Ints, two_four: Bools, spec: SystolicSpec) -> ArrayWork:
         stalls=stall_cycles(cycles, traffic, spec),
         edges=edge_cycles(sizes, traffic, spec),
         macs=kept * m * n * k,
-        input_bits=np.asarray(inputs * float(spec.bits.act), np.float64),
+        activation_bits=np.asarray(inputs * float(spec.bits.act), np.float64),
         weight_bits=np.asarray(weights * float(spec.bits.weight), np.float64),
         output_bits=results * float(spec.bits.out) + (writes - results + reads) * float(spec.bits.acc),
         dram_bytes=traffic.total,
@@ -130,7 +130,7 @@ def _parts(work: ArrayWork, index: int, spec: SystolicSpec, table: EnergyTable |
     if table is None:
         return {}
     one = Work(
-        float(work.macs[index]), float(work.input_bits[index]), float(work.weight_bits[index]),
+        float(work.macs[index]), float(work.activation_bits[index]), float(work.weight_bits[index]),
         float(work.output_bits[index]), 8 * float(work.dram_bytes[index]),
     )  # fmt: skip
     sram = (spec.sram_kb.ifmap, spec.sram_kb.filter, spec.sram_kb.ofmap)

@@ -85,7 +85,7 @@ class DepGraphStage:
             current = cutter.cut(current, number / self.config.steps)
         lengths = {target.axis: target.size for target in found.cut} | _cut_lengths(graph, current)
         cut = [target for target in found.cut if lengths[target.axis] < target.size]
-        notes = tuple(LayerNote(layer=t.axis, what=f"kept {lengths[t.axis]} of {t.size}") for t in cut)
+        notes = tuple(LayerNote(layer=t.axis, result=f"kept {lengths[t.axis]} of {t.size}") for t in cut)
         if self.config.budget is not None:
             metrics["budget_share"] = self._budget_share(before, self.config.budget, lengths)
         return StageResult(current, notes, found.skipped, metrics | {"axes_cut": float(len(cut))} | scorer.metrics)

@@ -106,7 +106,7 @@ class _Choice:
                 continue
             self.whole.add(axis)
             if axis not in self.sketch.frozen or self._worth_a_line(target):
-                notes.append(LayerNote(layer=axis, what="skipped", reason=reason))
+                notes.append(LayerNote(layer=axis, result="skipped", reason=reason))
         return Targets(tuple(self.cut[axis] for axis in self.sketch.axes if axis in self.cut), tuple(notes))
 
     def _rank(self, axis: str) -> tuple[bool, int, int]:

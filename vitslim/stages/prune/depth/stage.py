@@ -70,11 +70,13 @@ class DepthStage:
         removed = self._removed(graph, images, context)
         noun = _plural(self.config.unit)
         changes = [
-            LayerNote(layer=name, what="removed", reason=f"changes the outputs by {kl:.3g} nats, least of {of} {noun}")
+            LayerNote(
+                layer=name, result="removed", reason=f"changes the outputs by {kl:.3g} nats, least of {of} {noun}"
+            )
             for name, (kl, of) in removed.items()
         ]
         stuck = find_units(before.branches, self.config.unit).stuck
-        skipped = [LayerNote(layer=name, what="skipped", reason=reason) for name, reason in stuck.items()]
+        skipped = [LayerNote(layer=name, result="skipped", reason=reason) for name, reason in stuck.items()]
         metrics = {
             "calibration_images": float(sum(map(len, images))),
             "mean_kl": list(removed.values())[-1][0],

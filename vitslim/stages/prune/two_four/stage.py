@@ -99,12 +99,12 @@ class TwoFourStage:
         if self.config.permute:
             plain, reordered = permute_channels(graph, names, self.config.permute, context.progress)
         masks, masked = self._masked(plain, names, context)
-        changes = tuple(LayerNote(layer=name, what=self.config.pattern) for name in masks)
+        changes = tuple(LayerNote(layer=name, result=self.config.pattern) for name in masks)
         changes += tuple(
-            LayerNote(layer=one.axis, what="channels reordered", reason=f"{one.efficacy:.0%} of the loss won back")
+            LayerNote(layer=one.axis, result="channels reordered", reason=f"{one.efficacy:.0%} of the loss won back")
             for one in reordered
         )
-        skipped = tuple(LayerNote(layer=n.weight, what="skipped", reason=reason) for n, reason in self._unfit(before))
+        skipped = tuple(LayerNote(layer=n.weight, result="skipped", reason=reason) for n, reason in self._unfit(before))
         metrics = {"kept_magnitude": _kept(plain, masks), "layers": float(len(masks))}
         if reordered:
             here = {name: self._mask_by_size(graph, name) for name in names}

@@ -99,7 +99,7 @@ class UnstructuredStage:
 def _note(name: str, mask: Tensor) -> LayerNote:
     what = f"{format_percent(1 - int(mask.sum()) / mask.numel())} zero"
     sizes = f"CSR {format_bytes(_csr_bytes(mask))}, dense {format_bytes(_dense_bytes(mask))}"
-    return LayerNote(layer=name, what=what, reason=sizes if mask.any() else f"{sizes}; no weight is left")
+    return LayerNote(layer=name, result=what, reason=sizes if mask.any() else f"{sizes}; no weight is left")
 
 
 def _dense_bytes(mask: Tensor) -> int:

@@ -53,8 +53,8 @@ class Calibration:
         if not self.config.rotate:
             return graph, (), ()
         streams, fixed = find_streams(graph)
-        turned = tuple(LayerNote(layer=one.name, what="in a random basis") for one in streams)
-        left = tuple(LayerNote(layer=name, what="stays in its basis", reason=why) for name, why in fixed.items())
+        turned = tuple(LayerNote(layer=one.name, result="in a random basis") for one in streams)
+        left = tuple(LayerNote(layer=name, result="stays in its basis", reason=why) for name, why in fixed.items())
         return rotate(graph, streams, self.context.seed), turned, left
 
     def equalize(self, graph: ModelGraph, weights: Collection[str]) -> ModelGraph:

@@ -159,7 +159,7 @@ class PtqStage:
         return tuple(
             LayerNote(
                 layer=site.weight,
-                what=describe(site) + (", each token divided by its largest" if site.weight in divided else ""),
+                result=describe(site) + (", each token divided by its largest" if site.weight in divided else ""),
                 reason=self._reason(site, graph, site.weight in ends),
             )
             for site in sites
@@ -169,7 +169,7 @@ class PtqStage:
         bits = self.config.activation_bits
         what = f"INT{bits} queries, keys and values, UINT{bits} probabilities"
         blocks = attention_blocks(graph) if self.config.attention else ()
-        return tuple(LayerNote(layer=f"{name}.attention", what=what, reason=self.config.calibrate) for name in blocks)
+        return tuple(LayerNote(layer=f"{name}.attention", result=what, reason=self.config.calibrate) for name in blocks)
 
     def _reason(self, site: FakeQuantSite, graph: ModelGraph, end: bool) -> str:
         asked = self.config.first_last_bits if end and self.config.first_last_bits is not None else self.config.bits
@@ -190,7 +190,7 @@ class PtqStage:
         return tuple(
             LayerNote(
                 layer=weight,
-                what="stays in float",
+                result="stays in float",
                 reason="the same for every image" if weight in constant else "listed in skip",
             )
             for weight in layer_nodes(graph.module)

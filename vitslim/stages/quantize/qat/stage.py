@@ -90,7 +90,7 @@ class QatStage:
         weights = block_weights(torch.tensor([earlier[FEATURE_LOSS + b] for b in blocks]), config.sign, config.tau)
         notes = tuple(
             LayerNote(
-                layer=block, what=f"feature weight {weight:.3g}", reason=f"sign {config.sign}, tau {config.tau:g}"
+                layer=block, result=f"feature weight {weight:.3g}", reason=f"sign {config.sign}, tau {config.tau:g}"
             )
             for block, weight in zip(blocks, weights.tolist(), strict=True)
         )

@@ -1,4 +1,4 @@
-"""ONNX operator types sorted into kinds."""
+"""Kinds of ONNX operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REDUCTIONS = (
     "AveragePool GlobalAveragePool GlobalMaxPool MaxPool ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean "
     "ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
-"""Elementwise work on what goes in, not on what comes out."""
+"""Operators whose work is proportional to the elements of their input, not of their output."""
 REDUCING = frozenset(REDUCTIONS.split())
 KIND_OF: dict[str, OpKind] = {name: kind for kind, names in KINDS.items() for name in names.split()}
 
@@ -28,10 +28,10 @@ DOMAINS = ("", "ai.onnx")
 """Domains of the standard operators."""
 
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
-"""Operators that hold graphs of their own."""
+"""Operators that contain subgraphs."""
 
 VIEWS = frozenset(
     {"DequantizeLinear", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
     | {"Transpose", "Unsqueeze"}
 )
-"""Operators that need no kernel: the next one reads the same memory with other strides, or dequantizes as it reads."""
+"""Operators that need no kernel: their consumer reads the same memory with other strides, or dequantizes on load."""

@@ -1,4 +1,4 @@
-"""Matrix products in an ONNX graph: MatMul, Gemm and Conv in their float and integer forms."""
+"""Read the GEMM sizes of an ONNX graph: MatMul, Gemm, Conv, Einsum and Attention, float and integer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from math import prod
 from onnx import NodeProto
 
 from vitslim.errors import InputError
+from vitslim.workload.activation_bits import stored_bits
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer_of, role_of
 from vitslim.workload.operators import Operator
-from vitslim.workload.weights import Weight, activation_bits, find_weight, sparsity, weight_bits
+from vitslim.workload.weights import Weight, find_weight, sparsity, weight_bits
 
 SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice"}
-"""What may stand between an attention product and the softmax."""
+"""Operators that may be between an attention matmul and the softmax."""
 SEARCH_DEPTH = 8
 
 TWO_FOUR = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Conv", "ConvInteger", "QLinearConv"}
-"""Products whose reduction lies along known dimensions of the weight, so that a 2:4 pattern along it can be seen."""
+"""Operators whose reduction runs along known dimensions of the weight, along which a 2:4 pattern is detected."""
 
 
 def read_matmul(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """MatMul, MatMulInteger (operands 0 and 1) and QLinearMatMul (operands 0 and 3)."""
+    """Read MatMul and MatMulInteger (operands 0 and 1) and QLinearMatMul (operands 0 and 3)."""
     left_name, right_name = node.input[0], node.input[3 if node.op_type == "QLinearMatMul" else 1]
     left, right = graph.type_of(left_name, node).shape, graph.type_of(right_name, node).shape
     left = (1, *left) if len(left) == 1 else left
@@ -41,7 +42,7 @@ def read_matmul(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_gemm(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """Gemm: 2-d operands that may be transposed."""
+    """Read Gemm, whose two-dimensional operands may be transposed."""
     left, right = graph.type_of(node.input[0], node).shape, graph.type_of(node.input[1], node).shape
     m, k = reversed(left) if attribute(node, "transA", 0) else left
     flipped = attribute(node, "transB", 0)
@@ -53,7 +54,10 @@ def read_gemm(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """Conv, ConvInteger (weight operand 1) and QLinearConv (operand 3) as one product a group; rows are positions."""
+    """Read Conv, ConvInteger (weight operand 1) and QLinearConv (operand 3) as one GEMM per group; rows are positions.
+
+    The columns are output channels, the reduction runs over input channels and kernel positions.
+    """
     name = node.input[3 if node.op_type == "QLinearConv" else 1]
     out, kernel = graph.type_of(node.output[0], node).shape, graph.type_of(name, node).shape
     groups = attribute(node, "group", 1)
@@ -63,7 +67,10 @@ def read_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_transposed_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """ConvTranspose as one product a group: rows are the positions that go in, columns what each of them adds to."""
+    """Read ConvTranspose as one GEMM per group: rows are input positions, columns the outputs that each contributes to.
+
+    The reduction runs over input channels.
+    """
     data, kernel = graph.type_of(node.input[0], node).shape, graph.type_of(node.input[1], node).shape
     groups = attribute(node, "group", 1)
     sizes = (data[0] * prod(data[2:]), prod(kernel[1:]), kernel[0] // max(1, groups), groups)
@@ -71,7 +78,7 @@ def read_transposed_conv(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_einsum(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """Einsum of two operands as one product: shared letters that stay are the count, those that go are reduced.
+    """Read Einsum of two operands as GEMMs: shared letters are the count where the output has them, else the reduction.
 
     Raises InputError for other numbers of operands and for an equation with an ellipsis.
     """
@@ -80,8 +87,8 @@ def read_einsum(graph: OnnxGraph, node: NodeProto) -> Operator:
     letters = terms.split(",")
     shapes = [graph.type_of(name, node).shape for name in node.input]
     if len(shapes) != 2 or [len(s) for s in shapes] != [len(t) for t in letters] or not result:
-        raise InputError(f"Einsum '{node.name}' with '{equation}' is not understood",
-                         "two operands with one letter a dimension and an output are")  # fmt: skip
+        raise InputError(f"Einsum '{node.name}' has the equation '{equation}', which is not supported",
+                         "use two operands with one letter per dimension and an explicit output")  # fmt: skip
     length = {letter: size for term, shape in zip(letters, shapes, strict=True)
               for letter, size in zip(term, shape, strict=True)}  # fmt: skip
     left, right, out = (set(term) for term in (*letters, result))
@@ -96,7 +103,7 @@ def read_einsum(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_attention(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
-    """Attention of opset 23: scores, softmax and values of every head and image."""
+    """Read Attention (opset 23) as QK^T, softmax and PV of every head and image."""
     shapes = [graph.type_of(name, node).shape for name in node.input[:3]]
     if len(shapes[0]) == 4:
         heads, width, value_width = shapes[0][1], shapes[0][-1], shapes[2][-1]
@@ -116,7 +123,10 @@ def weighted(
     graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], weight: Weight | None, axis: int | None,
     data: str,
 ) -> Operator:  # fmt: skip
-    """A product with a weight that is reduced along `axis`; None for a convolution."""
+    """Return a GEMM with a weight whose reduction is dimension `axis`; None for a convolution.
+
+    sizes: rows, columns, reduction, count. data: name of the activation.
+    """
     m, n, k, count = sizes
     layer = layer_of(node, weight.tensor.name if weight else "")
     return Operator(
@@ -127,7 +137,7 @@ def weighted(
         elements=m * n * count,
         weight=weight is not None,
         weight_bits=weight_bits(graph, weight) if weight else 0,
-        input_bits=activation_bits(graph, data),
+        activation_bits=stored_bits(graph, data),
         sparsity=sparsity(graph, weight, axis) if weight and node.op_type in TWO_FOUR else "",
         layer=layer,
         role=node.op_type if layer == node.name else role_of(layer),
@@ -137,6 +147,7 @@ def weighted(
 def of_activations(
     graph: OnnxGraph, node: NodeProto, sizes: tuple[int, int, int, int], left: str, right: str
 ) -> Operator:
+    """Return a matmul of two activations; sizes: rows, columns, reduction, count."""
     m, n, k, count = sizes
     return Operator(
         name=node.name or node.output[0],
@@ -144,20 +155,20 @@ def of_activations(
         type=node.op_type,
         m=m, n=n, k=k, count=count,
         elements=m * n * count,
-        weight_bits=activation_bits(graph, right),
-        input_bits=activation_bits(graph, left),
+        weight_bits=stored_bits(graph, right),
+        activation_bits=stored_bits(graph, left),
         layer=layer_of(node),
         role=_attention_role(graph, node, m),
     )  # fmt: skip
 
 
 def _attention_role(graph: OnnxGraph, node: NodeProto, rows: int) -> str:
-    """Scores lead to a softmax, values come after one; what is neither belongs to token squeezing or the like."""
+    """Return `QK^T` (`class attention` for one row) before a softmax, `PV` after one, else `activation matmul`."""
     if _reaches_softmax(node, lambda n: [user for out in n.output for user in graph.consumers.get(out, [])]):
         return "class attention" if rows == 1 else "QK^T"
     if _reaches_softmax(node, lambda n: [graph.producers[n.input[0]]] if n.input[0] in graph.producers else []):
         return "PV"
-    return "product of activations"
+    return "activation matmul"
 
 
 def _reaches_softmax(start: NodeProto, neighbors: Callable[[NodeProto], list[NodeProto]]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether an ONNX file is whole: constants as long as declared, external data beside it, nodes in order."""
+"""Check the integrity of an ONNX file: sizes of constants, external data, arity and order of its nodes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onnx import NodeProto, TensorProto
 from vitslim.errors import InputError
 from vitslim.workload.weights import element_bits
 
-DAMAGED_HINT = "the file is damaged: write it again"
-BESIDE_HINT = "keep the data file in the folder of the model, and name it by its file name"
+DAMAGED_HINT = "the file is damaged: export it again"
+LOCATION_HINT = "keep the data file in the folder of the model, and refer to it by its file name"
 
 
 def check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Raise InputError unless all data outside the file lies in the file's folder and is as long as declared.
+    """Raise InputError unless all external data is in the folder of the file and has the declared length.
 
-    Nothing is read: a name may lead to any file of this machine, and a length may be anything.
+    Reads no data, because a hostile file may name any path and any length.
     """
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -27,7 +27,7 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_arity(model: onnx.ModelProto, path: Path) -> None:
-    """Raise InputError when a standard operator has fewer inputs or outputs than it needs."""
+    """Raise InputError when a standard operator has fewer inputs or outputs than it requires."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     version = versions.get("", versions.get("ai.onnx", 1))
     for node in model.graph.node:
@@ -39,14 +39,14 @@ def check_arity(model: onnx.ModelProto, path: Path) -> None:
             continue
         if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
             raise InputError(
-                f"{node.op_type} '{node.name}' of '{path}' has {len(node.input)} inputs and {len(node.output)} "
-                f"outputs, and needs {schema.min_input} and {schema.min_output}",
+                f"{node.op_type} '{node.name}' of '{path}' requires {schema.min_input} inputs and {schema.min_output} "
+                f"outputs, got {len(node.input)} and {len(node.output)}",
                 DAMAGED_HINT,
             )
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:
-    """Names, relative to the folder of the file, of the files that hold weights."""
+    """Return the names of the external data files, relative to the folder of the model."""
     return {
         entry.value
         for tensor in _tensors(model)
@@ -59,66 +59,66 @@ def external_files(model: onnx.ModelProto) -> set[str]:
 def _check_external(tensor: TensorProto, path: Path) -> None:
     entries: dict[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    shown = f"'{path}' keeps the weight '{tensor.name}' in '{location}'"
+    shown = f"'{path}' stores the weight '{tensor.name}' in '{location}'"
     if not location or "\0" in location:
-        raise InputError(f"'{path}' keeps the weight '{tensor.name}' in a file without a name", DAMAGED_HINT)
+        raise InputError(f"'{path}' stores the weight '{tensor.name}' in a file without a valid name", DAMAGED_HINT)
     folder = path.parent.resolve()
     if Path(location).is_absolute() or PureWindowsPath(location).is_absolute() or ".." in Path(location).parts:
-        raise InputError(f"{shown}, which is not a path inside its folder", BESIDE_HINT)
+        raise InputError(f"{shown}, which is not a path inside the folder of the model", LOCATION_HINT)
     data = (folder / location).resolve()
     if not data.is_relative_to(folder):
-        raise InputError(f"{shown}, which leads out of its folder to '{data}'", BESIDE_HINT)
+        raise InputError(f"{shown}, which links to '{data}' outside the folder of the model", LOCATION_HINT)
     if not data.is_file():
-        raise InputError(f"{shown}, which is missing: its external weights cannot be read", BESIDE_HINT)
+        raise InputError(f"{shown}, which does not exist", LOCATION_HINT)
     try:
         offset, expected = int(entries.get("offset", 0)), tensor_bytes(tensor)
         length = int(entries.get("length", expected))
     except ValueError as error:
-        raise InputError(f"{shown}, at a place that is no number", DAMAGED_HINT) from error
+        raise InputError(f"{shown}, but its offset or length is not a number", DAMAGED_HINT) from error
     if offset < 0 or length != expected or offset + length > data.stat().st_size:
         raise InputError(
-            f"{shown}, which has {data.stat().st_size} bytes; declared are {length} from {offset} on, and a weight of "
-            f"{list(tensor.dims)} has {expected}",
-            "the data file is cut off, or belongs to another model",
+            f"{shown}, which has {data.stat().st_size} bytes; the model declares {length} bytes at offset {offset}, "
+            f"and a weight of shape {list(tensor.dims)} has {expected}",
+            "the data file is truncated, or belongs to another model",
         )
 
 
 def check_tensors(model: onnx.ModelProto, path: Path) -> None:
-    """Raise InputError when a constant holds more or fewer bytes than its type and shape declare."""
+    """Raise InputError when the size of a constant does not match its type and shape."""
     for tensor in _tensors(model):
         shown = f"the constant '{tensor.name}' of '{path}'"
         if tensor.data_type not in TensorProto.DataType.values()[1:] or any(size < 0 for size in tensor.dims):
             raise InputError(f"{shown} has no valid type or shape", DAMAGED_HINT)
-        if element_bits(int(tensor.data_type)) == 6:  # how six bits are packed, onnx leaves open
+        if element_bits(int(tensor.data_type)) == 6:  # ONNX does not specify how 6-bit types are packed
             continue
         expected, found = tensor_bytes(tensor), len(tensor.raw_data)
         if not tensor.HasField("raw_data"):
             expected, found = _entries(tensor)
         if expected != found:
             raise InputError(
-                f"{shown} declares the shape {list(tensor.dims)}, which takes {expected} "
-                f"{'bytes' if tensor.HasField('raw_data') else 'entries'}, but holds {found}",
+                f"{shown} has the shape {list(tensor.dims)}, which requires {expected} "
+                f"{'bytes' if tensor.HasField('raw_data') else 'entries'}, got {found}",
                 DAMAGED_HINT,
             )
 
 
 def check_order(model: onnx.ModelProto, path: Path) -> None:
-    """Raise InputError when a value is made twice, or read by a node before another one makes it, as in a cycle."""
-    made_at: dict[str, int] = {}
+    """Raise InputError when two nodes compute the same value, or a node reads a value before it is computed."""
+    computed_at: dict[str, int] = {}
     for index, node in enumerate(model.graph.node):
         for name in filter(None, node.output):
-            if name in made_at:
-                raise InputError(f"'{path}' makes the value '{name}' twice", DAMAGED_HINT)
-            made_at[name] = index
+            if name in computed_at:
+                raise InputError(f"'{path}' computes the value '{name}' twice", DAMAGED_HINT)
+            computed_at[name] = index
     for index, node in enumerate(model.graph.node):
         for name in node.input:
-            if made_at.get(name, -1) >= index:
-                raise InputError(f"{node.op_type} '{node.name}' of '{path}' reads '{name}' before it is made",
-                                 "its nodes are out of order or in a cycle: write it again")  # fmt: skip
+            if computed_at.get(name, -1) >= index:
+                raise InputError(f"{node.op_type} '{node.name}' of '{path}' reads '{name}' before it is computed",
+                                 "the nodes are out of order or form a cycle: export the file again")  # fmt: skip
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """All constants: initializers, attributes of nodes, and those of subgraphs and local functions."""
+    """Yield all constants: initializers and tensor attributes, also of subgraphs and local functions."""
     yield from model.graph.initializer
     yield from _attributes(model.graph.node)
     for function in model.functions:
@@ -137,12 +137,12 @@ def _attributes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
-    """Bytes of the raw data of a tensor; types below 8 bits are packed."""
+    """Return the bytes of the raw data of a tensor; types below 8 bits are packed."""
     return -(-prod(map(int, tensor.dims)) * element_bits(int(tensor.data_type)) // 8)
 
 
 def _entries(tensor: TensorProto) -> tuple[int, int]:
-    """Expected and found numbers of entries in the typed field of a tensor without raw data."""
+    """Return the expected and the found number of entries in the typed field of a tensor without raw data."""
     count, kind = prod(map(int, tensor.dims)), int(tensor.data_type)
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data,
               tensor.string_data)  # fmt: skip

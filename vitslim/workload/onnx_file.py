@@ -1,4 +1,4 @@
-"""Opening ONNX files, with errors that a person can act on."""
+"""Open ONNX files, and refuse damaged ones with an error that says how to repair them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from onnx.inliner import inline_local_functions
 
 from vitslim.errors import InputError
 from vitslim.units import format_bytes
-from vitslim.workload.whole import check_arity, check_external_data, check_order, check_tensors, external_files
+from vitslim.workload.integrity import check_arity, check_external_data, check_order, check_tensors, external_files
 
 METADATA_PREFIX = "vitslim."
-BROKEN_HINT = "write the file again, for instance with the export stage of a recipe"
+DAMAGED_HINT = "export the file again, for instance with the export stage of a recipe"
 PROTOBUF_BYTES_MAX = 2**31 - 1
-"""What one protobuf message can hold; larger weights lie in a second file."""
+"""Largest protobuf message; larger models keep their weights in a second file."""
 
 
 def check_onnx_file(path: Path) -> None:
-    """Raise InputError when a path cannot be an ONNX file: missing, a folder, not readable, empty, or above 2 GiB."""
+    """Raise InputError for a path that is missing, a folder, not readable, empty, or larger than 2 GiB."""
     if path.is_dir():
-        raise InputError(f"'{path}' is a folder, not an ONNX file", "give the .onnx file inside it")
+        raise InputError(f"expected an ONNX file, got the folder '{path}'", "give the .onnx file inside it")
     try:
         status = path.stat()
-        if S_ISREG(status.st_mode):  # a pipe would wait for its other end, and a device never stop
+        if S_ISREG(status.st_mode):  # reading a pipe would block, and a device may never end
             with path.open("rb") as file:
                 file.read(1)
     except FileNotFoundError as error:
@@ -38,27 +38,27 @@ def check_onnx_file(path: Path) -> None:
     if not S_ISREG(status.st_mode):
         raise InputError(f"'{path}' is not a regular file", "give the path of an ONNX file")
     if not status.st_size:
-        raise InputError(f"'{path}' is empty", BROKEN_HINT)
+        raise InputError(f"'{path}' is empty", DAMAGED_HINT)
     if status.st_size > PROTOBUF_BYTES_MAX:
         raise InputError(
-            f"'{path}' has {format_bytes(status.st_size)}, and an ONNX file holds 2 GiB at most",
-            "larger models keep their weights in a second file: onnx.save(..., save_as_external_data=True)",
+            f"an ONNX file holds at most 2 GiB, but '{path}' has {format_bytes(status.st_size)}",
+            "keep the weights in a second file: onnx.save(..., save_as_external_data=True)",
         )
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read a model with its weights; local functions are inlined.
+    """Return the model of a file with its weights, local functions inlined.
 
-    Raises InputError for a file that is missing, empty, truncated, too large, not ONNX or contradicts itself, and for
+    Raises InputError for a file that is missing, empty, truncated, too large, not ONNX or inconsistent, and for
     external weights that are missing, too short, or outside the folder of the file.
     """
     check_onnx_file(path)
     try:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:
-        raise InputError(f"'{path}' is not an ONNX file, or was cut off", BROKEN_HINT) from error
+        raise InputError(f"'{path}' is not an ONNX file, or is truncated", DAMAGED_HINT) from error
     if not model.ir_version or not model.graph.node or not model.graph.input or not model.graph.output:
-        raise InputError(f"'{path}' holds no ONNX graph", BROKEN_HINT)
+        raise InputError(f"'{path}' contains no ONNX graph", DAMAGED_HINT)
     check_external_data(model, path)
     _load_external_data(model, path)
     check_tensors(model, path)
@@ -69,17 +69,18 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def stored_bytes(path: Path) -> int:
-    """Bytes of an ONNX file that can be loaded, and of the files in which it keeps weights."""
+    """Return the size of a valid ONNX file together with its external data, in bytes."""
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
     return path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(model))
 
 
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Weights may lie in a second file beside the model."""
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"the external weights of '{path}' cannot be read", "keep the data file beside it") from error
+        raise InputError(
+            f"the external weights of '{path}' cannot be read: {error}", "keep the data file in the folder of the model"
+        ) from error
 
 
 def _without_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -88,13 +89,13 @@ def _without_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"the local functions of '{path}' cannot be inlined: {error}", BROKEN_HINT) from error
+        raise InputError(f"the local functions of '{path}' cannot be inlined: {error}", DAMAGED_HINT) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What vitslim noted in the model-level metadata of an ONNX file: key without `vitslim.` to value.
+    """Return the `vitslim.` entries of the model-level metadata of an ONNX file, without that prefix.
 
-    Values that are JSON come back decoded. Raises InputError as `load_onnx` does.
+    JSON values are decoded. Raises InputError as `load_onnx` does.
     """
     model = load_onnx(path)
     props = {prop.key: prop.value for prop in model.metadata_props}

@@ -1,4 +1,4 @@
-"""From an ONNX file, ours or anybody's, to what it holds and which of its promises it breaks."""
+"""Read the contents of any ONNX file, and check the claims that it makes about itself."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 from onnx import TensorProto
 
-from vitslim.workload.annotations import LAYERS, find_annotation, listed_annotations, node_annotation, read_notes
-from vitslim.workload.facts import Annotation, BrokenPromise, FileFacts, Layer
-from vitslim.workload.layers import activation_products, read_layers
+from vitslim.workload.annotations import LAYERS, find_annotation, listed_annotations, model_metadata, node_annotation
+from vitslim.workload.file_contents import Annotation, FileContents, Layer, Violation
+from vitslim.workload.integrity import tensor_bytes
 from vitslim.workload.onnx_graph import LAYER, OnnxGraph
-from vitslim.workload.scales import broken_scales, quantizer_constants
-from vitslim.workload.whole import tensor_bytes
+from vitslim.workload.read_layers import activation_matmuls, read_layers
+from vitslim.workload.scales import invalid_scales, quantizer_constants
 
 
 def name_nodes(model: onnx.ModelProto) -> bool:
-    """Give each node without a name of its own one, in place; whether any needed it."""
+    """Give a unique name to each node without one, in place; return whether any node was renamed."""
     counts = Counter(node.name for node in model.graph.node)
     taken, changed = set(counts), False
     for index, node in enumerate(model.graph.node):
@@ -30,58 +30,58 @@ def name_nodes(model: onnx.ModelProto) -> bool:
     return changed
 
 
-def describe(model: onnx.ModelProto) -> FileFacts:
-    """What a model as `load_onnx` gives it holds, with a name on every node (`name_nodes`).
+def read_contents(model: onnx.ModelProto) -> FileContents:
+    """Return the contents of a model from `load_onnx` in which every node has a name (`name_nodes`).
 
-    Dynamic sizes stay open; operators that vitslim does not know are counted. Raises InputError for a graph that is
-    not whole, or a weight that does not fit its quantizer.
+    Dynamic sizes stay dynamic; operators that vitslim does not know are counted. Raises InputError for an incomplete
+    graph, or a weight whose shape does not match that of its quantizer.
     """
     graph = OnnxGraph(model, batch=None)
-    notes = read_notes(model)
-    listed, unreadable = listed_annotations(notes)
-    layers, broken = read_layers(graph, listed)
+    metadata = model_metadata(model)
+    listed, malformed = listed_annotations(metadata)
+    layers, violations = read_layers(graph, listed)
     by_output = {node.output[0]: layer.name for node in graph.nodes for layer in layers if layer.node == node.name}
     quantizers, weights = quantizer_constants(graph), {layer.weight for layer in layers}
     sizes = {name: tensor_bytes(tensor) for name, tensor in graph.initializers.items()}
-    return FileFacts(
+    return FileContents(
         ir_version=model.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         inputs=dict(_signatures(value for value in model.graph.input if value.name in graph.inputs)),
         outputs=dict(_signatures(model.graph.output)),
-        metadata={key: value for key, value in notes.items() if key != LAYERS},
+        metadata={key: value for key, value in metadata.items() if key != LAYERS},
         operators=dict(Counter(_type(node) for node in graph.nodes).most_common()),
         layers=layers,
-        activation_products=activation_products(graph),
+        activation_matmuls=activation_matmuls(graph),
         scale_bytes=sum(size for name, size in sizes.items() if name in quantizers - weights),
         other_bytes=sum(size for name, size in sizes.items() if name not in quantizers | weights),
         annotations=listed,
-        broken=(*unreadable, *_stray(graph, layers, listed), *broken, *broken_scales(graph, by_output)),
+        violations=(*malformed, *_stray(graph, layers, listed), *violations, *invalid_scales(graph, by_output)),
     )
 
 
-def _stray(graph: OnnxGraph, layers: Sequence[Layer], listed: Sequence[Annotation]) -> Iterator[BrokenPromise]:
-    """Annotations without a layer, notes that cannot be read, and layers that are described in two ways."""
+def _stray(graph: OnnxGraph, layers: Sequence[Layer], listed: Sequence[Annotation]) -> Iterator[Violation]:
+    """Yield annotations without a layer, malformed ones, and layers whose two annotations differ."""
     for annotation in listed:
         described = [layer for layer in layers if find_annotation([annotation], layer.name, layer.weight)]
         if not described:
-            yield BrokenPromise(annotation.layer, "an annotated layer is in the graph", "no layer of this name")
+            yield Violation(annotation.layer, "an annotated layer is in the graph", "no layer of this name")
         for layer in described:
             noted = layer.annotation
             if noted is not None and noted != annotation and noted.layer == annotation.layer:
                 found = _difference(noted, annotation)
-                yield BrokenPromise(layer.name, "node and model say the same of a layer", found)
+                yield Violation(layer.name, "annotations of node and model are equal", found)
     nodes = {layer.node for layer in layers}
     for node in graph.nodes:
         name = next((prop.value for prop in node.metadata_props if prop.key == LAYER), None)
         if name is not None and node.name not in nodes:
-            yield BrokenPromise(name, "an annotated node is a layer", f"{node.op_type} '{node.name}' without a weight")
+            yield Violation(name, "an annotated node is a layer", f"{node.op_type} '{node.name}' has no weight")
         elif name is not None and node_annotation(node) is None:
-            yield BrokenPromise(name, "the note on a node describes a layer", f"that of '{node.name}' is unreadable")
+            yield Violation(name, "the annotation of a node describes a layer", f"that of '{node.name}' is malformed")
 
 
 def _difference(noted: Annotation, listed: Annotation) -> str:
-    keys = ("weight_bits", "input_bits", "sparsity", "granularity")
+    keys = ("weight_bits", "activation_bits", "sparsity", "granularity")
     differing = [key for key in keys if getattr(noted, key) != getattr(listed, key)]
     return ", ".join(f"{key} {getattr(noted, key)!r} and {getattr(listed, key)!r}" for key in differing)
 
