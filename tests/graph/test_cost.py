@@ -54,7 +54,7 @@ def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
     """INT8 takes a sixteenth of the BOPs of a layer; 2:4 halves them and stores 5 bits a weight on the device."""
     dense = sketch(tiny_graph)
     weight = "blocks.0.mlp.fc1.weight"
-    layer = next(product for product in dense.products if product.weight == weight)
+    layer = next(product for product in dense.matmuls if product.weight == weight)
     macs, numel = layer.macs(dense.axes), tiny_graph.parameters()[weight].numel()
     quantized = dense.with_bits([weight], LayerBits(8, 8))
     assert dense.cost().bops - quantized.cost().bops == macs * (32 * 32 - 8 * 8)
@@ -75,7 +75,7 @@ def test_etps_cost_table(deit_tiny: ModelGraph, keep_ratio: float, gmacs: float)
     dense = sketch(deit_tiny)
     keep = {f"blocks.{b}": int(196 * keep_ratio**stage) for stage, b in enumerate((3, 6, 9), start=1)}
     squeezed = dense.with_squeeze(keep)
-    uncounted = [p.macs(squeezed.axes) for p in squeezed.products if p.name.endswith(("fusion", "class_attention"))]
+    uncounted = [p.macs(squeezed.axes) for p in squeezed.matmuls if p.name.endswith(("fusion", "class_attention"))]
     assert (squeezed.cost().macs - sum(uncounted)) / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
@@ -90,5 +90,5 @@ def test_cost_of_a_graph_in_training_mode(tiny_graph: ModelGraph) -> None:
 def test_positions_of_a_stem_are_not_taken_for_tokens() -> None:
     """EfficientFormer: convolutions come before the blocks with tokens; the stem makes 112x112 positions."""
     found = sketch(trace_timm("efficientformer_l1", {"depths": (1, 1, 1, 2), "num_classes": 10}))
-    stem = next(product for product in found.products if product.name == "stem.conv1.weight")
+    stem = next(product for product in found.matmuls if product.name == "stem.conv1.weight")
     assert stem.macs(found.axes) == 24 * 3 * 9 * 112 * 112

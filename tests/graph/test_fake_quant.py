@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import (
-    input_scale_name,
+    activation_scale_name,
     insert_fake_quant,
     layer_nodes,
     quantized_layers,
@@ -84,8 +84,8 @@ def test_operator_keeps_the_rules_of_torch() -> None:
 def test_weights_take_the_narrow_range_inputs_the_full_one() -> None:
     assert integer_range(8, narrow=True) == (-127, 127)
     assert integer_range(8, narrow=False) == (-128, 127)
-    assert weight_range(4, block=0) == (-7, 7)
-    assert weight_range(4, block=32) == (-8, 7)
+    assert weight_range(4, group_size=0) == (-7, 7)
+    assert weight_range(4, group_size=32) == (-8, 7)
 
 
 def test_insertion_adds_scales_as_parameters_and_one_edit(tiny_graph: ModelGraph) -> None:
@@ -98,7 +98,7 @@ def test_insertion_adds_scales_as_parameters_and_one_edit(tiny_graph: ModelGraph
     assert parameters["vitslim.q.blocks.0.attn.qkv.input_scale"].shape == ()
     assert parameters["vitslim.q.blocks.0.attn.qkv.weight_scale"].shape == (192,)
     assert set(parameters) == set(tiny_graph.parameters()) | {
-        name for s in sites for name in (input_scale_name(s.weight), weight_scale_name(s.weight))
+        name for s in sites for name in (activation_scale_name(s.weight), weight_scale_name(s.weight))
     }
     assert not quantized_layers(tiny_graph.module), "the graph that was given must stay as it was"
 
@@ -108,7 +108,7 @@ def test_fine_scales_change_little_and_everything_can_be_trained(tiny_graph: Mod
     for weight in layer_nodes(tiny_graph.module):
         tensor = tiny_graph.module.get_parameter(weight)
         scales[weight_scale_name(weight)] = tensor.detach().abs().flatten(1).amax(1) / 127
-        scales[input_scale_name(weight)] = torch.tensor(6.0 / 127)
+        scales[activation_scale_name(weight)] = torch.tensor(6.0 / 127)
     quantized = insert_fake_quant(tiny_graph, sites_of(tiny_graph), scales)
     images = torch.randn(4, 3, 32, 32)
     expected, found = tiny_graph.module(images), quantized.module(images)

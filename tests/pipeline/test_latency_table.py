@@ -40,7 +40,7 @@ MODEL = Model(timm="vit_tiny_patch16_224", kwargs=KWARGS)
 
 def shapes_of(graph: ModelGraph, **sizes: int) -> list[Shape]:
     found = sketch(graph)
-    return [product_shape(p, {**found.axes, **sizes}) for p in found.products]
+    return [product_shape(p, {**found.axes, **sizes}) for p in found.matmuls]
 
 
 @pytest.fixture(scope="module")

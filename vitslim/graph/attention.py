@@ -9,12 +9,11 @@ import torch
 from torch.fx import Graph, Node
 
 from vitslim.graph.nodes import argument, is_op
-from vitslim.graph.ops.fake_quant import fake_quant
+from vitslim.graph.ops.fake_quant import FAKE_QUANT
 from vitslim.graph.shapes import BATCH
 
 aten = torch.ops.aten
 
-FAKE_QUANT = fake_quant._opoverload
 SDPA = aten.scaled_dot_product_attention.default
 MATMUL = (aten.matmul.default, aten.bmm.default)
 SOFTMAX = (aten.softmax.int, aten._softmax.default)

@@ -16,8 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from vitslim.graph.anatomy import ADD, LAYER_OPS
 from vitslim.graph.attention import parameter_of
 from vitslim.graph.axes.names import NUMBERED
-from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.sketch import USED_ELSEWHERE
 
 

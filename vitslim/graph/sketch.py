@@ -20,7 +20,7 @@ USED_ELSEWHERE = "what it computes is used elsewhere"
 
 
 @dataclass(frozen=True)
-class Product:
+class Matmul:
     """One matrix product: `count` times (rows x reduce) by (reduce x columns), for one image."""
 
     name: str
@@ -51,11 +51,11 @@ class LayerBits(NamedTuple):
     """How the operands of a layer are quantized."""
 
     weight: int
-    input: int
-    block: int = 0
-    """Weights that share a scale, as runs along the reduction; 0: all of an output channel."""
+    activation: int
+    group_size: int = 0
+    """Weights along the reduction that share a scale; 0: all weights of an output channel."""
     integer_scales: bool = False
-    """Whether scales of blocks are whole multiples of one for the channel."""
+    """Whether each group scale is an integer multiple of the scale of its output channel."""
 
 
 FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)
@@ -99,7 +99,7 @@ class ModelSketch:
     kinds: Mapping[str, str]
     frozen: Mapping[str, str]
     """Names of axes that cannot be cut, with the reason."""
-    products: tuple[Product, ...]
+    matmuls: tuple[Matmul, ...]
     parameters: Mapping[str, Size]
     """Parameter name to number of elements; quantizer scales are not model parameters."""
     blocks: tuple[str, ...]
@@ -143,7 +143,7 @@ class ModelSketch:
                 p.reads_pixels,
                 p.constant,
             )
-            for p in self.products
+            for p in self.matmuls
             if p.weight
         )
 
@@ -169,33 +169,33 @@ class ModelSketch:
     def _squeeze(self, block: str, keep: int) -> ModelSketch:
         old, new, gone = self.token_axes[block], f"tokens.{block}", f"squeezed.{block}"
         axes = {**self.axes, new: keep + self.prefix_tokens, gone: self.axes[old] - self.prefix_tokens - keep}
-        here = max(i for i, p in enumerate(self.products) if p.block == block and p.role in {"attention", "proj"}) + 1
+        here = max(i for i, p in enumerate(self.matmuls) if p.block == block and p.role in {"attention", "proj"}) + 1
         after = self.blocks[self.blocks.index(block) :]
         later = tuple(replace(p, count=p.count.rename(old, new), rows=p.rows.rename(old, new),
                               reduce=p.reduce.rename(old, new), columns=p.columns.rename(old, new))
-                      for p in self.products[here:])  # fmt: skip
-        extra = self._squeeze_products(block, old, gone, keep)
+                      for p in self.matmuls[here:])  # fmt: skip
+        extra = self._squeeze_matmuls(block, old, gone, keep)
         token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
-        return replace(self, axes=axes, products=self.products[:here] + extra + later, token_axes=token_axes,
+        return replace(self, axes=axes, matmuls=self.matmuls[:here] + extra + later, token_axes=token_axes,
                        squeezed=(*self.squeezed, block), branches=self._tied(block))  # fmt: skip
 
     def _tied(self, block: str) -> tuple[SketchBranch, ...]:
         """The branches once a block is squeezed: its attention also scores the tokens, so it has to stay."""
-        scoring = {name for p in self.products if p.block == block and p.role == "attention" for name in p.branches}
+        scoring = {name for p in self.matmuls if p.block == block and p.role == "attention" for name in p.branches}
         return tuple(
             replace(b, obstacle=b.obstacle or USED_ELSEWHERE) if b.name in scoring else b for b in self.branches
         )
 
-    def _squeeze_products(self, block: str, old: str, gone: str, keep: int) -> tuple[Product, ...]:
+    def _squeeze_matmuls(self, block: str, old: str, gone: str, keep: int) -> tuple[Matmul, ...]:
         """Class attention, similarity of squeezed to kept tokens, and the fusion that adds them (TPS, section 2.4)."""
-        scores = next(p for p in self.products if p.block == block and p.role == "attention")
-        width = next(p.columns for p in self.products if p.block == block and p.role == "proj")
+        scores = next(p for p in self.matmuls if p.block == block and p.role == "attention")
+        width = next(p.columns for p in self.matmuls if p.block == block and p.role == "proj")
         kept = Size.of(keep)
         where = ("", block, "squeeze")
         return (
-            Product(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), *where),
-            Product(f"{block}.similarity", ONE, Size.axis(gone), width, kept, *where),
-            Product(f"{block}.fusion", ONE, kept, Size.axis(gone), width, *where),
+            Matmul(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), *where),
+            Matmul(f"{block}.similarity", ONE, Size.axis(gone), width, kept, *where),
+            Matmul(f"{block}.fusion", ONE, kept, Size.axis(gone), width, *where),
         )
 
     def with_removed(self, names: Collection[str]) -> ModelSketch:
@@ -206,14 +206,14 @@ class ModelSketch:
         parameters = {name: size for name, size in self.parameters.items() if name not in dead}
         lost = {axis for name in dead & self.parameters.keys() for axis in self.parameters[name].axes()}
         lost -= {axis for size in parameters.values() for axis in size.axes()}
-        products = tuple(p for p in self.products if not p.branches.intersection(names))
+        matmuls = tuple(p for p in self.matmuls if not p.branches.intersection(names))
         empty = {branch.block for branch in gone} - {branch.block for branch in stay}
-        attended = {product.block for product in products if product.role == "attention"}
+        attended = {product.block for product in matmuls if product.role == "attention"}
         return replace(
             self,
             axes={name: size for name, size in self.axes.items() if name not in lost},
             factors={name: others - lost for name, others in self.factors.items() if name not in lost},
-            products=products,
+            matmuls=matmuls,
             parameters=parameters,
             blocks=tuple(name for name in self.blocks if name not in empty),
             token_axes={name: axis for name, axis in self.token_axes.items() if name in attended},
@@ -231,7 +231,7 @@ class ModelSketch:
     @property
     def attending(self) -> tuple[str, ...]:
         """Names of the blocks that have attention, in order."""
-        attended = {product.block for product in self.products if product.role == "attention"}
+        attended = {product.block for product in self.matmuls if product.role == "attention"}
         return tuple(block for block in self.blocks if block in attended)
 
     def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
@@ -242,17 +242,17 @@ class ModelSketch:
         """Parameters, MACs and BOPs for one image, bytes stored and bytes on a device."""
         return Cost(
             params=sum(size.value(self.axes) for size in self.parameters.values()),
-            macs=sum(p.macs(self.axes) for p in self.products),
-            bops=sum(self._bops(p) for p in self.products),
+            macs=sum(p.macs(self.axes) for p in self.matmuls),
+            bops=sum(self._bops(p) for p in self.matmuls),
             weight_bytes=round(sum(self._parameter_bytes(name, dense=True) for name in self.parameters)),
             device_bytes=round(sum(self._parameter_bytes(name, dense=False) for name in self.parameters)),
         )
 
-    def _bops(self, product: Product) -> int:
+    def _bops(self, product: Matmul) -> int:
         bits = self.bits.get(product.weight, FLOAT_LAYER)
         if product.role == "attention" and product.block in self.attention_bits:
             bits = LayerBits(self.attention_bits[product.block], self.attention_bits[product.block])
-        bops = product.macs(self.axes) * bits.weight * bits.input
+        bops = product.macs(self.axes) * bits.weight * bits.activation
         return bops // 2 if skips_products(self.sparsity.get(product.weight, ""), bits.weight) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
@@ -265,16 +265,19 @@ class ModelSketch:
         return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
 
     def _scale_bytes(self, name: str) -> int:
-        """One float scale an output channel, or a block of one, and one for the input of a quantized layer; or one a
-        channel and a whole number of four bits a block."""
+        """Bytes of the scales of a quantized layer.
+
+        One float32 scale for the activation, and one for each output channel or group; integer group scales take one
+        float32 for each channel and four bits for each group.
+        """
         if name not in self.bits:
             return 0
         bits = self.bits[name]
-        blocks = self.parameters[name].value(self.axes) // bits.block if bits.block else 0
-        if blocks and not bits.integer_scales:
-            return 4 * (blocks + 1)
-        return 4 * (self._rows(name) + 1) + blocks // 2
+        groups = self.parameters[name].value(self.axes) // bits.group_size if bits.group_size else 0
+        if groups and not bits.integer_scales:
+            return 4 * (groups + 1)
+        return 4 * (self._rows(name) + 1) + groups // 2
 
     def _rows(self, name: str) -> int:
         """Output channels of a layer: the rows of its weight."""
-        return next(p.columns.value(self.axes) for p in self.products if p.weight == name)
+        return next(p.columns.value(self.axes) for p in self.matmuls if p.weight == name)

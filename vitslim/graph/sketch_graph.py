@@ -13,14 +13,14 @@ from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_n
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.edits.records import InsertFakeQuant, Mask, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.size import ONE, Size
-from vitslim.graph.sketch import LayerBits, ModelSketch, Product, SketchBranch
+from vitslim.graph.sketch import LayerBits, Matmul, ModelSketch, SketchBranch
 from vitslim.graph.squeezable import squeeze_obstacle
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         kinds={axis.name: axis.kind for axis in graph.axes.axes},
         frozen={axis.name: axis.frozen for axis in graph.axes.axes if axis.frozen},
         factors=_factors(graph.axes),
-        products=tuple(_products(graph, anatomy, sizes, branches)),
+        matmuls=tuple(_matmuls(graph, anatomy, sizes, branches)),
         parameters={
             name: sizes.product(graph.axes.parameter_terms(name))
             for name, _ in graph.module.named_parameters()
@@ -49,7 +49,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         prefix_tokens=anatomy.prefix_tokens,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
-        bits={s.weight: LayerBits(s.weight_bits, s.input_bits, s.block, s.integer_scales) for s in quantized},
+        bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
         attention_bits={
             block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks
         },
@@ -135,10 +135,10 @@ class _Sizes:
         return total
 
 
-def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Product]:
+def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Matmul]:
     layers = {layer.node: layer for layer in anatomy.linears}
     attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
-    readers: dict[object, Callable[[Node, _Sizes, str], tuple[Product, ...]]] = {
+    readers: dict[object, Callable[[Node, _Sizes, str], tuple[Matmul, ...]]] = {
         SDPA: _attention,
         CLASS_ATTENTION: _class_attention,
         SQUEEZE_TOKENS: _squeeze,
@@ -149,7 +149,7 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         if node in layers:
             layer = layers[node]
             block = layer.block
-            found: tuple[Product, ...] = (_layer(graph, node, sizes, layer, node not in moving),)
+            found: tuple[Matmul, ...] = (_layer(graph, node, sizes, layer, node not in moving),)
         elif node.target in readers:
             block = attention_blocks.get(node, block)
             found = readers[node.target](node, sizes, block)
@@ -159,45 +159,45 @@ def _products(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tupl
         yield from (replace(product, branches=around) for product in found)
 
 
-def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Product:
+def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:
     """Linear: rows are all tokens. Convolution: rows are output positions, the reduction is channels times kernel."""
     weight = parameter_of(argument(node, 1))
     out, *reduce = sizes.table.parameter_terms(weight)
     result = sizes.table.terms(node)
     is_linear = node.target is aten.linear.default
     rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
-    return Product(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, layer.block, layer.role,
+    return Matmul(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, layer.block, layer.role,
                    convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder",
                    reads_pixels=reads_pixels(node, tensor_of(graph.module, weight)), constant=constant)  # fmt: skip
 
 
-def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     """Both products of one attention: q k^T, and the probabilities times v."""
     q, k, v = (sizes.table.terms(argument(node, i)) for i in range(3))
     heads, queries, keys = sizes.product(q[:-2]), sizes.of(q[-2]), sizes.of(k[-2])
     return (
-        Product(f"{block}.attention.qk", heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
-        Product(f"{block}.attention.v", heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
+        Matmul(f"{block}.attention.qk", heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
+        Matmul(f"{block}.attention.v", heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
     )
 
 
-def _matmul(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+def _matmul(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     left, right = (sizes.table.terms(argument(node, i)) for i in range(2))
     rows, reduce, columns = sizes.of(left[-2]), sizes.of(left[-1]), sizes.of(right[-1])
-    return (Product(f"{block}.matmul", sizes.product(left[:-2]), rows, reduce, columns, "", block, "attention"),)
+    return (Matmul(f"{block}.matmul", sizes.product(left[:-2]), rows, reduce, columns, "", block, "attention"),)
 
 
-def _class_attention(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+def _class_attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     _, heads, keys, width = (sizes.of(term) for term in sizes.table.terms(argument(node, 1)))
-    return (Product(f"{block}.class_attention", heads, ONE, width, keys, "", block, "squeeze"),)
+    return (Matmul(f"{block}.class_attention", heads, ONE, width, keys, "", block, "squeeze"),)
 
 
-def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Product, ...]:
+def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     """Similarity of squeezed to kept tokens, and the fusion that adds them."""
     score, keep = sizes.table.terms(argument(node, 1))[-1], int(argument(node, 2))
     width = sizes.of(sizes.table.terms(node)[-1])
     kept, gone = Size.of(keep), Size.of(sizes.table.size(score) - keep)
     return (
-        Product(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
-        Product(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
+        Matmul(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
+        Matmul(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
     )

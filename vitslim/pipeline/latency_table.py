@@ -14,7 +14,7 @@ from vitslim.backends.monotone import Floats, filled, smoothed
 from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
 from vitslim.graph.size import Size
-from vitslim.graph.sketch import ModelSketch, Product
+from vitslim.graph.sketch import Matmul, ModelSketch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import LatencyGrid, ProductLatencies, Shape
@@ -58,7 +58,7 @@ def build_table(
             times = backend.product_times(shapes, path, batch)
     products = product_latencies(times.ms)
     rest_ms, scale = rest_and_scale(
-        times.dense_ms, sum(products.at(product_shape(p, dense.axes)) for p in dense.products)
+        times.dense_ms, sum(products.at(product_shape(p, dense.axes)) for p in dense.matmuls)
     )
     return LatencyTable(
         model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
@@ -67,7 +67,7 @@ def build_table(
     )  # fmt: skip
 
 
-def product_shape(product: Product, sizes: Mapping[str, int]) -> Shape:
+def product_shape(product: Matmul, sizes: Mapping[str, int]) -> Shape:
     """Count, rows, reduce and columns of a product for given axis lengths."""
     return (
         product.count.value(sizes),
@@ -84,7 +84,7 @@ def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
     """
     movable = dense.kinds.keys() - dense.frozen.keys()
     shapes: set[Shape] = set()
-    for p in dense.products:
+    for p in dense.matmuls:
         count, *lengths = (
             _lengths(size, dense.axes, movable, points, multiple)
             for size, multiple in ((p.count, 1), *((size, MULTIPLE) for size in (p.rows, p.reduce, p.columns)))

@@ -125,7 +125,7 @@ def test_a_latency_budget(tiny: ModelSketch, scope: str) -> None:
     estimate = DepGraphStage(config, table).estimate(tiny)
 
     def gemms(model: ModelSketch) -> list[tuple[int, int, int, int]]:
-        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in model.products)
+        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in model.matmuls)
         return [tuple(size.value(model.axes) for size in four) for four in sizes]  # type: ignore[misc]
 
     reached = table.estimate_ms(gemms(estimate)) / table.estimate_ms(gemms(tiny))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import input_scale_name
+from vitslim.graph.edits.fake_quant import activation_scale_name
 from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
@@ -78,11 +78,11 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     ):
         stage = PtqStage(Ptq(**keys))
         result = stage.apply(tiny_graph, digits_context(tiny_graph))
-        assert sketch(result.graph).bits[PATCHES].input == bits
+        assert sketch(result.graph).bits[PATCHES].activation == bits
         assert stage.estimate(sketch(tiny_graph)).bits == sketch(result.graph).bits
         (note,) = (note for note in result.changes if note.layer == PATCHES)
         if bits == 8:
-            assert float(tensor_of(result.graph.module, input_scale_name(PATCHES))) == pytest.approx(PIXEL)
+            assert float(tensor_of(result.graph.module, activation_scale_name(PATCHES))) == pytest.approx(PIXEL)
             assert note.what.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
         elif "inputs" not in keys:
             assert note.reason == "the image stays in float"

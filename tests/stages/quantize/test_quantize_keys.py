@@ -153,15 +153,15 @@ def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageCo
 
 def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"bits": 4, "group_size": 16, "activations": "float"}
-    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantize(tiny_graph, context, **keys))}
-    ends = {site.weight: (site.weight_bits, site.block)
+    found = {site.weight: (site.weight_bits, site.group_size) for site in sites(quantize(tiny_graph, context, **keys))}
+    ends = {site.weight: (site.weight_bits, site.group_size)
             for site in sites(quantize(tiny_graph, context, **keys, first_last_bits=8))}  # fmt: skip
     assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
 
 
 def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
     whole = sketch(tiny_graph)
-    middle = replace(whole, products=tuple(p for p in whole.products if p.role not in {"patch_embed", "head"}))
+    middle = replace(whole, matmuls=tuple(p for p in whole.matmuls if p.role not in {"patch_embed", "head"}))
     stage = PtqStage(Ptq(first_last_bits=8))
     assert stage.requires(whole) == []
     assert [problem.where for problem in stage.requires(middle)] == ["first_last_bits"]
@@ -190,7 +190,7 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
     found = sites(quantize(tiny_graph, context, float_inputs=1, smooth=False))
-    assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
+    assert [site.weight for site in found if site.activation_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
 def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitslim.errors import StageError
 from vitslim.graph.edits.divide_tokens import divide_tokens, divided_layers
-from vitslim.graph.edits.fake_quant import has_input_scale, layer_nodes
+from vitslim.graph.edits.fake_quant import has_activation_scale, layer_nodes
 from vitslim.graph.edits.scale_inputs import scale_inputs
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
@@ -144,7 +144,7 @@ def test_the_report_says_whose_tokens_are_divided(
     result = PtqStage(Ptq(activation_scaling="per-token")).apply(tiny_graph, context)
     assert [note.layer for note in result.changes if "each token divided" in note.what] == FC2
     dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
-    assert {site.weight for site in quantizer_sites(dynamic).values() if has_input_scale(site)} == {
+    assert {site.weight for site in quantizer_sites(dynamic).values() if has_activation_scale(site)} == {
         "patch_embed.proj.weight", *FC2
     }  # fmt: skip
 

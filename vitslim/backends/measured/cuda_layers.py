@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypass_quantizers, layer_nodes
+from vitslim.graph.edits.fake_quant import bypass_quantizers, layer_nodes
 from vitslim.graph.edits.records import Mask, QuantizeAttention
 from vitslim.graph.edits.scale_inputs import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
-from vitslim.graph.ops.fake_quant import integer_codes
+from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers
 from vitslim.graph.sparse import TWO_FOUR
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
     if block:
         return None
     scale, step = (tensors[one.target].detach() for one in (scale, step))
-    codes = integer_codes(weight, scale, axis, low, high).to(torch.int8)
+    codes = to_integers(weight, scale, axis, low, high).to(torch.int8)
     bias, factor = argument(node, 2), _factor(_operands(x)[0])
     return Int8Linear(
         codes,

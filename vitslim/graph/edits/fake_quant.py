@@ -15,12 +15,16 @@ from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
+from vitslim.graph.ops.fake_quant import (
+    DYNAMIC_FAKE_QUANT,
+    FAKE_QUANT,
+    QUANTIZER_PREFIX,
+    activation_range,
+    to_integers,
+    weight_range,
+)
 from vitslim.units import FLOAT_BITS
 
-FAKE_QUANT = torch.ops.vitslim.fake_quant.default
-DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default
-QUANTIZER_PREFIX = "vitslim.q."
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution alike."""
 _REDUCTION_AXIS = 1
@@ -31,7 +35,7 @@ def layer_of(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def input_scale_name(weight: str) -> str:
+def activation_scale_name(weight: str) -> str:
     """Name of the parameter of shape () that scales the input of the layer with this weight."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.input_scale"
 
@@ -41,7 +45,7 @@ def weight_scale_name(weight: str) -> str:
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
-def weight_zeros_name(weight: str) -> str:
+def weight_zero_points_name(weight: str) -> str:
     """Name of the buffer with the zero points of this weight's blocks: float (output channels, blocks)."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_zeros"
 
@@ -70,12 +74,13 @@ def quantized_layers(module: GraphModule) -> frozenset[str]:
 def insert_fake_quant(
     graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
-    """A new graph whose layers at `sites` see quantized inputs (per tensor) and weights (per output channel or block).
+    """Return a new graph with fake quantizers on the input activation and the weight of each site.
 
-    scales: name, as `input_scale_name`, `weight_scale_name` and `weight_zeros_name` give it, to values; scales that
-    are missing start at one and zero points at zero, to be loaded later. Raises StageError for a weight that no layer
-    has, that is given twice or is already quantized, and for a block on a weight that is no matrix or that does not
-    divide its reduction.
+    Activations are quantized per tensor, weights per output channel or per group. scales: values by the names that
+    `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start at one and
+    missing zero points at zero, to be loaded later. Raises StageError for a weight that no layer has, that is listed
+    twice or already quantized, and for a group size on a weight that is not a matrix or that does not divide its
+    reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -94,13 +99,13 @@ def insert_fake_quant(
     return new
 
 
-def weight_codes(module: GraphModule, quantizer: Any) -> Tensor:
+def integer_weights(module: GraphModule, quantizer: Any) -> Tensor:
     """The whole numbers that the fake quantizer of a weight makes of it: float, of the weight's shape."""
     weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantizer.args
     values, steps, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zeros))
     zero: Any = points[0] if points else zero_point
     with torch.no_grad():
-        return integer_codes(values, steps, axis, qmin, qmax, zero, block)
+        return to_integers(values, steps, axis, qmin, qmax, zero, block)
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
@@ -126,31 +131,31 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
     weight = tensor_of(module, site.weight)
     holder = nn.Module()
     shapes: dict[str, tuple[int, ...]] = {weight_scale_name(site.weight): _weight_scale_shape(weight, site)}
-    if has_input_scale(site):
-        shapes[input_scale_name(site.weight)] = ()
+    if has_activation_scale(site):
+        shapes[activation_scale_name(site.weight)] = ()
     for name, shape in shapes.items():
         value = scales[name].detach().clone() if name in scales else torch.ones(shape)
         if value.shape != shape:
             raise StageError(f"'{name}' has shape {tuple(value.shape)}, expected {shape}")
         holder.register_parameter(name.rpartition(".")[2], nn.Parameter(value.to(weight)))
-    if site.weight_zeros:
-        name, shape = weight_zeros_name(site.weight), _weight_scale_shape(weight, site)
+    if site.weight_zero_points:
+        name, shape = weight_zero_points_name(site.weight), _weight_scale_shape(weight, site)
         holder.register_buffer(name.rpartition(".")[2], scales.get(name, torch.zeros(shape)).detach().clone())
     module.add_submodule(QUANTIZER_PREFIX + layer_of(site.weight), holder)
 
 
-def has_input_scale(site: FakeQuantSite) -> bool:
+def has_activation_scale(site: FakeQuantSite) -> bool:
     """Whether the input of a site is quantized with a scale that a calibration found."""
-    return site.input_bits < FLOAT_BITS and not site.dynamic
+    return site.activation_bits < FLOAT_BITS and not site.dynamic
 
 
 def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
-    if site.block and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block):
+    if site.group_size and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.group_size):
         raise StageError(
-            f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.block} along its reduction",
+            f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.group_size} along its reduction",
             "blocks need a linear layer whose inputs they divide",
         )
-    _, block = site.product_form
+    _, block = site.matmul_form
     outputs = weight.shape[_OUTPUT_AXIS]
     return (outputs, weight.shape[_REDUCTION_AXIS] // block) if block else (outputs,)
 
@@ -160,10 +165,10 @@ def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
-        bits, block = site.product_form
+        bits, block = site.matmul_form
         limits = weight_range(bits, block)
         axis = _REDUCTION_AXIS if block else _OUTPUT_AXIS
-        zeros = (graph.get_attr(weight_zeros_name(site.weight)),) if site.weight_zeros else ()
+        zeros = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
         weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, block, *zeros))
     for node in nodes:
         with graph.inserting_before(node):
@@ -173,8 +178,8 @@ def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
 def _quantized_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if site.dynamic:
         return graph.call_function(DYNAMIC_FAKE_QUANT, (x,))
-    if not has_input_scale(site):
+    if not has_activation_scale(site):
         return x
-    scale = graph.get_attr(input_scale_name(site.weight))
-    limits = input_range(site.input_bits, site.zero_point)
+    scale = graph.get_attr(activation_scale_name(site.weight))
+    limits = activation_range(site.activation_bits, site.zero_point)
     return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))

@@ -12,11 +12,10 @@ from torch.fx import Node
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.attention import SDPA
 from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.edits.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX
 from vitslim.graph.edits.records import QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
-from vitslim.graph.ops.fake_quant import input_range
+from vitslim.graph.ops.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX, activation_range
 
 
 class Operand(NamedTuple):
@@ -84,7 +83,7 @@ def quantize_attention(
             new.module.add_submodule(owner, nn.Module())
         scale = (scales or {}).get(name, torch.ones(())).detach().clone()
         new.module.get_submodule(owner).register_parameter(leaf, nn.Parameter(scale))
-        limits = input_range(bits, operand.zero_point)
+        limits = activation_range(bits, operand.zero_point)
         with new.module.graph.inserting_before(operand.product):
             step = new.module.graph.get_attr(name)
             codes = new.module.graph.call_function(FAKE_QUANT, (operand.value, step, 0, None, *limits, 0))

@@ -66,28 +66,31 @@ class ReadPixels:
 
 @dataclass(frozen=True)
 class FakeQuantSite:
-    """One linear or convolution whose input and weight are quantized. Scales travel with the weights."""
+    """How the input activation and the weight of one linear or convolution are quantized.
+
+    Scales and zero points are parameters and buffers of the graph and are saved with the weights.
+    """
 
     weight: str
     """Parameter name of the weight, such as `blocks.0.mlp.fc1.weight`."""
     weight_bits: int
-    input_bits: int
-    """`vitslim.units.FLOAT_BITS` where the input stays in float."""
+    activation_bits: int
+    """`vitslim.units.FLOAT_BITS` for a float activation."""
     zero_point: int | None = None
-    """Code of zero among the unsigned codes of the input; None for signed codes, among which zero is 0."""
+    """Zero point of an unsigned activation; None for a signed one, whose zero point is 0."""
     dynamic: bool = False
-    """Whether scale and zero point of the input follow each batch in place of a calibration; codes are unsigned."""
-    block: int = 0
-    """Weights of one output channel that share a scale, as runs along the reduction; 0: all of them."""
-    weight_zeros: bool = False
-    """Whether each block has a zero point too; they travel with the weights."""
+    """Whether scale and zero point of the activation are computed from each batch; its integers are unsigned."""
+    group_size: int = 0
+    """Weights along the reduction that share a scale; 0: all weights of an output channel."""
+    weight_zero_points: bool = False
+    """Whether each weight group also has a zero point."""
     integer_scales: bool = False
-    """Whether the scale of each block is a whole multiple of one for its output channel."""
+    """Whether each group scale is an integer multiple of the scale of its output channel."""
 
     @property
-    def product_form(self) -> tuple[int, int]:
-        """Bits of the weight as a product takes it, and block: whole scales make codes of 8 bits for each channel."""
-        return (8, 0) if self.integer_scales else (self.weight_bits, self.block)
+    def matmul_form(self) -> tuple[int, int]:
+        """Bits and group size of the weight in the matmul: integer group scales make it 8-bit and per-channel."""
+        return (8, 0) if self.integer_scales else (self.weight_bits, self.group_size)
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,9 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
     return LayerAnnotation(
         layer=weight.name,
         weight_bits=site.weight_bits if site else weight.bits,
-        input_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
+        input_bits=min(_input_bits(node), site.activation_bits) if site else _input_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
-        granularity=f"block:{site.block}" if site and site.block else granularity,
+        granularity=f"block:{site.group_size}" if site and site.group_size else granularity,
     )
 
 

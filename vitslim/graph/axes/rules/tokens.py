@@ -33,12 +33,12 @@ def squeeze_tokens(scope: Scope, node: Node) -> Dims:
 
 
 def fake_quant(scope: Scope, node: Node) -> Dims:
-    """Elementwise; the scale is one number, one for each index along `axis`, or one for each block along it."""
+    """Elementwise; the scale is one number, one for each index along `axis`, or one for each group along it."""
     x, scale = scope.operands(node, "x", "scale")
     axis = scope.value(node, "axis")
-    if scope.value(node, "block"):
-        for each in scope.operands(node, "scale", "zeros") if len(node.args) > 7 else (scale,):
-            scope.freeze((x[int(axis)], each[int(axis)]), "is quantized in blocks")
+    if scope.value(node, "group_size"):
+        for each in scope.operands(node, "scale", "zero_points") if len(node.args) > 7 else (scale,):
+            scope.freeze((x[int(axis)], each[int(axis)]), "is quantized in groups")
             for dim in set(range(len(x))) - {int(axis)}:
                 scope.tie(x[dim], each[dim])
     elif axis is not None:

@@ -17,9 +17,9 @@ import torch
 from torch.fx import Node
 
 from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.fake_quant import FAKE_QUANT
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.ops.fake_quant import FAKE_QUANT
 from vitslim.graph.shapes import BATCH, tensor_shapes
 
 aten = torch.ops.aten

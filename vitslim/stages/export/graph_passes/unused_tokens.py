@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 from vitslim.graph.shapes import BATCH, tensor_shapes
 
 aten = torch.ops.aten
