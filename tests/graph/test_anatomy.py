@@ -9,8 +9,8 @@ import torch
 
 from vitslim.graph.anatomy import Anatomy, find_anatomy
 from vitslim.graph.attention import SDPA
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 

@@ -9,9 +9,9 @@ import torch
 from torch.fx import GraphModule
 
 from vitslim.graph.axes import RULES, infer_axes
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 if TYPE_CHECKING:
     from vitslim.graph.axes import AxisTable
-    from vitslim.graph.edits.records import Edit
+    from vitslim.graph.edits import Edit
 
 
 @dataclass(frozen=True)

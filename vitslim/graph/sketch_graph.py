@@ -13,8 +13,8 @@ from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_n
 from vitslim.graph.attention import MATMUL, SDPA, parameter_of
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.branches import Branch, find_branches
+from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
 from vitslim.graph.edits.read_pixels import reads_pixels
-from vitslim.graph.edits.records import InsertFakeQuant, Mask, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from vitslim.errors import InputError, UsageError
 from vitslim.files import replace_atomically
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
 

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite, Mask
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data

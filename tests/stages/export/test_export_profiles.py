@@ -18,8 +18,8 @@ import torch
 from vitslim.backends.measured.kernels import read_kernels
 from vitslim.backends.measured.onnxruntime import measure_latency
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.sketch_graph import sketch

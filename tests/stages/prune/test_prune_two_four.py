@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import Mask
+from vitslim.graph.edits import Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm

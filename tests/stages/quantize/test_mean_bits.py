@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch_graph import sketch

@@ -18,7 +18,7 @@ from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq, TwoFour

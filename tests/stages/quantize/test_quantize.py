@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
+from vitslim.graph.edits import InsertFakeQuant
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes, quantized_layers
 from vitslim.graph.edits.read_pixels import read_pixels
-from vitslim.graph.edits.records import InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import activation_range, fake_quant
 from vitslim.graph.sketch_graph import sketch

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.edits import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleActivations
 from vitslim.graph.edits.fake_quant import insert_fake_quant, quantized_layers, remove_fake_quant
-from vitslim.graph.edits.records import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
@@ -206,16 +206,16 @@ def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
     return graph
 
 
-@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleInputs), ("tokens", DivideTokens)])
+@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleActivations), ("tokens", DivideTokens)])
 def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
-    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
+    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleActivations] | type[DivideTokens]
 ) -> None:
     large = with_a_large_hidden_unit(tiny_graph, asked)
     plain, scaled = (quantize(large, context, activation_scaling=one) for one in ("none", asked))
     (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
     assert "blocks.1.mlp.fc2.weight" in weights
     assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
-    assert not any(isinstance(edit, (ScaleInputs, DivideTokens)) for edit in plain.edits)
+    assert not any(isinstance(edit, (ScaleActivations, DivideTokens)) for edit in plain.edits)
     reference = logits(large, context)
     assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
     save_graph(scaled, context.workdir)
@@ -227,8 +227,8 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
         assert inspect(context.workdir / "model.onnx").broken == ()
 
 
-def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:
-    return edit.weights if isinstance(edit, ScaleInputs) else edit.floors
+def scaled_layers(edit: ScaleActivations | DivideTokens) -> Iterable[str]:
+    return edit.weights if isinstance(edit, ScaleActivations) else edit.floors
 
 
 def test_noise_shares_of_a_linear_model_are_exact() -> None:

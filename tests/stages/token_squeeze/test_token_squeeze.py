@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch

@@ -15,9 +15,9 @@ from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
 from vitslim.graph.device import name_device
+from vitslim.graph.edits import Mask, QuantizeAttention
 from vitslim.graph.edits.fake_quant import bypass_quantizers, layer_nodes
-from vitslim.graph.edits.records import Mask, QuantizeAttention
-from vitslim.graph.edits.scale_inputs import FACTOR_PREFIX
+from vitslim.graph.edits.scale_activations import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers

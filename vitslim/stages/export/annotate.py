@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import vitslim
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, Mask
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sparse import TWO_FOUR
 from vitslim.units import FLOAT_BITS

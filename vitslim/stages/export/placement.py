@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, QuantizeAttention
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import (
     activation_scale_name,
@@ -26,7 +27,6 @@ from vitslim.graph.edits.fake_quant import (
 )
 from vitslim.graph.edits.quantize_attention import quantize_attention
 from vitslim.graph.edits.read_pixels import pixel_layers
-from vitslim.graph.edits.records import FakeQuantSite, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
 from vitslim.graph.sketch_graph import sketch

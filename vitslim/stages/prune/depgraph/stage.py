@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, StageError
-from vitslim.graph.edits.records import Slice
+from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.graph.sketch_graph import sketch

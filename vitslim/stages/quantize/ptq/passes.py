@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation_scale, layer_nodes
 from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantize_attention
 from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
@@ -82,7 +82,7 @@ class Calibration:
         plain = decomposed(graph, blocks)
         places = operands(plain, blocks)
         seen = {name: Histogram() for name in places}
-        watched = {name: [(operand.product, operand.place)] for name, operand in places.items()}
+        watched = {name: [(operand.matmul, operand.place)] for name, operand in places.items()}
         self._pass(plain, seen, "calibrating attention", watched)
         ranges = {
             name: seen[name].find_range(self.config.activation_bits, self.config.calibrate, operand.zero_point is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from vitslim.errors import Problem, closest
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import (
     constant_layers,
@@ -15,7 +16,6 @@ from vitslim.graph.edits.fake_quant import (
 )
 from vitslim.graph.edits.quantize_attention import attention_blocks
 from vitslim.graph.edits.read_pixels import PIXEL_BITS
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import weight_scale_name, weight_zero_points_name
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.quantize.calibration.ranges import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vitslim.errors import StageError
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.records import Slice
+from vitslim.graph.edits import Slice
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch_graph import sketch

@@ -13,9 +13,9 @@ import torch
 
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.records import InsertSqueeze
+from vitslim.graph.edits import InsertSqueeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import squeeze_tokens
 from vitslim.graph.trace import trace_timm

@@ -1,13 +1,12 @@
-"""Saving and loading a graph without pickle: the source model and its edits as JSON, every tensor as safetensors.
+"""Save and load a graph without pickle: the source model and the edits as JSON, the tensors as safetensors.
 
-Loading builds the source model without weights, replays the edits and then loads the tensors strictly, so a graph
-that was saved and one that was loaded are equal bit for bit.
+Loading builds the source model without weights, replays the edits and then loads the tensors strictly, so a loaded
+graph is equal to the saved one bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
-from vitslim.graph.edits.divide_tokens import divide_tokens
-from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.quantize_attention import quantize_attention
-from vitslim.graph.edits.read_pixels import read_pixels
-from vitslim.graph.edits.records import (
-    DivideTokens,
-    Edit,
-    FakeQuantSite,
-    InsertFakeQuant,
-    InsertSqueeze,
-    Mask,
-    QuantizeAttention,
-    ReadPixels,
-    RemoveBlock,
-    ScaleInputs,
-    Slice,
-)
-from vitslim.graph.edits.remove_block import remove_blocks
-from vitslim.graph.edits.scale_inputs import scale_inputs
-from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits import EDITS, Edit
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.trace import trace_timm
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
 MASK_PREFIX = "vitslim.mask."
@@ -55,7 +34,7 @@ def save_graph(graph: ModelGraph, folder: Path) -> None:
     document = {
         "schema_version": SCHEMA_VERSION,
         "source": asdict(graph.source),
-        "edits": [{"edit": type(edit).__name__, **asdict(edit)} for edit in graph.edits],
+        "edits": [{"edit": type(edit).__name__, **edit.to_json()} for edit in graph.edits],
     }
     (folder / GRAPH_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -63,15 +42,15 @@ def save_graph(graph: ModelGraph, folder: Path) -> None:
 def load_graph(folder: Path) -> ModelGraph:
     """Rebuild a saved graph.
 
-    Raises InputError when a file is missing or corrupt, or when the installed timm builds another model than the one
-    that was saved.
+    Raises InputError when a file is missing or corrupt, when it has an unknown edit, or when the installed timm builds
+    another model than the saved one.
     """
     source, edits = _read_document(folder / GRAPH_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
     graph = trace_timm(source.timm, source.kwargs)
     for edit in edits:
-        graph = _replay(graph, edit)
+        graph = edit.replay(graph)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASK_PREFIX)}
     _load_strictly(graph, state, folder)
     graph.masks = masks
@@ -106,49 +85,11 @@ def _source(fields: dict[str, Any]) -> ModelSource:
     return ModelSource(**{**fields, "image": tuple(fields["image"]), "preprocessing": preprocessing})
 
 
-READERS: dict[str, Callable[[dict[str, Any]], Edit]] = {
-    "Slice": lambda fields: Slice({axis: tuple(indices) for axis, indices in fields["kept"].items()}),
-    "InsertSqueeze": lambda fields: InsertSqueeze(**fields),
-    "RemoveBlock": lambda fields: RemoveBlock(tuple(fields["names"])),
-    "Mask": lambda fields: Mask(fields["pattern"], tuple(fields["parameters"])),
-    "ScaleInputs": lambda fields: ScaleInputs(tuple(fields["weights"])),
-    "DivideTokens": lambda fields: DivideTokens(**fields),
-    "ReadPixels": lambda fields: ReadPixels(tuple(fields["weights"])),
-    "InsertFakeQuant": lambda fields: InsertFakeQuant(tuple(FakeQuantSite(**site) for site in fields["sites"])),
-    "QuantizeAttention": lambda fields: QuantizeAttention(tuple(fields["blocks"]), fields["bits"]),
-}
-"""Name of an edit to what makes it of its fields."""
-
-
 def _edit(fields: dict[str, Any]) -> Edit:
     kind = fields["edit"]
-    if kind not in READERS:
+    if kind not in EDITS:
         raise InputError(f"the saved graph has an edit '{kind}' that this version does not know", "update vitslim")
-    return READERS[kind]({key: value for key, value in fields.items() if key != "edit"})
-
-
-def _replay(graph: ModelGraph, edit: Edit) -> ModelGraph:
-    match edit:
-        case Slice():
-            new = slice_axes(graph, edit.kept)
-        case InsertSqueeze():
-            new = insert_squeeze(graph, edit.keep)
-        case RemoveBlock():
-            new = remove_blocks(graph, edit.names)
-        case ScaleInputs():
-            new = scale_inputs(graph, edit.weights)
-        case DivideTokens():
-            new = divide_tokens(graph, edit.floors)
-        case ReadPixels():
-            new = read_pixels(graph, edit.weights)
-        case InsertFakeQuant():
-            new = insert_fake_quant(graph, edit.sites)
-        case QuantizeAttention():
-            new = quantize_attention(graph, edit.blocks, edit.bits)
-        case Mask():
-            new = graph.copy()
-            new.edits = (*new.edits, edit)
-    return new
+    return EDITS[kind].from_json({key: value for key, value in fields.items() if key != "edit"})
 
 
 def _load_strictly(graph: ModelGraph, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -157,7 +98,7 @@ def _load_strictly(graph: ModelGraph, state: dict[str, torch.Tensor], folder: Pa
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         raise InputError(
-            f"the installed timm builds another '{graph.source.timm}' than the one saved in '{folder}' "
+            f"the installed timm builds another '{graph.source.timm}' than the model saved in '{folder}' "
             f"({len(differing)} tensors differ, the first is '{differing[0]}')",
             "install the timm version that the lock file names",
         )

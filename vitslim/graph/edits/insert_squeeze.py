@@ -1,24 +1,43 @@
-"""Token squeezing in a graph: behind the attention residual of some blocks, before their MLP (eTPS)."""
+"""Token squeezing in a graph: after the attention residual of some blocks, before their MLP (eTPS)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import Anatomy, find_anatomy
-from vitslim.graph.edits.records import InsertSqueeze
+from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
 from vitslim.graph.squeezable import squeeze_obstacle
 
 
-def insert_squeeze(graph: ModelGraph, keep: Mapping[str, int]) -> ModelGraph:
-    """A new graph in which each named block keeps so many patch tokens and squeezes the others into them.
+@dataclass(frozen=True)
+class InsertSqueeze(Edit):
+    """Tokens are squeezed in these blocks, after the attention residual (eTPS)."""
 
-    keep: block name to patch tokens that stay, prefix tokens not counted. A block that keeps all it has is left as
-    it is. Raises StageError for a model without a class token or with attention that fixes positions, for an unknown
-    block, one that is squeezed already, and for a number of tokens that the block does not have.
+    keep: dict[str, int]
+    """Block name (`blocks.3`) to the number of patch tokens kept there, without the class token."""
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Insert the operators again."""
+        return insert_squeeze(graph, self.keep)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> InsertSqueeze:
+        """Rebuild the edit."""
+        return cls(dict(fields["keep"]))
+
+
+def insert_squeeze(graph: ModelGraph, keep: Mapping[str, int]) -> ModelGraph:
+    """Return a new graph in which each named block keeps a number of patch tokens and squeezes the others into them.
+
+    keep: block name to the number of kept patch tokens, without prefix tokens. A block that keeps all its tokens is
+    not changed. Raises StageError for a model without a class token or with attention that depends on positions, for
+    an unknown block, for one that is squeezed already, and for a number of tokens that the block does not have.
     """
     new = graph.copy()
     anatomy = find_anatomy(new)

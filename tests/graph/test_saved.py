@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from vitslim.errors import InputError
+from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite, Mask
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch_graph import sketch
 
 
@@ -70,7 +70,7 @@ def test_damaged_files(compressed: ModelGraph, tmp_path: Path, damage: str) -> N
         case "edit":
             path.write_text(json.dumps({**document, "edits": [{"edit": "Explode"}]}))
         case "keys":
-            path.write_text(json.dumps({"schema_version": 1, "source": {}}))
+            path.write_text(json.dumps({"schema_version": 2, "source": {}}))
         case "tensors":
             path.write_text(json.dumps({**document, "edits": document["edits"][:1]}))
         case "truncated":

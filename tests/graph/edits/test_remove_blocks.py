@@ -16,12 +16,12 @@ from torch.export import Dim, export
 from vitslim.errors import StageError
 from vitslim.graph.branches import Branch, find_branches
 from vitslim.graph.cost import cost
-from vitslim.graph.edits.remove_block import remove_blocks
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.normalize import normalize
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.shapes import tensor_shapes
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
@@ -113,7 +113,7 @@ def test_what_stays_keeps_its_names_and_can_be_pruned_squeezed_saved_and_exporte
     code = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
         "from safetensors.torch import load_file;"
-        "from vitslim.graph.persist import load_graph; f = Path(sys.argv[1]); g = load_graph(f);"
+        "from vitslim.graph.saved import load_graph; f = Path(sys.argv[1]); g = load_graph(f);"
         "x = torch.randn(2, *g.source.image, generator=torch.Generator().manual_seed(0));"
         "sys.exit(not torch.equal(g.module(x), load_file(f / 'expected.safetensors')['logits']))"
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.edits.fake_quant import (
     activation_scale_name,
     insert_fake_quant,
@@ -18,7 +19,6 @@ from vitslim.graph.edits.fake_quant import (
     quantized_layers,
     weight_scale_name,
 )
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import fake_quant, integer_range, weight_range
 
