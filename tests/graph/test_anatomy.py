@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from vitslim.graph.anatomy import Anatomy, find_anatomy
-from vitslim.graph.attention import SDPA
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.model_graph import ModelGraph
@@ -43,7 +42,7 @@ def test_plain_transformers(name: str, prefix: int, heads: int, tiny_kwargs: dic
     assert anatomy.prefix_tokens == prefix
     for block in anatomy.blocks:
         assert block.attention is not None
-        assert block.attention.node.target is SDPA
+        assert block.attention.node.target is torch.ops.aten.scaled_dot_product_attention.default
         assert (block.attention.heads, block.attention.scale) == (2, 1 / 32**0.5)
         assert block.attention.biased == name.startswith("beit")
         assert not block.attention.windowed

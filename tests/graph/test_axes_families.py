@@ -9,7 +9,7 @@ import torch
 
 from vitslim.graph.coverage import prunable_share
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import verify_axes
 from vitslim.recipe.stages import DepGraph

@@ -13,7 +13,7 @@ from torch.nn import functional as f
 from vitslim.graph.axes import infer_axes
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalize import normalize
+from vitslim.graph.trace.normalize import normalize
 from vitslim.graph.verify import verify_axes
 
 SOURCE = ModelSource("small", {}, (3, 8, 8), 5, Preprocessing((0.0,) * 3, (1.0,) * 3, "bicubic", 1.0))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitslim.graph.cost import cost
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import LayerBits
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import LayerBits, cost, sketch
 from vitslim.graph.trace import trace_timm
 
 

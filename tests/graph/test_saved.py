@@ -15,7 +15,7 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import vitslim
 from vitslim.backends.registry import parse_backend
 from vitslim.errors import InputError, RecipeError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.latency_grid import Shape
 from vitslim.pipeline.keys import stage_key
 from vitslim.pipeline.latency_table import (

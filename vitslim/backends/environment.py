@@ -8,8 +8,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vitslim.version import __version__
 from vitslim.results import Environment
+from vitslim.version import __version__
 
 LIBRARIES = ("torch", "timm", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 CPU_INFO = Path("/proc/cpuinfo")

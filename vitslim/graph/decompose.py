@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter, Node
 
 from vitslim.errors import StageError
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.nodes import argument
 
 aten = torch.ops.aten
-FUSED = aten.scaled_dot_product_attention.default
 
 
 def decompose_attention(graph: ModelGraph, chosen: Collection[Node] | None = None) -> None:
@@ -28,7 +28,11 @@ def decompose_attention(graph: ModelGraph, chosen: Collection[Node] | None = Non
     The scale goes to the query, which is smaller than the scores. Raises StageError for attention that is causal, has
     dropout or shares keys between queries: no vision transformer has it.
     """
-    nodes = [node for node in graph.module.graph.nodes if is_op(node, FUSED) and (chosen is None or node in chosen)]
+    nodes = [
+        node
+        for node in graph.module.graph.nodes
+        if has_trait(node, Trait.ATTENTION) and (chosen is None or node in chosen)
+    ]
     operands = _operands(graph, nodes)
     for node in nodes:
         _replace(graph, node, operands)

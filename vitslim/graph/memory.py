@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Interpreter, Node
 
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import BATCH, tensor_shapes
 
 MEMORY_BYTES = 4 * 2**30
 """What the tensors of one pass may take together."""

@@ -19,6 +19,14 @@ def argument(node: Node, index: int, name: str = "", default: Any = None) -> Any
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
 
 
+def parameter_of(operand: Any) -> str:
+    """Name of the parameter that an operand reads, directly or through a quantizer; empty for any other operand."""
+    node = operand
+    while isinstance(node, Node) and node.op == "call_function" and "vitslim" in str(node.target):
+        node = node.args[0]
+    return str(node.target) if isinstance(node, Node) and node.op == "get_attr" else ""
+
+
 def tensor_of(module: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its dotted name."""
     owner, _, leaf = name.rpartition(".")

@@ -13,9 +13,7 @@ from vitslim.backends.environment import environment
 from vitslim.backends.monotone import Floats, filled, smoothed
 from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import Matmul, ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import Matmul, ModelSketch, Size, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import LatencyGrid, ProductLatencies, Shape
 from vitslim.progress import Progress, Silent

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
-from vitslim.graph.sparse import PAIR_BITS, TWO_FOUR
+from vitslim.sparsity import PAIR_BITS, TWO_FOUR
 from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
+from vitslim.graph.anatomy import is_of_patches
 from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op
-from vitslim.graph.patches import is_of_patches
 from vitslim.graph.saved import load_graph, save_graph
 
 aten = torch.ops.aten

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from vitslim.errors import StageError
-from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.cost import cost
+from vitslim.graph.anatomy import Branch, find_branches
+from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.normalize import normalize
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.shapes import tensor_shapes
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import cost, sketch
 from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace.normalize import normalize
 from vitslim.graph.verify import MAX_ERROR, verify_axes
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
@@ -134,10 +133,10 @@ def test_a_block_without_attention_is_still_a_block(four_blocks: ModelGraph) -> 
 def test_attention_that_scores_tokens_stays(four_blocks: ModelGraph) -> None:
     squeezed = insert_squeeze(four_blocks, {"blocks.1": 8})
     stuck = {b.name: b.obstacle for b in branches(squeezed) if b.obstacle}
-    assert stuck == {"blocks.1.attn": "what it computes is used elsewhere"}
+    assert stuck == {"blocks.1.attn": "its result is used elsewhere"}
     foretold = sketch(four_blocks).with_squeeze({"blocks.1": 8})
     assert {b.name: b.obstacle for b in foretold.branches if b.obstacle} == stuck
-    with pytest.raises(StageError, match=r"'blocks\.1\.attn' cannot be removed: what it computes is used elsewhere"):
+    with pytest.raises(StageError, match=r"'blocks\.1\.attn' cannot be removed: its result is used elsewhere"):
         remove_blocks(squeezed, ["blocks.1"])
     assert cost(remove_blocks(squeezed, ["blocks.1.mlp"])).params < cost(squeezed).params
 

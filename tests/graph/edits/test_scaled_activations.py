@@ -15,7 +15,7 @@ from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.edits.scale_activations import scale_activations
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 
 FC2 = [f"blocks.{block}.mlp.fc2.weight" for block in (0, 1)]

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitslim.errors import StageError
-from vitslim.graph.cost import cost
 from vitslim.graph.edits import Slice
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import cost, sketch
 from vitslim.graph.trace import trace_timm
 
 

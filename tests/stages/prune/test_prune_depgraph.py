@@ -16,7 +16,7 @@ from vitslim.graph.axes.scope import Scope
 from vitslim.graph.edits import Slice
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.recipe.stages.training import Train

@@ -11,14 +11,12 @@ from torch.nn.functional import kl_div, log_softmax
 
 from vitslim.data import batches
 from vitslim.errors import StageError
-from vitslim.graph.cost import cost
 from vitslim.graph.edits import FakeQuantSite, RemoveBlocks
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import SketchBranch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import SketchBranch, cost, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.stages import Unstructured
 from vitslim.stages.contract import StageContext, StageResult
@@ -154,7 +152,7 @@ def test_a_squeezed_block_stays_and_is_listed(graph: ModelGraph, shorten: Shorte
     silence(squeezed, "blocks.1.mlp")
     result = shorten(squeezed, remove=3)
     assert [(n.layer, n.reason) for n in result.skipped] == [
-        ("blocks.1", "blocks.1.attn: what it computes is used elsewhere")
+        ("blocks.1", "blocks.1.attn: its result is used elsewhere")
     ]
     assert sketch(result.graph).blocks == ("blocks.1",)
 

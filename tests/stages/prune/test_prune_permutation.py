@@ -16,11 +16,11 @@ from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import device_bytes, parse_pattern, skips_products
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
+from vitslim.sparsity import device_bytes, parse_pattern, skips_products
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune import two_four_stage
 from vitslim.stages.prune.two_four.alps import alps_mask, best_refit

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import LayerBits, Matmul, ModelSketch
+from vitslim.graph.sketch import LayerBits, Matmul, ModelSketch, Size
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.stage import DepGraphStage

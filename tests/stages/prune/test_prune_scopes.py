@@ -14,7 +14,7 @@ from vitslim.errors import StageError
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, PruningRatios
 from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Budget, DepGraph, PruningRatios
 from vitslim.stages.prune.depgraph.ranking import pattern_of, ranked_schedule
 from vitslim.stages.prune.depgraph.schedule import choose_cuts

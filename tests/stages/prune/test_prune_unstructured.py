@@ -17,8 +17,7 @@ from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import csr_bytes, device_bytes
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour, Unstructured
 from vitslim.recipe.stages.training import Train

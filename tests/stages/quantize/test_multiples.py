@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext

@@ -14,7 +14,7 @@ from vitslim.graph.edits.fake_quant import activation_scale_name
 from vitslim.graph.edits.read_pixels import PIXEL
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.pipeline.inspect import inspect

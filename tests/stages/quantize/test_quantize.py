@@ -17,7 +17,7 @@ from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes, quant
 from vitslim.graph.edits.read_pixels import read_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import activation_range, fake_quant
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage

@@ -20,7 +20,7 @@ from vitslim.graph.edits.quantize_attention import attention_blocks, attention_s
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent

@@ -21,7 +21,7 @@ from vitslim.graph.edits.scale_activations import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers
-from vitslim.graph.sparse import TWO_FOUR
+from vitslim.sparsity import TWO_FOUR
 
 aten = torch.ops.aten
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}

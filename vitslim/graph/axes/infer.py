@@ -15,8 +15,8 @@ from vitslim.graph.axes.rules.elementwise import elementwise
 from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.table import AxisTable, build_table
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, prims, size
-from vitslim.graph.shapes import BATCH, tensor_shapes
 
 
 def infer_axes(

@@ -106,7 +106,7 @@ class AxisTable:
         return self._scope.shapes
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node's tensor; the batch is `vitslim.graph.shapes.BATCH`."""
+        """Shape of a node's tensor; the batch is `vitslim.graph.axes.tensor_shapes.BATCH`."""
         return self._scope.shape(node)
 
     def parameter_terms(self, name: str) -> Dims:

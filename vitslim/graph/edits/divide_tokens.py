@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
@@ -18,11 +19,6 @@ from vitslim.graph.nodes import argument, is_op, tensor_of
 
 aten = torch.ops.aten
 DIVIDED_PREFIX = "vitslim.d."
-BOUNDED_BELOW = (
-    aten.relu.default, aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.softplus.default,
-    aten.mish.default,
-)  # fmt: skip
-"""Operators whose results are nowhere far below zero, so that the largest value of a token is that farthest from it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def divided_layers(graph: ModelGraph) -> frozenset[str]:
 
 def is_bounded_below(node: Node) -> bool:
     """Whether the results of a node are nowhere far below zero."""
-    return is_op(node, *BOUNDED_BELOW)
+    return has_trait(node, Trait.BOUNDED_BELOW)
 
 
 def _add_bias(module: GraphModule, weight: str) -> None:

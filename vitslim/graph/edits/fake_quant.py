@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
-from vitslim.graph.attention import parameter_of
+from vitslim.graph.anatomy import image_dependent_nodes
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.quantize_attention import QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import is_op, tensor_of
+from vitslim.graph.nodes import is_op, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import (
     DYNAMIC_FAKE_QUANT,
     FAKE_QUANT,
@@ -101,7 +101,7 @@ def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
     """Return the linears and convolutions of each weight, quantized or not, in graph order."""
     found: dict[str, tuple[Node, ...]] = {}
     for node in module.graph.nodes:
-        weight = parameter_of(node.args[1]) if is_op(node, *LAYER_OPS) else ""
+        weight = parameter_of(node.args[1]) if has_trait(node, Trait.LAYER) else ""
         if weight:
             found[weight] = (*found.get(weight, ()), node)
     return found
@@ -109,7 +109,7 @@ def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
 
 def constant_layers(module: GraphModule) -> frozenset[str]:
     """Names of the weights of layers that do not depend on the image: a runtime computes them once."""
-    moving = moving_nodes(module)
+    moving = image_dependent_nodes(module)
     return frozenset(weight for weight, nodes in layer_nodes(module).items() if not moving.intersection(nodes))
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import Anatomy, find_anatomy
+from vitslim.graph.anatomy import Anatomy, find_anatomy, squeeze_obstacle
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.squeezable import squeeze_obstacle
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.attention import SDPA
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.nodes import argument
 from vitslim.graph.ops.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX, activation_range
 
 
@@ -66,7 +66,7 @@ def decomposed(graph: ModelGraph, blocks: Collection[str]) -> ModelGraph:
     """Return a new graph in which the attention of these blocks is two matmuls with a softmax between them."""
     new = graph.copy()
     attentions = [block.attention for block in find_anatomy(new).blocks if block.attention and block.name in blocks]
-    decompose_attention(new, {one.node for one in attentions if is_op(one.node, SDPA)})
+    decompose_attention(new, {one.node for one in attentions if has_trait(one.node, Trait.ATTENTION)})
     new.module.graph.eliminate_dead_code()
     new.module.recompile()
     return new

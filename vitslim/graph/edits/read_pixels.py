@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.attention import parameter_of
+from vitslim.graph.anatomy import is_of_patches
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.patches import is_of_patches
+from vitslim.graph.nodes import argument, parameter_of, tensor_of
 
 aten = torch.ops.aten
 PIXEL_PREFIX = "vitslim.p."

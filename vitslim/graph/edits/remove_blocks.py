@@ -10,10 +10,10 @@ from typing import Any
 from torch.fx import GraphModule
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.branches import Branch, find_branches
+from vitslim.graph.anatomy import Branch, find_branches
+from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import tensor_shapes
 
 
 @dataclass(frozen=True)

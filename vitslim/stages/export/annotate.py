@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import vitslim
 from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sparse import TWO_FOUR
+from vitslim.sparsity import TWO_FOUR
 from vitslim.units import FLOAT_BITS
 from vitslim.workload.file import METADATA_PREFIX
 

@@ -29,7 +29,7 @@ from vitslim.graph.edits.quantize_attention import quantize_attention
 from vitslim.graph.edits.read_pixels import pixel_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, Dims
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def elementwise(scope: Scope, node: Node) -> Dims:
@@ -99,3 +100,29 @@ RULES: dict[Any, Rule] = {
     **{f"aten.{name}": numbered for name in NUMBERED},
     **{f"aten.{name}": filled for name in FILLED},
 }
+
+_ARITHMETIC = ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor")
+_ACTIVATIONS = ("aten.gelu.default", "aten.relu.default", "aten.silu.default")
+_ROWWISE = (*_ARITHMETIC, *_ACTIVATIONS, "aten.abs.default", "aten.clamp.default")
+
+TRAITS: Traits = {
+    Trait.ADDITION: ("aten.add.Tensor", "aten.add_.Tensor"),
+    Trait.SOFTMAX: ("aten.softmax.int", "aten._softmax.default"),
+    Trait.LOGITS: (
+        *_ARITHMETIC, "aten.masked_fill.Scalar", "aten.to.dtype", "aten.type_as.default", "aten.dropout.default",
+    ),
+    Trait.MOVES: ("aten.mean.dim",),
+    Trait.COPIES: ("aten.clone.default", "aten.dropout.default", "aten.contiguous.default"),
+    Trait.ROWWISE: _ROWWISE,
+    Trait.INDEXWISE: (
+        *_ROWWISE, "aten.sigmoid.default", "aten.tanh.default", "aten.clone.default", "aten.contiguous.default",
+    ),
+    Trait.COMBINES: ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"),
+    Trait.SAME_SHAPE: (
+        *_ARITHMETIC, *_ACTIVATIONS, "aten.softmax.int", "aten.sigmoid.default", "aten.hardswish.default",
+        "aten.hardsigmoid.default", "aten.hardtanh.default",
+    ),
+    Trait.BOUNDED_BELOW: (
+        *_ACTIVATIONS, "aten.hardswish.default", "aten.softplus.default", "aten.mish.default",
+    ),
+}  # fmt: skip

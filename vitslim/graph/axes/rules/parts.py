@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, ConflictError, Dims, Term, join, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def _replace(dims: Dims, dim: int, *terms: Term) -> Dims:
@@ -144,3 +145,5 @@ RULES: dict[Any, Rule] = {
     "aten.narrow": narrow,
     "aten.glu": glu,
 }
+
+TRAITS: Traits = {Trait.MOVES: ("aten.select.int", "aten.slice.Tensor")}

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import ConflictError, Dims, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 TABLE = "is read by a table of indices"
 
@@ -100,3 +101,5 @@ RULES: dict[Any, Rule] = {
     "aten.pad": pad,
     "aten.constant_pad_nd": pad,
 }
+
+TRAITS: Traits = {Trait.MOVES: ("aten.roll.default",)}

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope
 from vitslim.graph.axes.terms import Dims, join, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 COUNTS_TOKENS = "counts tokens"
 
@@ -57,4 +58,9 @@ RULES: dict[Any, Rule] = {
     "vitslim.squeeze_tokens": squeeze_tokens,
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
+}
+
+TRAITS: Traits = {
+    Trait.LOGITS: ("vitslim.fake_quant.default",),
+    Trait.INDEXWISE: ("vitslim.fake_quant.default", "vitslim.dynamic_fake_quant.default"),
 }

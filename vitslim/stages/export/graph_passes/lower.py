@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.graph.ops.dequantize import dequantize
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 from vitslim.stages.export.annotate import quantizer_sites

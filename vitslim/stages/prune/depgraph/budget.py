@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import ModelSketch
+from vitslim.graph.sketch import ModelSketch, Size
 from vitslim.recipe.stages import Budget
 
 if TYPE_CHECKING:

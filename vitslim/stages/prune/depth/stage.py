@@ -12,13 +12,12 @@ from torch.fx import GraphModule
 
 from vitslim.data import batches
 from vitslim.errors import Problem, StageError
-from vitslim.graph.branches import Branch, find_branches
+from vitslim.graph.anatomy import Branch, find_branches
+from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.edits import RemoveBlocks
 from vitslim.graph.edits.remove_blocks import remove_blocks, without_branches
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import tensor_shapes
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Depth
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult

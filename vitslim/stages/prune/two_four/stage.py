@@ -14,11 +14,10 @@ from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.graph.sketch import ModelSketch, SketchLinear
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import Pattern, parse_pattern
+from vitslim.graph.sketch import ModelSketch, SketchLinear, sketch
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
+from vitslim.sparsity import Pattern, parse_pattern
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.masks import leaks, unmasked_float

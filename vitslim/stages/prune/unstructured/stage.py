@@ -7,11 +7,10 @@ from torch import Tensor
 from vitslim.errors import Problem, StageError
 from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import csr_bytes, unstructured_pattern, zeros
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Unstructured
 from vitslim.results import LayerNote
+from vitslim.sparsity import csr_bytes, unstructured_pattern, zeros
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
 from vitslim.stages.prune.masks import leaks, unmasked_float

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.errors import StageError
+from vitslim.graph.anatomy import is_of_patches
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import has_activation_scale, layer_nodes
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
-from vitslim.graph.patches import is_of_patches
 
 aten = torch.ops.aten
 

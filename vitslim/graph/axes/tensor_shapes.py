@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from vitslim.graph.axes.operators import Trait, operator_has
 from vitslim.graph.nodes import tensors_of
 
 BATCH = 10007
@@ -50,7 +51,7 @@ def _value(
 
 
 def _called(target: Any, args: Any, kwargs: Any) -> Any:
-    if target in SHORT and (found := SHORT[target](*args)) is not None:
+    if (found := _known_shape(target, args)) is not None:
         return found
     placed = {name: META if isinstance(value, torch.device) else value for name, value in kwargs.items()}
     if "device" in placed or _makes_a_tensor(target):
@@ -58,13 +59,17 @@ def _called(target: Any, args: Any, kwargs: Any) -> Any:
     return target(*(META if isinstance(value, torch.device) else value for value in args), **placed)
 
 
-def _as_first(x: torch.Tensor, *others: Any) -> torch.Tensor | None:
+def _known_shape(target: Any, args: Any) -> Any:
+    if target in SHAPES:
+        return SHAPES[target](*args)
+    if operator_has(target, Trait.NORM):
+        return args[0]
+    return _same_as_first(*args) if operator_has(target, Trait.SAME_SHAPE) else None
+
+
+def _same_as_first(x: torch.Tensor, *others: Any) -> torch.Tensor | None:
     same = all(o.shape == x.shape and o.dtype == x.dtype for o in others if isinstance(o, torch.Tensor))
     return x if same and x.is_floating_point() else None
-
-
-def _normed(x: torch.Tensor, *_: Any) -> torch.Tensor:
-    return x
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -87,21 +92,13 @@ def _resized(x: torch.Tensor, size: Any, _corners: bool, factors: Any = None) ->
 
 aten = torch.ops.aten
 
-ELEMENTWISE = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.softmax.int, aten.gelu.default,
-    aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default, aten.hardsigmoid.default,
-    aten.hardtanh.default,
-)  # fmt: skip
-
-SHORT: dict[Any, Any] = {
+SHAPES: dict[Any, Any] = {
     aten.linear.default: _linear,
     aten.scaled_dot_product_attention.default: _attention,
     aten.lstm.input: _lstm,
     aten.upsample_bilinear2d.vec: _resized,
-    **dict.fromkeys(ELEMENTWISE, _as_first),
-    **dict.fromkeys((aten.layer_norm.default, aten.rms_norm.default, aten.batch_norm.default), _normed),
 }
-"""Shapes of operators for which torch takes a millisecond each, an LSTM seconds; None where it must be asked."""
+"""Operators whose shape torch takes a millisecond to find, for an LSTM seconds. A result of None leaves it to torch."""
 
 
 @cache

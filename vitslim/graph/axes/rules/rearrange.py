@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, ConflictError, Dims, fresh, product, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def reshape(scope: Scope, node: Node) -> Dims:
@@ -168,4 +169,15 @@ RULES: dict[Any, Rule] = {
     "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.movedim": moved,
     "aten.meshgrid": meshgrid,
+}
+
+TRAITS: Traits = {
+    Trait.MOVES: (
+        "aten.reshape.default",
+        "aten.transpose.int",
+        "aten.permute.default",
+        "aten.flatten.using_ints",
+    ),
+    Trait.COPIES: ("aten.expand.default",),
+    Trait.LOGITS: ("aten.reshape.default",),
 }

@@ -8,20 +8,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.axes.tensor_shapes import BATCH
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.ops.fake_quant import FAKE_QUANT
-from vitslim.graph.shapes import BATCH
 
 aten = torch.ops.aten
-
-SDPA = aten.scaled_dot_product_attention.default
-MATMUL = (aten.matmul.default, aten.bmm.default)
-SOFTMAX = (aten.softmax.int, aten._softmax.default)
-BETWEEN = (
-    aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.sub.Tensor, aten.reshape.default, aten.masked_fill.Scalar,
-    aten.to.dtype, aten.type_as.default, aten.dropout.default, FAKE_QUANT,
-)  # fmt: skip
-"""What may stand between a product of attention and its softmax."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +41,10 @@ def find_attentions(graph: Graph, shapes: dict[Node, tuple[int, ...]]) -> list[A
     """Every attention in graph order; q of rank 4 only."""
     found = []
     for node in graph.nodes:
-        attention = _fused(node, shapes) if is_op(node, SDPA) else _decomposed(node, shapes)
+        attention = _fused(node, shapes) if has_trait(node, Trait.ATTENTION) else _decomposed(node, shapes)
         if attention is not None:
             found.append(attention)
     return found
-
-
-def parameter_of(operand: Any) -> str:
-    """Name of the parameter that an operand is, directly or through a fake quantizer; empty for anything else."""
-    node = operand
-    while isinstance(node, Node) and node.op == "call_function" and "vitslim" in str(node.target):
-        node = node.args[0]
-    return str(node.target) if isinstance(node, Node) and node.op == "get_attr" else ""
 
 
 def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
@@ -76,21 +60,21 @@ def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
 
 def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
     """`node` is the second product: softmax of something that goes back to a first product, times v."""
-    if not is_op(node, *MATMUL):
+    if not has_trait(node, Trait.MATMUL):
         return None
     probabilities, v = argument(node, 0), argument(node, 1)
-    while is_op(probabilities, *BETWEEN):
+    while has_trait(probabilities, Trait.LOGITS):
         probabilities = argument(probabilities, 0)
-    if not is_op(probabilities, *SOFTMAX):
+    if not has_trait(probabilities, Trait.SOFTMAX):
         return None
     logits, biased, scale = argument(probabilities, 0), False, 1.0
-    while is_op(logits, *BETWEEN):
+    while has_trait(logits, Trait.LOGITS):
         other = argument(logits, 1)
         biased = biased or is_op(logits, aten.add.Tensor, aten.masked_fill.Scalar)
         if is_op(logits, aten.mul.Tensor) and isinstance(other, float):
             scale *= other
         logits = argument(logits, 0)
-    if not is_op(logits, *MATMUL):
+    if not has_trait(logits, Trait.MATMUL):
         return None
     q, k, v = (_unquantized(operand) for operand in (argument(logits, 0), argument(logits, 1), v))
     if is_op(q, aten.mul.Tensor) and isinstance(argument(q, 1), float):

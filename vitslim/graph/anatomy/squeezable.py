@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch.fx import Node
 
-from vitslim.graph.anatomy import LAYER_OPS, Anatomy, Block, ancestors, descendants
-from vitslim.graph.nodes import is_op
-
-ELEMENTWISE = (torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.sub.Tensor)
+from vitslim.graph.anatomy.blocks import Anatomy, Block
+from vitslim.graph.anatomy.flow import ancestors, descendants
+from vitslim.graph.axes.operators import Trait, has_trait
 
 
 def squeeze_obstacle(anatomy: Anatomy) -> str:
@@ -60,10 +58,10 @@ def _position_table(anatomy: Anatomy) -> str:
     nodes = list(descendants(attentions[0].node))
     for attention in attentions:
         for operand in (attention.q, attention.k):
-            nodes += [operand, *ancestors(operand, LAYER_OPS)]
+            nodes += [operand, *ancestors(operand, (Trait.LAYER,))]
     from_image = {n for x in attentions[0].node.graph.find_nodes(op="placeholder") for n in descendants(x)}
     for node in nodes:
-        if node in from_image and is_op(node, *ELEMENTWISE):
+        if node in from_image and has_trait(node, Trait.COMBINES):
             others = [n for n in node.all_input_nodes if n not in from_image and n in anatomy.shapes]
             if any(_counts_tokens(anatomy.shapes[n], anatomy.shapes[node]) for n in others):
                 return str(node.name)

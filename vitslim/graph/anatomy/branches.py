@@ -13,12 +13,13 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from vitslim.graph.anatomy import ADD, LAYER_OPS
-from vitslim.graph.attention import parameter_of
 from vitslim.graph.axes.names import NUMBERED
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.nodes import argument, parameter_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
-from vitslim.graph.sketch import USED_ELSEWHERE
+
+USED_ELSEWHERE = "its result is used elsewhere"
+"""Obstacle of a residual branch."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def find_branches(module: GraphModule, shapes: Mapping[Node, tuple[int, ...]]) -
     shapes: of every node, as `Anatomy.shapes`. Branches that cannot go are there too, with their obstacle.
     """
     flow = _Flow(module.graph, frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)))
-    found = [branch for node in flow.nodes if is_op(node, *ADD) and (branch := _branch(flow, node, shapes))]
+    found = [
+        branch for node in flow.nodes if has_trait(node, Trait.ADDITION) and (branch := _branch(flow, node, shapes))
+    ]
     return tuple(_with_blocks(found))
 
 
@@ -179,7 +182,7 @@ def _written(node: Node) -> list[Any]:
 
 def _weight(node: Node) -> str:
     """Name of the weight of a layer that has one."""
-    return parameter_of(argument(node, 1)) if is_op(node, *LAYER_OPS) else ""
+    return parameter_of(argument(node, 1)) if has_trait(node, Trait.LAYER) else ""
 
 
 def _names(layers: list[Node], parameters: Sequence[str] = ()) -> tuple[str, str]:

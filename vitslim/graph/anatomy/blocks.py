@@ -7,22 +7,22 @@ block is the numbered module that holds it, and the role of a layer follows from
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from vitslim.graph.attention import Attention, find_attentions, parameter_of
+from vitslim.graph.anatomy.attention import Attention, find_attentions
+from vitslim.graph.anatomy.flow import ancestors, descendants, image_dependent_nodes
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensors_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 
 aten = torch.ops.aten
 
-LAYER_OPS = (aten.linear.default, aten.conv1d.default, aten.conv2d.default)
-ADD = (aten.add.Tensor, aten.add_.Tensor)
 BLOCK_NAME = re.compile(r"^(.*\.\d+)\.[^.]+\..*$")
 """The longest prefix that ends in a number and has a module and a parameter behind it."""
 
@@ -67,7 +67,7 @@ class Anatomy:
     has_class_token: bool
     prefix_tokens: int
     shapes: dict[Node, tuple[int, ...]]
-    """Shape of each node that gives one tensor; the batch is `vitslim.graph.shapes.BATCH`."""
+    """Shape of each node that gives one tensor; the batch is `vitslim.graph.axes.tensor_shapes.BATCH`."""
 
     def block(self, name: str) -> Block | None:
         """The block of that name."""
@@ -78,7 +78,7 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
     """The parts of a graph. Never fails: what a model does not have is absent."""
     shapes = graph.axes.shapes
     attentions = find_attentions(graph.module.graph, shapes)
-    layers = [n for n in graph.module.graph.nodes if is_op(n, *LAYER_OPS) and parameter_of(argument(n, 1))]
+    layers = [n for n in graph.module.graph.nodes if has_trait(n, Trait.LAYER) and parameter_of(argument(n, 1))]
     roles = _roles(layers, attentions)
     names = _block_names(layers, roles, attentions)
     tensors = tensors_of(graph.module)
@@ -89,45 +89,18 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
     return Anatomy(blocks, linears, token_node, has_class_token, prefix, shapes)
 
 
-def descendants(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
-    """Nodes that a node flows into, nearest first; does not go on behind operators in `stop`."""
-    return _reached(start, stop, lambda node: node.users)
-
-
-def moving_nodes(module: GraphModule) -> frozenset[Node]:
-    """Nodes whose value depends on the image; the others are the same for every image."""
-    images = module.graph.find_nodes(op="placeholder")
-    return frozenset(node for image in images for node in (image, *descendants(image)))
-
-
-def ancestors(start: Node, stop: tuple[object, ...] = ()) -> Iterator[Node]:
-    """Nodes that flow into a node, nearest first; does not go on before operators in `stop`."""
-    return _reached(start, stop, lambda node: node.all_input_nodes)
-
-
-def _reached(start: Node, stop: tuple[object, ...], beside: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:
-    queue, seen = [start], {start}
-    while queue:
-        for node in beside(queue.pop(0)):
-            if node not in seen:
-                seen.add(node)
-                yield node
-                if not is_op(node, *stop):
-                    queue.append(node)
-
-
 def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:
     """Roles that follow from the flow of data; those of MLP layers and heads also need the blocks."""
     roles: dict[Node, str] = {}
     for attention in attentions:
         for operand in (attention.q, attention.k, attention.v):
-            near = (operand, *ancestors(operand, LAYER_OPS)) if not is_op(operand, *LAYER_OPS) else (operand,)
+            near = (operand, *ancestors(operand, (Trait.LAYER,))) if not has_trait(operand, Trait.LAYER) else (operand,)
             roles |= {node: "qkv" for node in near if node in layers}
-        projection = next((node for node in descendants(attention.node, LAYER_OPS) if node in layers), None)
+        projection = next((node for node in descendants(attention.node, (Trait.LAYER,)) if node in layers), None)
         if projection is not None:
             roles[projection] = "proj"
     for node in layers:
-        if not is_op(node, aten.linear.default) and not any(is_op(n, *LAYER_OPS) for n in ancestors(node)):
+        if not is_op(node, aten.linear.default) and not any(has_trait(n, Trait.LAYER) for n in ancestors(node)):
             roles.setdefault(node, "patch_embed")
     return roles
 
@@ -155,7 +128,7 @@ def _linear(node: Node, role: str, names: tuple[str, ...], tensors: Mapping[str,
     weight = parameter_of(argument(node, 1))
     shape = tensors[weight].shape
     block = _block_of(weight, names)
-    if not role and not block and not any(is_op(n, *LAYER_OPS) for n in descendants(node)):
+    if not role and not block and not any(has_trait(n, Trait.LAYER) for n in descendants(node)):
         role = "head"
     return Linear(weight, node, shape[1:].numel(), shape[0], role, block)
 
@@ -166,7 +139,7 @@ def _with_mlp_roles(linears: tuple[Linear, ...]) -> tuple[Linear, ...]:
     open_layers = {layer.node: layer for layer in free}
     roles: dict[Node, str] = {}
     for node, layer in open_layers.items():
-        stops = (*LAYER_OPS, *ADD, aten.layer_norm.default)
+        stops = (Trait.LAYER, Trait.ADDITION, Trait.ROW_NORM)
         for other in descendants(node, stops):
             if other in open_layers and open_layers[other].block == layer.block:
                 roles[node] = "fc1"
@@ -181,7 +154,7 @@ def _block(name: str, attentions: list[Attention], linears: tuple[Linear, ...]) 
     own = [layer for layer in linears if layer.block == name]
     inside = {layer.node for layer in own if layer.role == "qkv"}
     attention = next(
-        (a for a in attentions if any(n in inside for n in (a.q, *ancestors(a.q, LAYER_OPS)))),
+        (a for a in attentions if any(n in inside for n in (a.q, *ancestors(a.q, (Trait.LAYER,))))),
         None,
     )
     residual = _residual(attention) if attention else None
@@ -195,7 +168,7 @@ def _residual(attention: Attention) -> Node | None:
     inputs = set(ancestors(attention.node))
     branch = {attention.node, *descendants(attention.node)}
     for node in descendants(attention.node):
-        if is_op(node, *ADD):
+        if has_trait(node, Trait.ADDITION):
             sides = node.all_input_nodes
             if len(sides) == 2 and any(s in inputs for s in sides) and any(s in branch for s in sides):
                 other = next(s for s in sides if s not in branch)
@@ -206,7 +179,7 @@ def _residual(attention: Attention) -> Node | None:
 
 def _prefix(graph: ModelGraph, shapes: dict[Node, tuple[int, ...]]) -> tuple[Node | None, bool, int]:
     """The first concatenation along dimension 1 of tokens that no image enters and tokens that one does."""
-    from_image = {node for x in graph.module.graph.find_nodes(op="placeholder") for node in (x, *descendants(x))}
+    from_image = image_dependent_nodes(graph.module)
     computed = {node for node in from_image if not _only_sizes(node)}
     for node in graph.module.graph.nodes:
         if not is_op(node, aten.cat.default) or argument(node, 1, "dim", 0) not in (1, -2):

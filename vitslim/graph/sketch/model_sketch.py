@@ -10,13 +10,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from vitslim.graph.size import ONE, Size
-from vitslim.graph.sparse import device_bytes, skips_products
+from vitslim.graph.anatomy.branches import USED_ELSEWHERE
+from vitslim.graph.sketch.size import ONE, Size
 from vitslim.results import Cost
+from vitslim.sparsity import device_bytes, skips_products
 from vitslim.units import FLOAT_BITS, container_bits
-
-USED_ELSEWHERE = "what it computes is used elsewhere"
-"""Obstacle of a residual branch."""
 
 
 @dataclass(frozen=True)

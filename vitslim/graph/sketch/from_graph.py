@@ -9,19 +9,27 @@ from itertools import product
 import torch
 from torch.fx import Node
 
-from vitslim.graph.anatomy import Anatomy, Block, Linear, find_anatomy, moving_nodes
-from vitslim.graph.attention import MATMUL, SDPA, parameter_of
+from vitslim.graph.anatomy import (
+    Anatomy,
+    Block,
+    Branch,
+    Linear,
+    find_anatomy,
+    find_branches,
+    image_dependent_nodes,
+    squeeze_obstacle,
+)
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
-from vitslim.graph.branches import Branch, find_branches
+from vitslim.graph.axes.operators import Trait, operator_has
 from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
 from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, tensor_of
+from vitslim.graph.nodes import argument, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.size import ONE, Size
-from vitslim.graph.sketch import LayerBits, Matmul, ModelSketch, SketchBranch
-from vitslim.graph.squeezable import squeeze_obstacle
+from vitslim.graph.sketch.model_sketch import LayerBits, Matmul, ModelSketch, SketchBranch
+from vitslim.graph.sketch.size import ONE, Size
+from vitslim.results import Cost
 
 aten = torch.ops.aten
 
@@ -56,6 +64,14 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         sparsity=dict(masked),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )
+
+
+def cost(graph: ModelGraph) -> Cost:
+    """Return the cost of a graph for one image.
+
+    MACs include both attention matmuls, convolutions and the matmuls of token squeezing.
+    """
+    return sketch(graph).cost()
 
 
 def _factors(table: AxisTable) -> dict[str, frozenset[str]]:
@@ -138,25 +154,28 @@ class _Sizes:
 def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Matmul]:
     layers = {layer.node: layer for layer in anatomy.linears}
     attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
-    readers: dict[object, Callable[[Node, _Sizes, str], tuple[Matmul, ...]]] = {
-        SDPA: _attention,
-        CLASS_ATTENTION: _class_attention,
-        SQUEEZE_TOKENS: _squeeze,
-        **dict.fromkeys(MATMUL, _matmul),
-    }
-    block, moving = "", moving_nodes(graph.module)
+    block, moving = "", image_dependent_nodes(graph.module)
     for node in graph.module.graph.nodes:
         if node in layers:
             layer = layers[node]
             block = layer.block
             found: tuple[Matmul, ...] = (_layer(graph, node, sizes, layer, node not in moving),)
-        elif node.target in readers:
+        elif (reader := _reader(node.target)) is not None:
             block = attention_blocks.get(node, block)
-            found = readers[node.target](node, sizes, block)
+            found = reader(node, sizes, block)
         else:
             continue
         around = frozenset(branch.name for branch in branches if node in branch.nodes)
-        yield from (replace(product, branches=around) for product in found)
+        yield from (replace(matmul, branches=around) for matmul in found)
+
+
+def _reader(target: object) -> Callable[[Node, _Sizes, str], tuple[Matmul, ...]] | None:
+    """Return the function that reads the matmuls of an operator; None for an operator without matmuls."""
+    if operator_has(target, Trait.ATTENTION):
+        return _attention
+    if operator_has(target, Trait.MATMUL):
+        return _matmul
+    return {CLASS_ATTENTION: _class_attention, SQUEEZE_TOKENS: _squeeze}.get(target)
 
 
 def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:

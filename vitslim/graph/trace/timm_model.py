@@ -13,9 +13,9 @@ from timm.data.config import resolve_model_data_config
 from torch.export import Dim, export
 
 from vitslim.errors import InputError, UsageError
-from vitslim.graph.checkpoint import load_checkpoint
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.normalize import normalize
+from vitslim.graph.trace.checkpoint import load_checkpoint
+from vitslim.graph.trace.normalize import normalize
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of timm.create_model that would load weights past the checks made here."""

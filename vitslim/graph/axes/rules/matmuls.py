@@ -1,4 +1,4 @@
-"""Products of activations: matrix products, einsum and attention."""
+"""Matmuls of activations, einsum and attention."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope
 from vitslim.graph.axes.terms import ConflictError, Dims, Term, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 
-def _product(scope: Scope, a: Dims, b: Dims) -> Dims:
+def _matmul(scope: Scope, a: Dims, b: Dims) -> Dims:
     """(..., n, k) times (..., k, m); leading dimensions are paired."""
     if min(len(a), len(b)) < 2:
-        raise ConflictError("enters a product with a vector, which has no rule")
+        raise ConflictError("enters a matmul with a vector, which has no rule")
     scope.tie(a[-1], b[-2])
     return (*scope.pair(a[:-2], b[:-2]), a[-2], b[-1])
 
 
 def matmul(scope: Scope, node: Node) -> Dims:
-    return _product(scope, *scope.operands(node, "self", "other"))
+    return _matmul(scope, *scope.operands(node, "self", "other"))
 
 
 def bmm(scope: Scope, node: Node) -> Dims:
-    return _product(scope, *scope.operands(node, "self", "mat2"))
+    return _matmul(scope, *scope.operands(node, "self", "mat2"))
 
 
 def addmm(scope: Scope, node: Node) -> Dims:
     bias, a, b = scope.operands(node, "self", "mat1", "mat2")
-    return scope.pair(_product(scope, a, b), bias)
+    return scope.pair(_matmul(scope, a, b), bias)
 
 
 def baddbmm(scope: Scope, node: Node) -> Dims:
     bias, a, b = scope.operands(node, "self", "batch1", "batch2")
-    return scope.pair(_product(scope, a, b), bias)
+    return scope.pair(_matmul(scope, a, b), bias)
 
 
 def attention(scope: Scope, node: Node) -> Dims:
@@ -83,4 +84,15 @@ RULES: dict[Any, Rule] = {
     "aten.baddbmm": baddbmm,
     "aten.einsum": einsum,
     "aten.scaled_dot_product_attention": attention,
+}
+
+TRAITS: Traits = {
+    Trait.MATMUL: ("aten.matmul.default", "aten.bmm.default"),
+    Trait.CONTRACTION: (
+        "aten.matmul.default",
+        "aten.bmm.default",
+        "aten.einsum.default",
+        "aten.baddbmm.default",
+    ),
+    Trait.ATTENTION: ("aten.scaled_dot_product_attention.default",),
 }
