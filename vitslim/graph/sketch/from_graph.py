@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -169,13 +170,18 @@ def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple
         yield from (replace(matmul, branches=around) for matmul in found)
 
 
-def _reader(target: object) -> Callable[[Node, _Sizes, str], tuple[Matmul, ...]] | None:
+Reader = Callable[[Node, _Sizes, str], tuple[Matmul, ...]]
+"""Takes a node, the sizes of its graph and the name of its block; returns the matmuls of the node."""
+
+
+def _reader(target: Any) -> Reader | None:
     """Return the function that reads the matmuls of an operator; None for an operator without matmuls."""
     if operator_has(target, Trait.ATTENTION):
         return _attention
     if operator_has(target, Trait.MATMUL):
         return _matmul
-    return {CLASS_ATTENTION: _class_attention, SQUEEZE_TOKENS: _squeeze}.get(target)
+    readers: dict[Any, Reader] = {CLASS_ATTENTION: _class_attention, SQUEEZE_TOKENS: _squeeze}
+    return readers.get(target)
 
 
 def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:
