@@ -1,8 +1,8 @@
-"""What a sparsity pattern is worth: bytes of a sparse weight and its bit operations. Numbers only, no tensors.
+"""Sparsity patterns: their names, the bytes of a sparse weight, and checks of stored weights. No torch.
 
-Patterns: `2:4`, which sparse tensor cores read; `2:4-pairs`, which they read at INT4, two of every four adjacent pairs;
-another `N:M`; and `unstructured:0.5`, single weights of which this fraction is zero, kept as compressed sparse rows
-(CSR).
+Patterns: `2:4`, which sparse tensor cores read; `2:4-pairs`, which they read at INT4: two of every four adjacent pairs
+are zero; another `N:M`; and `unstructured:0.5`, a fraction of single weights that are zero, stored as compressed sparse
+rows (CSR).
 """
 
 from __future__ import annotations
@@ -11,26 +11,29 @@ import re
 from dataclasses import dataclass
 from math import ceil, floor, log2
 
+import numpy as np
+import numpy.typing as npt
+
 TWO_FOUR = "2:4"
 PAIRS = "2:4-pairs"
 PAIR_BITS = 4
-"""No device reads pairs of wider weights."""
+"""Bits up to which devices read `2:4-pairs`."""
 UNSTRUCTURED = "unstructured:"
 GROUPED = re.compile(r"([1-9]\d?):([1-9]\d?)")
 """`N:M`."""
 
 TWO_FOUR_BITS = {4: 2.5, 8: 5.0, 16: 9.0, 32: 17.0}
-"""Bits an original weight takes on a device that stores 2:4 weights with 2-bit indices (specs, section 3.2)."""
+"""Bits of a weight to bits that it takes on a device, which stores 2:4 weights with 2-bit indices."""
 
 NARROW_INDEX_BELOW = 2**16
-"""Rows shorter than this have 16-bit column indices, longer ones 32-bit ones."""
+"""Shorter rows have 16-bit column indices, longer rows 32-bit indices."""
 POINTER_BYTES = 4
-"""Where a row begins, as int32."""
+"""Bytes of a row pointer (int32)."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Of each `group` units of `width` adjacent weights `kept` stay."""
+    """An N:M pattern: `kept` of each `group` units stay, a unit being `width` adjacent weights."""
 
     kept: int
     group: int
@@ -38,12 +41,12 @@ class Pattern:
 
     @property
     def span(self) -> int:
-        """Weights of one group."""
+        """Number of weights in a group."""
         return self.group * self.width
 
 
 def parse_pattern(name: str) -> Pattern | None:
-    """`2:4`, `2:4-pairs` or another `N:M` with N below M; None for anything else."""
+    """Parse `2:4`, `2:4-pairs` or another `N:M` with N below M; None for any other name."""
     width = 2 if name == PAIRS else 1
     found = GROUPED.fullmatch(TWO_FOUR if name == PAIRS else name)
     if found is None or int(found[1]) >= int(found[2]):
@@ -52,25 +55,25 @@ def parse_pattern(name: str) -> Pattern | None:
 
 
 def unstructured_pattern(sparsity: float) -> str:
-    """The pattern of single weights of which this fraction is zero: `unstructured:0.5`."""
+    """Name of the pattern with this fraction of zeros: `unstructured:0.5`."""
     return f"{UNSTRUCTURED}{sparsity!r}"
 
 
 def zeros(count: int, sparsity: float) -> int:
-    """How many of `count` weights go at a sparsity in [0, 1): never more than the fraction says."""
+    """Number of zeros among `count` weights at a sparsity in [0, 1), rounded down."""
     return floor(count * sparsity + 1e-9)
 
 
 def csr_bytes(rows: int, columns: int, kept: int, value_bits: int) -> int:
-    """Bytes of a matrix (rows, columns) with `kept` weights in CSR: values, column indices, row pointers."""
+    """Bytes of a matrix (rows, columns) with `kept` nonzero weights in CSR: values, column indices and row pointers."""
     index_bytes = 2 if columns < NARROW_INDEX_BELOW else 4
     return -(-kept * value_bits // 8) + kept * index_bytes + (rows + 1) * POINTER_BYTES
 
 
 def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
-    """Bytes of a weight (rows, columns) of `bits` each on a device that stores the pattern, or dense if that is less.
+    """Bytes of a weight (rows, columns) of `bits` on a device that stores the pattern, or dense if that is smaller.
 
-    A 2:4 weight of a width without a sparse format raises KeyError.
+    Raises KeyError for a 2:4 weight of a bit width without a sparse format.
     """
     count = rows * columns
     if pattern == PAIRS and bits > PAIR_BITS:
@@ -83,6 +86,17 @@ def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
     return min(count * bits / 8, csr_bytes(rows, columns, count - zeros(count, sparsity), bits))
 
 
-def skips_products(pattern: str, bits: int) -> bool:
-    """Whether hardware skips the multiplications by zero, which halves the BOPs: of 2:4 weights only, at these bits."""
+def skips_multiplications(pattern: str, bits: int) -> bool:
+    """Whether hardware skips multiplications by zero, which halves the BOPs: only for 2:4 weights of these bits."""
     return pattern == TWO_FOUR or (pattern == PAIRS and bits <= PAIR_BITS)
+
+
+def is_two_four(zeros: npt.NDArray[np.bool_], axis: int = -1) -> bool:
+    """Whether each group of four along `axis` of a mask of zeros has at least two zeros.
+
+    `axis` is the reduction of a weight. False for a length that is zero or not a multiple of four.
+    """
+    moved = np.moveaxis(zeros, axis, -1)
+    if moved.size == 0 or moved.shape[-1] % 4:
+        return False
+    return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from vitslim.sparsity import PAIRS, TWO_FOUR, parse_pattern
+from vitslim.sparsity import PAIRS, TWO_FOUR, is_two_four, parse_pattern
 from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import OnnxGraph, attribute
 from vitslim.workload.weights import (
@@ -17,7 +17,6 @@ from vitslim.workload.weights import (
     block_numbers,
     element_bits,
     find_weight,
-    is_two_four,
     rearranged,
     whole_groups,
     zero_point,

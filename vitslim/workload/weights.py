@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
-from vitslim.sparsity import PAIR_BITS, TWO_FOUR
+from vitslim.sparsity import PAIR_BITS, TWO_FOUR, is_two_four
 from vitslim.workload.facts import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
@@ -129,14 +129,6 @@ def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
     except (ValueError, TypeError) as error:
         raise InputError(f"the values of '{tensor.name}' do not fit its shape {list(tensor.dims)}",
                          "the file is damaged: write it again") from error  # fmt: skip
-
-
-def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
-    """Whether every run of four along `axis` of a mask of zeros has at least two of them."""
-    moved = np.moveaxis(zeros, axis, -1)
-    if moved.shape[-1] == 0 or moved.shape[-1] % 4:
-        return False
-    return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
 
 
 def whole_groups(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import SketchBranch, cost, sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Unstructured
+from vitslim.recipe.stages import Depth, Unstructured
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depth.stage import DepthStage
 from vitslim.stages.prune.depth.units import find_units, mean_kl

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vitslim.graph.anatomy.branches import USED_ELSEWHERE
 from vitslim.graph.sketch.size import ONE, Size
 from vitslim.results import Cost
-from vitslim.sparsity import device_bytes, skips_products
+from vitslim.sparsity import device_bytes, skips_multiplications
 from vitslim.units import FLOAT_BITS, container_bits
 
 
@@ -251,7 +251,7 @@ class ModelSketch:
         if product.role == "attention" and product.block in self.attention_bits:
             bits = LayerBits(self.attention_bits[product.block], self.attention_bits[product.block])
         bops = product.macs(self.axes) * bits.weight * bits.activation
-        return bops // 2 if skips_products(self.sparsity.get(product.weight, ""), bits.weight) else bops
+        return bops // 2 if skips_multiplications(self.sparsity.get(product.weight, ""), bits.weight) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)
