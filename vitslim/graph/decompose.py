@@ -1,4 +1,4 @@
-"""Attention in a graph as plain products: before the exporter sees it, and where its products are quantized.
+"""Decomposition of fused attention into matmuls, for export and for the quantization of its operands.
 
 The exporter's own form computes the shape of the key at run time and scales both operands. Worse, the memory layout of
 the fused operator's result depends on the kernel that torch picks, and the exporter bakes in views that fit only one.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda_linears import Int8Linear, TwoFourLinear
-from vitslim.graph.device import name_device
+from vitslim.graph.device import set_constant_device
 from vitslim.graph.edits import Mask, QuantizeAttention
 from vitslim.graph.edits.fake_quant import bypass_quantizers, layer_nodes
 from vitslim.graph.edits.scale_activations import FACTOR_PREFIX
@@ -145,4 +145,4 @@ def _move(module: GraphModule, device: str, kind: torch.dtype) -> None:
                 wanted = floats if tensor.is_floating_point() and floats else tensor.dtype
                 moved = tensor.detach().to(device, wanted)
                 setattr(owner, leaf, nn.Parameter(moved, requires_grad=False) if leaf in owner._parameters else moved)
-    name_device(module, torch.device(device))
+    set_constant_device(module, torch.device(device))

@@ -1,4 +1,4 @@
-"""Attention in a graph: one scaled-dot-product node, or a softmax between two matrix products."""
+"""Attention in a graph: one scaled-dot-product node, or a softmax between two matmuls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Attention:
     node: Node
     """Gives (batch, heads, tokens, v width)."""
     scores: Node
-    """The product of queries and keys; `node` itself where that does it all."""
+    """The matmul of queries and keys; `node` itself for fused attention."""
     q: Node
     """(batch, heads, tokens, qk width), before the scale."""
     k: Node
@@ -34,11 +34,11 @@ class Attention:
     biased: bool
     """Whether a mask or a position bias is added to the logits."""
     windowed: bool
-    """Whether tokens see only a window: the windows stand in the batch dimension."""
+    """Whether tokens attend only within a window; windows are part of the batch dimension."""
 
 
 def find_attentions(graph: Graph, shapes: dict[Node, tuple[int, ...]]) -> list[Attention]:
-    """Every attention in graph order; q of rank 4 only."""
+    """Return every attention in graph order whose query has rank 4."""
     found = []
     for node in graph.nodes:
         attention = _fused(node, shapes) if has_trait(node, Trait.ATTENTION) else _decomposed(node, shapes)
@@ -59,7 +59,7 @@ def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
 
 
 def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
-    """`node` is the second product: softmax of something that goes back to a first product, times v."""
+    """Match `node` as the second matmul: softmax of the result of a first matmul, times v. None for any other node."""
     if not has_trait(node, Trait.MATMUL):
         return None
     probabilities, v = argument(node, 0), argument(node, 1)

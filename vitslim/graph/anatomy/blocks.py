@@ -1,7 +1,7 @@
-"""What a person sees in a transformer, found in its graph: blocks, attention, MLP, layers with a weight, class token.
+"""Blocks, attention, MLP, layers with a weight and class token of a transformer, found in its graph.
 
-Nothing here knows a model family. Attention is a scaled dot product (one node, or softmax between two products), a
-block is the numbered module that holds it, and the role of a layer follows from where its result goes.
+Independent of model families. Attention is a scaled dot product (one node, or a softmax between two matmuls), a block
+is the numbered module that holds it, and the role of a layer follows from the nodes that use its result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 aten = torch.ops.aten
 
 BLOCK_NAME = re.compile(r"^(.*\.\d+)\.[^.]+\..*$")
-"""The longest prefix that ends in a number and has a module and a parameter behind it."""
+"""The longest prefix that ends in a number and is followed by a module and a parameter."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Block:
     """`blocks.3`; in Swin `layers.1.blocks.0`."""
     attention: Attention | None
     attention_residual: Node | None
-    """The addition of the attention branch to its input; None where there is none."""
+    """The addition of the attention branch to its input; None without one."""
     squeeze: Node | None
-    """The token squeeze behind the attention residual, if one was inserted."""
+    """The token squeeze after the attention residual; None without one."""
     mlp: tuple[str, ...]
     """Names of the weights with role fc1 or fc2."""
 
@@ -63,19 +63,19 @@ class Anatomy:
     blocks: tuple[Block, ...]
     linears: tuple[Linear, ...]
     token_node: Node | None
-    """Where prefix tokens (class token, registers) join the patch tokens."""
+    """The concatenation of prefix tokens (class token, registers) and patch tokens; None without one."""
     has_class_token: bool
     prefix_tokens: int
     shapes: dict[Node, tuple[int, ...]]
-    """Shape of each node that gives one tensor; the batch is `vitslim.graph.axes.tensor_shapes.BATCH`."""
+    """Shape of each node with one result tensor; the batch size is `vitslim.graph.axes.tensor_shapes.BATCH`."""
 
     def block(self, name: str) -> Block | None:
-        """The block of that name."""
+        """Return the block with this name; None without one."""
         return next((block for block in self.blocks if block.name == name), None)
 
 
 def find_anatomy(graph: ModelGraph) -> Anatomy:
-    """The parts of a graph. Never fails: what a model does not have is absent."""
+    """Return the parts of a graph. Never fails: missing parts are absent from the result."""
     shapes = graph.axes.shapes
     attentions = find_attentions(graph.module.graph, shapes)
     layers = [n for n in graph.module.graph.nodes if has_trait(n, Trait.LAYER) and parameter_of(argument(n, 1))]
@@ -90,7 +90,7 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
 
 
 def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:
-    """Roles that follow from the flow of data; those of MLP layers and heads also need the blocks."""
+    """Roles that follow from the data flow alone; the roles of MLP layers and heads also need the blocks."""
     roles: dict[Node, str] = {}
     for attention in attentions:
         for operand in (attention.q, attention.k, attention.v):
@@ -106,9 +106,10 @@ def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:
 
 
 def _block_names(layers: list[Node], roles: dict[Node, str], attentions: list[Attention]) -> tuple[str, ...]:
-    """Names of blocks in graph order: what holds an attention and its siblings, or without attention what holds layers.
+    """Names of blocks in graph order: modules that hold an attention, and their siblings; modules that hold layers in a
+    model without attention.
 
-    A sibling is a module of another number in the same list: a block that has lost its attention is still one.
+    A sibling is a module with another number in the same list, so a block whose attention was removed is still found.
     """
     holders = [n for n in layers if roles.get(n) in {"qkv", "proj"}] if attentions else layers
     lists = {name.rpartition(".")[0] for n in holders if (name := _numbered(n))}
@@ -134,7 +135,7 @@ def _linear(node: Node, role: str, names: tuple[str, ...], tensors: Mapping[str,
 
 
 def _with_mlp_roles(linears: tuple[Linear, ...]) -> tuple[Linear, ...]:
-    """In a block, a layer that feeds another of the block's remaining layers without a norm between is fc1."""
+    """Assign fc1 and fc2: fc1 feeds another linear layer of its block without a norm or addition between them."""
     free = (x for x in linears if not x.role and x.block and is_op(x.node, aten.linear.default))
     open_layers = {layer.node: layer for layer in free}
     roles: dict[Node, str] = {}
@@ -164,7 +165,7 @@ def _block(name: str, attentions: list[Attention], linears: tuple[Linear, ...]) 
 
 
 def _residual(attention: Attention) -> Node | None:
-    """The first addition of something that contains the attention to something that the attention was made from."""
+    """Return the first addition of a result of the attention to one of the inputs of the attention."""
     inputs = set(ancestors(attention.node))
     branch = {attention.node, *descendants(attention.node)}
     for node in descendants(attention.node):
@@ -178,7 +179,8 @@ def _residual(attention: Attention) -> Node | None:
 
 
 def _prefix(graph: ModelGraph, shapes: dict[Node, tuple[int, ...]]) -> tuple[Node | None, bool, int]:
-    """The first concatenation along dimension 1 of tokens that no image enters and tokens that one does."""
+    """Return the first concatenation along dimension 1 of constant tokens and tokens that depend on the image, whether
+    there is a class token among them, and the number of constant tokens."""
     from_image = image_dependent_nodes(graph.module)
     computed = {node for node in from_image if not _only_sizes(node)}
     for node in graph.module.graph.nodes:
@@ -198,7 +200,7 @@ def _only_sizes(node: Node) -> bool:
 
 
 def _depends(node: Node, computed: set[Node]) -> bool:
-    """Whether values of the image reach a node; its batch size alone does not count."""
+    """Whether a node depends on pixel values of the image, not only on its batch size."""
     if is_op(node, aten.expand.default):
         return argument(node, 0) in computed
     return node in computed

@@ -1,7 +1,7 @@
-"""Residual branches in a graph: each `x + f(x)`, with what would go if `f` did, and what stands against that.
+"""Residual branches `x + f(x)` of a graph: the nodes and parameters of `f`, and why it cannot be removed.
 
-Nothing here knows a model family. A branch is an addition one side of which, the stem, flows into the other; it is
-named by the module that holds its layers (`blocks.3.attn`), and its block by the numbered module around it.
+Independent of model families. A branch ends in an addition whose other operand, the stem, is an input of the branch. It
+is named by the module that holds its layers (`blocks.3.attn`), and its block by the numbered module around it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Branch:
     """`blocks.3`; in Swin `layers.1.blocks.0`."""
     add: Node
     stem: int
-    """Which argument of the addition stays when the branch goes."""
+    """Position of the addition's argument that remains when the branch is removed."""
     nodes: frozenset[Node]
-    """What goes with it: the computation between stem and addition, and what only that reads."""
+    """Nodes that are removed with it: those between stem and addition, and those that only they use."""
     parameters: tuple[str, ...]
-    """Names of the parameters that go with it, in graph order."""
+    """Names of the parameters that are removed with it, in graph order."""
     obstacle: str = ""
-    """Why it cannot go, as the end of a sentence; empty when it can."""
+    """Why it cannot be removed, as the end of a sentence; empty when it can."""
 
 
 def find_branches(module: GraphModule, shapes: Mapping[Node, tuple[int, ...]]) -> tuple[Branch, ...]:
-    """Every residual branch with a parameter inside a numbered module, in graph order.
+    """Return every residual branch with a parameter inside a numbered module, in graph order.
 
-    shapes: of every node, as `Anatomy.shapes`. Branches that cannot go are there too, with their obstacle.
+    shapes: of every node, as `Anatomy.shapes`. Branches that cannot be removed are included, with their obstacle.
     """
     flow = _Flow(module.graph, frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)))
     found = [
@@ -54,13 +54,13 @@ def find_branches(module: GraphModule, shapes: Mapping[Node, tuple[int, ...]]) -
 
 
 class _Flow:
-    """What flows into what, as bit sets over the nodes of a graph."""
+    """Data flow as bit sets over the nodes of a graph."""
 
     def __init__(self, graph: Graph, parameters: frozenset[str]) -> None:
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.before = [0] * len(self.nodes)
-        """For each node those that flow into it, itself included."""
+        """For each node the set of nodes that it depends on, itself included."""
         for i, node in enumerate(self.nodes):
             self.before[i] = 1 << i
             for source in node.all_input_nodes:
@@ -71,18 +71,18 @@ class _Flow:
         self.parameters = sum(1 << i for i, node in enumerate(self.nodes) if str(node.target) in parameters)
 
     def into(self, node: Node) -> int:
-        """Everything that a node is computed from, itself included."""
+        """The nodes that a node depends on, itself included."""
         return self.before[self.index[node]]
 
     def into_all(self, bits: int) -> int:
-        """Everything that some nodes are computed from, themselves included."""
+        """The nodes that a set of nodes depends on, themselves included."""
         found = 0
         for i in self.positions(bits):
             found |= self.before[i]
         return found
 
     def between(self, stem: Node, end: Node) -> int:
-        """Everything on a way from `stem`, which is left out, to `end`, which is not."""
+        """The nodes on all paths from `stem`, excluded, to `end`, included."""
         bit, reached = 1 << self.index[stem], 0
         for i in self.positions(self.into(end) & ~bit):
             if self.before[i] & bit:
@@ -90,7 +90,7 @@ class _Flow:
         return reached
 
     def dead_without(self, add: Node, stem: Node) -> int:
-        """What nothing needs any more once `stem` takes the place of `add`."""
+        """The nodes that are unused once `stem` replaces `add`."""
         dead, queue = {add}, [add]
         while queue:
             for source in queue.pop().all_input_nodes:
@@ -116,7 +116,8 @@ class _Flow:
 
 
 def _branch(flow: _Flow, add: Node, shapes: Mapping[Node, tuple[int, ...]]) -> Branch | None:
-    """The branch that ends in an addition; None where no side flows into the other, or no numbered module holds it."""
+    """Return the branch that ends in an addition; None if neither operand depends on the other, or no numbered module
+    holds it."""
     sides = [side for side in add.args[:2] if isinstance(side, Node)]
     if len(sides) != 2 or sides[0] is sides[1] or any(not flow.has(flow.computed, side) for side in sides):
         return None
@@ -142,7 +143,7 @@ def _branch(flow: _Flow, add: Node, shapes: Mapping[Node, tuple[int, ...]]) -> B
 
 
 def _projected(flow: _Flow, add: Node, sides: list[Node]) -> Branch | None:
-    """Both sides go through layers of their own: a branch whose stem does not have the shape of the output."""
+    """Return the branch of an addition whose operands both pass own layers; it cannot be removed."""
     left, right = (flow.into(side) for side in sides)
     own = [(left & ~right) & flow.layers, (right & ~left) & flow.layers]
     name, block = _names(flow.members(own[0] | own[1]))
@@ -164,7 +165,7 @@ def _shape_obstacle(shapes: list[tuple[int, ...]]) -> str:
 
 
 def _in_place_obstacle(gone: frozenset[Node], add: Node, stem: Node) -> str:
-    """Without the branch a tensor that others read would no longer be overwritten, or would be."""
+    """The obstacle of branches whose removal would change which tensors are overwritten in place."""
     if any(written not in gone for node in gone for written in _written(node)):
         return "it changes its input in place"
     if any(add in _written(user) for user in add.users) and not gone.union({add}).issuperset(stem.users):
@@ -173,7 +174,7 @@ def _in_place_obstacle(gone: frozenset[Node], add: Node, stem: Node) -> str:
 
 
 def _written(node: Node) -> list[Any]:
-    """Operands that an operator changes in place."""
+    """Return the operands that an operator changes in place."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
@@ -181,12 +182,12 @@ def _written(node: Node) -> list[Any]:
 
 
 def _weight(node: Node) -> str:
-    """Name of the weight of a layer that has one."""
+    """Name of the weight of a layer; empty for other nodes."""
     return parameter_of(argument(node, 1)) if has_trait(node, Trait.LAYER) else ""
 
 
 def _names(layers: list[Node], parameters: Sequence[str] = ()) -> tuple[str, str]:
-    """The module that holds all layers of a branch, and the numbered module that also holds its other parameters."""
+    """Return the module that holds all layers of a branch, and the numbered module that also holds its parameters."""
     holders = [_module(_weight(node)) for node in layers] or [_module(name) for name in parameters[:1]]
     name, everything = _common(holders), _common([*holders, *map(_module, parameters)])
     match = NUMBERED.match(everything)
@@ -194,20 +195,20 @@ def _names(layers: list[Node], parameters: Sequence[str] = ()) -> tuple[str, str
 
 
 def _module(parameter: str) -> str:
-    """The module of a parameter; quantizer scales stand with the layer that they belong to."""
+    """The module of a parameter; a quantizer scale belongs to the module of its layer."""
     return parameter.removeprefix(QUANTIZER_PREFIX).rpartition(".")[0]
 
 
 def _common(paths: list[str]) -> str:
-    """What dotted paths have in common from the left."""
+    """The common prefix of dotted paths."""
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def _with_blocks(branches: list[Branch]) -> Iterable[Branch]:
-    """Drops additions inside a branch that are no branches themselves, and finds out what is a block.
+    """Drop additions inside a branch that are not branches themselves, and set the block of each branch.
 
-    A numbered module that holds other blocks is none: branches right in it stand for themselves.
+    A numbered module that holds other blocks is not a block: a branch directly in it is its own block.
     """
     inside = {node for branch in branches for node in branch.nodes}
     found = [branch for branch in branches if branch.nodes or branch.add not in inside]

@@ -1,4 +1,4 @@
-"""Convolutions of patches that do not overlap: products of matrices, but for where their numbers lie."""
+"""Convolutions over non-overlapping patches, which are matmuls of rearranged images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def is_of_patches(layer: Node, weight: Tensor) -> bool:
-    """Whether a layer is a convolution, weight (out, in, height, width), whose windows lie side by side."""
+    """Whether a layer is a convolution over non-overlapping patches without gaps; weight (out, in, height, width)."""
     if not is_op(layer, aten.conv2d.default) or argument(layer, 6, "groups", 1) != 1:
         return False
     stride = _pair(argument(layer, 3, "stride", 1))
@@ -23,6 +23,6 @@ def is_of_patches(layer: Node, weight: Tensor) -> bool:
 
 
 def _pair(value: Any) -> tuple[Any, ...]:
-    """One number stands for both directions; `padding` may be a word."""
+    """Return a value for each direction; `padding` may also be a string."""
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
     return tuple(listed * 2 if len(listed) == 1 else listed)

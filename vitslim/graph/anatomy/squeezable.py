@@ -1,4 +1,4 @@
-"""Whether tokens of a model can be squeezed, and if not, why."""
+"""Conditions that a model must meet so that its tokens can be squeezed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _fixed_positions(block: Block) -> str:
 
 
 def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
-    """A block that is not attention over all tokens, an addition, and then the MLP."""
+    """Why a block is not attention over all tokens, an addition, and then an MLP; empty when it is."""
     attention, residual = block.attention, block.attention_residual
     if attention is None or residual is None:
         return f"'{block.name}' is no block of attention with a residual"
@@ -45,15 +45,15 @@ def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
         return f"the class token is not there yet in '{block.name}'"
     if anatomy.shapes[attention.q][2] != anatomy.shapes[attention.k][2]:
         return f"in '{block.name}' only some of the tokens attend"
-    behind = set(descendants(residual))
+    after = set(descendants(residual))
     mlp = [layer.node for layer in anatomy.linears if layer.weight in block.mlp]
-    if not mlp or not behind.issuperset(mlp):
+    if not mlp or not after.issuperset(mlp):
         return f"in '{block.name}' the MLP does not follow the attention"
     return ""
 
 
 def _position_table(anatomy: Anatomy) -> str:
-    """Name of a node in or behind the first attention that combines tokens with a constant for each token."""
+    """Name of a node in or after the first attention that combines tokens with a constant per token."""
     attentions = [block.attention for block in anatomy.blocks if block.attention]
     nodes = list(descendants(attentions[0].node))
     for attention in attentions:
@@ -69,5 +69,5 @@ def _position_table(anatomy: Anatomy) -> str:
 
 
 def _counts_tokens(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
-    """Whether a constant that is combined elementwise has one row for each token (second dimension from the end)."""
+    """Whether a constant operand has one row per token (second dimension from the end)."""
     return len(shape) >= 2 and shape[-2] > 1 and shape[-2] == result[-2]

@@ -1,4 +1,4 @@
-"""The sketch of a graph that exists: every matrix product with its sizes as products of axes."""
+"""The sketch of a graph: every matmul with its sizes in terms of axes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 
 def sketch(graph: ModelGraph) -> ModelSketch:
-    """Axis sizes, products, bits and sparsity of a graph. Costs computed from it are those of the graph."""
+    """Return axis sizes, matmuls, bits and sparsity of a graph. The cost of the sketch is the cost of the graph."""
     anatomy = find_anatomy(graph)
     sizes = _Sizes(graph.axes, anatomy)
     branches = find_branches(graph.module, anatomy.shapes)
@@ -76,7 +76,7 @@ def cost(graph: ModelGraph) -> Cost:
 
 
 def _factors(table: AxisTable) -> dict[str, frozenset[str]]:
-    """For each axis those that multiply with it in a dimension of a parameter or buffer."""
+    """Return for each axis those that form a dimension of a parameter or buffer together with it."""
     found: dict[str, set[str]] = {axis.name: set() for axis in table.axes}
     for term in {term for dims in table.attributes.values() for term in dims}:
         for group in _multiplied(term):
@@ -87,7 +87,7 @@ def _factors(table: AxisTable) -> dict[str, frozenset[str]]:
 
 
 def _multiplied(term: Term) -> Iterator[set[Prim]]:
-    """Sets of axes of which each multiplies with every other. `term` in normal form."""
+    """Yield sets of axes that form a product within `term`, which is in normal form."""
     match term:
         case Prim():
             yield {term}
@@ -100,7 +100,7 @@ def _multiplied(term: Term) -> Iterator[set[Prim]]:
 
 
 class _Sizes:
-    """Turns axis terms into sizes; the token axis, a sum of class token and patches, gets a name of its own."""
+    """Converts axis terms to sizes; the token axis, a sum of class token and patches, gets its own name."""
 
     def __init__(self, table: AxisTable, anatomy: Anatomy) -> None:
         self.table = table
@@ -128,7 +128,7 @@ class _Sizes:
         return self._token_names[key]
 
     def of(self, term: Term) -> Size:
-        """The size of one dimension; the batch counts one."""
+        """Return the size of one dimension; the batch counts as one."""
         name = self._token_names.get(self.table.key(term))
         if name is not None:
             return Size.axis(name)
@@ -145,7 +145,7 @@ class _Sizes:
                 return ONE if self.table.is_batch(prim) else Size.axis(name)
 
     def product(self, terms: tuple[Term, ...]) -> Size:
-        """The number of elements of several dimensions."""
+        """Return the product of the sizes of several dimensions."""
         total = ONE
         for term in terms:
             total = total * self.of(term)
@@ -185,7 +185,7 @@ def _reader(target: Any) -> Reader | None:
 
 
 def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:
-    """Linear: rows are all tokens. Convolution: rows are output positions, the reduction is channels times kernel."""
+    """Matmul of a layer; rows of a convolution are output positions, and its reduction is channels times kernel."""
     weight = parameter_of(argument(node, 1))
     out, *reduce = sizes.table.parameter_terms(weight)
     result = sizes.table.terms(node)
@@ -197,7 +197,7 @@ def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant
 
 
 def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
-    """Both products of one attention: q k^T, and the probabilities times v."""
+    """Both matmuls of one fused attention: q k^T, and the probabilities times v."""
     q, k, v = (sizes.table.terms(argument(node, i)) for i in range(3))
     heads, queries, keys = sizes.product(q[:-2]), sizes.of(q[-2]), sizes.of(k[-2])
     return (

@@ -1,7 +1,7 @@
-"""The model without weights: axis sizes, matrix products, bits, sparsity and token counts. What `plan` computes with.
+"""The model without weights: axis sizes, matmuls, bits, sparsity and token counts; `plan` computes with it.
 
-A sketch of a graph and the sketch of what a stage will make of it are the same type, so the cost of a model that
-exists and the estimate of one that does not come from one formula (specs, section 3.1).
+The sketch of a graph and the estimate of a stage's result have the same type, so measured and estimated costs come
+from one formula.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vitslim.units import FLOAT_BITS, container_bits
 
 @dataclass(frozen=True)
 class Matmul:
-    """One matrix product: `count` times (rows x reduce) by (reduce x columns), for one image."""
+    """One matmul: `count` times (rows x reduce) by (reduce x columns), for one image. A convolution counts as one."""
 
     name: str
     count: Size
@@ -27,7 +27,7 @@ class Matmul:
     reduce: Size
     columns: Size
     weight: str = ""
-    """Name of the weight; empty for a product of two activations."""
+    """Name of the weight; empty for a matmul of two activations."""
     block: str = ""
     role: str = "other"
     """qkv, proj, fc1, fc2, head, patch_embed, attention, squeeze or other."""
@@ -36,9 +36,9 @@ class Matmul:
     convolution: bool = False
     reads_image: bool = False
     reads_pixels: bool = False
-    """Whether it could read the image as pixels."""
+    """Whether it can read pixels instead of the normalized image."""
     constant: bool = False
-    """Whether it is the same for every image, as what computes a bias from relative positions is."""
+    """Whether it does not depend on the image, such as the layers that compute a relative position bias."""
 
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
@@ -67,9 +67,9 @@ class SketchBranch:
     """`blocks.3.attn`."""
     block: str
     parameters: tuple[str, ...]
-    """Names of the parameters that go with it."""
+    """Names of the parameters that are removed with it."""
     obstacle: str = ""
-    """Why it cannot go, as the end of a sentence; empty when it can."""
+    """Why it cannot be removed, as the end of a sentence; empty when it can."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SketchLinear:
 
 @dataclass(frozen=True)
 class ModelSketch:
-    """Numbers and names only; every `with_...` gives a new sketch."""
+    """Numbers and names only; every `with_...` method returns a new sketch."""
 
     axes: Mapping[str, int]
     """Axis name to length, frozen and prunable ones."""
@@ -102,7 +102,7 @@ class ModelSketch:
     """Parameter name to number of elements; quantizer scales are not model parameters."""
     blocks: tuple[str, ...]
     token_axes: Mapping[str, str]
-    """Block name to the axis that counts tokens after the block's attention; empty where there is no token axis."""
+    """Block name to the axis that counts tokens after the block's attention; blocks without a token axis are absent."""
     prefix_tokens: int
     squeeze_obstacle: str = ""
     """Why tokens cannot be squeezed in this model; empty when they can."""
@@ -110,13 +110,13 @@ class ModelSketch:
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     """Weight name to how its layer is quantized."""
     attention_bits: Mapping[str, int] = field(default_factory=dict)
-    """Block name to bits of the operands of its attention products; blocks that are left out have floats."""
+    """Block name to bits of the operands of its attention matmuls; absent blocks compute them in float."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
     """Weight name to pattern."""
     data_dependent: bool = False
-    """Whether lengths are a guess, because weights and data will decide about them."""
+    """Whether lengths are estimates, because they depend on weights and data."""
     factors: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Axis name to the axes that multiply with it in a dimension of some parameter: cutting both would compound."""
+    """Axis name to the axes that form a dimension of some parameter together with it: cutting both compounds."""
     branches: tuple[SketchBranch, ...] = ()
     """Residual branches in graph order."""
 
@@ -146,19 +146,19 @@ class ModelSketch:
         )
 
     def tokens_at(self, block: str) -> int:
-        """Tokens, prefix included, that come out of the attention of a block."""
+        """Number of tokens after the attention of a block, prefix tokens included."""
         return self.axes[self.token_axes[block]]
 
     def with_sizes(self, sizes: Mapping[str, int]) -> ModelSketch:
-        """Some axes have other lengths."""
+        """Return the sketch with new lengths of some axes."""
         return replace(self, axes={**self.axes, **sizes})
 
     def as_guess(self) -> ModelSketch:
-        """The same sketch, of which data will have the last word."""
+        """Return the same sketch, marked as dependent on data."""
         return replace(self, data_dependent=True)
 
     def with_squeeze(self, keep: Mapping[str, int]) -> ModelSketch:
-        """Tokens are squeezed after the attention of some blocks, `keep` patch tokens staying in each."""
+        """Return the sketch with tokens squeezed after the attention of some blocks to `keep` patch tokens each."""
         sketch = self
         for block in (name for name in self.blocks if name in keep):
             sketch = sketch._squeeze(block, keep[block])
@@ -178,14 +178,14 @@ class ModelSketch:
                        squeezed=(*self.squeezed, block), branches=self._tied(block))  # fmt: skip
 
     def _tied(self, block: str) -> tuple[SketchBranch, ...]:
-        """The branches once a block is squeezed: its attention also scores the tokens, so it has to stay."""
+        """Return the branches after a block is squeezed: its attention scores the tokens and cannot be removed."""
         scoring = {name for p in self.matmuls if p.block == block and p.role == "attention" for name in p.branches}
         return tuple(
             replace(b, obstacle=b.obstacle or USED_ELSEWHERE) if b.name in scoring else b for b in self.branches
         )
 
     def _squeeze_matmuls(self, block: str, old: str, gone: str, keep: int) -> tuple[Matmul, ...]:
-        """Class attention, similarity of squeezed to kept tokens, and the fusion that adds them (TPS, section 2.4)."""
+        """Return class attention, similarity of squeezed to kept tokens, and fusion (TPS, section 2.4)."""
         scores = next(p for p in self.matmuls if p.block == block and p.role == "attention")
         width = next(p.columns for p in self.matmuls if p.block == block and p.role == "proj")
         kept = Size.of(keep)
@@ -197,7 +197,7 @@ class ModelSketch:
         )
 
     def with_removed(self, names: Collection[str]) -> ModelSketch:
-        """Some residual branches are gone: their products, their parameters, and the axes that only these have."""
+        """Return the sketch without some residual branches: without their matmuls, parameters and own axes."""
         gone = [branch for branch in self.branches if branch.name in names]
         stay = tuple(branch for branch in self.branches if branch.name not in names)
         dead = {name for branch in gone for name in branch.parameters}
@@ -206,7 +206,7 @@ class ModelSketch:
         lost -= {axis for size in parameters.values() for axis in size.axes()}
         matmuls = tuple(p for p in self.matmuls if not p.branches.intersection(names))
         empty = {branch.block for branch in gone} - {branch.block for branch in stay}
-        attended = {product.block for product in matmuls if product.role == "attention"}
+        attended = {matmul.block for matmul in matmuls if matmul.role == "attention"}
         return replace(
             self,
             axes={name: size for name, size in self.axes.items() if name not in lost},
@@ -219,25 +219,25 @@ class ModelSketch:
         )
 
     def with_bits(self, weights: Iterable[str], bits: LayerBits) -> ModelSketch:
-        """Some layers are quantized."""
+        """Return the sketch with some layers quantized."""
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
     def with_attention_bits(self, bits: int) -> ModelSketch:
-        """The attention of every block is quantized."""
+        """Return the sketch with the attention of every block quantized."""
         return replace(self, attention_bits=dict.fromkeys(self.attending, bits))
 
     @property
     def attending(self) -> tuple[str, ...]:
         """Names of the blocks that have attention, in order."""
-        attended = {product.block for product in self.matmuls if product.role == "attention"}
+        attended = {matmul.block for matmul in self.matmuls if matmul.role == "attention"}
         return tuple(block for block in self.blocks if block in attended)
 
     def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
-        """Some layers have sparse weights."""
+        """Return the sketch with sparse weights in some layers."""
         return replace(self, sparsity={**self.sparsity, **dict.fromkeys(weights, pattern)})
 
     def cost(self) -> Cost:
-        """Parameters, MACs and BOPs for one image, bytes stored and bytes on a device."""
+        """Return parameters, MACs and BOPs for one image, stored bytes and bytes on a device."""
         return Cost(
             params=sum(size.value(self.axes) for size in self.parameters.values()),
             macs=sum(p.macs(self.axes) for p in self.matmuls),
@@ -246,12 +246,12 @@ class ModelSketch:
             device_bytes=round(sum(self._parameter_bytes(name, dense=False) for name in self.parameters)),
         )
 
-    def _bops(self, product: Matmul) -> int:
-        bits = self.bits.get(product.weight, FLOAT_LAYER)
-        if product.role == "attention" and product.block in self.attention_bits:
-            bits = LayerBits(self.attention_bits[product.block], self.attention_bits[product.block])
-        bops = product.macs(self.axes) * bits.weight * bits.activation
-        return bops // 2 if skips_multiplications(self.sparsity.get(product.weight, ""), bits.weight) else bops
+    def _bops(self, matmul: Matmul) -> int:
+        bits = self.bits.get(matmul.weight, FLOAT_LAYER)
+        if matmul.role == "attention" and matmul.block in self.attention_bits:
+            bits = LayerBits(self.attention_bits[matmul.block], self.attention_bits[matmul.block])
+        bops = matmul.macs(self.axes) * bits.weight * bits.activation
+        return bops // 2 if skips_multiplications(self.sparsity.get(matmul.weight, ""), bits.weight) else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)

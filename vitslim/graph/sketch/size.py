@@ -1,4 +1,4 @@
-"""Sizes as sums of products of axes, so that a cost can be computed for axis lengths that do not exist yet."""
+"""Sizes as polynomials of axis lengths, so that a cost can be computed for other lengths."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Size:
         return Size(tuple((a * b, x + y) for a, x in self.terms for b, y in other.terms))
 
     def rename(self, old: str, new: str) -> Size:
-        """The same size over another axis."""
+        """Return the same size with one axis replaced."""
         return Size(tuple((factor, tuple(new if n == old else n for n in names)) for factor, names in self.terms))
 
     def axes(self) -> frozenset[str]:
-        """Names of the axes in it."""
+        """Names of the axes that occur in it."""
         return frozenset(name for _, names in self.terms for name in names)
 
     def value(self, sizes: Mapping[str, int]) -> int:
-        """The number for given axis lengths."""
+        """Return the value for given axis lengths."""
         return sum(factor * prod(sizes[name] for name in names) for factor, names in self.terms)
 
 

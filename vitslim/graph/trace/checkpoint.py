@@ -1,4 +1,4 @@
-"""Reading a safetensors checkpoint into a model, with reasons a person can act on when the two do not fit."""
+"""Load a safetensors checkpoint into a model, with error messages for checkpoints that do not fit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from vitslim.errors import InputError
 
 SHOWN = 3
-"""How many differing parameters an error names."""
+"""Number of differing parameters that an error names."""
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""First bytes of files that `torch.save` writes; a good safetensors file can start so as well."""
+"""First bytes of files that `torch.save` writes; a valid safetensors file can also start with them."""
 
 
 def load_checkpoint(model: torch.nn.Module, path: Path, name: str) -> None:
@@ -33,7 +33,7 @@ def load_checkpoint(model: torch.nn.Module, path: Path, name: str) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, or InputError with the reason."""
+    """Return all tensors of a safetensors file. Raises InputError with the reason when it cannot be read."""
     if path.is_dir():
         raise InputError(f"checkpoint '{path}' is a folder", "name the .safetensors file in it")
     try:

@@ -1,13 +1,13 @@
-"""Rewrites that bring an exported graph into the form that axis inference and the stages read.
+"""Normalization of an exported graph to the form that axis inference and the stages expect.
 
-Each rewrite leaves the outputs equal bit for bit. What they are for:
+Each rewrite keeps the outputs bit for bit:
 
-- fused `qkv` becomes split, reshape, transpose: the query/key indices get apart from the value indices, and ONNX gets
-  one Split in place of dozens of Slice and Squeeze nodes;
-- the scale of attention becomes explicit, so that it stays when heads get thinner;
-- a buffer or constant has one use: one table shared by all blocks would tie the axes of all blocks together;
-- what works in place gives a result of its own, and parts of equal size become parts of named sizes;
-- what does nothing (dropout in evaluation, full slices, asserts, contiguous) goes.
+- fused `qkv` becomes split, reshape, transpose: this separates query/key indices from value indices, and ONNX gets one
+  Split instead of dozens of Slice and Squeeze nodes;
+- the scale of attention becomes explicit, so that it does not change when the head width is pruned;
+- each buffer or constant has one user: a table shared by all blocks would tie the axes of all blocks together;
+- in-place operators become functional, and splits into equal parts become splits with explicit sizes;
+- operators without effect (dropout in evaluation, full slices, asserts, contiguous) are removed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vitslim.graph.nodes import argument, is_op
 aten = torch.ops.aten
 
 FULL_SLICE_END = 2**31
-"""A slice that ends behind this reaches the end of any dimension that exists."""
+"""A slice that ends here or later reaches the end of every dimension."""
 
 ASSERTS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 
 
 def normalize(exported: GraphModule) -> GraphModule:
-    """A graph module with one tensor in and one tensor out, from `torch.export.export(...).module()`.
+    """Return a graph module with one input and one output tensor, from `torch.export.export(...).module()`.
 
-    Takes over the tensors of `exported`. Parameter names stay; buffers that several nodes share get a copy a use.
+    Takes over the tensors of `exported`. Parameter names are kept; a buffer with several users is copied for each.
     """
     graph = exported.graph
     for node in list(graph.nodes):
@@ -60,12 +60,12 @@ def normalize(exported: GraphModule) -> GraphModule:
 
 
 def shape_of(node: Node) -> tuple[Any, ...]:
-    """Shape that the export recorded; sizes that depend on the batch are symbolic."""
+    """Return the shape that the export recorded; sizes that depend on the batch are symbolic."""
     return tuple(node.meta["val"].shape)
 
 
 def _plain_signature(graph: Graph) -> None:
-    """Tensor in, tensor out, in place of the pytree form of an export."""
+    """Replace the pytree signature of an export by one input and one output tensor."""
     graph.set_codegen(CodeGen())
     output = graph.output_node()
     result = output.args[0]
@@ -74,7 +74,7 @@ def _plain_signature(graph: Graph) -> None:
 
 
 def _inline_regions(module: GraphModule) -> None:
-    """Put the body of a region without autocast or gradients in its place (position tables are computed in such)."""
+    """Inline the bodies of regions without autocast or gradients, in which position tables are computed."""
     graph = module.graph
     for call in list(graph.nodes):
         if is_op(call, torch.ops.higher_order.wrap_with_autocast) and not call.args[2]:
@@ -105,7 +105,7 @@ def _drop_asserts(graph: Graph) -> None:
 
 
 def _out_of_place(graph: Graph) -> None:
-    """`relu_` and the like become `relu` where nobody looks at the tensor that they overwrite afterwards."""
+    """Replace in-place operators such as `relu_` by `relu` if the overwritten tensor has no later user."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         target = node.target
@@ -118,7 +118,7 @@ def _out_of_place(graph: Graph) -> None:
 
 
 def _last_seen(node: Any, order: dict[Node, int]) -> int:
-    """Place of the last node that reads a tensor, or another view of the same memory."""
+    """Position of the last node that uses a tensor or another view of the same memory."""
     place = max(order[user] for user in node.users)
     schema = getattr(node.target, "_schema", None)
     is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
@@ -126,7 +126,7 @@ def _last_seen(node: Any, order: dict[Node, int]) -> int:
 
 
 def _named_sizes(graph: Graph) -> None:
-    """`chunk` and `split` by one size tie the lengths of their parts together; sizes of their own do not."""
+    """Replace `chunk` and `split` by one size, which tie the lengths of their parts, by a split with explicit sizes."""
     for node in graph.nodes:
         if not is_op(node, aten.chunk.default, aten.split.Tensor):
             continue
@@ -161,14 +161,14 @@ def _is_no_op(node: Node) -> bool:
 
 
 def _views_to_reshapes(graph: Graph) -> None:
-    """A `view` may need a copy once its input is cut or `contiguous` is gone; `reshape` copies when it must."""
+    """Replace `view` by `reshape`: once its input is cut or `contiguous` is removed, it may need a copy."""
     for node in graph.nodes:
         if is_op(node, aten.view.default):
             node.target = aten.reshape.default
 
 
 def _split_fused(graph: Graph) -> None:
-    """`reshape(x, (..., 3, H, D))`, permuted, opened along the 3: becomes a split of x's last dimension."""
+    """Replace `reshape(x, (..., 3, H, D))`, permuted and unbound along the 3, by a split of the last dimension of x."""
     for reshape in list(graph.nodes):
         if not is_op(reshape, aten.reshape.default) or len(reshape.users) != 1:
             continue
@@ -190,13 +190,13 @@ def _split_fused(graph: Graph) -> None:
 
 
 def _opens_last_dimension(source: Node, reshape: Node, lead: int) -> bool:
-    """Whether dimensions `lead` and after it are factors of fixed size of the last dimension of the input."""
+    """Whether dimension `lead` and those after it are constant factors of the last dimension of the input."""
     tail = shape_of(reshape)[lead:]
     return len(tail) >= 2 and all(isinstance(s, int) for s in tail) and prod(tail) == shape_of(source)[-1]
 
 
 def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
-    """The dimension along which all users open a tensor, and (index, node) of each part; None for any other use."""
+    """Return the dimension along which all users unbind a tensor, and (index, node) of each part; else None."""
     found: list[tuple[int, int, Node]] = []
     for user in node.users:
         if is_op(user, aten.unbind.int):
@@ -240,7 +240,7 @@ def _emit_order(graph: Graph, node: Node, order: list[int]) -> Node:
 
 
 def _explicit_scale(graph: Graph) -> None:
-    """The default scale is 1/sqrt(head width); pruning the width must not change it."""
+    """Write the default scale 1/sqrt(head width) as an argument, so that pruning the width does not change it."""
     for node in graph.nodes:
         if is_op(node, aten.scaled_dot_product_attention.default) and node.kwargs.get("scale") is None:
             width = shape_of(argument(node, 0))[-1]

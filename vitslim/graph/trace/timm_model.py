@@ -1,4 +1,4 @@
-"""From a timm name to a `ModelGraph`: build, load the checkpoint, export with a dynamic batch, normalize."""
+"""Trace a timm model: build it, load the checkpoint, export it with a dynamic batch, normalize the graph."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitslim.graph.trace.checkpoint import load_checkpoint
 from vitslim.graph.trace.normalize import normalize
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-"""Arguments of timm.create_model that would load weights past the checks made here."""
+"""Arguments of timm.create_model that would load weights without the checks made here."""
 
 EXAMPLE_BATCH = 2
-"""torch.export takes batch sizes 0 and 1 for constants, so the example has two images."""
+"""torch.export specializes batch sizes 0 and 1, so the example has two images."""
 
 
 def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0) -> ModelGraph:
-    """The exported graph of a timm model in evaluation mode; its outputs equal those of the model bit for bit.
+    """Return the exported graph of a timm model in evaluation mode; its outputs equal the model's bit for bit.
 
     `kwargs` go to `timm.create_model`. Without a checkpoint the weights are random, from `seed`. Weights are never
     downloaded. Raises UsageError for an unknown name or arguments that the model does not take, InputError for a
@@ -72,7 +72,7 @@ def _closest_model(name: str) -> str:
 
 
 def _input(model: torch.nn.Module, kwargs: dict[str, Any]) -> tuple[tuple[int, int, int], Preprocessing]:
-    """Image size and preprocessing: the arguments win over what timm recorded for the pretrained weights."""
+    """Return image size and preprocessing: the arguments override the values that timm lists for pretrained weights."""
     given = {key: kwargs[key] for key in ("img_size", "in_chans") if kwargs.get(key)}
     config = resolve_model_data_config(model, args=given)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
