@@ -1,7 +1,8 @@
 """Decomposition of fused attention into matmuls, for export and for the quantization of its operands.
 
-The exporter's own form computes the shape of the key at run time and scales both operands. Worse, the memory layout of
-the fused operator's result depends on the kernel that torch picks, and the exporter bakes in views that fit only one.
+The exporter's own decomposition computes the shape of the key at run time and scales both operands. Also, the memory
+layout of the fused operator's result depends on the kernel that torch selects, and the exporter writes views that fit
+only one layout.
 """
 
 from __future__ import annotations
@@ -64,21 +65,21 @@ def _replace(graph: ModelGraph, node: Node, operands: dict[Node, torch.Tensor]) 
 
 def _operands(graph: ModelGraph, nodes: list[Node]) -> dict[Node, torch.Tensor]:
     """Queries and masks of the given nodes, as tensors that have a shape and a type but no data."""
-    wanted = {operand for node in nodes for operand in node.all_input_nodes}
-    recorder = _Recorder(graph.module, wanted)
+    recorded = {operand for node in nodes for operand in node.all_input_nodes}
+    recorder = _Recorder(graph.module, recorded)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         recorder.run(torch.empty(2, *graph.source.image))
     return recorder.seen
 
 
 class _Recorder(Interpreter):
-    def __init__(self, module: torch.fx.GraphModule, wanted: set[Node]) -> None:
+    def __init__(self, module: torch.fx.GraphModule, recorded: set[Node]) -> None:
         super().__init__(module)
-        self.wanted = wanted
+        self.recorded = recorded
         self.seen: dict[Node, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if n in self.wanted:
+        if n in self.recorded:
             self.seen[n] = result
         return result

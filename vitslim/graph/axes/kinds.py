@@ -1,4 +1,4 @@
-"""What axes are for a person: the heads, query/key and value axes about every attention, however it is written."""
+"""Kinds of axes around attention: heads, query/key and value axes, for fused and for decomposed attention."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from vitslim.graph.axes.scope import Scope
 from vitslim.graph.axes.terms import Prim, prims
 
 REACH = 10
-"""Nodes between a product of attention and its softmax: scale, mask, position bias, talking heads."""
+"""Largest number of nodes between an attention matmul and its softmax: scale, mask, position bias, talking heads."""
 
 Axes = set[Prim]
 
 
-def call_attention(scope: Scope, graph: Graph, channels: Axes) -> None:
-    """Say which axes are heads, qk and v, among `channels`: axes of parameters that are no positions.
+def find_attention_kinds(scope: Scope, graph: Graph, channels: Axes) -> None:
+    """Set the kinds `heads`, `qk` and `v` among `channels`: axes of parameters that are not positions.
 
-    Around a softmax the axis that queries and keys are multiplied along is `qk`, the one that the product with the
-    values leaves is `v`, and those that both products run side by side over are `heads`. Where channels attend to
-    channels (cross-covariance attention) tokens are multiplied along, and the two change places.
+    Around a softmax, the reduction axis of the matmul of queries and keys is `qk`, the output axis of the matmul with
+    the values is `v`, and the batch axes of both matmuls are `heads`. In cross-covariance attention, where channels
+    attend to channels, tokens are the reduction axis, and `qk` and `v` change places.
     """
     for node in graph.nodes:
         if has_trait(node, Trait.ATTENTION):
             q, v = scope.of(node.args[0]), scope.of(node.args[2])
             for terms, kind in ((q[1:-2], "heads"), (q[-1:], "qk"), (v[-1:], "v"), (q[-2:-1], "tokens")):
                 for term in terms:
-                    scope.call(term, kind)
+                    scope.set_kind(term, kind)
         elif has_trait(node, Trait.SOFTMAX):
             for logits in _matmuls_before(node):
                 for values, probabilities in _matmuls_after(node):
@@ -45,7 +45,7 @@ def _name_matmul_axes(scope: Scope, logits: Node, values: Node, probabilities: N
     left = (v & result) - heads & channels or (p & result) - heads & channels
     for axes, kind in ((heads, "heads"), (along_logits or along_values, "qk"), (left - heads, "v")):
         for prim in axes:
-            scope.call(prim, kind)
+            scope.set_kind(prim, kind)
 
 
 def _axes(scope: Scope, node: Node) -> Axes:
@@ -69,7 +69,7 @@ def _matmuls_before(softmax: Node) -> Iterator[Node]:
 
 
 def _matmuls_after(softmax: Node) -> Iterator[tuple[Node, Node]]:
-    """Each product with the operand through which the softmax comes in."""
+    """Yield each matmul after a softmax, with the operand that depends on the softmax."""
     near: list[tuple[Node, int]] = [(softmax, 0)]
     seen = {softmax}
     for node, distance in near:

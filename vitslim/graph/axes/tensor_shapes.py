@@ -1,4 +1,4 @@
-"""Shapes of every tensor in a graph, without computing any."""
+"""Shapes of all tensors in a graph, without running it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vitslim.graph.axes.operators import Trait, operator_has
 from vitslim.graph.nodes import tensors_of
 
 BATCH = 10007
-"""Stands for the batch: a large prime, so that no other size and no product of other sizes equals it."""
+"""Batch size of the shapes: a large prime, so that no other size and no product of other sizes equals it."""
 
 META = torch.device("meta")
-"""Tensors there have a shape and no values; much faster than fake tensors, which also track devices."""
+"""Meta tensors have a shape and no values; much faster than fake tensors, which also track devices."""
 
 
 def tensor_shapes(module: GraphModule, image: tuple[int, int, int]) -> dict[Node, Any]:
-    """Node to shape, or to a list of shapes for a node that gives several tensors; the batch appears as `BATCH`."""
+    """Return the shape of each node, or a list of shapes for several result tensors; the batch size is `BATCH`."""
     shapes: dict[Node, Any] = {}
     values: dict[Node, Any] = {}
     tensors = tensors_of(module)
@@ -103,7 +103,7 @@ SHAPES: dict[Any, Any] = {
 
 @cache
 def _makes_a_tensor(target: Any) -> bool:
-    """Whether an operator makes a tensor from numbers, on the processor unless it is told otherwise."""
+    """Whether an operator creates a tensor from numbers, on the CPU unless it gets a device."""
     arguments = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
     takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
     return not takes_tensors and any(argument.name == "device" for argument in arguments)

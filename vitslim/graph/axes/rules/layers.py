@@ -54,7 +54,7 @@ def _slide(scope: Scope, places: Dims, kernel: Dims, shape: tuple[int, ...]) -> 
             continue
         scope.freeze((place,), "is a position that a kernel slides over")
         (new,) = scope.fresh((length,), "is a position in the image")
-        scope.call(new, "tokens")
+        scope.set_kind(new, "tokens")
         result.append(new)
     return tuple(result)
 

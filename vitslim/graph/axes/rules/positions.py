@@ -1,4 +1,4 @@
-"""Operators to which the place of an index matters: tables, order, shifts and padding."""
+"""Operators that depend on the position of an index: tables, order, shifts and padding."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def shifted(scope: Scope, node: Node) -> Dims:
 
 
 def pad(scope: Scope, node: Node) -> Dims:
-    """Amounts before and behind, in pairs from the last dimension on."""
+    """Amounts before and after, in pairs, from the last dimension backward."""
     (x,) = scope.operands(node, "self")
     amounts: Sequence[object] = scope.value(node, "pad")
     result = list(x)

@@ -14,7 +14,7 @@ COUNTS_TOKENS = "counts tokens"
 
 
 def class_attention(scope: Scope, node: Node) -> Dims:
-    """q, k (B, heads, n, d) to a score for each token behind the prefix (B, n - prefix)."""
+    """q, k (B, heads, n, d) to a score for each token after the prefix (B, n - prefix)."""
     q, k = scope.operands(node, "q", "k")
     batch, _, tokens, _ = scope.pair(q, k)
     _, patches = scope.terms.cut(tokens, int(scope.value(node, "prefix")))
@@ -23,13 +23,13 @@ def class_attention(scope: Scope, node: Node) -> Dims:
 
 
 def squeeze_tokens(scope: Scope, node: Node) -> Dims:
-    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): those that stay are an axis of their own."""
+    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): the kept tokens are a new axis."""
     x, score = scope.operands(node, "x", "score")
     prefix, patches = scope.terms.cut(x[1], size(x[1]) - size(score[1]))
     scope.tie(patches, score[1])
     scope.tie(x[0], score[0])
     (kept,) = scope.fresh((int(scope.value(node, "keep")),), COUNTS_TOKENS)
-    scope.call(kept, "tokens")
+    scope.set_kind(kept, "tokens")
     return (x[0], join((prefix, kept)), x[2])
 
 
