@@ -116,7 +116,7 @@ def _call(scope: Scope, node: Node, rules: Mapping[Any, Rule], unknown: Counter[
 
 
 def _rule(target: Any, rules: Mapping[Any, Rule]) -> Rule | None:
-    """Find the rule of an operator by itself, its full name or its name without overload; else elementwise if tagged."""
+    """Find the rule by the operator, its full name or its name without overload; else elementwise if tagged."""
     name = str(target)
     found = rules.get(target) or rules.get(name) or rules.get(name.rpartition(".")[0])
     if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
