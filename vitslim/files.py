@@ -11,6 +11,9 @@ from pathlib import Path
 
 from vitslim.errors import InputError
 
+MODEL_FILE = "model.onnx"
+"""Name of the exported model in the folder of a stage and of a run."""
+
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:
     """Write a temporary file in the same folder, then rename it to `path`.

@@ -21,7 +21,7 @@ from vitslim.graph.axes import infer_axes
 from vitslim.graph.coverage import prunable_share
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights, verify_axes
 from vitslim.recipe.stages import DepGraph

@@ -29,7 +29,7 @@ from torch_pruning_model import pruner_of, write_back
 from vitslim.backends.environment import environment
 from vitslim.data import DataModule, Dataset, load_data
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data

@@ -28,8 +28,8 @@ from vitslim.backends.environment import environment
 from vitslim.data import DataModule, load_data
 from vitslim.data.load import calibration_set
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data

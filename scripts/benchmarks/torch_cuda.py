@@ -23,7 +23,7 @@ from vitslim.backends.registry import Measured
 from vitslim.data import load_data
 from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import WEIGHTS_FILE, save_graph
+from vitslim.graph.saved import WEIGHTS_FILE, save_graph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data

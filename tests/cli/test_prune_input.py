@@ -10,7 +10,7 @@ import pytest
 
 from vitslim.errors import RecipeError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.pipeline.plan import estimate_stages
 from vitslim.recipe import load_recipe
 

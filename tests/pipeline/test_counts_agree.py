@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from vitslim.backends.registry import Simulated, parse_backend
-from vitslim.graph.cost import cost
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import cost, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.stages.export.onnx_export import export_onnx

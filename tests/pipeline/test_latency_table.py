@@ -13,7 +13,7 @@ import vitslim
 from vitslim.backends.registry import parse_backend
 from vitslim.errors import InputError, RecipeError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.latency_grid import Shape
 from vitslim.pipeline.keys import stage_key
 from vitslim.pipeline.latency_table import (
@@ -40,7 +40,7 @@ MODEL = Model(timm="vit_tiny_patch16_224", kwargs=KWARGS)
 
 def shapes_of(graph: ModelGraph, **sizes: int) -> list[Shape]:
     found = sketch(graph)
-    return [matmul_shape(p, {**found.axes, **sizes}) for p in found.products]
+    return [matmul_shape(p, {**found.axes, **sizes}) for p in found.matmuls]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 
 import vitslim
 from vitslim.errors import BackendUnavailableError, InputError
-from vitslim.graph.persist import load_graph
+from vitslim.graph.saved import load_graph
 from vitslim.pipeline.artifact import Artifact
 from vitslim.progress import Silent
 from vitslim.recipe import validate
@@ -99,7 +99,7 @@ def test_saved_model_is_bit_equal_in_a_fresh_process(artifact: Artifact, tmp_pat
     stage = next(artifact.folder.with_name("small.stages").glob("05-quantize-*"))
     expected = load_graph(stage).module(images).detach().numpy()
     program = (
-        "import sys, numpy as np, torch; from pathlib import Path; from vitslim.graph.persist import load_graph\n"
+        "import sys, numpy as np, torch; from pathlib import Path; from vitslim.graph.saved import load_graph\n"
         "torch.set_num_threads(2); images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))\n"
         "np.save(sys.argv[2], load_graph(Path(sys.argv[1])).module(images).detach().numpy())"
     )

@@ -14,7 +14,7 @@ from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Qat, TwoFour

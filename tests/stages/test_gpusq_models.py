@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitslim.data import load_data
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitslim.graph.cost import cost
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
-from vitslim.graph.edits.squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import cost
 from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload

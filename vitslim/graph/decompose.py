@@ -1,7 +1,8 @@
-"""Attention in a graph as plain products: before the exporter sees it, and where its products are quantized.
+"""Decomposition of fused attention into matmuls, for export and for the quantization of its operands.
 
-The exporter's own form computes the shape of the key at run time and scales both operands. Worse, the memory layout of
-the fused operator's result depends on the kernel that torch picks, and the exporter bakes in views that fit only one.
+The exporter's own decomposition computes the shape of the key at run time and scales both operands. Also, the memory
+layout of the fused operator's result depends on the kernel that torch selects, and the exporter writes views that fit
+only one layout.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter, Node
 
 from vitslim.errors import StageError
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
+from vitslim.graph.nodes import argument
 
 aten = torch.ops.aten
-FUSED = aten.scaled_dot_product_attention.default
 
 
 def decompose_attention(graph: ModelGraph, chosen: Collection[Node] | None = None) -> None:
@@ -28,7 +29,11 @@ def decompose_attention(graph: ModelGraph, chosen: Collection[Node] | None = Non
     The scale goes to the query, which is smaller than the scores. Raises StageError for attention that is causal, has
     dropout or shares keys between queries: no vision transformer has it.
     """
-    nodes = [node for node in graph.module.graph.nodes if is_op(node, FUSED) and (chosen is None or node in chosen)]
+    nodes = [
+        node
+        for node in graph.module.graph.nodes
+        if has_trait(node, Trait.ATTENTION) and (chosen is None or node in chosen)
+    ]
     operands = _operands(graph, nodes)
     for node in nodes:
         _replace(graph, node, operands)
@@ -60,21 +65,21 @@ def _replace(graph: ModelGraph, node: Node, operands: dict[Node, torch.Tensor]) 
 
 def _operands(graph: ModelGraph, nodes: list[Node]) -> dict[Node, torch.Tensor]:
     """Queries and masks of the given nodes, as tensors that have a shape and a type but no data."""
-    wanted = {operand for node in nodes for operand in node.all_input_nodes}
-    recorder = _Recorder(graph.module, wanted)
+    recorded = {operand for node in nodes for operand in node.all_input_nodes}
+    recorder = _Recorder(graph.module, recorded)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         recorder.run(torch.empty(2, *graph.source.image))
     return recorder.seen
 
 
 class _Recorder(Interpreter):
-    def __init__(self, module: torch.fx.GraphModule, wanted: set[Node]) -> None:
+    def __init__(self, module: torch.fx.GraphModule, recorded: set[Node]) -> None:
         super().__init__(module)
-        self.wanted = wanted
+        self.recorded = recorded
         self.seen: dict[Node, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if n in self.wanted:
+        if n in self.recorded:
             self.seen[n] = result
         return result

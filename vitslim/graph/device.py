@@ -8,15 +8,15 @@ from torch.fx import GraphModule
 
 
 def move(module: nn.Module, device: torch.device) -> None:
-    """Bring a module to a device in place. Parameters stay the objects that they are; an exported graph also names the
-    device of the constants that it makes, and that name follows."""
+    """Move a module to a device in place. Parameters remain the same objects; the device of constants that an exported
+    graph creates is changed too."""
     module.to(device)
     if isinstance(module, GraphModule):
-        name_device(module, device)
+        set_constant_device(module, device)
 
 
-def name_device(module: GraphModule, device: torch.device) -> None:
-    """Let every constant that a graph makes be made on a device."""
+def set_constant_device(module: GraphModule, device: torch.device) -> None:
+    """Set the device of all constants that a graph creates."""
     for node in module.graph.nodes:
         if isinstance(node.kwargs.get("device"), torch.device):
             node.kwargs = {**node.kwargs, "device": device}

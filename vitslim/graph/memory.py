@@ -1,4 +1,4 @@
-"""How many images a graph can take at once, by the memory that its tensors need."""
+"""Batch sizes that keep the activations of a graph within a memory limit."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from torch.fx import GraphModule, Interpreter, Node
 
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import BATCH, tensor_shapes
 
 MEMORY_BYTES = 4 * 2**30
-"""What the tensors of one pass may take together."""
+"""Memory limit of the activations of one pass."""
 FLOAT_BYTES = 4
 
 
 def images_at_once(graph: ModelGraph, most: int, copies: int = 1, backward: bool = False) -> int:
-    """`most`, or as many as MEMORY_BYTES hold where that is fewer; at least 1.
+    """Return the largest batch size up to `most` whose activations fit into MEMORY_BYTES; at least 1.
 
-    copies: of the graph, side by side. A tensor is held until its last use, for a backward pass until the end. Where
-    images are large, this bounds memory.
+    copies: number of graphs that run side by side. Each tensor is held until its last use, for a backward pass until
+    the end.
     """
     sizes = _bytes_an_image(graph)
     needed = copies * (sum(sizes.values()) if backward else _peak(graph.module, sizes))
@@ -37,7 +37,7 @@ def _several(shape: Any) -> list[tuple[int, ...]]:
 
 
 def _elements(shape: tuple[int, ...]) -> int:
-    """Those of one image; none of what is there once for all images."""
+    """Number of elements for one image; 0 for tensors without a batch."""
     elements = prod(shape)
     return 0 if elements % BATCH else elements // BATCH
 

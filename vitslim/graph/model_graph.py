@@ -1,4 +1,4 @@
-"""The value that every stage takes and gives back: the exported graph, where it came from, and what was done to it."""
+"""The exported graph of a model with its source and its edits: input and output of every stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 if TYPE_CHECKING:
     from vitslim.graph.axes import AxisTable
-    from vitslim.graph.edits.records import Edit
+    from vitslim.graph.edits import Edit
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What is needed to build the dense model again, without its weights."""
+    """Everything that is needed to rebuild the dense model, without its weights."""
 
     timm: str
     kwargs: dict[str, Any]
@@ -40,30 +40,30 @@ class ModelSource:
 
 @dataclass
 class ModelGraph:
-    """A model as its exported graph. A stage takes one and returns another; it never changes the one it got."""
+    """A model as its exported graph. A stage returns a new one and never changes the one that it received."""
 
     module: GraphModule
-    """Takes a float32 tensor (batch, C, H, W) and gives logits (batch, classes); dynamic batch."""
+    """Maps a float32 tensor (batch, C, H, W) to logits (batch, classes); dynamic batch."""
     source: ModelSource
     edits: tuple[Edit, ...] = ()
-    """What made `module` from the source model, in order."""
+    """The changes that turned the source model into `module`, in order."""
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Parameter name to boolean tensor of its shape: True where a weight stays. Weights are already multiplied by it;
-    training multiplies gradients and weights by it at every step."""
+    """Parameter name to bool tensor of its shape: True keeps a weight. Weights are already multiplied by it; training
+    multiplies gradients and weights by it at every step."""
 
     @cached_property
     def axes(self) -> AxisTable:
-        """Axis inference over the graph, done once for each graph."""
+        """The axes of the graph, inferred on first use."""
         from vitslim.graph.axes import infer_axes
 
         return infer_axes(self.module, self.source.image)
 
     def forget_axes(self) -> None:
-        """Call it after changing the graph in place: the axes are inferred afresh when they are asked for again."""
+        """Discard the inferred axes; call it after changing the graph in place."""
         self.__dict__.pop("axes", None)
 
     def copy(self) -> ModelGraph:
-        """A deep copy that shares no tensor with this one and infers its axes afresh."""
+        """Return a deep copy that shares no tensor with this graph; its axes are inferred anew."""
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         return replace(self, module=copy.deepcopy(self.module), masks=masks)
 

@@ -1,4 +1,4 @@
-"""Reading nodes of an FX graph."""
+"""Helpers for nodes and tensors of an FX graph."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ def is_op(node: Any, *ops: Any) -> bool:
 
 
 def argument(node: Node, index: int, name: str = "", default: Any = None) -> Any:
-    """A positional argument, or the keyword of that name, or the default."""
+    """Return a positional argument, else the keyword argument of that name, else the default."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
 
 
+def parameter_of(operand: Any) -> str:
+    """Name of the parameter that an operand reads, directly or through a quantizer; empty for any other operand."""
+    node = operand
+    while isinstance(node, Node) and node.op == "call_function" and "vitslim" in str(node.target):
+        node = node.args[0]
+    return str(node.target) if isinstance(node, Node) and node.op == "get_attr" else ""
+
+
 def tensor_of(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its dotted name."""
+    """Return a parameter or buffer by its dotted name."""
     owner, _, leaf = name.rpartition(".")
     found: Tensor = getattr(module.get_submodule(owner), leaf)
     return found
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by dotted name, one under two names twice: much faster than many `tensor_of`."""
+    """Return all parameters and buffers by dotted name; a tensor with two names is listed twice. Much faster than many
+    calls of `tensor_of`."""
     found: dict[str, Tensor] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -38,9 +47,9 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def graph_module(tensors: Mapping[str, Tensor], graph: Graph) -> GraphModule:
-    """A graph with the parameters and buffers that it reads, by dotted name.
+    """Return a module of a graph and the parameters and buffers that it reads, by dotted name.
 
-    As `GraphModule(tensors, graph)`, which takes longer to put them in their places than an edit to cut them.
+    The same as `GraphModule(tensors, graph)`, but much faster.
     """
     root = GraphModule({}, Graph())
     owners: dict[str, nn.Module] = {"": root}
@@ -55,7 +64,7 @@ def graph_module(tensors: Mapping[str, Tensor], graph: Graph) -> GraphModule:
 
 
 def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
-    """The module at a path, made with those around it where it is missing."""
+    """Return the module at a path; missing modules are created."""
     if path not in owners:
         above, _, leaf = path.rpartition(".")
         owners[path] = _owner(owners, above)._modules[leaf] = nn.Module()

@@ -1,4 +1,4 @@
-"""Permuting every prunable axis must not change the output: if it does, a rule forgot to tie something."""
+"""Verification of axes: a permutation of a prunable axis must not change the output, or a rule is wrong."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from vitslim.graph.edits.slice import slice_tensors
 from vitslim.graph.model_graph import ModelGraph
 
 MAX_ERROR = 1e-5
-"""Largest relative change of the outputs that rounding explains; a forgotten tie changes them by tenths."""
+"""Largest relative change of the outputs that rounding explains; a wrong rule changes them by tenths."""
 
 MAX_ERROR_DOUBLE = 1e-9
-"""The same in float64, asked where float32 is too coarse: some models, with weights drawn anew, blow rounding up."""
+"""The limit in float64, which is used if float32 exceeds its limit: random weights can amplify rounding errors."""
 
 IMAGES = 2
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Outcome of permuting axes."""
+    """Result of a verification."""
 
     max_error: float
     """Largest change of a logit, relative to the largest logit, with all axes permuted at once."""
     axes: int
-    """How many axes were permuted."""
+    """Number of permuted axes."""
     dtype: str = "float32"
-    """float64 where the outputs moved in float32 and it had to be found out whether that was rounding."""
+    """float64 if the outputs changed in float32 by more than MAX_ERROR."""
     errors: Mapping[str, float] = field(default_factory=dict)
-    """The same with one axis permuted, by its name; only when it was asked for."""
+    """The error with only one axis permuted, by axis name; filled on request."""
 
     @property
     def holds(self) -> bool:
-        """Whether no output changed but for rounding."""
+        """Whether the outputs changed by no more than rounding."""
         return self.max_error <= (MAX_ERROR if self.dtype == "float32" else MAX_ERROR_DOUBLE)
 
 
@@ -50,10 +50,9 @@ def verify_axes(
 ) -> Verification:
     """Permute every prunable axis at random and compare the outputs on two random images.
 
-    Axes are a matter of structure, so weights are drawn anew: a layer scale of 1e-6, a bias of zero or a head that was
-    never trained would hide a wrong axis. What is judged are the axes that an edit would use, `graph.axes`, or those
-    that other `rules` find. Computed in float32 and, where that is too coarse to tell, again in float64. The graph
-    stays as it is.
+    Weights are drawn at random: a layer scale of 1e-6, a bias of zero or an untrained head would hide a wrong axis. The
+    verified axes are those that edits use, `graph.axes`, or those that other `rules` find. Computed in float32, and in
+    float64 if the error in float32 is too large. The graph is not changed.
     """
     axes = graph.axes if rules is None else infer_axes(graph.module, graph.source.image, rules)
     found = _permuted(graph, axes, seed, each_axis, torch.float32)
@@ -80,7 +79,7 @@ def _permuted(graph: ModelGraph, axes: AxisTable, seed: int, each_axis: bool, dt
 
 
 def _to_double(module: GraphModule) -> None:
-    """In place: weights, buffers, and every float32 that the graph itself asks for."""
+    """In place: convert weights, buffers and the float32 arguments of the graph to float64."""
     module.double()
     for node in module.graph.nodes:
         node.args = tuple(torch.float64 if item is torch.float32 else item for item in node.args)
@@ -91,7 +90,7 @@ def _to_double(module: GraphModule) -> None:
 def _error(
     module: GraphModule, table: AxisTable, orders: Mapping[str, Indices], images: Tensor, expected: Tensor
 ) -> float:
-    """Permutes the module in place."""
+    """Permute the module in place and return the largest change of its outputs, relative to the largest output."""
     slice_tensors(module, table, {table.prim(name): order for name, order in orders.items()})
     with torch.no_grad():
         change = (module(images) - expected).abs().max()
@@ -99,10 +98,11 @@ def _error(
 
 
 def draw_weights(module: GraphModule, generator: torch.Generator) -> None:
-    """In place: random weights that keep the size of signals.
+    """In place: draw random weights that keep the magnitude of activations.
 
-    Matrices by their fan-in, vectors about one, biases about zero. Buffers and what stages added (quantizer scales)
-    keep their values but for a jitter: they may have to be positive. What is not finite stays, so that it shows.
+    Matrices are scaled by their fan-in, vectors are near one and biases near zero. Buffers and parameters that stages
+    added (quantizer scales) change by a small factor only, since they may have to be positive. Values that are not
+    finite are kept.
     """
     with torch.no_grad():
         for name, weight in module.named_parameters():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import replace_atomically
+from vitslim.files import MODEL_FILE, replace_atomically
 from vitslim.pipeline.keys import file_digest
 from vitslim.report import parse_report, render_html, render_json
 from vitslim.results import Report
@@ -17,7 +17,7 @@ from vitslim.workload import read_metadata
 
 LOCK_FILE = "recipe.lock.yaml"
 MANIFEST_FILE = "manifest.json"
-COPIED = ("model.onnx", "weights.safetensors", "graph.json")
+COPIED = (MODEL_FILE, "weights.safetensors", "graph.json")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Artifact:
     @property
     def onnx(self) -> Path:
         """The compressed model."""
-        return self.folder / "model.onnx"
+        return self.folder / MODEL_FILE
 
 
 def check_replaceable(folder: Path) -> None:
@@ -87,6 +87,6 @@ def _manifest(folder: Path, report: Report) -> dict[str, Any]:
         "name": report.name,
         "model": report.model,
         "created": report.created,
-        "annotations": read_metadata(folder / "model.onnx"),
+        "annotations": read_metadata(folder / MODEL_FILE),
         "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }

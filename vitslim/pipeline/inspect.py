@@ -11,6 +11,7 @@ import onnx
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS, Kernels, read_kernels
 from vitslim.errors import InputError
+from vitslim.files import MODEL_FILE
 from vitslim.progress import Progress, Silent
 from vitslim.workload import load_onnx
 from vitslim.workload.file_contents import FileContents, Layer, Violation
@@ -20,7 +21,6 @@ from vitslim.workload.read_contents import name_nodes, read_contents
 if TYPE_CHECKING:
     from vitslim.pipeline.layer_integers import LayerDifference
 
-MODEL_FILE = "model.onnx"
 CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 
 

@@ -13,9 +13,7 @@ from vitslim.backends.environment import environment
 from vitslim.backends.monotone import Floats, filled, smoothed
 from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import ModelSketch, Product
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import Matmul, ModelSketch, Size, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
 from vitslim.progress import Progress, Silent
@@ -59,7 +57,7 @@ def build_table(
             times = backend.matmul_times(shapes, path, batch)
     latencies = matmul_latencies(times.ms)
     rest_ms, scale = rest_and_scale(
-        times.dense_ms, sum(latencies.at(matmul_shape(p, dense.axes)) for p in dense.products)
+        times.dense_ms, sum(latencies.at(matmul_shape(p, dense.axes)) for p in dense.matmuls)
     )
     return LatencyTable(
         model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
@@ -68,7 +66,7 @@ def build_table(
     )  # fmt: skip
 
 
-def matmul_shape(matmul: Product, sizes: Mapping[str, int]) -> Shape:
+def matmul_shape(matmul: Matmul, sizes: Mapping[str, int]) -> Shape:
     """Return count, rows, reduce and columns of a matmul for given axis lengths."""
     return (
         matmul.count.value(sizes),
@@ -85,7 +83,7 @@ def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
     """
     movable = dense.kinds.keys() - dense.frozen.keys()
     shapes: set[Shape] = set()
-    for p in dense.products:
+    for p in dense.matmuls:
         count, *lengths = (
             _lengths(size, dense.axes, movable, points, multiple)
             for size, multiple in ((p.count, 1), *((size, MULTIPLE) for size in (p.rows, p.reduce, p.columns)))

@@ -22,7 +22,7 @@ from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
 from vitslim.data import load_data
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph
+from vitslim.graph.saved import load_graph
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Data
 from vitslim.workload.file_contents import FileContents

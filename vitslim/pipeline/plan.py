@@ -31,7 +31,7 @@ def _plain_rows(recipe: Recipe) -> list[PlanRow]:
 
 
 def _traced_rows(recipe: Recipe) -> list[PlanRow]:
-    from vitslim.graph.sketch_graph import sketch
+    from vitslim.graph.sketch import sketch
     from vitslim.graph.trace import trace_timm
 
     graph = trace_timm(recipe.model.timm, dict(recipe.model.kwargs), seed=recipe.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.gates import judge

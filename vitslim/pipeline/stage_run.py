@@ -11,12 +11,13 @@ import torch
 
 from vitslim.data import DataModule
 from vitslim.errors import Problem, StageError, VitslimError
-from vitslim.graph.cost import cost
+from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import cost
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.latency import measure_on
-from vitslim.pipeline.store import MODEL_FILE, StageStore, StoredStage
+from vitslim.pipeline.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.config import StageConfig

@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import replace_atomically
+from vitslim.files import MODEL_FILE, replace_atomically
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
+from vitslim.graph.saved import load_graph, save_graph
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.safetensors"
-MODEL_FILE = "model.onnx"
 
 
 @dataclass

@@ -15,7 +15,7 @@ def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> list[
     """Write each `KEY=VALUE` into a recipe document, in order, and create missing parents.
 
     A key is a dotted path; numbers are list positions (`stages.0.prune.pruning_ratio`). A value is YAML; where only
-    text is allowed it is taken literally. Returns the problems; unknown keys are reported by the validation that follows.
+    text is allowed it is taken literally. Returns the problems; the validation that follows reports unknown keys.
     """
     problems = []
     published = recipe_schema()

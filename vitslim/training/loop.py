@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitslim.graph.edits.fake_quant import QUANTIZER_PREFIX
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import Train
 from vitslim.training.augmentation import augment_strongly, mixup

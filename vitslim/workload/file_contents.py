@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitslim.graph.sparse import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
+from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
 from vitslim.units import PAIR_LIMIT
 
 INTEGER_BITS_MAX = 8

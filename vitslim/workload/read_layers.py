@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from vitslim.errors import InputError
-from vitslim.graph.sparse import PAIRS, TWO_FOUR, UNSTRUCTURED, parse_pattern, zeros
+from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, parse_pattern, zeros
 from vitslim.workload.activation_bits import activation_bits
 from vitslim.workload.annotations import find_annotation, node_annotation
 from vitslim.workload.file_contents import INTEGER_BITS_MAX, Annotation, Layer, Violation

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from vitslim.graph.sparse import PAIRS, TWO_FOUR, parse_pattern
+from vitslim.sparsity import PAIRS, TWO_FOUR, is_two_four, parse_pattern
 from vitslim.workload.file_contents import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import OnnxGraph, attribute, optional_input
 from vitslim.workload.weights import (
@@ -18,7 +18,6 @@ from vitslim.workload.weights import (
     element_bits,
     find_weight,
     integer_group_scales,
-    is_two_four,
     rearranged,
     zero_point,
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
-from vitslim.graph.sparse import PAIR_BITS, TWO_FOUR
+from vitslim.sparsity import PAIR_BITS, TWO_FOUR, is_two_four
 from vitslim.workload.file_contents import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
@@ -116,14 +116,6 @@ def stored_values(tensor: TensorProto) -> npt.NDArray[Any]:
     except (ValueError, TypeError) as error:
         raise InputError(f"the number of values of '{tensor.name}' does not match its shape {list(tensor.dims)}",
                          "the file is damaged: export it again") from error  # fmt: skip
-
-
-def is_two_four(zeros: npt.NDArray[np.bool_], axis: int) -> bool:
-    """Return whether every run of four along `axis` of a mask of zeros has at least two zeros."""
-    moved = np.moveaxis(zeros, axis, -1)
-    if moved.shape[-1] == 0 or moved.shape[-1] % 4:
-        return False
-    return bool((moved.reshape(-1, 4).sum(axis=1) >= 2).all())
 
 
 def all_zero_runs(zeros: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

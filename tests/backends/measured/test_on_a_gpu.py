@@ -13,7 +13,7 @@ from vitslim.backends.measured.torch_cuda import CudaModel
 from vitslim.backends.registry import Measured
 from vitslim.data.digits import MEAN, STD
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import save_graph
+from vitslim.graph.saved import save_graph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Ptq, TwoFour

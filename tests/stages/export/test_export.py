@@ -15,15 +15,14 @@ from onnx import numpy_helper
 
 from vitslim.data import load_data
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite, Mask
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.annotate import is_two_four
 from vitslim.stages.export.check import (
     OnnxFile,
     check_parity,
@@ -246,14 +245,6 @@ def test_weights_can_be_2_4_in_float(tiny_graph: ModelGraph, tmp_path: Path) -> 
     summary = export_onnx(sparse, tmp_path / "sparse.onnx")
     (head,) = (a for a in summary.annotations if a.layer == "head.weight")
     assert (head.sparsity, head.weight_bits, head.granularity) == ("2:4", 32, "")
-
-
-def test_pattern_is_judged_along_the_reduction_axis() -> None:
-    rows = np.array([[1, 2, 0, 0, 0, 3, 4, 0], [0, 0, 0, 1, 1, 0, 1, 0]])
-    assert is_two_four(rows)
-    assert not is_two_four(np.array([[1, 2, 3, 0, 0, 0, 0, 0]]))
-    assert not is_two_four(rows[:, :6])
-    assert not is_two_four(np.ascontiguousarray(np.repeat(rows, 4, axis=0).T))
 
 
 def test_stage_writes_the_file_and_proves_it(sparse_int8: ModelGraph, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import torch
 from vitslim.backends.measured.kernels import read_kernels
 from vitslim.backends.registry import Measured
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent
@@ -192,8 +192,8 @@ def test_auto_places_quantizers_beside_blocks(tiny_graph: ModelGraph, context: S
     there = replace(context, measure=Measure(1, measured_once), result=lambda name: StageResult(tiny_graph))
     closest = ExportStage(Export(profile="auto", floor=Floor(sqnr_db=200.0))).apply(quantized, there)
     assert any("none holds 200 dB" in note.reason for note in closest.changes)
-    blocks = [site for site in quantizer_sites(closest.graph).values() if site.block]
-    assert all(site.integer_scales for site in blocks) and any(site.input_bits == FLOAT_BITS for site in blocks)
+    blocks = [site for site in quantizer_sites(closest.graph).values() if site.group_size]
+    assert all(site.integer_scales for site in blocks) and any(site.activation_bits == FLOAT_BITS for site in blocks)
     assert inspect(there.workdir / "model.onnx").violations == ()
 
 

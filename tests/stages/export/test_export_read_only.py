@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import BATCH, tensor_shapes
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq

@@ -13,10 +13,10 @@ import torch
 from vitslim.errors import StageError
 from vitslim.graph.axes import RULES, infer_axes
 from vitslim.graph.axes.scope import Scope
-from vitslim.graph.edits.records import Slice
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits import Slice
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.recipe.stages.training import Train

@@ -11,16 +11,14 @@ from torch.nn.functional import kl_div, log_softmax
 
 from vitslim.data import batches
 from vitslim.errors import StageError
-from vitslim.graph.cost import cost
+from vitslim.graph.edits import FakeQuantSite, RemoveBlocks
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite, RemoveBlock
-from vitslim.graph.edits.remove_block import remove_blocks
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import SketchBranch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import SketchBranch, cost, sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Unstructured
+from vitslim.recipe.stages import Depth, Unstructured
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depth.stage import DepthStage
 from vitslim.stages.prune.depth.units import find_units, mean_kl
@@ -91,7 +89,7 @@ def test_the_least_sensitive_blocks_go_first(graph: ModelGraph, shorten: Shorten
         silence(graph, f"{block}.mlp", factor)
     before = {name: weight.clone() for name, weight in graph.parameters().items()}
     result = shorten(remove=2)
-    assert result.graph.edits == (RemoveBlock(("blocks.2", "blocks.0")),)
+    assert result.graph.edits == (RemoveBlocks(("blocks.2", "blocks.0")),)
     assert [note.layer for note in result.changes] == ["blocks.2", "blocks.0"]
     assert "of 4 blocks" in result.changes[0].reason and "of 3 blocks" in result.changes[1].reason
     assert 0 <= result.metrics["mean_kl.blocks.2"] < result.metrics["mean_kl.blocks.0"] == result.metrics["mean_kl"]
@@ -154,7 +152,7 @@ def test_a_squeezed_block_stays_and_is_listed(graph: ModelGraph, shorten: Shorte
     silence(squeezed, "blocks.1.mlp")
     result = shorten(squeezed, remove=3)
     assert [(n.layer, n.reason) for n in result.skipped] == [
-        ("blocks.1", "blocks.1.attn: what it computes is used elsewhere")
+        ("blocks.1", "blocks.1.attn: its result is used elsewhere")
     ]
     assert sketch(result.graph).blocks == ("blocks.1",)
 

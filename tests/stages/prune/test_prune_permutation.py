@@ -16,11 +16,11 @@ from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import device_bytes, parse_pattern, skips_products
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Permute, TwoFour
+from vitslim.sparsity import device_bytes, parse_pattern, skips_multiplications
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune import two_four_stage
 from vitslim.stages.prune.two_four.alps import alps_mask, best_refit
@@ -291,7 +291,7 @@ def test_scores_of_inputs_refuse_convolutions_in_groups(digits_context: Callable
 )
 def test_bytes_on_a_device(pattern: str, bits: int, bytes_of_64: int) -> None:
     assert device_bytes(pattern, 8, 8, bits) == bytes_of_64
-    assert skips_products(pattern, bits) == (pattern == "2:4" or (pattern, bits) == ("2:4-pairs", 4))
+    assert skips_multiplications(pattern, bits) == (pattern == "2:4" or (pattern, bits) == ("2:4-pairs", 4))
 
 
 def test_a_pattern_that_drops_nothing_is_refused(tiny_graph: ModelGraph) -> None:

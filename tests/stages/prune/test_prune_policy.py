@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import LayerBits, ModelSketch, Product
+from vitslim.graph.sketch import LayerBits, Matmul, ModelSketch, Size
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
@@ -23,10 +22,10 @@ def vit(embed: int = 192, heads: int = 3, dim: int = 64, mlp: int = 768, classes
     values = axis("blocks.0.heads") * axis("blocks.0.v")
     rows = axis("tokens")
 
-    def linear(name: str, reduce: Size, columns: Size, role: str, block: str = "blocks.0") -> Product:
-        return Product(name, Size.of(1), rows, reduce, columns, f"{name}.weight", block, role)
+    def linear(name: str, reduce: Size, columns: Size, role: str, block: str = "blocks.0") -> Matmul:
+        return Matmul(name, Size.of(1), rows, reduce, columns, f"{name}.weight", block, role)
 
-    products = (
+    matmuls = (
         linear("patch_embed.proj", Size.of(768), axis("embed"), "patch_embed", ""),
         linear("blocks.0.attn.qkv", axis("embed"), inner + inner + values, "qkv"),
         linear("blocks.0.attn.proj", values, axis("embed"), "proj"),
@@ -40,8 +39,8 @@ def vit(embed: int = 192, heads: int = 3, dim: int = 64, mlp: int = 768, classes
         axes={**sizes, "tokens": 197, "classes": classes},
         kinds={**kinds, "tokens": "tokens", "classes": "classes"},
         frozen={"tokens": "counts tokens", "classes": "model output"},
-        products=products,
-        parameters={p.weight: p.reduce * p.columns for p in products},
+        matmuls=matmuls,
+        parameters={p.weight: p.reduce * p.columns for p in matmuls},
         blocks=("blocks.0",),
         token_axes={"blocks.0": "tokens"},
         prefix_tokens=1,

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import Slice
+from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, PruningRatios
 from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult

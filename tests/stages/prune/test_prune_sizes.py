@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.stages import DepGraph
 from vitslim.stages.contract import StageContext, StageResult

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Budget, DepGraph, PruningRatios
 from vitslim.stages.prune.depgraph.ranking import pattern_of, ranked_schedule
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
@@ -78,9 +77,15 @@ def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
 
 def test_no_axis_loses_more_than_max_ratio(tiny: ModelSketch) -> None:
     assert set(keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.5).values()) == {16, 32, 128}
-    assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {"blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
-                                                                 "blocks.0.qk": 24, "blocks.0.v": 24, "blocks.1.qk": 24,
-                                                                 "blocks.1.v": 24}  # fmt: skip
+    assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {
+        "blocks.0.mlp": 144,
+        "blocks.1.mlp": 144,
+        "embed": 48,
+        "blocks.0.qk": 24,
+        "blocks.0.v": 24,
+        "blocks.1.qk": 24,
+        "blocks.1.v": 24,
+    }
 
 
 @pytest.mark.parametrize("key", ["macs", "params"])
@@ -125,7 +130,7 @@ def test_a_latency_budget(tiny: ModelSketch, scope: str) -> None:
     estimate = DepGraphStage(config, table).estimate(tiny)
 
     def gemms(model: ModelSketch) -> list[tuple[int, int, int, int]]:
-        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in model.products)
+        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in model.matmuls)
         return [tuple(size.value(model.axes) for size in four) for four in sizes]  # type: ignore[misc]
 
     reached = table.estimate_ms(gemms(estimate)) / table.estimate_ms(gemms(tiny))

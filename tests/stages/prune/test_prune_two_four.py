@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.records import Mask
+from vitslim.graph.edits import Mask
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour

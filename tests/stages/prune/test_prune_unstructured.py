@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.edits.records import FakeQuantSite, Mask
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import csr_bytes, device_bytes
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour, Unstructured
 from vitslim.recipe.stages.training import Train
+from vitslim.sparsity import csr_bytes, device_bytes
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
@@ -94,7 +94,7 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
             assert mean - 1.2 < mean_of(result.graph) <= mean  # the largest layer has a fourth of all weights
     assert found[0] < found[1] < found[2]
     wide = [site for site in quantizer_sites(result.graph).values() if site.weight_bits == 8]
-    assert wide and not any(site.block or site.integer_scales for site in wide)
+    assert wide and not any(site.group_size or site.integer_scales for site in wide)
     noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2
     target: Target = "portable" if "inputs" in keys else "ort-cpu"

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vitslim.backends.measured.kernels import read_kernels
 from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import layer_nodes, weight_codes
+from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
@@ -231,7 +231,7 @@ def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context:
 def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, context: StageContext) -> None:
     graph = quantize(tiny_graph, context)
     for weight, (node, *_) in layer_nodes(graph.module).items():
-        codes = weight_codes(graph.module, node.args[1]).to(torch.int8)
+        codes = integer_weights(graph.module, node.args[1]).to(torch.int8)
         if quantizer_sites(graph)[weight].integer_scales:
             assert len(set(codes.abs().flatten().tolist())) > 16  # more than four bits have
             part_codes(codes, 4, BLOCK)

@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import input_scale_name
-from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
+from vitslim.graph.edits.fake_quant import activation_scale_name
+from vitslim.graph.edits.read_pixels import PIXEL
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.patches import is_of_patches
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.pipeline.inspect import inspect
@@ -40,33 +37,6 @@ def images(count: int, size: int = 32) -> torch.Tensor:
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
-def test_the_graph_computes_what_it_did(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    found = read_pixels(tiny_graph, (PATCHES,), MEAN, STD)
-    with torch.no_grad():
-        torch.testing.assert_close(found.module(images(3)), tiny_graph.module(images(3)), rtol=1e-4, atol=1e-5)
-    assert pixel_layers(found) == {PATCHES} and not pixel_layers(tiny_graph)
-    save_graph(found, tmp_path)
-    assert torch.equal(load_graph(tmp_path).module(images(3)), found.module(images(3)))
-    with pytest.raises(StageError, match="reads patches of the image"):
-        read_pixels(tiny_graph, ("head.weight",), MEAN, STD)
-    with pytest.raises(StageError, match="reads patches of the image"):
-        read_pixels(found, (PATCHES,), MEAN, STD)
-
-
-def test_codes_are_the_pixels_and_lose_nothing(tiny_graph: ModelGraph) -> None:
-    """What the layer reads is a whole number of steps above the middle, between the signed limits of 8 bits."""
-    found = read_pixels(tiny_graph, (PATCHES,), MEAN, STD)
-    conv = next(node for node in found.module.graph.nodes if is_op(node, aten.conv2d.default))
-    (output,) = (node for node in found.module.graph.nodes if node.op == "output")
-    output.args = ((conv.args[0],),)
-    found.module.recompile()
-    (seen,) = found.module(images(2))
-    codes = seen / PIXEL
-    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
-    assert codes.round().min() == -128 and codes.round().max() == 127
-    torch.testing.assert_close(seen.amin(), torch.tensor(-MIDDLE), rtol=0, atol=1e-5)
-
-
 def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
@@ -78,11 +48,11 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     ):
         stage = PtqStage(Ptq(**keys))
         result = stage.apply(tiny_graph, digits_context(tiny_graph))
-        assert sketch(result.graph).bits[PATCHES].input == bits
+        assert sketch(result.graph).bits[PATCHES].activation == bits
         assert stage.estimate(sketch(tiny_graph)).bits == sketch(result.graph).bits
         (note,) = (note for note in result.changes if note.layer == PATCHES)
         if bits == 8:
-            assert float(tensor_of(result.graph.module, input_scale_name(PATCHES))) == pytest.approx(PIXEL)
+            assert float(tensor_of(result.graph.module, activation_scale_name(PATCHES))) == pytest.approx(PIXEL)
             assert note.result.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
         elif "inputs" not in keys:
             assert note.reason == "the image stays in float"
@@ -138,21 +108,3 @@ def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callabl
         patches_as_rows(one)
         found[side] = sum(is_op(node, aten.conv2d.default) for node in one.module.graph.nodes)
     assert found == {64: 0, 66: 1}
-
-
-@pytest.mark.parametrize(
-    ("keys", "patches"),
-    [
-        ({"stride": 4}, True),
-        ({"stride": 2}, False),
-        ({"stride": 4, "padding": 2}, False),
-        ({"stride": 4, "padding": "valid"}, False),
-        ({"stride": 4, "dilation": 2}, False),
-        ({"stride": 4, "groups": 3}, False),
-    ],
-)
-def test_only_windows_side_by_side_are_patches(keys: Any, patches: bool) -> None:
-    graph = torch.fx.Graph()
-    image, weight = graph.placeholder("image"), graph.get_attr("weight")
-    layer = graph.call_function(aten.conv2d.default, (image, weight), keys)
-    assert is_of_patches(layer, torch.empty(6, 3 // keys.get("groups", 1), 4, 4)) == patches

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitslim.errors import StageError
+from vitslim.graph.edits import InsertFakeQuant
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes, quantized_layers
 from vitslim.graph.edits.read_pixels import read_pixels
-from vitslim.graph.edits.records import InsertFakeQuant
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.ops.fake_quant import fake_quant, input_range
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.ops.fake_quant import activation_range, fake_quant
+from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage
@@ -122,7 +122,7 @@ def test_ranges_are_usable_and_minmax_clips_nothing(values: object, bits: int, m
     histogram.observe(x)
     scale, zero_point = histogram.find_range(bits, method)
     assert scale > 0 and (zero_point is None or 0 <= zero_point < 2**bits)
-    quantized = fake_quant(x, torch.tensor(scale), zero_point or 0, None, *input_range(bits, zero_point), 0)
+    quantized = fake_quant(x, torch.tensor(scale), zero_point or 0, None, *activation_range(bits, zero_point), 0)
     if method == "minmax":
         assert ((quantized - x).abs() <= 0.51 * scale + 1e-6).all()
 

@@ -19,8 +19,8 @@ from vitslim.graph.edits.fake_quant import remove_fake_quant
 from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantize_attention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent

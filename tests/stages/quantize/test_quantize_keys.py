@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from vitslim.graph.edits import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleActivations
 from vitslim.graph.edits.fake_quant import insert_fake_quant, quantized_layers, remove_fake_quant
-from vitslim.graph.edits.records import DivideTokens, FakeQuantSite, InsertFakeQuant, ReadPixels, ScaleInputs
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
-from vitslim.graph.persist import load_graph, save_graph
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.saved import load_graph, save_graph
+from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
@@ -153,15 +153,15 @@ def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageCo
 
 def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"bits": 4, "group_size": 16, "activations": "float"}
-    found = {site.weight: (site.weight_bits, site.block) for site in sites(quantize(tiny_graph, context, **keys))}
-    ends = {site.weight: (site.weight_bits, site.block)
+    found = {site.weight: (site.weight_bits, site.group_size) for site in sites(quantize(tiny_graph, context, **keys))}
+    ends = {site.weight: (site.weight_bits, site.group_size)
             for site in sites(quantize(tiny_graph, context, **keys, first_last_bits=8))}  # fmt: skip
     assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
 
 
 def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
     whole = sketch(tiny_graph)
-    middle = replace(whole, products=tuple(p for p in whole.products if p.role not in {"patch_embed", "head"}))
+    middle = replace(whole, matmuls=tuple(p for p in whole.matmuls if p.role not in {"patch_embed", "head"}))
     stage = PtqStage(Ptq(first_last_bits=8))
     assert stage.requires(whole) == []
     assert [problem.where for problem in stage.requires(middle)] == ["first_last_bits"]
@@ -190,7 +190,7 @@ def test_the_most_harmful_inputs_stay_in_float(tiny_graph: ModelGraph, context: 
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc1.bias")[3] += 1000.0
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight")[:, 3] = 0.0
     found = sites(quantize(tiny_graph, context, float_inputs=1, smooth=False))
-    assert [site.weight for site in found if site.input_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
+    assert [site.weight for site in found if site.activation_bits == FLOAT_BITS] == ["blocks.1.mlp.fc2.weight"]
 
 
 def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
@@ -206,16 +206,16 @@ def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
     return graph
 
 
-@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleInputs), ("tokens", DivideTokens)])
+@pytest.mark.parametrize(("asked", "kind"), [("channels", ScaleActivations), ("tokens", DivideTokens)])
 def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
-    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleInputs] | type[DivideTokens]
+    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleActivations] | type[DivideTokens]
 ) -> None:
     large = with_a_large_hidden_unit(tiny_graph, asked)
     plain, scaled = (quantize(large, context, activation_scaling=one) for one in ("none", asked))
     (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
     assert "blocks.1.mlp.fc2.weight" in weights
     assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
-    assert not any(isinstance(edit, (ScaleInputs, DivideTokens)) for edit in plain.edits)
+    assert not any(isinstance(edit, (ScaleActivations, DivideTokens)) for edit in plain.edits)
     reference = logits(large, context)
     assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
     save_graph(scaled, context.workdir)
@@ -227,8 +227,8 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
         assert inspect(context.workdir / "model.onnx").violations == ()
 
 
-def scaled_layers(edit: ScaleInputs | DivideTokens) -> Iterable[str]:
-    return edit.weights if isinstance(edit, ScaleInputs) else edit.floors
+def scaled_layers(edit: ScaleActivations | DivideTokens) -> Iterable[str]:
+    return edit.weights if isinstance(edit, ScaleActivations) else edit.floors
 
 
 def test_noise_shares_of_a_linear_model_are_exact() -> None:

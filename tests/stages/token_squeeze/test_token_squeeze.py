@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.graph.cost import cost
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, cost, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Etps
@@ -74,7 +72,7 @@ def gmacs_as_published(dense: ModelSketch, counts: tuple[int, ...]) -> float:
     """The table counts the matching, and neither the fusion nor the class token's row of attention."""
     squeezed = dense.with_squeeze(dict(zip(DEIT_BLOCKS, counts, strict=True)))
     unpublished = (".fusion", ".class_attention")
-    return sum(p.macs(squeezed.axes) for p in squeezed.products if not p.name.endswith(unpublished)) / 1e9
+    return sum(p.macs(squeezed.axes) for p in squeezed.matmuls if not p.name.endswith(unpublished)) / 1e9
 
 
 @pytest.mark.parametrize("keep", list(COST_TABLE))

@@ -27,7 +27,7 @@ class CudaModel:
         """Raises InputError when there is no graph beside the file, BackendUnavailableError without a GPU."""
         require_cuda()
         from vitslim.backends.measured.cuda.deploy import deploy
-        from vitslim.graph.persist import GRAPH_FILE, load_graph
+        from vitslim.graph.saved import GRAPH_FILE, load_graph
 
         if not path.with_name(GRAPH_FILE).is_file():
             raise InputError(

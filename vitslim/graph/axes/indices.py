@@ -1,4 +1,4 @@
-"""Index arithmetic of terms: where an axis lies in a dimension, and what stays of that when the axis is cut."""
+"""Index arithmetic of terms: the positions of an axis in a dimension, and those that remain when the axis is cut."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vitslim.graph.axes.terms import Prim, Prod, Sum, Term, prims, size
 Indices = npt.NDArray[np.int64]
 
 ABSENT = -1
-"""In place of an index where an axis does not occur."""
+"""Index at positions where an axis does not occur."""
 
 
 def axis_indices(term: Term, axis: Prim) -> Indices:
-    """At each position of a dimension the index of `axis` found there, ABSENT where it does not occur.
+    """Return the index of `axis` at each position of a dimension, ABSENT where it does not occur.
 
     `term` in normal form. int64 (size of the term,).
     """
@@ -34,9 +34,9 @@ def axis_indices(term: Term, axis: Prim) -> Indices:
 
 
 def kept_positions(term: Term, kept: Mapping[Prim, Indices]) -> Indices:
-    """The positions of a dimension that stay, in their new order, when some axes keep only these indices in this order.
+    """Return the kept positions of a dimension, in order, when some axes keep only these indices in this order.
 
-    `term` in normal form. A product keeps the outer product of what its factors keep, a sum the concatenation.
+    `term` in normal form. A product keeps the outer product of the positions of its factors, a sum their concatenation.
     """
     match term:
         case Prim():
@@ -52,7 +52,7 @@ def kept_positions(term: Term, kept: Mapping[Prim, Indices]) -> Indices:
 
 
 def repeated(term: Term) -> set[Prim]:
-    """Axes that multiply with themselves, as the tokens in a flattened matrix of all pairs. `term` in normal form."""
+    """Axes that occur twice in a product, such as tokens in a flattened matrix of all pairs. `term` in normal form."""
     match term:
         case Prim():
             return set()

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.axes.kinds import call_attention
+from vitslim.graph.axes.kinds import find_attention_kinds
 from vitslim.graph.axes.rules import RULES
 from vitslim.graph.axes.rules.elementwise import elementwise
 from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.table import AxisTable, build_table
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.axes.terms import ConflictError, Dims, Prim, Term, fresh, prims, size
-from vitslim.graph.shapes import BATCH, tensor_shapes
 
 
 def infer_axes(
@@ -28,8 +28,8 @@ def infer_axes(
     """The axes of a graph that takes one tensor (batch, *image).
 
     Never fails: an operator without a rule freezes the axes that it touches and is counted in `unknown_ops`, and axes
-    that rules contradict each other about are frozen with the reason. Behind `new_tokens`, dimension 1 of its result
-    is taken for an axis of its own, as if tokens were chosen anew there.
+    about which rules conflict are frozen with the reason. After `new_tokens`, dimension 1 of its result is an axis of
+    its own.
     """
     batch = Prim(BATCH)
     scope = Scope(tensor_shapes(module, image), batch)
@@ -48,15 +48,17 @@ def infer_axes(
                 _output(scope, node)
         if new_tokens is not None and node is new_tokens:
             scope.results[new_tokens] = _with_new_tokens(scope, scope.of(new_tokens))
-    call_attention(scope, module.graph, _channels(scope, [attributes[name] for name, _ in module.named_parameters()]))
+    find_attention_kinds(
+        scope, module.graph, _channels(scope, [attributes[name] for name, _ in module.named_parameters()])
+    )
     buffers = frozenset(name for name, _ in module.named_buffers())
     return build_table(scope, attributes, buffers, dict(unknown))
 
 
 def _attributes(scope: Scope, module: GraphModule) -> dict[str, Dims]:
-    """Terms of every parameter and buffer; one tensor under two names has the same terms under both.
+    """Terms of every parameter and buffer; a tensor with two names has the same terms under both.
 
-    In the order of the graph, which edits keep, and not of the modules: axes are named by the first that they are in.
+    In the order of the graph, which edits keep: an axis is named after the first parameter in which it occurs.
     """
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     order = [str(node.target) for node in module.graph.nodes if node.op == "get_attr" and str(node.target) in tensors]
@@ -74,9 +76,9 @@ def _image(scope: Scope, batch: Term, image: tuple[int, int, int]) -> Dims:
     dims = tuple(map(fresh, image))
     scope.freeze((batch,), "is the batch")
     scope.freeze(dims, "is part of the image")
-    scope.call(batch, "batch")
+    scope.set_kind(batch, "batch")
     for term in dims:
-        scope.call(term, "image")
+        scope.set_kind(term, "image")
     return (batch, *dims)
 
 
@@ -85,11 +87,11 @@ def _output(scope: Scope, node: Node) -> None:
         dims = scope.of(result)
         scope.freeze(dims, "is an output of the model")
         if dims:
-            scope.call(dims[-1], "classes")
+            scope.set_kind(dims[-1], "classes")
 
 
 def _channels(scope: Scope, parameters: Iterable[Dims]) -> set[Prim]:
-    """Axes that occur in parameters and are no positions."""
+    """Axes that occur in parameters and are not positions."""
     positions = {prim for term, _ in scope.kinds for prim in prims(scope.terms.find(term))}
     found = {prim for dims in parameters for term in dims for prim in prims(scope.terms.find(term))}
     return found - positions
@@ -114,7 +116,7 @@ def _call(scope: Scope, node: Node, rules: Mapping[Any, Rule], unknown: Counter[
 
 
 def _rule(target: Any, rules: Mapping[Any, Rule]) -> Rule | None:
-    """The rule of an operator: under itself, its full name, its name without overload; or elementwise."""
+    """Find the rule by the operator, its full name or its name without overload; else elementwise if tagged."""
     name = str(target)
     found = rules.get(target) or rules.get(name) or rules.get(name.rpartition(".")[0])
     if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
@@ -123,7 +125,7 @@ def _rule(target: Any, rules: Mapping[Any, Rule]) -> Rule | None:
 
 
 def _check(scope: Scope, node: Node, results: Results) -> None:
-    """A rule that is wrong about a shape is not believed about anything."""
+    """Raise ConflictError if the terms that a rule returned do not have the shape of the result."""
     shapes = scope.shapes[node] if isinstance(results, list) else [scope.shapes[node]]
     found = [tuple(size(term) for term in dims) for dims in (results if isinstance(results, list) else [results])]
     if found != list(shapes):
@@ -131,7 +133,7 @@ def _check(scope: Scope, node: Node, results: Results) -> None:
 
 
 def _opaque(scope: Scope, node: Node, reason: str) -> Results:
-    """Nothing is known about a node: what goes in stays as it is, and so does what comes out."""
+    """Freeze the terms of all operands and results of a node about which nothing is known."""
     for operand in node.all_input_nodes:
         results = scope.results.get(operand, ())
         for dims in results if isinstance(results, list) else [results]:

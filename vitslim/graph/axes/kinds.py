@@ -1,50 +1,41 @@
-"""What axes are for a person: the heads, query/key and value axes about every attention, however it is written."""
+"""Kinds of axes around attention: heads, query/key and value axes, for fused and for decomposed attention."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch.fx import Graph, Node
 
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.axes.scope import Scope
 from vitslim.graph.axes.terms import Prim, prims
-from vitslim.graph.nodes import is_op
-
-aten = torch.ops.aten
-
-SDPA = aten.scaled_dot_product_attention.default
-PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.einsum.default, aten.baddbmm.default)
-SOFTMAX = (aten.softmax.int, aten._softmax.default)
-NORMS = (aten.layer_norm.default, aten.batch_norm.default, aten.rms_norm.default, aten.group_norm.default)
-"""Where the search for the product that belongs to a softmax ends: behind a norm another layer begins."""
 
 REACH = 10
-"""Nodes between a product of attention and its softmax: scale, mask, position bias, talking heads."""
+"""Largest number of nodes between an attention matmul and its softmax: scale, mask, position bias, talking heads."""
 
 Axes = set[Prim]
 
 
-def call_attention(scope: Scope, graph: Graph, channels: Axes) -> None:
-    """Say which axes are heads, qk and v, among `channels`: axes of parameters that are no positions.
+def find_attention_kinds(scope: Scope, graph: Graph, channels: Axes) -> None:
+    """Set the kinds `heads`, `qk` and `v` among `channels`: axes of parameters that are not positions.
 
-    Around a softmax the axis that queries and keys are multiplied along is `qk`, the one that the product with the
-    values leaves is `v`, and those that both products run side by side over are `heads`. Where channels attend to
-    channels (cross-covariance attention) tokens are multiplied along, and the two change places.
+    Around a softmax, the reduction axis of the matmul of queries and keys is `qk`, the output axis of the matmul with
+    the values is `v`, and the batch axes of both matmuls are `heads`. In cross-covariance attention, where channels
+    attend to channels, tokens are the reduction axis, and `qk` and `v` change places.
     """
     for node in graph.nodes:
-        if is_op(node, SDPA):
+        if has_trait(node, Trait.ATTENTION):
             q, v = scope.of(node.args[0]), scope.of(node.args[2])
             for terms, kind in ((q[1:-2], "heads"), (q[-1:], "qk"), (v[-1:], "v"), (q[-2:-1], "tokens")):
                 for term in terms:
-                    scope.call(term, kind)
-        elif is_op(node, *SOFTMAX):
-            for logits in _products_before(node):
-                for values, probabilities in _products_after(node):
-                    _call_products(scope, logits, values, probabilities, channels)
+                    scope.set_kind(term, kind)
+        elif has_trait(node, Trait.SOFTMAX):
+            for logits in _matmuls_before(node):
+                for values, probabilities in _matmuls_after(node):
+                    _name_matmul_axes(scope, logits, values, probabilities, channels)
 
 
-def _call_products(scope: Scope, logits: Node, values: Node, probabilities: Node, channels: Axes) -> None:
+def _name_matmul_axes(scope: Scope, logits: Node, values: Node, probabilities: Node, channels: Axes) -> None:
     q, k = (_axes(scope, operand) for operand in _operands(logits))
     p = _axes(scope, probabilities)
     v = set().union(*(_axes(scope, operand) for operand in _operands(values) if operand is not probabilities))
@@ -54,7 +45,7 @@ def _call_products(scope: Scope, logits: Node, values: Node, probabilities: Node
     left = (v & result) - heads & channels or (p & result) - heads & channels
     for axes, kind in ((heads, "heads"), (along_logits or along_values, "qk"), (left - heads, "v")):
         for prim in axes:
-            scope.call(prim, kind)
+            scope.set_kind(prim, kind)
 
 
 def _axes(scope: Scope, node: Node) -> Axes:
@@ -65,25 +56,25 @@ def _operands(product: Node) -> list[Node]:
     return product.all_input_nodes[-2:] if len(product.all_input_nodes) > 1 else product.all_input_nodes * 2
 
 
-def _products_before(softmax: Node) -> Iterator[Node]:
+def _matmuls_before(softmax: Node) -> Iterator[Node]:
     near: list[tuple[Node, int]] = [(softmax, 0)]
     seen = {softmax}
     for node, distance in near:
         for source in node.all_input_nodes:
-            if is_op(source, *PRODUCTS):
+            if has_trait(source, Trait.CONTRACTION):
                 yield source
             elif source not in seen and distance < REACH and _passes(source):
                 seen.add(source)
                 near.append((source, distance + 1))
 
 
-def _products_after(softmax: Node) -> Iterator[tuple[Node, Node]]:
-    """Each product with the operand through which the softmax comes in."""
+def _matmuls_after(softmax: Node) -> Iterator[tuple[Node, Node]]:
+    """Yield each matmul after a softmax, with the operand that depends on the softmax."""
     near: list[tuple[Node, int]] = [(softmax, 0)]
     seen = {softmax}
     for node, distance in near:
         for user in node.users:
-            if is_op(user, *PRODUCTS):
+            if has_trait(user, Trait.CONTRACTION):
                 yield user, node
             elif user not in seen and distance < REACH and _passes(user):
                 seen.add(user)
@@ -91,4 +82,4 @@ def _products_after(softmax: Node) -> Iterator[tuple[Node, Node]]:
 
 
 def _passes(node: Node) -> bool:
-    return node.op == "call_function" and not is_op(node, *NORMS, *SOFTMAX, SDPA)
+    return node.op == "call_function" and not has_trait(node, Trait.NORM, Trait.SOFTMAX, Trait.ATTENTION)

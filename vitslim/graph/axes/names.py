@@ -1,4 +1,4 @@
-"""Names of axes that a person recognizes, from the parameters that each ties together: unique, stable under edits."""
+"""Names of axes, derived from the parameters in which they occur: unique, and stable under edits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERED = re.compile(r"^(.*\.\d+)(\..*)?$")
 NUMBER = re.compile(r"\.\d+")
 
 ADDED = "vitslim."
-"""Parameters that stages add have no say in names: an axis keeps its name when they come."""
+"""Prefix of parameters that stages add; they do not change the names of axes."""
 
 Tie = tuple[str, int]
 """Parameter and dimension."""
@@ -32,9 +32,9 @@ class Named:
 def name_axes(
     ties: Mapping[Prim, Sequence[Tie]], kinds: Mapping[Prim, str], buffers: frozenset[str]
 ) -> dict[Prim, Named]:
-    """A name and a kind for each axis. ties: where it occurs; kinds: what is known of it already.
+    """Return a name and a kind for each axis. ties: where it occurs; kinds: kinds that are known already.
 
-    Where several axes would bear one name they all take the next longer one, so that `blocks.3.mlp` is the only one.
+    If several axes would get the same name, they all get their next longer name, so that `blocks.3.mlp` is unique.
     """
     own = {prim: [tie for tie in found if not tie[0].startswith(ADDED)] for prim, found in ties.items()}
     blocks = _blocks(own, kinds)
@@ -50,29 +50,29 @@ def name_axes(
 
 
 def _unique(candidates: Mapping[Prim, list[str]]) -> dict[Prim, str]:
-    """The first candidate that no other axis wants; the last one is numbered where even that is wanted twice."""
+    """Return the first candidate that is unique; a last candidate that is not unique gets a number."""
     level = dict.fromkeys(candidates, 0)
     while True:
-        wanted: dict[str, list[Prim]] = {}
+        claimed: dict[str, list[Prim]] = {}
         for prim, names in candidates.items():
-            wanted.setdefault(names[level[prim]], []).append(prim)
-        crowded = [prim for sharing in wanted.values() if len(sharing) > 1 for prim in sharing]
+            claimed.setdefault(names[level[prim]], []).append(prim)
+        crowded = [prim for sharing in claimed.values() if len(sharing) > 1 for prim in sharing]
         longer = [prim for prim in crowded if level[prim] + 1 < len(candidates[prim])]
         if not longer:
             break
         for prim in longer:
             level[prim] += 1
     numbered: dict[Prim, str] = {}
-    for name, sharing in wanted.items():
+    for name, sharing in claimed.items():
         for number, prim in enumerate(sharing, start=1):
             numbered[prim] = name if number == 1 else f"{name}.{number}"
     return numbered
 
 
 def _blocks(ties: Mapping[Prim, Sequence[Tie]], kinds: Mapping[Prim, str]) -> frozenset[str]:
-    """Blocks are numbered as the modules that hold values and what reads them; without any, as those that hold others.
+    """Return the names of blocks: numbered modules that hold value axes; without any, numbered modules with submodules.
 
-    Where `stages.2.blocks.0` is a block, so is `stages.0.blocks.1`, which may have no attention.
+    If `stages.2.blocks.0` is a block, then `stages.0.blocks.1` is one too, even without attention.
     """
     modules = {parameter.rpartition(".")[0] for where in ties.values() for parameter, _ in where}
     numbered = {path for module in modules for path in _numbered(module)}
@@ -91,7 +91,7 @@ def _numbered(module: str) -> Iterator[str]:
 
 
 def _kind(ties: Sequence[Tie], blocks: frozenset[str]) -> str:
-    """An axis inside one block that one layer makes and another reads is its MLP's; one that leaves blocks, embed."""
+    """Kind of an axis without a known kind: mlp between two layers of one block, embed across blocks, else other."""
     here = {_block_of(parameter, blocks) for parameter, _ in ties}
     if here & blocks and len(here) > 1:
         return "embed"
@@ -100,7 +100,7 @@ def _kind(ties: Sequence[Tie], blocks: frozenset[str]) -> str:
 
 
 def _candidates(kind: str, ties: Sequence[Tie], blocks: frozenset[str], matrices: set[str]) -> Iterator[str]:
-    """Names to try, the shortest first. matrices: parameters of more than one dimension."""
+    """Yield candidate names, shortest first. matrices: parameters of more than one dimension."""
     if kind in {"heads", "qk", "v", "mlp"}:
         scope = _scope(ties)
         yield from (_dotted(place, kind) for place in (_block_of(f"{scope}.", blocks) or scope, scope))
@@ -117,7 +117,7 @@ def _candidates(kind: str, ties: Sequence[Tie], blocks: frozenset[str], matrices
 
 
 def _block_of(parameter: str, blocks: frozenset[str]) -> str:
-    """The innermost block that holds a parameter; empty when none does."""
+    """The innermost block that holds a parameter; empty if there is none."""
     return max((block for block in blocks if parameter.startswith(block + ".")), key=len, default="")
 
 
@@ -127,7 +127,7 @@ def _scope(ties: Sequence[Tie]) -> str:
 
 
 def _common(paths: Iterable[str]) -> str:
-    """What dotted paths have in common from the left."""
+    """The common prefix of dotted paths."""
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 

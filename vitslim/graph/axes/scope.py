@@ -1,8 +1,7 @@
-"""What a rule sees of the node it is for, and where it declares what it knows.
+"""The interface of axis rules: the terms of a node's operands, and declarations about them.
 
-A rule reads the terms of its operands, ties those that list the same indices, says which arguments are sizes of which
-terms, and returns the terms of the result. It never computes a size: whoever edits the graph evaluates the declared
-terms again.
+A rule reads the terms of its operands, ties those that list the same indices, declares which arguments are sizes of
+which terms, and returns the terms of the result. It never computes a size: an edit evaluates the declared terms again.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from vitslim.graph.axes.terms import ConflictError, Dims, Term, Terms, fresh, pr
 from vitslim.graph.nodes import is_op
 
 Results = Dims | list[Dims]
-"""The terms of a result, one a dimension; a list of them for an operator that gives several tensors."""
+"""The terms of a result, one per dimension; a list of them for an operator with several result tensors."""
 
 
 @dataclass(frozen=True)
 class SizeArgument:
-    """An argument of a node that says how long a term is."""
+    """An argument of a node that is the size of a term."""
 
     node: Node
     place: tuple[int | str, ...]
-    """Position or keyword of the argument; behind it, in a list, the position of the item."""
+    """Position or keyword of the argument, followed by the position of the item in a list argument."""
     term: Term
     sign: int = 1
-    """-1 for a place that is counted from the end of a dimension."""
+    """-1 for a position that is counted from the end of a dimension."""
     computed: bool = False
-    """Whether the argument is computed when the model runs, so that nobody can write another size there."""
+    """Whether the argument is computed at run time, so that an edit cannot change it."""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """An argument that was left out and whose default depends on a size: an edit writes out what the default was."""
+    """A missing argument whose default depends on a size: an edit writes the default as an argument."""
 
     node: Node
     keyword: str
@@ -47,7 +46,7 @@ class Pin:
 
 @dataclass
 class Scope:
-    """Everything found so far about one graph."""
+    """The results of the rules so far, for one graph."""
 
     shapes: dict[Node, Any]
     """Node to the shape of its tensor, or to a list of shapes."""
@@ -57,19 +56,19 @@ class Scope:
     size_arguments: list[SizeArgument] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     kinds: list[tuple[Term, str]] = field(default_factory=list)
-    """What terms are for a person, the most certain first."""
+    """Kinds of terms (tokens, heads, ...), the most certain first."""
 
     def of(self, operand: Any) -> Dims:
-        """Terms of an operand, one a dimension; empty for a number and for None."""
+        """Terms of an operand, one per dimension; empty for a number and for None."""
         dims = self.results.get(operand, ()) if isinstance(operand, Node) else ()
         return tuple(self.terms.find(term) for term in dims) if isinstance(dims, tuple) else ()
 
     def operands(self, node: Node, *names: str) -> list[Dims]:
-        """Terms of several operands by the names they have in the operator's schema."""
+        """Terms of several operands by their names in the operator's schema."""
         return [self.of(self.value(node, name)) for name in names]
 
     def value(self, node: Node, name: str) -> Any:
-        """An argument by the name it has in the operator's schema; its default when it was left out.
+        """An argument by its name in the operator's schema, or its default.
 
         Raises ConflictError when this overload of the operator has no such argument.
         """
@@ -83,12 +82,12 @@ class Scope:
         return int(self.value(node, name)) % rank
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node that gives one tensor."""
+        """Shape of a node with one result tensor."""
         shape: tuple[int, ...] = self.shapes[node]
         return shape
 
     def fresh(self, shape: Sequence[int], reason: str = "") -> Dims:
-        """New axes, frozen ones when there is a reason; a multiple of the batch is led by the batch."""
+        """Return new axes, frozen if there is a reason; a multiple of the batch size begins with the batch axis."""
         batch = size(self.batch)
         dims = tuple(
             product((self.batch, fresh(length // batch))) if length and length % batch == 0 else fresh(length)
@@ -100,12 +99,12 @@ class Scope:
         return dims
 
     def freeze(self, dims: Sequence[Term], reason: str) -> None:
-        """No index of these may go or move. The reason continues the sentence "this axis ..."."""
+        """Freeze terms: no index may be removed or moved. The reason continues the sentence "this axis ..."."""
         for term in dims:
             self.terms.freeze(term, reason)
 
     def tie(self, a: Term, b: Term) -> None:
-        """Both list the same indices; what cannot be so is frozen."""
+        """Declare that both terms list the same indices; if they cannot, both are frozen."""
         try:
             self.terms.unify(a, b)
         except ConflictError as conflict:
@@ -161,11 +160,11 @@ class Scope:
             self._declare(node, self._place(node, name, None), before, value, 1)
 
     def pin(self, node: Node, name: str, value: float) -> None:
-        """Declare what an argument that was left out stands for; an edit must not change it."""
+        """Declare the value of a missing argument, which an edit must keep."""
         self.pins.append(Pin(node, name, value))
 
-    def call(self, term: Term, kind: str) -> None:
-        """Say what a term is for a person: tokens, classes, ..."""
+    def set_kind(self, term: Term, kind: str) -> None:
+        """Declare the kind of a term: tokens, classes, ..."""
         self.kinds.append((term, kind))
 
     def _declare(self, node: Node, place: tuple[int | str, ...], term: Term, value: int, sign: int) -> None:
@@ -174,7 +173,7 @@ class Scope:
         self.size_arguments.append(SizeArgument(node, place, term, sign))
 
     def _computed_size(self, node: Node, place: tuple[int | str, ...], term: Term, value: Node) -> None:
-        """The size of another dimension stays true by itself; of anything else only the batch may vary."""
+        """Tie a size that is read from another dimension; freeze all axes but the batch of any other computed size."""
         if is_op(value, torch.ops.aten.sym_size.int):
             self.tie(term, self.of(value.args[0])[int(str(value.args[1]))])
             return
@@ -191,7 +190,7 @@ class Scope:
 
 
 Rule = Callable[[Scope, Node], Results]
-"""Takes what is known and one call of its operator; returns the terms of the result. May raise ConflictError."""
+"""Takes the scope and a node of its operator; returns the terms of the result. May raise ConflictError."""
 
 
 @cache

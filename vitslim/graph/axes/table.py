@@ -43,13 +43,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class AxisTable:
-    """The axes of one graph. Terms that it gives out are in normal form."""
+    """The axes of one graph. All returned terms are in normal form."""
 
     axes: tuple[Axis, ...]
     unknown_ops: dict[str, int]
     """Operators without a rule, and how often each occurs."""
     attributes: Mapping[str, Dims]
-    """Parameters and buffers, one term a dimension."""
+    """Parameters and buffers, one term per dimension."""
     _scope: Scope
     _names: Mapping[Prim, str]
 
@@ -60,7 +60,7 @@ class AxisTable:
 
     @property
     def size_arguments(self) -> list[SizeArgument]:
-        """Arguments in the graph that say how long a term is."""
+        """Arguments in the graph that are sizes of terms."""
         return self._scope.size_arguments
 
     @property
@@ -77,7 +77,7 @@ class AxisTable:
         return {name: prim for prim, name in self._names.items()}
 
     def __getitem__(self, name: str) -> Axis:
-        """The axis of that name. Raises StageError that names the closest."""
+        """Return the axis of that name. Raises StageError with the closest name."""
         if name not in self._by_name:
             raise StageError(f"the model has no axis '{name}'", closest(name, self._by_name))
         return self._by_name[name]
@@ -91,26 +91,26 @@ class AxisTable:
         return self._names[prim]
 
     def terms(self, node: Node, output: int | None = None) -> Dims:
-        """Terms of a node's tensor, one a dimension; `output` chooses among several tensors."""
+        """Terms of a node's tensor, one per dimension; `output` selects one of several tensors."""
         return self.all_terms(node)[output or 0]
 
     def all_terms(self, node: Node) -> tuple[Dims, ...]:
-        """Terms of each tensor that a node gives."""
+        """Terms of each result tensor of a node."""
         results = self._scope.results[node]
         found = results if isinstance(results, list) else [results]
         return tuple(tuple(self.find(term) for term in dims) for dims in found)
 
     @property
     def shapes(self) -> dict[Node, Any]:
-        """Shape of each node, a list of them where a node gives several tensors; the batch is `BATCH`."""
+        """Shape of each node, or a list of shapes for several result tensors; the batch size is `BATCH`."""
         return self._scope.shapes
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node's tensor; the batch is `vitslim.graph.shapes.BATCH`."""
+        """Shape of a node's tensor; the batch is `vitslim.graph.axes.tensor_shapes.BATCH`."""
         return self._scope.shape(node)
 
     def parameter_terms(self, name: str) -> Dims:
-        """Terms of a parameter or buffer, one a dimension."""
+        """Terms of a parameter or buffer, one per dimension."""
         return self.attributes[name]
 
     def find(self, term: Term) -> Term:
@@ -126,7 +126,7 @@ class AxisTable:
         return size(term)
 
     def reasons(self, prim: Prim) -> tuple[str, ...]:
-        """Everything that freezes an axis."""
+        """All reasons why an axis is frozen."""
         return self._scope.terms.reasons(prim)
 
     def is_batch(self, prim: Prim) -> bool:
@@ -171,7 +171,7 @@ def _prims_of_nodes(scope: Scope) -> Iterator[Prim]:
 
 
 def _kinds(scope: Scope) -> dict[Prim, str]:
-    """What is known of axes; where several things are, the first that was said."""
+    """Kinds of axes; of several kinds the first that was declared."""
     kinds: dict[Prim, str] = {}
     for term, kind in scope.kinds:
         for prim in prims(scope.terms.find(term)):

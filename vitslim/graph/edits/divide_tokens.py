@@ -1,34 +1,50 @@
-"""Inputs of layers divided, token by token, by their largest value: one step of codes then suits all tokens."""
+"""Per-token division of input activations by their largest magnitude, so that one scale fits all tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
-from vitslim.graph.edits.records import DivideTokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
 
 aten = torch.ops.aten
 DIVIDED_PREFIX = "vitslim.d."
-BOUNDED_BELOW = (
-    aten.relu.default, aten.gelu.default, aten.silu.default, aten.hardswish.default, aten.softplus.default,
-    aten.mish.default,
-)  # fmt: skip
-"""Operators whose results are nowhere far below zero, so that the largest value of a token is that farthest from it."""
+
+
+@dataclass(frozen=True)
+class DivideTokens(Edit):
+    """Input activations are divided per token by their largest magnitude, and outputs multiplied by it."""
+
+    floors: dict[str, float]
+    """Weight name to the smallest divisor."""
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Insert the divisions again."""
+        return divide_tokens(graph, self.floors)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> DivideTokens:
+        """Rebuild the edit."""
+        return cls(dict(fields["floors"]))
 
 
 def divide_tokens(graph: ModelGraph, floors: Mapping[str, float]) -> ModelGraph:
-    """A new graph that computes the same, in which linear layers read `x / r` and have their outputs multiplied by r.
+    """Return a new graph with the same outputs, whose linear layers read `x / r` and multiply their output by `r`.
 
-    r is the largest magnitude of each token, (..., 1), and at least the floor of the layer, positive. The bias is added
-    behind; the layer gets one of its own, of zeros, which a correction may move. Layers that read one tensor share its
-    division, with the floor of the first. Raises StageError for a weight that no linear layer has.
+    r is the largest magnitude of each token, shape (..., 1), and at least the floor of the layer, which is positive.
+    The bias is added after the multiplication; the layer itself gets a bias of zeros for bias correction. Layers that
+    read the same tensor share its division, with the floor of the first. Raises StageError for a weight that belongs
+    to no linear layer.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -50,13 +66,13 @@ def divide_tokens(graph: ModelGraph, floors: Mapping[str, float]) -> ModelGraph:
 
 
 def divided_layers(graph: ModelGraph) -> frozenset[str]:
-    """Names of the weights of layers whose tokens are divided by now."""
+    """Names of the weights of layers whose tokens are divided."""
     return frozenset(weight for edit in graph.edits if isinstance(edit, DivideTokens) for weight in edit.floors)
 
 
 def is_bounded_below(node: Node) -> bool:
-    """Whether what a node gives is nowhere far below zero."""
-    return is_op(node, *BOUNDED_BELOW)
+    """Whether the results of a node are nowhere far below zero."""
+    return has_trait(node, Trait.BOUNDED_BELOW)
 
 
 def _add_bias(module: GraphModule, weight: str) -> None:
@@ -67,10 +83,10 @@ def _add_bias(module: GraphModule, weight: str) -> None:
 
 
 def _divide(graph: Graph, source: Node, floor: float) -> tuple[Node, Node]:
-    """Tokens divided, and by what."""
+    """Insert the division of `source`; returns the quotient and the divisor."""
     with graph.inserting_before(source.next):
-        size = source if is_bounded_below(source) else graph.call_function(aten.abs.default, (source,))
-        largest = graph.call_function(aten.amax.default, (size, [-1], True))
+        magnitude = source if is_bounded_below(source) else graph.call_function(aten.abs.default, (source,))
+        largest = graph.call_function(aten.amax.default, (magnitude, [-1], True))
         divisor = graph.call_function(aten.clamp.default, (largest, floor))
         return graph.call_function(aten.div.Tensor, (source, divisor)), divisor
 

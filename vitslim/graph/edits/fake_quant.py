@@ -1,8 +1,9 @@
-"""Fake quantizers on the input and the weight of linears and convolutions."""
+"""Fake quantizers on the input activation and the weight of linears and convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,55 +11,105 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import LAYER_OPS, moving_nodes
-from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, QuantizeAttention
+from vitslim.graph.anatomy import image_dependent_nodes
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.edits.edit import Edit
+from vitslim.graph.edits.quantize_attention import QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import input_range, integer_codes, weight_range
+from vitslim.graph.nodes import is_op, parameter_of, tensor_of
+from vitslim.graph.ops.fake_quant import (
+    DYNAMIC_FAKE_QUANT,
+    FAKE_QUANT,
+    QUANTIZER_PREFIX,
+    activation_range,
+    to_integers,
+    weight_range,
+)
 from vitslim.units import FLOAT_BITS
 
-FAKE_QUANT = torch.ops.vitslim.fake_quant.default
-DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default
-QUANTIZER_PREFIX = "vitslim.q."
 _OUTPUT_AXIS = 0
-"""Output channels are the first dimension of the weight of a linear and of a convolution alike."""
+"""Output channels are the first dimension of the weight of a linear and of a convolution."""
 _REDUCTION_AXIS = 1
 
 
+@dataclass(frozen=True)
+class FakeQuantSite:
+    """How the input activation and the weight of one linear or convolution are quantized.
+
+    Scales and zero points are parameters and buffers of the graph and are saved with the weights.
+    """
+
+    weight: str
+    """Parameter name of the weight, such as `blocks.0.mlp.fc1.weight`."""
+    weight_bits: int
+    activation_bits: int
+    """`vitslim.units.FLOAT_BITS` for a float activation."""
+    zero_point: int | None = None
+    """Zero point of an unsigned activation; None for a signed one, whose zero point is 0."""
+    dynamic: bool = False
+    """Whether scale and zero point of the activation are computed from each batch; its integers are unsigned."""
+    group_size: int = 0
+    """Weights along the reduction that share a scale; 0: all weights of an output channel."""
+    weight_zero_points: bool = False
+    """Whether each weight group also has a zero point."""
+    integer_scales: bool = False
+    """Whether each group scale is an integer multiple of the scale of its output channel."""
+
+    @property
+    def matmul_form(self) -> tuple[int, int]:
+        """Bits and group size of the weight in the matmul: integer group scales make it 8-bit and per-channel."""
+        return (8, 0) if self.integer_scales else (self.weight_bits, self.group_size)
+
+
+@dataclass(frozen=True)
+class InsertFakeQuant(Edit):
+    """Fake quantizers on the input activation and the weight of each site."""
+
+    sites: tuple[FakeQuantSite, ...]
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Insert quantizers with scales of one; their values are loaded with the weights."""
+        return insert_fake_quant(graph, self.sites)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> InsertFakeQuant:
+        """Rebuild the edit."""
+        return cls(tuple(FakeQuantSite(**site) for site in fields["sites"]))
+
+
 def layer_of(weight: str) -> str:
-    """The layer that a weight belongs to: `head.weight` gives `head`; other names stay as they are."""
+    """Name of the layer of a weight: `head` for `head.weight`; other names are returned unchanged."""
     return weight.removesuffix(".weight")
 
 
-def input_scale_name(weight: str) -> str:
-    """Name of the parameter of shape () that scales the input of the layer with this weight."""
+def activation_scale_name(weight: str) -> str:
+    """Name of the parameter with the scale of the input activation of the layer with this weight, shape ()."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.input_scale"
 
 
 def weight_scale_name(weight: str) -> str:
-    """Name of the parameter that scales this weight: (output channels,), or (output channels, blocks)."""
+    """Name of the parameter with the scales of this weight, shape (out,) or (out, groups)."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
-def weight_zeros_name(weight: str) -> str:
-    """Name of the buffer with the zero points of this weight's blocks: float (output channels, blocks)."""
-    return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_zeros"
+def weight_zero_points_name(weight: str) -> str:
+    """Name of the buffer with the zero points of this weight's groups: float (out, groups)."""
+    return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_zero_points"
 
 
 def layer_nodes(module: GraphModule) -> dict[str, tuple[Node, ...]]:
-    """Weight parameter name to the linears and convolutions that use it, quantized or not, in graph order."""
+    """Return the linears and convolutions of each weight, quantized or not, in graph order."""
     found: dict[str, tuple[Node, ...]] = {}
     for node in module.graph.nodes:
-        weight = parameter_of(node.args[1]) if is_op(node, *LAYER_OPS) else ""
+        weight = parameter_of(node.args[1]) if has_trait(node, Trait.LAYER) else ""
         if weight:
             found[weight] = (*found.get(weight, ()), node)
     return found
 
 
 def constant_layers(module: GraphModule) -> frozenset[str]:
-    """Names of the weights of layers that are the same for every image: a runtime computes them once."""
-    moving = moving_nodes(module)
+    """Names of the weights of layers that do not depend on the image: a runtime computes them once."""
+    moving = image_dependent_nodes(module)
     return frozenset(weight for weight, nodes in layer_nodes(module).items() if not moving.intersection(nodes))
 
 
@@ -70,12 +121,13 @@ def quantized_layers(module: GraphModule) -> frozenset[str]:
 def insert_fake_quant(
     graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
-    """A new graph whose layers at `sites` see quantized inputs (per tensor) and weights (per output channel or block).
+    """Return a new graph with fake quantizers on the input activation and the weight of each site.
 
-    scales: name, as `input_scale_name`, `weight_scale_name` and `weight_zeros_name` give it, to values; scales that
-    are missing start at one and zero points at zero, to be loaded later. Raises StageError for a weight that no layer
-    has, that is given twice or is already quantized, and for a block on a weight that is no matrix or that does not
-    divide its reduction.
+    Activations are quantized per tensor, weights per output channel or per group. scales: values by the names that
+    `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start at one and
+    missing zero points at zero, to be loaded later. Raises StageError for a weight that no layer has, that is listed
+    twice or already quantized, and for a group size on a weight that is not a matrix or that does not divide its
+    reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -94,17 +146,17 @@ def insert_fake_quant(
     return new
 
 
-def weight_codes(module: GraphModule, quantizer: Any) -> Tensor:
-    """The whole numbers that the fake quantizer of a weight makes of it: float, of the weight's shape."""
-    weight, scale, zero_point, axis, qmin, qmax, block, *zeros = quantizer.args
-    values, steps, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zeros))
+def integer_weights(module: GraphModule, quantizer: Any) -> Tensor:
+    """Return the integers to which a fake quantizer rounds its weight, as float in the weight's shape."""
+    weight, scale, zero_point, axis, qmin, qmax, group_size, *zero_points = quantizer.args
+    values, scales, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zero_points))
     zero: Any = points[0] if points else zero_point
     with torch.no_grad():
-        return integer_codes(values, steps, axis, qmin, qmax, zero, block)
+        return to_integers(values, scales, axis, qmin, qmax, zero, group_size)
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
-    """A new graph without any quantizers: the float weights, as they were quantized, and no scales."""
+    """Return a new graph with the same float weights and without quantizers and scales."""
     new = graph.copy()
     bypass_quantizers(new.module)
     new.module.graph.eliminate_dead_code()
@@ -115,7 +167,7 @@ def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
 
 
 def bypass_quantizers(module: GraphModule) -> None:
-    """In place: whoever reads a fake quantizer reads what it quantizes."""
+    """In place: users of a fake quantizer read its input instead."""
     for node in module.graph.nodes:
         if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
             node.replace_all_uses_with(node.args[0])
@@ -126,55 +178,55 @@ def _attach(module: GraphModule, site: FakeQuantSite, scales: Mapping[str, Tenso
     weight = tensor_of(module, site.weight)
     holder = nn.Module()
     shapes: dict[str, tuple[int, ...]] = {weight_scale_name(site.weight): _weight_scale_shape(weight, site)}
-    if has_input_scale(site):
-        shapes[input_scale_name(site.weight)] = ()
+    if has_activation_scale(site):
+        shapes[activation_scale_name(site.weight)] = ()
     for name, shape in shapes.items():
         value = scales[name].detach().clone() if name in scales else torch.ones(shape)
         if value.shape != shape:
             raise StageError(f"'{name}' has shape {tuple(value.shape)}, expected {shape}")
         holder.register_parameter(name.rpartition(".")[2], nn.Parameter(value.to(weight)))
-    if site.weight_zeros:
-        name, shape = weight_zeros_name(site.weight), _weight_scale_shape(weight, site)
+    if site.weight_zero_points:
+        name, shape = weight_zero_points_name(site.weight), _weight_scale_shape(weight, site)
         holder.register_buffer(name.rpartition(".")[2], scales.get(name, torch.zeros(shape)).detach().clone())
     module.add_submodule(QUANTIZER_PREFIX + layer_of(site.weight), holder)
 
 
-def has_input_scale(site: FakeQuantSite) -> bool:
-    """Whether the input of a site is quantized with a scale that a calibration found."""
-    return site.input_bits < FLOAT_BITS and not site.dynamic
+def has_activation_scale(site: FakeQuantSite) -> bool:
+    """Whether the input activation of a site is quantized with a calibrated scale."""
+    return site.activation_bits < FLOAT_BITS and not site.dynamic
 
 
 def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
-    if site.block and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.block):
+    if site.group_size and (weight.dim() != 2 or weight.shape[_REDUCTION_AXIS] % site.group_size):
         raise StageError(
-            f"'{site.weight}' of shape {tuple(weight.shape)} has no blocks of {site.block} along its reduction",
-            "blocks need a linear layer whose inputs they divide",
+            f"'{site.weight}' of shape {tuple(weight.shape)} cannot have groups of {site.group_size} weights",
+            "groups need a linear layer whose number of input channels is a multiple of the group size",
         )
-    _, block = site.product_form
+    _, group_size = site.matmul_form
     outputs = weight.shape[_OUTPUT_AXIS]
-    return (outputs, weight.shape[_REDUCTION_AXIS] // block) if block else (outputs,)
+    return (outputs, weight.shape[_REDUCTION_AXIS] // group_size) if group_size else (outputs,)
 
 
 def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQuantSite) -> None:
-    """Quantize the input of each layer that uses the weight, and the weight once for all of them."""
+    """Quantize the input activation of each layer that uses the weight, and the weight once for all of them."""
     graph = module.graph
     with graph.inserting_before(nodes[0]):
         scale = graph.get_attr(weight_scale_name(site.weight))
-        bits, block = site.product_form
-        limits = weight_range(bits, block)
-        axis = _REDUCTION_AXIS if block else _OUTPUT_AXIS
-        zeros = (graph.get_attr(weight_zeros_name(site.weight)),) if site.weight_zeros else ()
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, block, *zeros))
+        bits, group_size = site.matmul_form
+        limits = weight_range(bits, group_size)
+        axis = _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
+        points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
+        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, group_size, *points))
     for node in nodes:
         with graph.inserting_before(node):
-            node.args = (_quantized_input(graph, node.args[0], site), weight, *node.args[2:])
+            node.args = (_quantized_activation(graph, node.args[0], site), weight, *node.args[2:])
 
 
-def _quantized_input(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
+def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if site.dynamic:
         return graph.call_function(DYNAMIC_FAKE_QUANT, (x,))
-    if not has_input_scale(site):
+    if not has_activation_scale(site):
         return x
-    scale = graph.get_attr(input_scale_name(site.weight))
-    limits = input_range(site.input_bits, site.zero_point)
+    scale = graph.get_attr(activation_scale_name(site.weight))
+    limits = activation_range(site.activation_bits, site.zero_point)
     return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))

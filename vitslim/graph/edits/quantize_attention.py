@@ -1,36 +1,54 @@
-"""Fake quantizers on the operands of both products of attention: queries, keys, probabilities and values."""
+"""Fake quantizers on the operands of both attention matmuls: queries, keys, probabilities and values."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.attention import SDPA
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.edits.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX
-from vitslim.graph.edits.records import QuantizeAttention
+from vitslim.graph.edits.edit import Edit
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
-from vitslim.graph.ops.fake_quant import input_range
+from vitslim.graph.nodes import argument
+from vitslim.graph.ops.fake_quant import FAKE_QUANT, QUANTIZER_PREFIX, activation_range
+
+
+@dataclass(frozen=True)
+class QuantizeAttention(Edit):
+    """Fake quantizers on the operands of both attention matmuls of these blocks."""
+
+    blocks: tuple[str, ...]
+    bits: int
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Insert quantizers with scales of one; their values are loaded with the weights."""
+        return quantize_attention(graph, self.blocks, self.bits)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> QuantizeAttention:
+        """Rebuild the edit."""
+        return cls(tuple(fields["blocks"]), int(fields["bits"]))
 
 
 class Operand(NamedTuple):
-    """What is quantized: one operand of a product."""
+    """One quantized operand of an attention matmul."""
 
-    product: Node
+    matmul: Node
     place: int
+    """Position of the operand among the arguments of the matmul."""
     zero_point: int | None
-    """None for signed codes; probabilities are not negative."""
+    """None for signed integers; 0 for probabilities, which are unsigned."""
 
     @property
     def value(self) -> Node:
-        """The tensor itself; queries are scaled already, keys are transposed."""
-        found: Node = argument(self.product, self.place)
+        """The tensor; queries are scaled already, and keys are transposed."""
+        found: Node = argument(self.matmul, self.place)
         return found
 
 
@@ -45,26 +63,26 @@ def attention_scale_name(block: str, operand: str) -> str:
 
 
 def decomposed(graph: ModelGraph, blocks: Collection[str]) -> ModelGraph:
-    """A new graph in which the attention of these blocks is two products with a softmax between them."""
+    """Return a new graph in which the attention of these blocks is two matmuls with a softmax between them."""
     new = graph.copy()
     attentions = [block.attention for block in find_anatomy(new).blocks if block.attention and block.name in blocks]
-    decompose_attention(new, {one.node for one in attentions if is_op(one.node, SDPA)})
+    decompose_attention(new, {one.node for one in attentions if has_trait(one.node, Trait.ATTENTION)})
     new.module.graph.eliminate_dead_code()
     new.module.recompile()
     return new
 
 
 def operands(graph: ModelGraph, blocks: Collection[str]) -> dict[str, Operand]:
-    """The operands of a decomposed graph, by the names of their scales."""
+    """Return the operands of the attention matmuls of a decomposed graph, by the names of their scales."""
     found: dict[str, Operand] = {}
     for block in find_anatomy(graph).blocks:
         if block.attention is not None and block.name in blocks:
-            scores, product = block.attention.scores, block.attention.node
+            scores, result = block.attention.scores, block.attention.node
             found |= {
                 attention_scale_name(block.name, "query"): Operand(scores, 0, None),
                 attention_scale_name(block.name, "key"): Operand(scores, 1, None),
-                attention_scale_name(block.name, "probability"): Operand(product, 0, 0),
-                attention_scale_name(block.name, "value"): Operand(product, 1, None),
+                attention_scale_name(block.name, "probability"): Operand(result, 0, 0),
+                attention_scale_name(block.name, "value"): Operand(result, 1, None),
             }
     return found
 
@@ -72,23 +90,23 @@ def operands(graph: ModelGraph, blocks: Collection[str]) -> dict[str, Operand]:
 def quantize_attention(
     graph: ModelGraph, blocks: Collection[str], bits: int, scales: Mapping[str, Tensor] | None = None
 ) -> ModelGraph:
-    """A new graph whose attention products, in these blocks, are of codes.
+    """Return a new graph in which the operands of the attention matmuls of these blocks are quantized.
 
-    Queries, keys and values have signed codes about zero, probabilities unsigned ones from zero on: none has a zero
-    point. scales: by `attention_scale_name`, each (); missing ones start at one, to be loaded later.
+    Queries, keys and values are signed, probabilities unsigned; all zero points are 0. scales: by
+    `attention_scale_name`, shape () each; missing scales are one, to be loaded later.
     """
     new = decomposed(graph, blocks)
     for name, operand in operands(new, blocks).items():
         owner, _, leaf = name.rpartition(".")
         if owner not in dict(new.module.named_modules()):
             new.module.add_submodule(owner, nn.Module())
-        scale = (scales or {}).get(name, torch.ones(())).detach().clone()
-        new.module.get_submodule(owner).register_parameter(leaf, nn.Parameter(scale))
-        limits = input_range(bits, operand.zero_point)
-        with new.module.graph.inserting_before(operand.product):
-            step = new.module.graph.get_attr(name)
-            codes = new.module.graph.call_function(FAKE_QUANT, (operand.value, step, 0, None, *limits, 0))
-        operand.product.update_arg(operand.place, codes)
+        value = (scales or {}).get(name, torch.ones(())).detach().clone()
+        new.module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
+        limits = activation_range(bits, operand.zero_point)
+        with new.module.graph.inserting_before(operand.matmul):
+            scale = new.module.graph.get_attr(name)
+            quantized = new.module.graph.call_function(FAKE_QUANT, (operand.value, scale, 0, None, *limits, 0))
+        operand.matmul.update_arg(operand.place, quantized)
     new.module.graph.lint()
     new.module.recompile()
     new.edits = (*new.edits, QuantizeAttention(tuple(blocks), bits))

@@ -1,32 +1,49 @@
-"""Images as the pixels that they were: whole multiples of 1/255, which codes of 8 bits hold exactly."""
+"""Patch embeddings that read pixels instead of the normalized image: multiples of 1/255, which INT8 stores exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.attention import parameter_of
+from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
-from vitslim.graph.edits.records import ReadPixels
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, tensor_of
-from vitslim.graph.patches import is_of_patches
+from vitslim.graph.nodes import argument, parameter_of, tensor_of
 
 aten = torch.ops.aten
 PIXEL_PREFIX = "vitslim.p."
 PIXEL_BITS = 8
 PIXEL = 1 / 255
-"""The step of 8-bit pixels, black being 0 and white 1."""
+"""Scale of 8-bit pixels; black is 0 and white is 1."""
 MIDDLE = 128 * PIXEL
-"""The pixel whose signed code is 0."""
+"""The pixel whose signed integer is 0."""
+
+
+@dataclass(frozen=True)
+class ReadPixels(Edit):
+    """These layers read pixels instead of the normalized image; their weights compensate for it."""
+
+    weights: tuple[str, ...]
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Insert constants for mean 0 and deviation 1; their values are loaded with the weights."""
+        return read_pixels(graph, self.weights)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ReadPixels:
+        """Rebuild the edit."""
+        return cls(tuple(fields["weights"]))
 
 
 def reads_pixels(node: Node, weight: Tensor) -> bool:
-    """Whether a layer can read pixels in place of normalized ones: of patches of the image, with a bias."""
+    """Whether a layer can read pixels: a convolution with a bias over non-overlapping patches of the image."""
     image, bias = argument(node, 0), argument(node, 2)
     return image.op == "placeholder" and parameter_of(bias) != "" and is_of_patches(node, weight)
 
@@ -34,11 +51,11 @@ def reads_pixels(node: Node, weight: Tensor) -> bool:
 def read_pixels(
     graph: ModelGraph, weights: Sequence[str], mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> ModelGraph:
-    """A new graph in which these layers read `pixel - MIDDLE`, and have weights and biases that undo it.
+    """Return a new graph with the same outputs, in which these layers read `pixel - MIDDLE`.
 
-    Images are `(pixel - mean) / std` by channel, which the graph takes back; it computes what it did. Without mean and
-    std those are 0 and 1, to be loaded later with the weights. Raises StageError for a weight whose layer does not read
-    the image patch by patch.
+    Images are `(pixel - mean) / std` per channel; the graph inverts this, and the weights and biases compensate for
+    it. Without mean and std they are 0 and 1, to be loaded later with the weights. Raises StageError for a weight
+    whose layer does not read non-overlapping patches of the image.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -59,7 +76,7 @@ def read_pixels(
 
 
 def pixel_layers(graph: ModelGraph) -> frozenset[str]:
-    """Names of the weights of layers that read pixels by now."""
+    """Names of the weights of layers that read pixels."""
     return frozenset(weight for edit in graph.edits if isinstance(edit, ReadPixels) for weight in edit.weights)
 
 
@@ -68,7 +85,7 @@ def _name(weight: str, leaf: str) -> str:
 
 
 def _fold(graph: ModelGraph, node: Node, weight: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Weights and bias for pixels, and the buffers (channels, 1, 1) that make pixels of the image."""
+    """Fold the normalization into weight and bias; store the buffers (channels, 1, 1) that turn images into pixels."""
     module, channels = graph.module, graph.source.image[0]
     factor = torch.tensor(std or [1.0] * channels, dtype=torch.float64).reshape(-1, 1, 1)
     shift = torch.tensor(mean or [0.0] * channels, dtype=torch.float64).reshape(-1, 1, 1) - MIDDLE

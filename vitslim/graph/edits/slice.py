@@ -1,10 +1,10 @@
-"""Editing a graph through its axes: slice every tensor in which an axis occurs, then evaluate the sizes again."""
+"""Slicing of axes: cut every tensor in which an axis occurs, then update the sizes in the graph."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,33 @@ from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
 from vitslim.graph.axes.scope import SizeArgument
 from vitslim.graph.axes.table import IN_NO_PARAMETER
 from vitslim.graph.axes.terms import Term, prims, size
-from vitslim.graph.edits.records import Slice
+from vitslim.graph.edits.edit import Edit
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import graph_module, tensors_of
 
 
-def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
-    """A new graph in which each named axis keeps only these indices, in this order.
+@dataclass(frozen=True)
+class Slice(Edit):
+    """Each named axis keeps these indices, in this order; a permutation is a slice that keeps all."""
 
-    Parameters, buffers, masks and quantizer scales are cut; sizes in the graph follow. An axis may keep all its indices
-    in another order, which changes no output. Raises StageError for an axis that does not exist or is frozen, and for
-    indices that are empty, repeated or out of range.
+    kept: dict[str, tuple[int, ...]]
+
+    def replay(self, graph: ModelGraph) -> ModelGraph:
+        """Cut the axes again."""
+        return slice_axes(graph, self.kept)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Slice:
+        """Rebuild the edit."""
+        return cls({axis: tuple(indices) for axis, indices in fields["kept"].items()})
+
+
+def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGraph:
+    """Return a new graph in which each named axis keeps only these indices, in this order.
+
+    Parameters, buffers, masks and quantizer scales are cut, and sizes in the graph are updated. An axis may keep all
+    its indices in another order, which changes no output. Raises StageError for an axis that does not exist or is
+    frozen, and for indices that are empty, repeated or out of range.
     """
     table = graph.axes
     indices = {table.prim(name): _checked(table, name, kept[name]) for name in kept}
@@ -51,7 +67,7 @@ def slice_axes(graph: ModelGraph, kept: Mapping[str, Sequence[int]]) -> ModelGra
 
 
 def _tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
-    """Copies of all parameters and buffers of a module, cut where they have to be; one under two names stays one."""
+    """Return copies of all parameters and buffers, cut along the axes; a tensor with two names stays one tensor."""
     cut = _cut_tensors(module, table, kept)
     done: dict[int, torch.Tensor] = {}
     found = tensors_of(module)
@@ -62,14 +78,14 @@ def _tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]
 
 
 def slice_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> None:
-    """In place: cut every parameter and buffer of a module along the axes of a table, by the indices that stay."""
+    """In place: cut every parameter and buffer of a module along the axes of a table to the kept indices."""
     for name, new in _cut_tensors(module, table, kept).items():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, new)
 
 
 def _cut_tensors(module: GraphModule, table: AxisTable, kept: Mapping[Prim, Indices]) -> dict[str, torch.Tensor]:
-    """Parameters and buffers that lose or move indices, by name."""
+    """Return the cut parameters and buffers by name, without the unchanged ones."""
     done: dict[int, torch.Tensor] = {}
     found, tensors = {}, tensors_of(module)
     for name, dims in table.attributes.items():
@@ -87,11 +103,12 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:
-    """In place: whatever follows `source` takes `length` tokens (dimension 1 of its result) in place of those it had.
+    """In place: all operators after `source` take `length` tokens, which are dimension 1 of its result.
 
-    Call it before what makes them fewer is inserted behind `source`. The last of the tokens' parts takes the
-    difference: what is read at an index, such as a class token, stays. Raises StageError, before it changes anything,
-    when tokens behind `source` are tied to a parameter or to those before it, or are anything but a dimension.
+    Call it before the operator that removes tokens is inserted after `source`. The last part of the token dimension
+    takes the difference, so tokens that are read by index, such as a class token, keep their places. Raises
+    StageError, before any change, when tokens after `source` are tied to a parameter or to the tokens before it, or do
+    not form a dimension of their own.
     """
     table = infer_axes(graph.module, graph.source.image, new_tokens=source)
     tokens = table.terms(source)[1]
@@ -106,7 +123,7 @@ def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:
 
 
 def _free_tokens(table: AxisTable, tokens: Term) -> Prim:
-    """The axis of tokens whose number may change."""
+    """Return the axis of tokens whose length may change."""
     for prim in prims(tokens):
         sites = table[table.name_of(prim)].sites
         if sites:
@@ -136,7 +153,7 @@ def _checked(table: AxisTable, name: str, indices: Sequence[int]) -> Indices:
 
 
 def _sliced(tensor: torch.Tensor, positions: Sequence[Indices]) -> torch.Tensor:
-    """A copy of a tensor with these positions of each dimension."""
+    """Return a copy of a tensor with these positions of each dimension."""
     for dim, found in enumerate(positions):
         if len(found) != tensor.shape[dim] or (np.diff(found) != 1).any():
             tensor = tensor.index_select(dim, torch.from_numpy(found).to(tensor.device))
@@ -144,7 +161,7 @@ def _sliced(tensor: torch.Tensor, positions: Sequence[Indices]) -> torch.Tensor:
 
 
 def _resize(node: Node, argument: SizeArgument, term: Term, lengths: Mapping[Prim, int]) -> None:
-    """Write the size that a term has when some axes have other lengths; leave it alone when it is what it was."""
+    """Write the size of a term for new lengths of some axes; an unchanged size is not written."""
     new = size(term, lengths)
     if new == size(term):
         return

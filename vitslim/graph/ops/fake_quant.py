@@ -1,8 +1,7 @@
 """The operators `vitslim::fake_quant` and `vitslim::dynamic_fake_quant`: quantize and dequantize in floating point.
 
-One node in the graph each, with an ONNX lowering of its own (specs, ONNX lowering, section 1). Scales are learnable by
-the gradients of learned step size quantization (LSQ, Esser et al., ICLR 2020), so that one graph serves calibration,
-training and export.
+Each is one node of a graph and has one ONNX translation. Scales are trained with the gradients of learned step size
+quantization (LSQ, Esser et al., ICLR 2020), so calibration, training and export use the same graph.
 """
 
 from __future__ import annotations
@@ -12,74 +11,78 @@ import math
 import torch
 from torch import Tensor
 
-MIN_SCALE = torch.finfo(torch.float32).tiny
-"""A scale below the smallest normal number would make `x / scale` overflow."""
+QUANTIZER_PREFIX = "vitslim.q."
+"""Prefix of the parameters and buffers that hold scales and zero points."""
 
-DYNAMIC_TOP = 255
-"""Largest code of a dynamic quantizer: that of the ONNX operator DynamicQuantizeLinear."""
+MIN_SCALE = torch.finfo(torch.float32).tiny
+"""Smallest allowed scale, the smallest normal number: below it `x / scale` overflows."""
+
+DYNAMIC_MAX = 255
+"""Largest integer of a dynamic quantizer, as in the ONNX operator DynamicQuantizeLinear."""
 
 
 def integer_range(bits: int, narrow: bool) -> tuple[int, int]:
-    """Smallest and largest code of a signed type: (-127, 127) for 8 narrow bits, (-128, 127) for 8 full ones.
-
-    Inputs use the full range, which is what QuantizeLinear clips to.
-    """
+    """Smallest and largest integer of a signed type: (-127, 127) for 8 bits narrow, (-128, 127) for the full range."""
     top: int = 2 ** (bits - 1) - 1
     return (-top if narrow else -top - 1), top
 
 
-def weight_range(bits: int, block: int) -> tuple[int, int]:
-    """Smallest and largest code of a weight: symmetric about zero, as integer products want it, and the full range for
-    weights in blocks, which are multiplied as floats."""
-    return integer_range(bits, narrow=not block)
+def weight_range(bits: int, group_size: int) -> tuple[int, int]:
+    """Smallest and largest integer of a weight.
+
+    Symmetric about zero for integer matmuls; the full range for per-group weights, which are multiplied in float.
+    """
+    return integer_range(bits, narrow=not group_size)
 
 
-def input_range(bits: int, zero_point: int | None) -> tuple[int, int]:
-    """Smallest and largest code of an input: signed without a zero point, else unsigned, (0, 255) for 8 bits."""
+def activation_range(bits: int, zero_point: int | None) -> tuple[int, int]:
+    """Smallest and largest integer of an activation, the range that QuantizeLinear clips to.
+
+    Signed without a zero point, else unsigned: (0, 255) for 8 bits.
+    """
     return integer_range(bits, narrow=False) if zero_point is None else (0, 2**bits - 1)
 
 
-def integer_codes(
-    x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int | Tensor = 0, block: int = 0
+def to_integers(
+    x: Tensor, scale: Tensor, axis: int | None, qmin: int, qmax: int, zero_point: int | Tensor = 0, group_size: int = 0
 ) -> Tensor:
-    """Integer codes `clamp(round(x / scale) + zero_point, qmin, qmax)` as a tensor of x's type; ties go to even.
+    """Return `clamp(round(x / scale) + zero_point, qmin, qmax)` in the dtype of `x`; ties round to even.
 
-    `scale` has no dimension when `axis` is None, else one entry for each index of that axis of `x`; with a block, the
-    dimensions of `x` but for one entry a run of `block` along `axis`. `zero_point` is one number, or like `scale`.
+    scale: shape () for `axis` None, else (x.shape[axis],); with a `group_size` the shape of `x`, except that the
+    dimension `axis` has one entry for each group. zero_point: one integer, or a tensor of the scale's shape.
     """
-    zero = _spread_zero(zero_point, x, axis, block)
+    zero = _expand_zero_point(zero_point, x, axis, group_size)
     # In place on the quotient: activations are large, and one temporary instead of four halves the time.
-    return (x / spread_scale(scale, x, axis, block)).round_().add_(zero).clamp_(qmin, qmax)
+    return (x / expand_scale(scale, x, axis, group_size)).round_().add_(zero).clamp_(qmin, qmax)
 
 
-def _spread_zero(zero_point: int | Tensor, x: Tensor, axis: int | None, block: int) -> int | Tensor:
-    return spread_scale(zero_point, x, axis, block) if isinstance(zero_point, Tensor) else zero_point
+def _expand_zero_point(zero_point: int | Tensor, x: Tensor, axis: int | None, group_size: int) -> int | Tensor:
+    return expand_scale(zero_point, x, axis, group_size) if isinstance(zero_point, Tensor) else zero_point
 
 
-def spread_scale(scale: Tensor, x: Tensor, axis: int | None, block: int = 0) -> Tensor:
-    """The scale in a shape that broadcasts over x."""
+def expand_scale(scale: Tensor, x: Tensor, axis: int | None, group_size: int = 0) -> Tensor:
+    """Return the scale in a shape that broadcasts to `x`."""
     if axis is None:
         return scale
-    if block:
-        return scale.repeat_interleave(block, dim=axis).narrow(axis, 0, x.shape[axis])
+    if group_size:
+        return scale.repeat_interleave(group_size, dim=axis).narrow(axis, 0, x.shape[axis])
     return scale.reshape([-1 if dim == axis else 1 for dim in range(x.dim())])
 
 
 @torch.library.custom_op("vitslim::fake_quant", mutates_args=())
 def fake_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no classes
-    x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, block: int,
-    zeros: Tensor | None = None,
+    x: Tensor, scale: Tensor, zero_point: int, axis: int | None, qmin: int, qmax: int, group_size: int,
+    zero_points: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Values of `x` that its quantized form can represent.
+    """Return `(integers - zero_point) * scale`, the values of `x` after quantization; same shape and dtype as `x`.
 
     x: float tensor of any shape. scale: float, positive, shape () for `axis` None, else (x.shape[axis],); with
-    `block` > 0 of x's shape but for ceil(x.shape[axis] / block) entries along `axis`. axis: not negative. zeros: float
-    of the scale's shape, whole numbers that stand in place of `zero_point`.
-    Returns a tensor like x: `(codes - zero_point) * scale`.
+    `group_size` > 0 the shape of x, except for ceil(x.shape[axis] / group_size) entries along `axis`. axis: not
+    negative. zero_points: integers as float in the scale's shape; they replace `zero_point`.
     """
-    zero = zero_point if zeros is None else zeros
-    codes = integer_codes(x, scale, axis, qmin, qmax, zero, block)
-    return codes.sub_(_spread_zero(zero, x, axis, block)).mul_(spread_scale(scale, x, axis, block))
+    zero = zero_point if zero_points is None else zero_points
+    integers = to_integers(x, scale, axis, qmin, qmax, zero, group_size)
+    return integers.sub_(_expand_zero_point(zero, x, axis, group_size)).mul_(expand_scale(scale, x, axis, group_size))
 
 
 @fake_quant.register_fake
@@ -90,51 +93,51 @@ def _fake(  # noqa: PLR0913, PLR0917
     axis: int | None,  # noqa: ARG001
     qmin: int,  # noqa: ARG001
     qmax: int,  # noqa: ARG001
-    block: int,  # noqa: ARG001
-    zeros: Tensor | None = None,  # noqa: ARG001
+    group_size: int,  # noqa: ARG001
+    zero_points: Tensor | None = None,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty_like(x)
 
 
 def fake_quant_gradients(
     gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int | Tensor, axis: int | None, limits: tuple[int, int],
-    block: int,
+    group_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Straight-through gradient of x and learned-step-size gradient of the scale (LSQ, sections 2.1 and 2.2).
+    """Straight-through gradient of `x` and LSQ gradient of the scale (Esser et al., ICLR 2020, sections 2.1 and 2.2).
 
     Inside the range the gradient of x passes and that of the scale is `round(x/s) - x/s`; outside, x gets none and
-    the scale gets the distance of the clipped code from zero. The scale's gradient is divided by
-    `sqrt(elements per scale * qmax)`, so that its steps stay in proportion to those of the weights.
+    the scale gets the distance of the clipped integer from zero. The scale's gradient is divided by
+    `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights.
     """
-    ratio = x / spread_scale(scale, x, axis, block) + zero_point
+    ratio = x / expand_scale(scale, x, axis, group_size) + zero_point
     qmin, qmax = limits
     clipped = torch.clamp(torch.round(ratio), qmin, qmax)
     inside = (ratio >= qmin) & (ratio <= qmax)
     slope = torch.where(inside, clipped - ratio, clipped - zero_point) * gradient
     elements = x.numel() / max(scale.numel(), 1)
-    return gradient * inside, _summed(slope, axis, block, scale) / math.sqrt(max(elements * qmax, 1.0))
+    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * qmax, 1.0))
 
 
-def _summed(slope: Tensor, axis: int | None, block: int, scale: Tensor) -> Tensor:
-    """The sum over all elements that share a scale, in the shape of the scale."""
-    if block and axis is not None:
-        run = torch.arange(slope.shape[axis], device=slope.device) // block
-        return torch.zeros_like(scale).index_add_(axis, run, slope)
+def _sum_to_scale(slope: Tensor, axis: int | None, group_size: int, scale: Tensor) -> Tensor:
+    """Sum over all elements that share a scale; the result has the shape of the scale."""
+    if group_size and axis is not None:
+        group = torch.arange(slope.shape[axis], device=slope.device) // group_size
+        return torch.zeros_like(scale).index_add_(axis, group, slope)
     others = [dim for dim in range(slope.dim()) if dim != axis]
     return slope.sum(others) if others else slope
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, scale, zero_point, axis, qmin, qmax, block, zeros = inputs
-    ctx.save_for_backward(x, scale, zeros)  # type: ignore[arg-type]
-    ctx.arguments = (zero_point, axis, (qmin, qmax), block)  # type: ignore[attr-defined]
+    x, scale, zero_point, axis, qmin, qmax, group_size, zero_points = inputs
+    ctx.save_for_backward(x, scale, zero_points)  # type: ignore[arg-type]
+    ctx.arguments = (zero_point, axis, (qmin, qmax), group_size)  # type: ignore[attr-defined]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale, zeros = ctx.saved_tensors  # type: ignore[attr-defined]
-    zero_point, axis, limits, block = ctx.arguments  # type: ignore[attr-defined]
-    zero = _spread_zero(zero_point if zeros is None else zeros, x, axis, block)
-    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, zero, axis, limits, block)
+    x, scale, zero_points = ctx.saved_tensors  # type: ignore[attr-defined]
+    zero_point, axis, limits, group_size = ctx.arguments  # type: ignore[attr-defined]
+    zero = _expand_zero_point(zero_point if zero_points is None else zero_points, x, axis, group_size)
+    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, zero, axis, limits, group_size)
     return x_gradient, scale_gradient, None, None, None, None, None, None
 
 
@@ -143,16 +146,16 @@ fake_quant.register_autograd(_backward, setup_context=_setup_context)
 
 @torch.library.custom_op("vitslim::dynamic_fake_quant", mutates_args=())
 def dynamic_fake_quant(x: Tensor) -> Tensor:
-    """Values of `x` that 256 codes between its own smallest and largest value, zero included, can represent.
+    """Quantize `x` to 8 bits with the scale and zero point of its own range, which includes zero, and dequantize it.
 
-    As the ONNX operator DynamicQuantizeLinear: one scale and one zero point for the whole tensor. A tensor of zeros
-    stays as it is.
+    The same as the ONNX operator DynamicQuantizeLinear: one scale and one zero point for the whole tensor. A tensor of
+    zeros is returned unchanged.
     """
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
-    scale = ((high - low) / DYNAMIC_TOP).clamp(min=MIN_SCALE)
-    zero_point = torch.clamp(torch.round(-low / scale), 0, DYNAMIC_TOP)
-    codes = (x / scale).round_().add_(zero_point).clamp_(0, DYNAMIC_TOP)
-    return codes.sub_(zero_point).mul_(scale)
+    scale = ((high - low) / DYNAMIC_MAX).clamp(min=MIN_SCALE)
+    zero_point = torch.clamp(torch.round(-low / scale), 0, DYNAMIC_MAX)
+    integers = (x / scale).round_().add_(zero_point).clamp_(0, DYNAMIC_MAX)
+    return integers.sub_(zero_point).mul_(scale)
 
 
 @dynamic_fake_quant.register_fake
@@ -161,8 +164,11 @@ def _dynamic_fake(x: Tensor) -> Tensor:
 
 
 def _pass_through(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG001
-    """No value lies outside the range, so the straight-through gradient is the gradient."""
+    """Return the gradient unchanged: no value lies outside the range."""
     return gradient
 
 
 dynamic_fake_quant.register_autograd(_pass_through)
+
+FAKE_QUANT = torch.ops.vitslim.fake_quant.default
+DYNAMIC_FAKE_QUANT = torch.ops.vitslim.dynamic_fake_quant.default

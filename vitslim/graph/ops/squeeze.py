@@ -1,11 +1,11 @@
 """Token squeezing (TPS, CVPR 2023, arXiv 2304.10716) as two operators that are one node each in a graph.
 
 Both are composites of ordinary operators, so autograd, torch.export and the ONNX exporter need nothing else: top-k,
-gathering by index, matrix products and a comparison, all with a constant number of kept tokens and a free batch size.
+gathering by index, matmuls and a comparison, all with a constant number of kept tokens and a free batch size.
 
 Multiply-accumulates for one image, with H heads of width d, N tokens, Np squeezed and Nr kept patch tokens of width C:
 class attention H*N*d, similarity Np*Nr*C, fusion Nr*Np*C. The cost table of the paper's methods counts the similarity
-alone; vitslim counts every matrix product.
+alone; vitslim counts every matmul.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ NORM_EPSILON = 1e-6
 
 TIE_STEP = 2.0**-40
 TIE_FLOOR = 1e-50
-"""Far below the smallest float32: lets scores of exactly zero differ as well."""
+"""Far below the smallest float32, so that scores of exactly zero are ordered too."""
 
 
 def class_attention(q: torch.Tensor, k: torch.Tensor, scale: float, prefix: int) -> torch.Tensor:
-    """How much the class token attends to each patch token: mean over heads of its row of the attention matrix.
+    """Return the attention of the class token to each patch token, averaged over heads.
 
     q, k: (B, H, N, d) float, the class token first. `prefix` counts the tokens that are no patches (class token,
     distillation token, registers): they take part in the softmax and are then left out.
@@ -36,7 +36,7 @@ def class_attention(q: torch.Tensor, k: torch.Tensor, scale: float, prefix: int)
 
 
 def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
-    """Keep the patch tokens with the highest score and squeeze each of the others into the kept one most like it.
+    """Keep the patch tokens with the highest scores and add each other token to the most similar kept one.
 
     x: (B, P + N, C) float, P prefix tokens first, which pass unchanged. score: (B, N). keep: 1 to N.
     Returns (B, P + keep, C); kept tokens stay in their order. Of equal scores the lower index wins.
@@ -54,7 +54,7 @@ def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Ten
 
 
 def _distinct(score: torch.Tensor) -> torch.Tensor:
-    """The same order of scores in [0, inf) in float64, with ties broken in favor of lower indices.
+    """Return scores in float64 with the same order, from [0, inf), and ties broken in favor of lower indices.
 
     torch.topk leaves the order of equal values open, and a stable sort has no ONNX form. Two float32 numbers differ by
     at least 2^-24 of the larger one, so relative steps of TIE_STEP (up to 2^14 tokens) never change their order.
@@ -101,7 +101,7 @@ def _register() -> Library:
 
 
 _LIBRARY = _register()
-"""The registration lasts as long as this object."""
+"""The operators stay registered as long as this object exists."""
 
 CLASS_ATTENTION = torch.ops.vitslim.class_attention.default
 SQUEEZE_TOKENS = torch.ops.vitslim.squeeze_tokens.default

@@ -12,9 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import vitslim
-from vitslim.graph.edits.records import FakeQuantSite, InsertFakeQuant, Mask
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sparse import TWO_FOUR
+from vitslim.sparsity import TWO_FOUR, is_two_four
 from vitslim.units import FLOAT_BITS
 from vitslim.workload.onnx_file import METADATA_PREFIX
 
@@ -107,16 +107,6 @@ def _bits(kind: ir.DataType) -> int:
     return int(kind.bitwidth)
 
 
-def is_two_four(values: NDArray[Any]) -> bool:
-    """Whether each run of four weights along the reduction axis of (out, in) has at most two that are not zero.
-
-    The reduction of a convolution (out, in, height, width) runs over all that one output sums up (GPUSQ, section 2).
-    """
-    if values.size == 0 or values[0].size % 4:
-        return False
-    return bool((np.count_nonzero(values.reshape(-1, 4), axis=1) <= 2).all())
-
-
 def masked_layers(graph: ModelGraph) -> dict[str, str]:
     """Names of the weights that a stage masked, with the pattern of the mask."""
     masks = [edit for edit in graph.edits if isinstance(edit, Mask)]
@@ -136,7 +126,9 @@ def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
     mask = mask.reshape(weight.values.shape)  # a convolution of patches is stored as a matrix
     if weight.values[~mask].any():
         return False
-    return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(weight.values)
+    return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(
+        weight.values.reshape(len(weight.values), -1) == 0
+    )
 
 
 def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> tuple[LayerAnnotation, ...]:
@@ -169,9 +161,9 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
     return LayerAnnotation(
         layer=weight.name,
         weight_bits=site.weight_bits if site else weight.bits,
-        activation_bits=min(_input_bits(node), site.input_bits) if site else _input_bits(node),
+        activation_bits=min(_input_bits(node), site.activation_bits) if site else _input_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
-        granularity=f"group:{site.block}" if site and site.block else granularity,
+        granularity=f"group:{site.group_size}" if site and site.group_size else granularity,
     )
 
 

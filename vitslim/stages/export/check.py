@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitslim.errors import InputError, StageError
-from vitslim.graph.edits.fake_quant import layer_nodes, quantized_layers, weight_codes
+from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes, quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
 from vitslim.training.evaluate import agreement, shown_below, sqnr_db
@@ -122,7 +122,7 @@ def check_stored_weights(path: Path, graph: ModelGraph) -> None:
     stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
     layers = layer_nodes(graph.module)
     for name in sorted(quantized_layers(graph.module)):
-        if not _is_stored(stored, name, weight_codes(graph.module, layers[name][0].args[1]).numpy()):
+        if not _is_stored(stored, name, integer_weights(graph.module, layers[name][0].args[1]).numpy()):
             raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantizer")
     masked = masked_layers(graph)
     for weight in stored:

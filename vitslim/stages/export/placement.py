@@ -17,19 +17,19 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
+from vitslim.graph.edits import FakeQuantSite, QuantizeAttention
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import (
-    has_input_scale,
-    input_scale_name,
+    activation_scale_name,
+    has_activation_scale,
     insert_fake_quant,
     remove_fake_quant,
 )
 from vitslim.graph.edits.quantize_attention import quantize_attention
 from vitslim.graph.edits.read_pixels import pixel_layers
-from vitslim.graph.edits.records import FakeQuantSite, QuantizeAttention
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import sketch
 from vitslim.progress import Progress
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
@@ -109,7 +109,7 @@ def _ladders(graph: ModelGraph, context: StageContext) -> Iterator[Iterator[tupl
     base = {w: site if w in products else _float(site) for w, site in quantizer_sites(graph).items()}
     scales = tensors_of(graph.module)
     forms = {"static": base}
-    if any(map(has_input_scale, base.values())):
+    if any(map(has_activation_scale, base.values())):
         known = pixel_layers(graph) | divided_layers(graph)
         forms["dynamic"] = {w: site if w in known else _dynamic(site) for w, site in base.items()}
     around = {"": plain}
@@ -156,7 +156,7 @@ def _multiplications(graph: ModelGraph) -> dict[str, int]:
     read = graph.copy()
     compute_what_is_read(read)
     found, costs = sketch(read), Counter[str]()
-    for product in found.products:
+    for product in found.matmuls:
         costs[product.weight] += product.macs(found.axes)
     return costs
 
@@ -164,17 +164,17 @@ def _multiplications(graph: ModelGraph) -> dict[str, int]:
 def _noise(
     plain: ModelGraph, sites: Mapping[str, FakeQuantSite], scales: Mapping[str, Tensor], context: StageContext
 ) -> dict[str, float]:
-    quantized = [site for site in sites.values() if site.input_bits < FLOAT_BITS]
-    quantizers = {s.weight: input_quantizer(s, scales.get(input_scale_name(s.weight))) for s in quantized}
+    quantized = [site for site in sites.values() if site.activation_bits < FLOAT_BITS]
+    quantizers = {s.weight: input_quantizer(s, scales.get(activation_scale_name(s.weight))) for s in quantized}
     return measure_noise(plain, quantizers, context)
 
 
 def _float(site: FakeQuantSite) -> FakeQuantSite:
-    return replace(site, input_bits=FLOAT_BITS, zero_point=None, dynamic=False)
+    return replace(site, activation_bits=FLOAT_BITS, zero_point=None, dynamic=False)
 
 
 def _dynamic(site: FakeQuantSite) -> FakeQuantSite:
-    return replace(site, input_bits=8, zero_point=None, dynamic=True) if has_input_scale(site) else site
+    return replace(site, activation_bits=8, zero_point=None, dynamic=True) if has_activation_scale(site) else site
 
 
 class _Judge:

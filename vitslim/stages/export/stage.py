@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitslim.data import Dataset
 from vitslim.errors import Problem
+from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
@@ -18,7 +19,6 @@ from vitslim.stages.export.placement import choose_placement
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
-MODEL_FILE = "model.onnx"
 BATCH = 16
 JUDGED_IMAGES = 64
 """File and graph are compared on so many calibration images, at most."""

@@ -29,7 +29,7 @@ def fake_quant(
     axis: int | None = None,  # noqa: ARG001 - inputs have one scale
     qmin: int = 0,
     qmax: int = 0,
-    block: int = 0,  # noqa: ARG001
+    group_size: int = 0,  # noqa: ARG001
 ) -> Any:
     """QuantizeLinear and DequantizeLinear of an input, behind a Clip where its range is below that of the type."""
     codes_type = np.uint8 if qmin == 0 else np.int8
@@ -47,17 +47,19 @@ def dynamic_fake_quant(x: FLOAT) -> Any:
     return opset21.DequantizeLinear(codes, scale, zero)
 
 
-def dequantize(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0, zeros: INT8 | None = None) -> Any:
-    """The stored codes of a weight as float.
+def dequantize(
+    integers: INT8, scale: FLOAT, axis: int = 0, group_size: int = 0, zero_points: INT8 | None = None
+) -> Any:
+    """DequantizeLinear of a stored weight.
 
-    Zero points are written out where each channel has one: ONNX Runtime puts a single one in the place of none.
+    Per-channel zero points are written out: ONNX Runtime replaces missing ones by a single zero point.
     """
-    if block and zeros is not None:
-        return opset21.DequantizeLinear(codes, scale, zeros, axis=axis, block_size=block)
-    if block:
-        return opset21.DequantizeLinear(codes, scale, axis=axis, block_size=block)
-    zeros = _constant(np.zeros(_shape(scale), np.int8))
-    return opset21.DequantizeLinear(codes, scale, zeros, axis=axis)
+    if group_size and zero_points is not None:
+        return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis, block_size=group_size)
+    if group_size:
+        return opset21.DequantizeLinear(integers, scale, axis=axis, block_size=group_size)
+    zero_points = _constant(np.zeros(_shape(scale), np.int8))
+    return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -15,20 +15,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from vitslim.graph.attention import parameter_of
 from vitslim.graph.axes import AxisTable, Prim
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensors_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
-from vitslim.stages.quantize.smoothing.channels import MOVES, NORMS, Equalizable, find_equalizable, used_once
+from vitslim.stages.quantize.smoothing.channels import Equalizable, find_equalizable, used_once
 
 aten = torch.ops.aten
-
-PASSING = (
-    *MOVES, aten.expand.default, aten.clone.default, aten.dropout.default, aten.contiguous.default,
-)  # fmt: skip
-"""Operators that treat all channels alike, where the channels are a dimension of what goes in and of what comes out."""
 
 
 class FixedAxisError(Exception):
@@ -60,7 +55,7 @@ class Stream:
 def find_streams(graph: ModelGraph) -> tuple[tuple[Stream, ...], dict[str, str]]:
     """The residual streams that can be turned, and of all other axes that norms go over what stands in the way, by
     name."""
-    norms = [node for node in graph.module.graph.nodes if is_op(node, *NORMS)]
+    norms = [node for node in graph.module.graph.nodes if has_trait(node, Trait.ROW_NORM)]
     axes = dict.fromkeys(term for node in norms if isinstance(term := graph.axes.terms(node)[-1], Prim))
     foldable = {place.weight: place for place in find_equalizable(graph)}
     streams, fixed = list[Stream](), dict[str, str]()
@@ -107,7 +102,7 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalizable]) 
     norms, scales = list[Equalizable](), list[LayerScale]()
     calls = [node for node in graph.module.graph.nodes if node.op == "call_function"]
     for node in (call for call in calls if _touches(table, call, axis)):
-        if is_op(node, *NORMS):
+        if has_trait(node, Trait.ROW_NORM):
             norms += _norm(node, foldable)
         elif is_op(node, aten.mul.Tensor):
             scales.append(_layer_scale(graph, node, axis))
@@ -144,7 +139,7 @@ def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
     kept = all(axis in table.terms(one) for one in _tensors(table, node))
     if is_op(node, aten.add.Tensor, aten.sub.Tensor):
         return kept and len(node.all_input_nodes) == len(node.args)
-    return kept and is_op(node, aten.cat.default, *PASSING)
+    return kept and (is_op(node, aten.cat.default) or has_trait(node, Trait.MOVES, Trait.COPIES))
 
 
 def _norm(norm: Node, foldable: Mapping[str, Equalizable]) -> list[Equalizable]:

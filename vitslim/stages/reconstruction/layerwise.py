@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
-from vitslim.graph.attention import parameter_of
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.progress import Progress
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, row_weights

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from vitslim.errors import Problem
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Etps
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.branches import find_branches
+from vitslim.graph.anatomy import find_anatomy, find_branches
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages.training import Features
 

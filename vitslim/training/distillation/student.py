@@ -8,8 +8,8 @@ import torch
 from torch.fx import GraphModule
 
 from vitslim.errors import Problem, StageError
+from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import tensor_shapes
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
 from vitslim.results import LayerNote

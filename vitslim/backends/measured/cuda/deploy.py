@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.backends.measured.cuda.linears import Int8Linear, TwoFourLinear
-from vitslim.graph.device import name_device
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, bypass_quantizers, layer_nodes
-from vitslim.graph.edits.records import Mask, QuantizeAttention
-from vitslim.graph.edits.scale_inputs import FACTOR_PREFIX
+from vitslim.graph.device import set_constant_device
+from vitslim.graph.edits import Mask, QuantizeAttention
+from vitslim.graph.edits.fake_quant import bypass_quantizers, layer_nodes
+from vitslim.graph.edits.scale_activations import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
-from vitslim.graph.ops.fake_quant import integer_codes
-from vitslim.graph.sparse import TWO_FOUR
+from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers
+from vitslim.sparsity import TWO_FOUR
 
 aten = torch.ops.aten
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
@@ -73,7 +73,7 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
     if group_size:
         return None
     scale, input_scale = (tensors[one.target].detach() for one in (scale, input_scale))
-    integers = integer_codes(weight, scale, axis, low, high).to(torch.int8)
+    integers = to_integers(weight, scale, axis, low, high).to(torch.int8)
     bias, factor = argument(node, 2), _factor(_operands(x)[0])
     return Int8Linear(
         integers,
@@ -145,4 +145,4 @@ def move_tensors(module: GraphModule, device: str, kind: torch.dtype) -> None:
                 dtype = floats if tensor.is_floating_point() and floats else tensor.dtype
                 moved = tensor.detach().to(device, dtype)
                 setattr(owner, leaf, nn.Parameter(moved, requires_grad=False) if leaf in owner._parameters else moved)
-    name_device(module, torch.device(device))
+    set_constant_device(module, torch.device(device))

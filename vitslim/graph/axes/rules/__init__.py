@@ -13,6 +13,9 @@ A rule for a new operator, which reverses nothing but the halves of a dimension,
 
 with a line in the table below it and one in the CASES of its test. `scope.tie` says that two terms list the same
 indices, `scope.freeze` that none may go or move, `scope.size` that an argument is the length of a term.
+
+Besides its rule, an operator can have traits (`axes/traits.py`): whether it is elementwise, a norm, a matmul, moves
+values only. They stand in the `TRAITS` of the same files, under full names with the overload.
 """
 
 from __future__ import annotations
@@ -21,16 +24,33 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vitslim.graph.axes.rules import elementwise, images, layers, parts, positions, products, shapes, tokens
+from vitslim.graph.axes.rules import elementwise, images, layers, matmuls, parts, positions, rearrange, tokens
 from vitslim.graph.axes.scope import Rule
+from vitslim.graph.axes.traits import Trait, Traits
 
 RULES: Mapping[Any, Rule] = MappingProxyType(
     layers.RULES
-    | products.RULES
-    | shapes.RULES
+    | matmuls.RULES
+    | rearrange.RULES
     | parts.RULES
     | positions.RULES
     | images.RULES
     | elementwise.RULES
     | tokens.RULES
 )
+"""Name of an operator to its axis rule."""
+
+_LISTED: tuple[Traits, ...] = (
+    layers.TRAITS,
+    matmuls.TRAITS,
+    rearrange.TRAITS,
+    parts.TRAITS,
+    positions.TRAITS,
+    elementwise.TRAITS,
+    tokens.TRAITS,
+)
+
+TRAITS: Mapping[Trait, frozenset[str]] = MappingProxyType(
+    {trait: frozenset(name for listed in _LISTED for name in listed.get(trait, ())) for trait in Trait}
+)
+"""Trait to the full names of all operators that have it."""

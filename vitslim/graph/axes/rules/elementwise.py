@@ -1,4 +1,4 @@
-"""Operators that work on each element, reduce a dimension, or make a tensor from numbers."""
+"""Operators that are elementwise, reduce a dimension, or create a tensor from numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, Dims
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def elementwise(scope: Scope, node: Node) -> Dims:
@@ -16,7 +17,7 @@ def elementwise(scope: Scope, node: Node) -> Dims:
 
 
 def same(scope: Scope, node: Node) -> Dims:
-    """The result is arranged as the first operand."""
+    """The result has the terms of the first operand."""
     return scope.of(node.args[0])
 
 
@@ -35,14 +36,14 @@ def moments(scope: Scope, node: Node) -> Results:
 
 
 def extreme(scope: Scope, node: Node) -> Results:
-    """The largest or smallest and its place; who looks at the place alone needs the order."""
+    """The largest or smallest value and its position; users of the position depend on the order."""
     if any(user.args[1] == 1 for user in node.users):
         place(scope, node)
     return [reduction(scope, node)] * 2
 
 
 def place(scope: Scope, node: Node) -> Dims:
-    """Where along a dimension something is."""
+    """The position of a value along a dimension."""
     (x,) = scope.operands(node, "self")
     dim = scope.value(node, "dim")
     scope.freeze(x if dim is None else (x[int(dim)],), "is searched for a place")
@@ -60,7 +61,7 @@ def total(scope: Scope, node: Node) -> Dims:  # noqa: ARG001 - any operand will 
 
 
 def filled(scope: Scope, node: Node) -> Dims:
-    """The same number everywhere: as long as it is asked to be."""
+    """A tensor of one repeated number, with the requested size."""
     result = scope.fresh(scope.shape(node))
     scope.sizes(node, "size", result)
     return result
@@ -80,7 +81,7 @@ UNCHANGED = (
     "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
 )  # fmt: skip
 UNTAGGED = ("hardswish", "hardsigmoid", "hardtanh", "relu6", "mish")
-"""Elementwise all the same, though torch does not say so."""
+"""Elementwise operators without torch's pointwise tag."""
 NUMBERED = ("arange", "linspace", "eye", "scalar_tensor")
 FILLED = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 
@@ -99,3 +100,29 @@ RULES: dict[Any, Rule] = {
     **{f"aten.{name}": numbered for name in NUMBERED},
     **{f"aten.{name}": filled for name in FILLED},
 }
+
+_ARITHMETIC = ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor")
+_ACTIVATIONS = ("aten.gelu.default", "aten.relu.default", "aten.silu.default")
+_ROWWISE = (*_ARITHMETIC, *_ACTIVATIONS, "aten.abs.default", "aten.clamp.default")
+
+TRAITS: Traits = {
+    Trait.ADDITION: ("aten.add.Tensor", "aten.add_.Tensor"),
+    Trait.SOFTMAX: ("aten.softmax.int", "aten._softmax.default"),
+    Trait.LOGITS: (
+        *_ARITHMETIC, "aten.masked_fill.Scalar", "aten.to.dtype", "aten.type_as.default", "aten.dropout.default",
+    ),
+    Trait.MOVES: ("aten.mean.dim",),
+    Trait.COPIES: ("aten.clone.default", "aten.dropout.default", "aten.contiguous.default"),
+    Trait.ROWWISE: _ROWWISE,
+    Trait.INDEXWISE: (
+        *_ROWWISE, "aten.sigmoid.default", "aten.tanh.default", "aten.clone.default", "aten.contiguous.default",
+    ),
+    Trait.COMBINES: ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"),
+    Trait.SAME_SHAPE: (
+        *_ARITHMETIC, *_ACTIVATIONS, "aten.softmax.int", "aten.sigmoid.default", "aten.hardswish.default",
+        "aten.hardsigmoid.default", "aten.hardtanh.default",
+    ),
+    Trait.BOUNDED_BELOW: (
+        *_ACTIVATIONS, "aten.hardswish.default", "aten.softplus.default", "aten.mish.default",
+    ),
+}  # fmt: skip

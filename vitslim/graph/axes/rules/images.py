@@ -13,12 +13,12 @@ IN_PATCH = "is a position in a patch"
 
 
 def resampled(scope: Scope, node: Node) -> Dims:
-    """Pooling and interpolation over all dimensions behind the channels."""
+    """Pooling and interpolation over all dimensions after the channels."""
     x, shape = scope.of(node.args[0]), scope.shape(node)
     scope.freeze(x[2:], "is a position in an image that is resampled")
     places = scope.fresh(shape[2:], "is a position in the image")
     for old, new in zip(x[2:], places, strict=True):
-        scope.call(new, "tokens")
+        scope.set_kind(new, "tokens")
         if size(old) == size(new):
             scope.tie(old, new)
     return (*x[:2], *places)

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import Dims, join, product, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def linear(scope: Scope, node: Node) -> Dims:
@@ -53,7 +54,7 @@ def _slide(scope: Scope, places: Dims, kernel: Dims, shape: tuple[int, ...]) -> 
             continue
         scope.freeze((place,), "is a position that a kernel slides over")
         (new,) = scope.fresh((length,), "is a position in the image")
-        scope.call(new, "tokens")
+        scope.set_kind(new, "tokens")
         result.append(new)
     return tuple(result)
 
@@ -134,4 +135,15 @@ RULES: dict[Any, Rule] = {
     "aten.instance_norm": batch_norm,
     "aten.group_norm": group_norm,
     "aten.lstm.input": lstm,
+}
+
+TRAITS: Traits = {
+    Trait.LAYER: ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default"),
+    Trait.NORM: (
+        "aten.layer_norm.default",
+        "aten.rms_norm.default",
+        "aten.batch_norm.default",
+        "aten.group_norm.default",
+    ),
+    Trait.ROW_NORM: ("aten.layer_norm.default", "aten.rms_norm.default"),
 }

@@ -10,10 +10,11 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import UNIT, ConflictError, Dims, Term, join, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 
 def _replace(dims: Dims, dim: int, *terms: Term) -> Dims:
-    """Other terms in place of one dimension."""
+    """Return dims with one dimension replaced by other terms."""
     return (*dims[:dim], *terms, *dims[dim + 1 :])
 
 
@@ -34,7 +35,7 @@ def cat(scope: Scope, node: Node) -> Dims:
 
 
 def stack(scope: Scope, node: Node) -> Dims:
-    """The new dimension is one index a tensor end to end: none of them can go or move."""
+    """The new dimension is a concatenation of one index per tensor: none of them can be removed or moved."""
     operands = [scope.of(tensor) for tensor in scope.value(node, "tensors")]
     dim = scope.dim(node, len(operands[0]) + 1)
     dims = scope.pair(*operands)
@@ -50,7 +51,7 @@ def split_sizes(scope: Scope, node: Node) -> Results:
 
 
 def _split(scope: Scope, node: Node, name: str) -> Results:
-    """Each part is as long as its entry in the list says."""
+    """The length of each part is its entry in the list."""
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x))
     parts = _cuts(scope, x[dim], scope.value(node, name))
@@ -77,7 +78,7 @@ def select(scope: Scope, node: Node) -> Dims:
 
 
 def slice_(scope: Scope, node: Node) -> Dims:
-    """A part of a dimension; in steps, the first factor of a product of which one index is looked at."""
+    """A part of a dimension; with a step, the first factor of a product whose second factor has one kept index."""
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x))
     start, end, step = scope.value(node, "start") or 0, scope.value(node, "end"), int(scope.value(node, "step"))
@@ -144,3 +145,5 @@ RULES: dict[Any, Rule] = {
     "aten.narrow": narrow,
     "aten.glu": glu,
 }
+
+TRAITS: Traits = {Trait.MOVES: ("aten.select.int", "aten.slice.Tensor")}

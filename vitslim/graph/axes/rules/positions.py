@@ -1,4 +1,4 @@
-"""Operators to which the place of an index matters: tables, order, shifts and padding."""
+"""Operators that depend on the position of an index: tables, order, shifts and padding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import ConflictError, Dims, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 TABLE = "is read by a table of indices"
 
@@ -74,7 +75,7 @@ def shifted(scope: Scope, node: Node) -> Dims:
 
 
 def pad(scope: Scope, node: Node) -> Dims:
-    """Amounts before and behind, in pairs from the last dimension on."""
+    """Amounts before and after, in pairs, from the last dimension backward."""
     (x,) = scope.operands(node, "self")
     amounts: Sequence[object] = scope.value(node, "pad")
     result = list(x)
@@ -100,3 +101,5 @@ RULES: dict[Any, Rule] = {
     "aten.pad": pad,
     "aten.constant_pad_nd": pad,
 }
+
+TRAITS: Traits = {Trait.MOVES: ("aten.roll.default",)}

@@ -8,12 +8,13 @@ from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope
 from vitslim.graph.axes.terms import Dims, join, size
+from vitslim.graph.axes.traits import Trait, Traits
 
 COUNTS_TOKENS = "counts tokens"
 
 
 def class_attention(scope: Scope, node: Node) -> Dims:
-    """q, k (B, heads, n, d) to a score for each token behind the prefix (B, n - prefix)."""
+    """q, k (B, heads, n, d) to a score for each token after the prefix (B, n - prefix)."""
     q, k = scope.operands(node, "q", "k")
     batch, _, tokens, _ = scope.pair(q, k)
     _, patches = scope.terms.cut(tokens, int(scope.value(node, "prefix")))
@@ -22,23 +23,23 @@ def class_attention(scope: Scope, node: Node) -> Dims:
 
 
 def squeeze_tokens(scope: Scope, node: Node) -> Dims:
-    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): those that stay are an axis of their own."""
+    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): the kept tokens are a new axis."""
     x, score = scope.operands(node, "x", "score")
     prefix, patches = scope.terms.cut(x[1], size(x[1]) - size(score[1]))
     scope.tie(patches, score[1])
     scope.tie(x[0], score[0])
     (kept,) = scope.fresh((int(scope.value(node, "keep")),), COUNTS_TOKENS)
-    scope.call(kept, "tokens")
+    scope.set_kind(kept, "tokens")
     return (x[0], join((prefix, kept)), x[2])
 
 
 def fake_quant(scope: Scope, node: Node) -> Dims:
-    """Elementwise; the scale is one number, one for each index along `axis`, or one for each block along it."""
+    """Elementwise; the scale is one number, one for each index along `axis`, or one for each group along it."""
     x, scale = scope.operands(node, "x", "scale")
     axis = scope.value(node, "axis")
-    if scope.value(node, "block"):
-        for each in scope.operands(node, "scale", "zeros") if len(node.args) > 7 else (scale,):
-            scope.freeze((x[int(axis)], each[int(axis)]), "is quantized in blocks")
+    if scope.value(node, "group_size"):
+        for each in scope.operands(node, "scale", "zero_points") if len(node.args) > 7 else (scale,):
+            scope.freeze((x[int(axis)], each[int(axis)]), "is quantized in groups")
             for dim in set(range(len(x))) - {int(axis)}:
                 scope.tie(x[dim], each[dim])
     elif axis is not None:
@@ -57,4 +58,9 @@ RULES: dict[Any, Rule] = {
     "vitslim.squeeze_tokens": squeeze_tokens,
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
+}
+
+TRAITS: Traits = {
+    Trait.LOGITS: ("vitslim.fake_quant.default",),
+    Trait.INDEXWISE: ("vitslim.fake_quant.default", "vitslim.dynamic_fake_quant.default"),
 }

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes, weight_codes
+from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.graph.ops.dequantize import dequantize
+from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.graph_passes.patches import patches_as_rows
 from vitslim.stages.export.graph_passes.rows import work_on_rows
@@ -67,7 +67,7 @@ def lower_quantizers(graph: ModelGraph, target: Target) -> dict[str, Stored]:
         for node in nodes:
             (_sign_input if target == "portable" else _unsign_input)(module, node)
         bits = sites[weight].weight_bits
-        block = sites[weight].block if sites[weight].integer_scales else 0
+        block = sites[weight].group_size if sites[weight].integer_scales else 0
         found[weight] = Stored(bits, _form(nodes, target, bits), block)
         _store_codes(module, weight, quantizer)
     module.graph.eliminate_dead_code()
@@ -91,7 +91,7 @@ def _form(nodes: tuple[Node, ...], target: Target, bits: int) -> Form:
 def _store_codes(module: GraphModule, weight: str, quantizer: Node) -> None:
     """Replace a float weight by its codes, under the same name."""
     _, scale, _, axis, _, _, block, *zeros = quantizer.args
-    _put(module, weight, weight_codes(module, quantizer))
+    _put(module, weight, integer_weights(module, quantizer))
     for one in zeros:
         _put(module, parameter_of(one), tensor_of(module, parameter_of(one)))
     with module.graph.inserting_before(quantizer):

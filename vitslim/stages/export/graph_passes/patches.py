@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, layer_nodes
+from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
+from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
-from vitslim.graph.patches import is_of_patches
-from vitslim.graph.shapes import BATCH, tensor_shapes
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
+from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 
 aten = torch.ops.aten
 

@@ -16,20 +16,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from vitslim.graph.attention import parameter_of
-from vitslim.graph.edits.fake_quant import FAKE_QUANT
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op
-from vitslim.graph.shapes import BATCH, tensor_shapes
+from vitslim.graph.nodes import argument, is_op, parameter_of
+from vitslim.graph.ops.fake_quant import FAKE_QUANT
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
-
-ELEMENTWISE = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
-    aten.silu.default, aten.abs.default, aten.clamp.default,
-)  # fmt: skip
-NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
 
 def work_on_rows(graph: ModelGraph) -> None:
@@ -109,12 +103,12 @@ def _works_by_row(node: Node, shapes: Mapping[Node, Any]) -> bool:
     shape = shapes[node]
     if is_op(node, getitem):
         return True
-    if is_op(node, *NORMS):
+    if has_trait(node, Trait.ROW_NORM):
         return len(argument(node, 1)) == 1
     if is_op(node, aten.amax.default):
         return bool(argument(node, 1) == [-1] and argument(node, 2))
     operands = [shapes[given] for given in node.args if isinstance(given, Node)]
-    return is_op(node, *ELEMENTWISE) and all(one in (shape, (*shape[:-1], 1), shape[-1:], ()) for one in operands)
+    return has_trait(node, Trait.ROWWISE) and all(one in (shape, (*shape[:-1], 1), shape[-1:], ()) for one in operands)
 
 
 def _is_integer_product(node: Node) -> bool:

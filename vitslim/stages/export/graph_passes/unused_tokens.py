@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from vitslim.graph.edits.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
+from vitslim.graph.axes.operators import Trait, has_trait
+from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
-from vitslim.graph.shapes import BATCH, tensor_shapes
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
@@ -30,13 +30,6 @@ class Part(NamedTuple):
 
 Parts = dict[int, Part | None]
 """What an operator needs of its operands, by position; None: all. Missing ones are no tensors, or parameters."""
-
-ELEMENTWISE = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.gelu.default, aten.relu.default,
-    aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.clone.default, aten.contiguous.default,
-    aten.abs.default, aten.clamp.default,
-    FAKE_QUANT, DYNAMIC_FAKE_QUANT,
-)  # fmt: skip
 
 
 def compute_what_is_read(graph: ModelGraph) -> None:
@@ -97,7 +90,7 @@ def _needed(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
     """What a node needs to compute a part of its result; None where it cannot compute a part."""
     if node.op != "call_function" or not isinstance(shapes.get(node), tuple):
         return None
-    if is_op(node, *ELEMENTWISE):
+    if has_trait(node, Trait.INDEXWISE):
         operands = ((place, given) for place, given in enumerate(node.args) if isinstance(given, Node))
         return {place: _aligned(part, shapes[node], shapes[given]) for place, given in operands}
     rule = RULES.get(node.target)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitslim.graph.size import Size
-from vitslim.graph.sketch import ModelSketch
+from vitslim.graph.sketch import ModelSketch, Size
 from vitslim.recipe.stages import Budget
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def cost_function(
     without a table.
     """
     if budget.macs is not None:
-        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in sketch.products)
+        sizes = ((p.count, p.rows, p.reduce, p.columns) for p in sketch.matmuls)
         costs, share = _polynomial(sizes, sketch.axes, axes), budget.macs
     elif budget.params is not None:
         costs, share = _polynomial(((size,) for size in sketch.parameters.values()), sketch.axes, axes), budget.params
@@ -101,7 +100,7 @@ def gemms(sketch: ModelSketch, lengths: Mapping[str, int]) -> list[tuple[int, in
     """(count, rows, reduce, columns) of every matrix product for one image, with some axes at other lengths."""
     axes = {**sketch.axes, **lengths}
     return [
-        (p.count.value(axes), p.rows.value(axes), p.reduce.value(axes), p.columns.value(axes)) for p in sketch.products
+        (p.count.value(axes), p.rows.value(axes), p.reduce.value(axes), p.columns.value(axes)) for p in sketch.matmuls
     ]
 
 

@@ -7,10 +7,9 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, StageError
-from vitslim.graph.edits.records import Slice
+from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.graph.verify import verify_axes
 from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote

@@ -185,7 +185,7 @@ def _block_ratio(sketch: ModelSketch, config: DepGraph, axis: str) -> float:
 def _partners(sketch: ModelSketch) -> dict[str, set[tuple[str, ...]]]:
     """For each axis the axes that multiply with it, one tuple for each way in which it occurs in a layer's size."""
     found: dict[str, set[tuple[str, ...]]] = {}
-    for product in sketch.products:
+    for product in sketch.matmuls:
         if product.weight:
             for _, names in (*product.reduce.terms, *product.columns.terms):
                 for position, name in enumerate(names):

@@ -12,13 +12,12 @@ from torch.fx import GraphModule
 
 from vitslim.data import batches
 from vitslim.errors import Problem, StageError
-from vitslim.graph.branches import Branch, find_branches
-from vitslim.graph.edits.records import RemoveBlock
-from vitslim.graph.edits.remove_block import remove_blocks, without_branches
+from vitslim.graph.anatomy import Branch, find_branches
+from vitslim.graph.axes.tensor_shapes import tensor_shapes
+from vitslim.graph.edits import RemoveBlocks
+from vitslim.graph.edits.remove_blocks import remove_blocks, without_branches
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.shapes import tensor_shapes
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Depth
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
@@ -87,7 +86,7 @@ class DepthStage:
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """As many units went as promised, with their parameters and no others, and what stays is what it was."""
         edit = after.edits[-1] if len(after.edits) > len(before.edits) else None
-        if not isinstance(edit, RemoveBlock) or len(edit.names) != self.config.remove:
+        if not isinstance(edit, RemoveBlocks) or len(edit.names) != self.config.remove:
             return [Problem("remove", f"{self.config.remove} {_plural(self.config.unit)} did not go")]
         branches = find_branches(before.module, tensor_shapes(before.module, before.source.image))
         dead = {name for b in branches if {b.name, b.block} & set(edit.names) for name in b.parameters}

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitslim.graph.sparse import Pattern
+from vitslim.sparsity import Pattern
 
 OUT_MULTIPLE = 8
 IN_MULTIPLE = 16

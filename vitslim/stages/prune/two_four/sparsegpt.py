@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitslim.graph.sparse import Pattern
+from vitslim.sparsity import Pattern
 from vitslim.stages.prune.two_four.patterns import pattern_mask
 from vitslim.stages.reconstruction.curvature import Curvature
 

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
+from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.graph.sketch import ModelSketch, SketchLinear
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import Pattern, parse_pattern
+from vitslim.graph.sketch import ModelSketch, SketchLinear, sketch
 from vitslim.recipe.stages import TwoFour
 from vitslim.results import LayerNote
+from vitslim.sparsity import Pattern, parse_pattern
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
-from vitslim.stages.prune.masks import leaks, unmasked_float, with_masks
+from vitslim.stages.prune.masks import leaks, unmasked_float
 from vitslim.stages.prune.two_four.alps import best_refit
 from vitslim.stages.prune.two_four.patterns import (
     IN_MULTIPLE,
@@ -124,7 +124,7 @@ class TwoFourStage:
         """Masks by weight, and the graph with them."""
         if self.config.score == "magnitude":
             masks = {name: self._mask_by_size(graph, name) for name in names}
-            return masks, with_masks(graph, self.config.pattern, masks)
+            return masks, mask_weights(graph, self.config.pattern, masks)
         self._refuse_groups(graph, names)
         chosen: dict[str, Tensor] = {}
 
@@ -141,7 +141,7 @@ class TwoFourStage:
         draws = math.ceil(GRADIENTS / len(images)) if several else 0
         solver = LayerSolver(images, context.progress, f"two-four: {self.config.score}", joint=joint, draws=draws)
         solved = solver(graph, names, solve)
-        return chosen, with_masks(solved, self.config.pattern, chosen)
+        return chosen, mask_weights(solved, self.config.pattern, chosen)
 
     def _refuse_groups(self, graph: ModelGraph, names: list[str]) -> None:
         """Raise StageError for a layer whose outputs do not all read the same inputs: it has no one gram matrix."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitslim.graph.sparse import zeros
+from vitslim.sparsity import zeros
 
 
 def magnitude_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from vitslim.errors import Problem, StageError
+from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
-from vitslim.graph.sketch_graph import sketch
-from vitslim.graph.sparse import csr_bytes, unstructured_pattern, zeros
+from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Unstructured
 from vitslim.results import LayerNote
+from vitslim.sparsity import csr_bytes, unstructured_pattern, zeros
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.layer_names import chosen_layers, wrong_names
-from vitslim.stages.prune.masks import leaks, unmasked_float, with_masks
+from vitslim.stages.prune.masks import leaks, unmasked_float
 from vitslim.stages.prune.two_four.patterns import magnitudes
 from vitslim.stages.prune.unstructured.magnitude import magnitude_masks
 from vitslim.units import FLOAT_BITS, format_bytes, format_percent
@@ -62,7 +62,7 @@ class UnstructuredStage:
             "csr_bytes": float(sum(map(_csr_bytes, counts))),
         }
         changes = tuple(_note(name, mask) for name, mask in masks.items())
-        return StageResult(with_masks(graph, self._pattern, masks), changes, (), metrics)
+        return StageResult(mask_weights(graph, self._pattern, masks), changes, (), metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Every chosen layer has a mask, weights are zero outside it, and as many went as promised."""

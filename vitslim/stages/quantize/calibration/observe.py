@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.edits.fake_quant import has_input_scale, layer_nodes
-from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.edits.fake_quant import has_activation_scale, layer_nodes
 from vitslim.graph.nodes import is_op, tensor_of
-from vitslim.graph.ops.fake_quant import dynamic_fake_quant, fake_quant, input_range
-from vitslim.graph.patches import is_of_patches
+from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
 
 aten = torch.ops.aten
 
@@ -109,7 +109,7 @@ def input_quantizer(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tens
     """What a site does to its input. `scale` () is needed where the site has one."""
     if site.dynamic:
         return dynamic_fake_quant
-    if not has_input_scale(site) or scale is None:
+    if not has_activation_scale(site) or scale is None:
         return lambda x: x
-    limits = input_range(site.input_bits, site.zero_point)
+    limits = activation_range(site.activation_bits, site.zero_point)
     return lambda x: fake_quant(x, scale, site.zero_point or 0, None, *limits, 0)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.data import Dataset
-from vitslim.graph.edits.fake_quant import has_input_scale, input_scale_name, layer_nodes
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation_scale, layer_nodes
 from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantize_attention
 from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers, read_pixels, reads_pixels
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
@@ -82,7 +82,7 @@ class Calibration:
         plain = decomposed(graph, blocks)
         places = operands(plain, blocks)
         seen = {name: Histogram() for name in places}
-        watched = {name: [(operand.product, operand.place)] for name, operand in places.items()}
+        watched = {name: [(operand.matmul, operand.place)] for name, operand in places.items()}
         self._pass(plain, seen, "calibrating attention", watched)
         ranges = {
             name: seen[name].find_range(self.config.activation_bits, self.config.calibrate, operand.zero_point is None)
@@ -125,7 +125,11 @@ class Calibration:
             torch.cat([images for images, _ in self.rounding_set(graph).batches(FORWARD_BATCH)]),
             self.context.progress,
             "rounding",
-            inputs={w: input_quantizer(s, scales[input_scale_name(w)]) for w, s in sites.items() if has_input_scale(s)},
+            inputs={
+                w: input_quantizer(s, scales[activation_scale_name(w)])
+                for w, s in sites.items()
+                if has_activation_scale(s)
+            },
             sensitive=gptq_asked,
             joint=[w for w, s in sites.items() if s.weight_bits <= REFINED_BITS],
             biases=self.config.bias_correction,
@@ -155,7 +159,7 @@ class Calibration:
         tensor = tensor_of(graph.module, weight)
         bits, block, whole = weight_form(self.config, end, tensor.dim() == 2, tensor.shape[1], wide)
         zeros = self.config.zero_points and block > 0
-        return FakeQuantSite(weight, bits, FLOAT_BITS, block=block, weight_zeros=zeros, integer_scales=whole)
+        return FakeQuantSite(weight, bits, FLOAT_BITS, group_size=block, weight_zero_points=zeros, integer_scales=whole)
 
     def _site(
         self, graph: ModelGraph, site: FakeQuantSite, seen: Mapping[str, Histogram], scales: dict[str, Tensor]
@@ -163,16 +167,16 @@ class Calibration:
         weight = site.weight
         scales |= weight_scales(tensor_of(graph.module, weight), site, self.pairs)
         if weight in pixel_layers(graph):
-            scales[input_scale_name(weight)] = torch.tensor(PIXEL)
-            return replace(site, input_bits=PIXEL_BITS)
+            scales[activation_scale_name(weight)] = torch.tensor(PIXEL)
+            return replace(site, activation_bits=PIXEL_BITS)
         if self.config.activations == "float" or reads_image(graph.module, weight):
             return site
         if self.config.activations == "dynamic":
-            return replace(site, input_bits=8, dynamic=True)
+            return replace(site, activation_bits=8, dynamic=True)
         symmetric = self.config.symmetric
         found = seen[weight].find_range(self.config.activation_bits, self.config.calibrate, symmetric)
-        scales[input_scale_name(weight)] = torch.tensor(found.scale)
-        return replace(site, input_bits=self.config.activation_bits, zero_point=found.zero_point)
+        scales[activation_scale_name(weight)] = torch.tensor(found.scale)
+        return replace(site, activation_bits=self.config.activation_bits, zero_point=found.zero_point)
 
     def _pass(
         self, graph: ModelGraph, statistics: Mapping[str, Statistic], label: str, places: Operands | None = None
@@ -189,7 +193,7 @@ def _tell_apart(module: GraphModule, scales: dict[str, Tensor]) -> None:
     """
     readers: dict[Node, list[str]] = {}
     for weight, nodes in layer_nodes(module).items():
-        readers.setdefault(argument(nodes[0], 0), []).append(input_scale_name(weight))
+        readers.setdefault(argument(nodes[0], 0), []).append(activation_scale_name(weight))
     for names in readers.values():
         for before, name in pairwise([name for name in names if name in scales]):
             if scales[name] <= scales[before]:

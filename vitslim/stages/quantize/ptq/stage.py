@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from vitslim.errors import Problem, closest
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import (
-    QUANTIZER_PREFIX,
     constant_layers,
     insert_fake_quant,
     layer_nodes,
@@ -16,9 +16,9 @@ from vitslim.graph.edits.fake_quant import (
 )
 from vitslim.graph.edits.quantize_attention import attention_blocks
 from vitslim.graph.edits.read_pixels import PIXEL_BITS
-from vitslim.graph.edits.records import FakeQuantSite
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
 from vitslim.recipe.stages import Ptq
 from vitslim.results import LayerNote
@@ -177,13 +177,13 @@ class PtqStage:
             return "among the weights whose few bits disturb the outputs most"
         if end:
             return "at an end of the model"
-        if self.config.group_size and not site.block:
+        if self.config.group_size and not site.group_size:
             return f"its reduction has no blocks of {self.config.group_size}"
         if self.config.activations != "float" and reads_image(graph.module, site.weight):
-            return "the image stays in float" if site.input_bits == FLOAT_BITS else "pixels are codes as they are"
-        if site.input_bits == FLOAT_BITS and self.config.activations != "float":
+            return "the image stays in float" if site.activation_bits == FLOAT_BITS else "pixels are codes as they are"
+        if site.activation_bits == FLOAT_BITS and self.config.activations != "float":
             return "among the inputs whose quantization disturbs the outputs most"
-        return self.config.calibrate if site.input_bits < FLOAT_BITS and not site.dynamic else ""
+        return self.config.calibrate if site.activation_bits < FLOAT_BITS and not site.dynamic else ""
 
     def _skipped(self, graph: ModelGraph, chosen: Collection[str]) -> tuple[LayerNote, ...]:
         constant = constant_layers(graph.module)
@@ -200,11 +200,11 @@ class PtqStage:
 
 def describe(site: FakeQuantSite) -> str:
     """`INT8 weights per output channel, UINT8 inputs`."""
-    sharing = f"in blocks of {site.block}" if site.block else "per output channel"
+    sharing = f"in blocks of {site.group_size}" if site.group_size else "per output channel"
     sharing += ", scales whole multiples of the channel's" if site.integer_scales else ""
     inputs = "float inputs"
     if site.dynamic:
         inputs = "dynamic UINT8 inputs"
-    elif site.input_bits < FLOAT_BITS:
-        inputs = f"{'INT' if site.zero_point is None else 'UINT'}{site.input_bits} inputs"
+    elif site.activation_bits < FLOAT_BITS:
+        inputs = f"{'INT' if site.zero_point is None else 'UINT'}{site.activation_bits} inputs"
     return f"INT{site.weight_bits} weights {sharing}, {inputs}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitslim.graph.edits.fake_quant import weight_scale_name, weight_zeros_name
-from vitslim.graph.edits.records import FakeQuantSite
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.graph.edits.fake_quant import weight_scale_name, weight_zero_points_name
 from vitslim.graph.ops.fake_quant import fake_quant, weight_range
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.quantize.calibration.ranges import (
@@ -32,14 +32,14 @@ def pair_limit(config: Ptq) -> int:
 
 def weight_scales(weight: Tensor, site: FakeQuantSite, pairs: int) -> dict[str, Tensor]:
     """Scales of a weight, and zero points where it has some, by name. `pairs` is the limit of neighboring codes."""
-    limits, name = weight_range(site.weight_bits, site.block), weight_scale_name(site.weight)
+    limits, name = weight_range(site.weight_bits, site.group_size), weight_scale_name(site.weight)
     if site.integer_scales:
-        return {name: whole_scale(weight, site.weight_bits, site.block, pairs)}
-    if site.weight_zeros:
-        scale, zeros = block_range(weight, limits, site.block)
-        return {name: scale, weight_zeros_name(site.weight): zeros}
-    scale = weight_scale(weight, limits, site.block)
-    return {name: scale if site.block else pair_safe_scale(weight, scale, pairs)}
+        return {name: whole_scale(weight, site.weight_bits, site.group_size, pairs)}
+    if site.weight_zero_points:
+        scale, zeros = block_range(weight, limits, site.group_size)
+        return {name: scale, weight_zero_points_name(site.weight): zeros}
+    scale = weight_scale(weight, limits, site.group_size)
+    return {name: scale if site.group_size else pair_safe_scale(weight, scale, pairs)}
 
 
 def rounded(
@@ -52,19 +52,19 @@ def rounded(
     if site.integer_scales:
         return _to_multiples(site, weight, scales, curvature, pairs)
     name = weight_scale_name(site.weight)
-    codes, scale = weight_range(site.weight_bits, site.block), scales[name]
-    zeros = scales.get(weight_zeros_name(site.weight))
+    codes, scale = weight_range(site.weight_bits, site.group_size), scales[name]
+    zeros = scales.get(weight_zero_points_name(site.weight))
     if curvature is None:
-        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.block else 0, *codes, site.block, zeros)
+        nearest: Tensor = fake_quant(weight, scale, 0, 1 if site.group_size else 0, *codes, site.group_size, zeros)
         return nearest
     limits: Limits = codes
     if zeros is not None:
-        spread = zeros.repeat_interleave(site.block, dim=1)
+        spread = zeros.repeat_interleave(site.group_size, dim=1)
         limits = (codes[0] - spread, codes[1] - spread)
-    values = gptq(weight, scale, curvature, limits, site.block)
+    values = gptq(weight, scale, curvature, limits, site.group_size)
     if site.weight_bits <= REFINED_BITS:
         values, scales[name] = refine(weight, values, scale, curvature, limits)
-    if site.block:
+    if site.group_size:
         return values
     return limit_pairs((values / scales[name][:, None]).round(), pairs) * scales[name][:, None]
 
@@ -73,14 +73,14 @@ def _to_multiples(
     site: FakeQuantSite, weight: Tensor, scales: dict[str, Tensor], curvature: Curvature | None, pairs: int
 ) -> Tensor:
     """The same where the scale of each block is a whole multiple of that of its channel."""
-    name, codes = weight_scale_name(site.weight), weight_range(site.weight_bits, site.block)
-    multiples = block_multiples(weight, scales[name], site.weight_bits, site.block, pairs)
+    name, codes = weight_scale_name(site.weight), weight_range(site.weight_bits, site.group_size)
+    multiples = block_multiples(weight, scales[name], site.weight_bits, site.group_size, pairs)
     scale = scales[name][:, None] * multiples
     if curvature is None:
-        nearest: Tensor = fake_quant(weight, scale, 0, 1, *codes, site.block)
+        nearest: Tensor = fake_quant(weight, scale, 0, 1, *codes, site.group_size)
         return nearest
-    unit = multiples.repeat_interleave(site.block, dim=1)
-    values = gptq(weight, scale, curvature, codes, site.block)
+    unit = multiples.repeat_interleave(site.group_size, dim=1)
+    values = gptq(weight, scale, curvature, codes, site.group_size)
     limits = codes[0] * unit, codes[1] * unit
     values, scales[name] = refine(weight, values, scales[name], curvature, limits, unit)
     return values

@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.attention import SDPA, SOFTMAX, Attention, parameter_of
+from vitslim.graph.anatomy import Attention, find_anatomy
 from vitslim.graph.axes import Prod, Sum, Term
+from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 
 aten = torch.ops.aten
-
-NORMS = (aten.layer_norm.default, aten.rms_norm.default)
-MOVES = (
-    aten.reshape.default, aten.transpose.int, aten.permute.default, aten.flatten.using_ints, aten.roll.default,
-    aten.select.int, aten.slice.Tensor, aten.mean.dim,
-)  # fmt: skip
-"""Operators that move values, choose among them or average over others than channels: a shift and a factor of every
-channel come out as they went in."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def find_equalizable(graph: ModelGraph) -> tuple[Equalizable, ...]:
     projections = {block.attention.node: block.attention for block in anatomy.blocks if block.attention is not None}
     found: list[Equalizable] = []
     for node in module.graph.nodes:
-        if is_op(node, *NORMS):
+        if has_trait(node, Trait.ROW_NORM):
             found += _behind_norm(graph, node)
         elif node in projections:
             found += _behind_values(graph, projections[node])
@@ -131,7 +123,7 @@ def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalizable]:
 def _readers(node: Node) -> Iterator[Node]:
     """What uses the values of a node, however they are moved before."""
     for user in node.users:
-        if is_op(user, *MOVES):
+        if has_trait(user, Trait.MOVES):
             yield from _readers(user)
         else:
             yield user
@@ -139,13 +131,13 @@ def _readers(node: Node) -> Iterator[Node]:
 
 def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equalizable]:
     node = attention.node
-    if not is_op(node, SDPA) and not is_op(argument(node, 0), *SOFTMAX):
+    if not has_trait(node, Trait.ATTENTION) and not has_trait(argument(node, 0), Trait.SOFTMAX):
         return
     reader = node
-    while len(reader.users) == 1 and (reader is node or is_op(reader, *MOVES)):
+    while len(reader.users) == 1 and (reader is node or has_trait(reader, Trait.MOVES)):
         reader = next(iter(reader.users))
     source = attention.v
-    while is_op(source, *MOVES) and len(source.users) == 1:
+    while has_trait(source, Trait.MOVES) and len(source.users) == 1:
         source = argument(source, 0)
     if is_op(source, operator.getitem) and len(source.users) == 1:
         source = argument(source, 0)

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from vitslim.data import Dataset
 from vitslim.graph.edits.divide_tokens import divide_tokens, is_bounded_below
 from vitslim.graph.edits.fake_quant import layer_nodes
-from vitslim.graph.edits.scale_inputs import scale_inputs
+from vitslim.graph.edits.scale_activations import scale_activations
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
@@ -120,7 +120,7 @@ class Equalizer:
             elif (1 / factor).amin() <= WORTH_A_FACTOR:
                 factors |= dict.fromkeys(place.readers, 1 / factor)
         equalized = equalize(graph, changes)
-        return scale_inputs(equalized, tuple(factors), factors) if factors else equalized
+        return scale_activations(equalized, tuple(factors), factors) if factors else equalized
 
     def _places(self, graph: ModelGraph, weights: Collection[str]) -> dict[str, Place]:
         """By the weight of their first reader, those alone at which something is quantized."""

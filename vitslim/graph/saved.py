@@ -1,0 +1,105 @@
+"""Save and load a graph without pickle: the source model and the edits as JSON, the tensors as safetensors.
+
+Loading builds the source model without weights, replays the edits and then loads the tensors strictly, so a loaded
+graph is equal to the saved one bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vitslim.errors import InputError
+from vitslim.graph.edits import EDITS, Edit
+from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.trace import trace_timm
+
+SCHEMA_VERSION = 2
+GRAPH_FILE = "graph.json"
+WEIGHTS_FILE = "weights.safetensors"
+MASK_PREFIX = "vitslim.mask."
+
+
+def save_graph(graph: ModelGraph, folder: Path) -> None:
+    """Write `graph.json` and `weights.safetensors` into an existing folder."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in graph.module.state_dict().items()}
+    tensors |= {MASK_PREFIX + name: mask.contiguous() for name, mask in graph.masks.items()}
+    save_file(tensors, folder / WEIGHTS_FILE)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "source": asdict(graph.source),
+        "edits": [{"edit": type(edit).__name__, **edit.to_json()} for edit in graph.edits],
+    }
+    (folder / GRAPH_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def load_graph(folder: Path) -> ModelGraph:
+    """Rebuild a saved graph.
+
+    Raises InputError when a file is missing or corrupt, when it has an unknown edit, or when the installed timm builds
+    another model than the saved one.
+    """
+    source, edits = _read_document(folder / GRAPH_FILE)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
+    graph = trace_timm(source.timm, source.kwargs)
+    for edit in edits:
+        graph = edit.replay(graph)
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASK_PREFIX)}
+    _load_strictly(graph, state, folder)
+    graph.masks = masks
+    return graph
+
+
+def _read_document(path: Path) -> tuple[ModelSource, list[Edit]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _source(document["source"]), [_edit(fields) for fields in document["edits"]]
+    except FileNotFoundError as error:
+        raise InputError(f"no saved graph in '{path.parent}'", f"'{GRAPH_FILE}' is missing there") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is not a saved graph", "the file is corrupt: run the recipe again") from error
+    raise InputError(f"'{path}' has format {version!r}, this version reads {SCHEMA_VERSION}", "run the recipe again")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"'{path}' is missing", "run the recipe again") from error
+    except SafetensorError as error:
+        raise InputError(f"'{path}' is not a valid safetensors file: {error}", "run the recipe again") from error
+
+
+def _source(fields: dict[str, Any]) -> ModelSource:
+    prep = fields["preprocessing"]
+    preprocessing = Preprocessing(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
+    return ModelSource(**{**fields, "image": tuple(fields["image"]), "preprocessing": preprocessing})
+
+
+def _edit(fields: dict[str, Any]) -> Edit:
+    kind = fields["edit"]
+    if kind not in EDITS:
+        raise InputError(f"the saved graph has an edit '{kind}' that this version does not know", "update vitslim")
+    return EDITS[kind].from_json({key: value for key, value in fields.items() if key != "edit"})
+
+
+def _load_strictly(graph: ModelGraph, state: dict[str, torch.Tensor], folder: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in graph.module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        raise InputError(
+            f"the installed timm builds another '{graph.source.timm}' than the model saved in '{folder}' "
+            f"({len(differing)} tensors differ, the first is '{differing[0]}')",
+            "install the timm version that the lock file names",
+        )
+    graph.module.load_state_dict(state, strict=True)

@@ -1,0 +1,228 @@
+"""The sketch of a graph: every matmul with its sizes in terms of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from vitslim.graph.anatomy import (
+    Anatomy,
+    Block,
+    Branch,
+    Linear,
+    find_anatomy,
+    find_branches,
+    image_dependent_nodes,
+    squeeze_obstacle,
+)
+from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
+from vitslim.graph.axes.operators import Trait, operator_has
+from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
+from vitslim.graph.edits.read_pixels import reads_pixels
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import argument, parameter_of, tensor_of
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
+from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
+from vitslim.graph.sketch.model_sketch import LayerBits, Matmul, ModelSketch, SketchBranch
+from vitslim.graph.sketch.size import ONE, Size
+from vitslim.results import Cost
+
+aten = torch.ops.aten
+
+
+def sketch(graph: ModelGraph) -> ModelSketch:
+    """Return axis sizes, matmuls, bits and sparsity of a graph. The cost of the sketch is the cost of the graph."""
+    anatomy = find_anatomy(graph)
+    sizes = _Sizes(graph.axes, anatomy)
+    branches = find_branches(graph.module, anatomy.shapes)
+    quantized = [site for edit in graph.edits if isinstance(edit, InsertFakeQuant) for site in edit.sites]
+    masked = [(name, edit.pattern) for edit in graph.edits if isinstance(edit, Mask) for name in edit.parameters]
+    return ModelSketch(
+        axes=sizes.lengths,
+        kinds={axis.name: axis.kind for axis in graph.axes.axes},
+        frozen={axis.name: axis.frozen for axis in graph.axes.axes if axis.frozen},
+        factors=_factors(graph.axes),
+        matmuls=tuple(_matmuls(graph, anatomy, sizes, branches)),
+        parameters={
+            name: sizes.product(graph.axes.parameter_terms(name))
+            for name, _ in graph.module.named_parameters()
+            if not name.startswith(QUANTIZER_PREFIX)
+        },
+        blocks=tuple(block.name for block in anatomy.blocks),
+        token_axes=sizes.token_axes,
+        prefix_tokens=anatomy.prefix_tokens,
+        squeeze_obstacle=squeeze_obstacle(anatomy),
+        squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
+        bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
+        attention_bits={
+            block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks
+        },
+        sparsity=dict(masked),
+        branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
+    )
+
+
+def cost(graph: ModelGraph) -> Cost:
+    """Return the cost of a graph for one image.
+
+    MACs include both attention matmuls, convolutions and the matmuls of token squeezing.
+    """
+    return sketch(graph).cost()
+
+
+def _factors(table: AxisTable) -> dict[str, frozenset[str]]:
+    """Return for each axis those that form a dimension of a parameter or buffer together with it."""
+    found: dict[str, set[str]] = {axis.name: set() for axis in table.axes}
+    for term in {term for dims in table.attributes.values() for term in dims}:
+        for group in _multiplied(term):
+            names = {table.name_of(prim) for prim in group}
+            for name in names:
+                found[name] |= names - {name}
+    return {name: frozenset(names) for name, names in found.items()}
+
+
+def _multiplied(term: Term) -> Iterator[set[Prim]]:
+    """Yield sets of axes that form a product within `term`, which is in normal form."""
+    match term:
+        case Prim():
+            yield {term}
+        case Sum(parts):
+            for part in parts:
+                yield from _multiplied(part)
+        case Prod(factors):
+            for combination in product(*(list(_multiplied(factor)) for factor in factors)):
+                yield set().union(*combination)
+
+
+class _Sizes:
+    """Converts axis terms to sizes; the token axis, a sum of class token and patches, gets its own name."""
+
+    def __init__(self, table: AxisTable, anatomy: Anatomy) -> None:
+        self.table = table
+        self.lengths = {axis.name: axis.size for axis in table.axes}
+        self.token_axes: dict[str, str] = {}
+        self._token_names: dict[object, str] = {}
+        for block in anatomy.blocks:
+            self._name_tokens(block)
+
+    def _name_tokens(self, block: Block) -> None:
+        stream = block.squeeze or block.attention_residual
+        if stream is None or len(self.table.terms(stream)) != 3:
+            return
+        if block.squeeze is not None and block.attention_residual is not None:
+            self._token_name(self.table.terms(block.attention_residual)[1], "tokens")
+        name = f"tokens.{block.name}" if self._token_names else "tokens"
+        self.token_axes[block.name] = self._token_name(self.table.terms(stream)[1], name)
+
+    def _token_name(self, term: Term, name: str) -> str:
+        key = self.table.key(term)
+        if key not in self._token_names:
+            while name in self.lengths:
+                name = f"{name}.all"  # an axis that counts other tokens has the name already
+            self._token_names[key], self.lengths[name] = name, self.table.size(term)
+        return self._token_names[key]
+
+    def of(self, term: Term) -> Size:
+        """Return the size of one dimension; the batch counts as one."""
+        name = self._token_names.get(self.table.key(term))
+        if name is not None:
+            return Size.axis(name)
+        match self.table.find(term):
+            case Prod(factors):
+                return self.product(factors)
+            case Sum(parts):
+                total = self.of(parts[0])
+                for part in parts[1:]:
+                    total = total + self.of(part)
+                return total
+            case Prim() as prim:
+                name = self.table.name_of(prim)
+                return ONE if self.table.is_batch(prim) else Size.axis(name)
+
+    def product(self, terms: tuple[Term, ...]) -> Size:
+        """Return the product of the sizes of several dimensions."""
+        total = ONE
+        for term in terms:
+            total = total * self.of(term)
+        return total
+
+
+def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Matmul]:
+    layers = {layer.node: layer for layer in anatomy.linears}
+    attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
+    block, moving = "", image_dependent_nodes(graph.module)
+    for node in graph.module.graph.nodes:
+        if node in layers:
+            layer = layers[node]
+            block = layer.block
+            found: tuple[Matmul, ...] = (_layer(graph, node, sizes, layer, node not in moving),)
+        elif (reader := _reader(node.target)) is not None:
+            block = attention_blocks.get(node, block)
+            found = reader(node, sizes, block)
+        else:
+            continue
+        around = frozenset(branch.name for branch in branches if node in branch.nodes)
+        yield from (replace(matmul, branches=around) for matmul in found)
+
+
+Reader = Callable[[Node, _Sizes, str], tuple[Matmul, ...]]
+"""Takes a node, the sizes of its graph and the name of its block; returns the matmuls of the node."""
+
+
+def _reader(target: Any) -> Reader | None:
+    """Return the function that reads the matmuls of an operator; None for an operator without matmuls."""
+    if operator_has(target, Trait.ATTENTION):
+        return _attention
+    if operator_has(target, Trait.MATMUL):
+        return _matmul
+    readers: dict[Any, Reader] = {CLASS_ATTENTION: _class_attention, SQUEEZE_TOKENS: _squeeze}
+    return readers.get(target)
+
+
+def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:
+    """Matmul of a layer; rows of a convolution are output positions, and its reduction is channels times kernel."""
+    weight = parameter_of(argument(node, 1))
+    out, *reduce = sizes.table.parameter_terms(weight)
+    result = sizes.table.terms(node)
+    is_linear = node.target is aten.linear.default
+    rows = sizes.product(result[:-1] if is_linear else (result[0], *result[2:]))
+    return Matmul(weight, ONE, rows, sizes.product(tuple(reduce)), sizes.of(out), weight, layer.block, layer.role,
+                   convolution=not is_linear, reads_image=argument(node, 0).op == "placeholder",
+                   reads_pixels=reads_pixels(node, tensor_of(graph.module, weight)), constant=constant)  # fmt: skip
+
+
+def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    """Both matmuls of one fused attention: q k^T, and the probabilities times v."""
+    q, k, v = (sizes.table.terms(argument(node, i)) for i in range(3))
+    heads, queries, keys = sizes.product(q[:-2]), sizes.of(q[-2]), sizes.of(k[-2])
+    return (
+        Matmul(f"{block}.attention.qk", heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
+        Matmul(f"{block}.attention.v", heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
+    )
+
+
+def _matmul(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    left, right = (sizes.table.terms(argument(node, i)) for i in range(2))
+    rows, reduce, columns = sizes.of(left[-2]), sizes.of(left[-1]), sizes.of(right[-1])
+    return (Matmul(f"{block}.matmul", sizes.product(left[:-2]), rows, reduce, columns, "", block, "attention"),)
+
+
+def _class_attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    _, heads, keys, width = (sizes.of(term) for term in sizes.table.terms(argument(node, 1)))
+    return (Matmul(f"{block}.class_attention", heads, ONE, width, keys, "", block, "squeeze"),)
+
+
+def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    """Similarity of squeezed to kept tokens, and the fusion that adds them."""
+    score, keep = sizes.table.terms(argument(node, 1))[-1], int(argument(node, 2))
+    width = sizes.of(sizes.table.terms(node)[-1])
+    kept, gone = Size.of(keep), Size.of(sizes.table.size(score) - keep)
+    return (
+        Matmul(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
+        Matmul(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
+    )

@@ -1,0 +1,281 @@
+"""The model without weights: axis sizes, matmuls, bits, sparsity and token counts; `plan` computes with it.
+
+The sketch of a graph and the estimate of a stage's result have the same type, so measured and estimated costs come
+from one formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from vitslim.graph.anatomy.branches import USED_ELSEWHERE
+from vitslim.graph.sketch.size import ONE, Size
+from vitslim.results import Cost
+from vitslim.sparsity import device_bytes, skips_multiplications
+from vitslim.units import FLOAT_BITS, container_bits
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """One matmul: `count` times (rows x reduce) by (reduce x columns), for one image. A convolution counts as one."""
+
+    name: str
+    count: Size
+    rows: Size
+    reduce: Size
+    columns: Size
+    weight: str = ""
+    """Name of the weight; empty for a matmul of two activations."""
+    block: str = ""
+    role: str = "other"
+    """qkv, proj, fc1, fc2, head, patch_embed, attention, squeeze or other."""
+    branches: frozenset[str] = frozenset()
+    """Names of the residual branches around it."""
+    convolution: bool = False
+    reads_image: bool = False
+    reads_pixels: bool = False
+    """Whether it can read pixels instead of the normalized image."""
+    constant: bool = False
+    """Whether it does not depend on the image, such as the layers that compute a relative position bias."""
+
+    def macs(self, sizes: Mapping[str, int]) -> int:
+        """Multiply-accumulates for one image."""
+        return (self.count * self.rows * self.reduce * self.columns).value(sizes)
+
+
+class LayerBits(NamedTuple):
+    """How the operands of a layer are quantized."""
+
+    weight: int
+    activation: int
+    group_size: int = 0
+    """Weights along the reduction that share a scale; 0: all weights of an output channel."""
+    integer_scales: bool = False
+    """Whether each group scale is an integer multiple of the scale of its output channel."""
+
+
+FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)
+
+
+@dataclass(frozen=True)
+class SketchBranch:
+    """One residual branch, in names."""
+
+    name: str
+    """`blocks.3.attn`."""
+    block: str
+    parameters: tuple[str, ...]
+    """Names of the parameters that are removed with it."""
+    obstacle: str = ""
+    """Why it cannot be removed, as the end of a sentence; empty when it can."""
+
+
+@dataclass(frozen=True)
+class SketchLinear:
+    """One layer with a weight, as numbers."""
+
+    weight: str
+    rows: int
+    in_features: int
+    out_features: int
+    role: str
+    block: str
+    convolution: bool
+    reads_image: bool
+    reads_pixels: bool
+    constant: bool
+
+
+@dataclass(frozen=True)
+class ModelSketch:
+    """Numbers and names only; every `with_...` method returns a new sketch."""
+
+    axes: Mapping[str, int]
+    """Axis name to length, frozen and prunable ones."""
+    kinds: Mapping[str, str]
+    frozen: Mapping[str, str]
+    """Names of axes that cannot be cut, with the reason."""
+    matmuls: tuple[Matmul, ...]
+    parameters: Mapping[str, Size]
+    """Parameter name to number of elements; quantizer scales are not model parameters."""
+    blocks: tuple[str, ...]
+    token_axes: Mapping[str, str]
+    """Block name to the axis that counts tokens after the block's attention; blocks without a token axis are absent."""
+    prefix_tokens: int
+    squeeze_obstacle: str = ""
+    """Why tokens cannot be squeezed in this model; empty when they can."""
+    squeezed: tuple[str, ...] = ()
+    bits: Mapping[str, LayerBits] = field(default_factory=dict)
+    """Weight name to how its layer is quantized."""
+    attention_bits: Mapping[str, int] = field(default_factory=dict)
+    """Block name to bits of the operands of its attention matmuls; absent blocks compute them in float."""
+    sparsity: Mapping[str, str] = field(default_factory=dict)
+    """Weight name to pattern."""
+    data_dependent: bool = False
+    """Whether lengths are estimates, because they depend on weights and data."""
+    factors: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Axis name to the axes that form a dimension of some parameter together with it: cutting both compounds."""
+    branches: tuple[SketchBranch, ...] = ()
+    """Residual branches in graph order."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after the last block's attention, prefix tokens included."""
+        return self.axes[list(self.token_axes.values())[-1]] if self.token_axes else 0
+
+    @property
+    def linears(self) -> tuple[SketchLinear, ...]:
+        """Every layer with a weight."""
+        return tuple(
+            SketchLinear(
+                p.weight,
+                p.rows.value(self.axes),
+                p.reduce.value(self.axes),
+                p.columns.value(self.axes),
+                p.role,
+                p.block,
+                p.convolution,
+                p.reads_image,
+                p.reads_pixels,
+                p.constant,
+            )
+            for p in self.matmuls
+            if p.weight
+        )
+
+    def tokens_at(self, block: str) -> int:
+        """Number of tokens after the attention of a block, prefix tokens included."""
+        return self.axes[self.token_axes[block]]
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> ModelSketch:
+        """Return the sketch with new lengths of some axes."""
+        return replace(self, axes={**self.axes, **sizes})
+
+    def as_guess(self) -> ModelSketch:
+        """Return the same sketch, marked as dependent on data."""
+        return replace(self, data_dependent=True)
+
+    def with_squeeze(self, keep: Mapping[str, int]) -> ModelSketch:
+        """Return the sketch with tokens squeezed after the attention of some blocks to `keep` patch tokens each."""
+        sketch = self
+        for block in (name for name in self.blocks if name in keep):
+            sketch = sketch._squeeze(block, keep[block])
+        return sketch
+
+    def _squeeze(self, block: str, keep: int) -> ModelSketch:
+        old, new, gone = self.token_axes[block], f"tokens.{block}", f"squeezed.{block}"
+        axes = {**self.axes, new: keep + self.prefix_tokens, gone: self.axes[old] - self.prefix_tokens - keep}
+        here = max(i for i, p in enumerate(self.matmuls) if p.block == block and p.role in {"attention", "proj"}) + 1
+        after = self.blocks[self.blocks.index(block) :]
+        later = tuple(replace(p, count=p.count.rename(old, new), rows=p.rows.rename(old, new),
+                              reduce=p.reduce.rename(old, new), columns=p.columns.rename(old, new))
+                      for p in self.matmuls[here:])  # fmt: skip
+        extra = self._squeeze_matmuls(block, old, gone, keep)
+        token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
+        return replace(self, axes=axes, matmuls=self.matmuls[:here] + extra + later, token_axes=token_axes,
+                       squeezed=(*self.squeezed, block), branches=self._tied(block))  # fmt: skip
+
+    def _tied(self, block: str) -> tuple[SketchBranch, ...]:
+        """Return the branches after a block is squeezed: its attention scores the tokens and cannot be removed."""
+        scoring = {name for p in self.matmuls if p.block == block and p.role == "attention" for name in p.branches}
+        return tuple(
+            replace(b, obstacle=b.obstacle or USED_ELSEWHERE) if b.name in scoring else b for b in self.branches
+        )
+
+    def _squeeze_matmuls(self, block: str, old: str, gone: str, keep: int) -> tuple[Matmul, ...]:
+        """Return class attention, similarity of squeezed to kept tokens, and fusion (TPS, section 2.4)."""
+        scores = next(p for p in self.matmuls if p.block == block and p.role == "attention")
+        width = next(p.columns for p in self.matmuls if p.block == block and p.role == "proj")
+        kept = Size.of(keep)
+        where = ("", block, "squeeze")
+        return (
+            Matmul(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), *where),
+            Matmul(f"{block}.similarity", ONE, Size.axis(gone), width, kept, *where),
+            Matmul(f"{block}.fusion", ONE, kept, Size.axis(gone), width, *where),
+        )
+
+    def with_removed(self, names: Collection[str]) -> ModelSketch:
+        """Return the sketch without some residual branches: without their matmuls, parameters and own axes."""
+        gone = [branch for branch in self.branches if branch.name in names]
+        stay = tuple(branch for branch in self.branches if branch.name not in names)
+        dead = {name for branch in gone for name in branch.parameters}
+        parameters = {name: size for name, size in self.parameters.items() if name not in dead}
+        lost = {axis for name in dead & self.parameters.keys() for axis in self.parameters[name].axes()}
+        lost -= {axis for size in parameters.values() for axis in size.axes()}
+        matmuls = tuple(p for p in self.matmuls if not p.branches.intersection(names))
+        empty = {branch.block for branch in gone} - {branch.block for branch in stay}
+        attended = {matmul.block for matmul in matmuls if matmul.role == "attention"}
+        return replace(
+            self,
+            axes={name: size for name, size in self.axes.items() if name not in lost},
+            factors={name: others - lost for name, others in self.factors.items() if name not in lost},
+            matmuls=matmuls,
+            parameters=parameters,
+            blocks=tuple(name for name in self.blocks if name not in empty),
+            token_axes={name: axis for name, axis in self.token_axes.items() if name in attended},
+            branches=stay,
+        )
+
+    def with_bits(self, weights: Iterable[str], bits: LayerBits) -> ModelSketch:
+        """Return the sketch with some layers quantized."""
+        return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
+
+    def with_attention_bits(self, bits: int) -> ModelSketch:
+        """Return the sketch with the attention of every block quantized."""
+        return replace(self, attention_bits=dict.fromkeys(self.attending, bits))
+
+    @property
+    def attending(self) -> tuple[str, ...]:
+        """Names of the blocks that have attention, in order."""
+        attended = {matmul.block for matmul in self.matmuls if matmul.role == "attention"}
+        return tuple(block for block in self.blocks if block in attended)
+
+    def with_sparsity(self, weights: Iterable[str], pattern: str) -> ModelSketch:
+        """Return the sketch with sparse weights in some layers."""
+        return replace(self, sparsity={**self.sparsity, **dict.fromkeys(weights, pattern)})
+
+    def cost(self) -> Cost:
+        """Return parameters, MACs and BOPs for one image, stored bytes and bytes on a device."""
+        return Cost(
+            params=sum(size.value(self.axes) for size in self.parameters.values()),
+            macs=sum(p.macs(self.axes) for p in self.matmuls),
+            bops=sum(self._bops(p) for p in self.matmuls),
+            weight_bytes=round(sum(self._parameter_bytes(name, dense=True) for name in self.parameters)),
+            device_bytes=round(sum(self._parameter_bytes(name, dense=False) for name in self.parameters)),
+        )
+
+    def _bops(self, matmul: Matmul) -> int:
+        bits = self.bits.get(matmul.weight, FLOAT_LAYER)
+        if matmul.role == "attention" and matmul.block in self.attention_bits:
+            bits = LayerBits(self.attention_bits[matmul.block], self.attention_bits[matmul.block])
+        bops = matmul.macs(self.axes) * bits.weight * bits.activation
+        return bops // 2 if skips_multiplications(self.sparsity.get(matmul.weight, ""), bits.weight) else bops
+
+    def _parameter_bytes(self, name: str, dense: bool) -> float:
+        count = self.parameters[name].value(self.axes)
+        bits = container_bits(self.bits.get(name, FLOAT_LAYER).weight)
+        pattern = self.sparsity.get(name)
+        if dense or pattern is None:
+            return count * bits / 8 + self._scale_bytes(name)
+        rows = self._rows(name)
+        return device_bytes(pattern, rows, count // rows, bits) + self._scale_bytes(name)
+
+    def _scale_bytes(self, name: str) -> int:
+        """Bytes of the scales of a quantized layer.
+
+        One float32 scale for the activation, and one for each output channel or group; integer group scales take one
+        float32 for each channel and four bits for each group.
+        """
+        if name not in self.bits:
+            return 0
+        bits = self.bits[name]
+        groups = self.parameters[name].value(self.axes) // bits.group_size if bits.group_size else 0
+        if groups and not bits.integer_scales:
+            return 4 * (groups + 1)
+        return 4 * (self._rows(name) + 1) + groups // 2
+
+    def _rows(self, name: str) -> int:
+        """Output channels of a layer: the rows of its weight."""
+        return next(p.columns.value(self.axes) for p in self.matmuls if p.weight == name)
