@@ -17,7 +17,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Etps
 from vitslim.stages.contract import StageContext
-from vitslim.stages.token_squeeze.counts import token_counts
+from vitslim.stages.token_squeeze.schedule import token_counts
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 DEIT_BLOCKS = ("blocks.3", "blocks.6", "blocks.9")
@@ -30,7 +30,7 @@ COST_TABLE = {
     0.4: ((78, 31, 12), 0.55, 2.01, 7.7),
     0.3: ((58, 17, 5), 0.49, 1.79, 6.8),
 }
-"""Keep ratio to counts and GMACs of DeiT-T, S and B (specs, token stages, section 5, eTPS column)."""
+"""Keep rate to counts and GMACs of DeiT-T, S and B (TPS, CVPR 2023)."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_estimate_equals_what_is_built(deit_tiny: ModelGraph, deit_tiny_sketch: 
 
 
 def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext) -> None:
-    stage = etps(blocks=(1, 0), keep=0.7)
+    stage = etps(blocks=(1, 0), keep_rate=0.7)
     assert stage.requires(sketch(tiny_graph)) == []
     result = stage.apply(tiny_graph, context)
     notes = [(note.layer, note.what) for note in result.changes]
@@ -119,7 +119,7 @@ def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext
 
 
 def test_keep_one_is_the_identity(tiny_graph: ModelGraph, context: StageContext) -> None:
-    stage = etps(blocks=(0, 1), keep=1.0)
+    stage = etps(blocks=(0, 1), keep_rate=1.0)
     result = stage.apply(tiny_graph, context)
     assert result.graph.edits == ()
     assert [note.layer for note in result.skipped] == ["blocks.0", "blocks.1"]
@@ -129,12 +129,12 @@ def test_keep_one_is_the_identity(tiny_graph: ModelGraph, context: StageContext)
 
 
 def test_a_second_stage_counts_from_what_the_first_left(tiny_graph: ModelGraph, context: StageContext) -> None:
-    first = etps(blocks=(0,), keep=0.5).apply(tiny_graph, context).graph
-    second = etps(blocks=(1,), keep=0.5)
+    first = etps(blocks=(0,), keep_rate=0.5).apply(tiny_graph, context).graph
+    second = etps(blocks=(1,), keep_rate=0.5)
     assert second.requires(sketch(first)) == []
     assert second.apply(first, context).metrics == {"patch_tokens.blocks.1": 4}
-    (problem,) = etps(blocks=(0,), keep=0.5).requires(sketch(first))
-    assert "squeezed already" in problem.message
+    (problem,) = etps(blocks=(0,), keep_rate=0.5).requires(sketch(first))
+    assert "already squeezed" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_second_stage_counts_from_what_the_first_left(tiny_graph: ModelGraph, 
         ({}, "blocks", "block 3 does not exist: the model has 2 blocks, 0 to 1"),
         ({"blocks": ()}, "blocks", "no block"),
         ({"blocks": (1, 1)}, "blocks", "twice"),
-        ({"blocks": (0,), "keep": 0.05, "rounding": "floor"}, "keep", "0 of 16"),
+        ({"blocks": (0,), "keep_rate": 0.05, "rounding": "floor"}, "keep_rate", "0 of 16"),
     ],
 )
 def test_recipes_that_do_not_fit(keys: dict[str, Any], where: str, words: str, tiny_graph: ModelGraph) -> None:

@@ -1,4 +1,4 @@
-"""Putting masks on the weights of a graph, and the checks that every stage which does so shares."""
+"""Masks on the weights of a graph, and the checks that all stages with masks share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 
 
-def unmasked_float(sketch: ModelSketch, method: str) -> list[Problem]:
-    """A mask is chosen once, on a float model."""
+def masked_or_quantized(sketch: ModelSketch, method: str) -> list[Problem]:
+    """Return a problem for a model that already has masks, or is quantized."""
     if sketch.sparsity:
-        message = f"the model has {next(iter(sketch.sparsity.values()))} weights already: a mask is chosen once"
-        return [Problem("", message, "leave one stage that masks weights")]
+        message = f"the model already has {next(iter(sketch.sparsity.values()))} weights, and a model has one mask"
+        return [Problem("", message, "keep one stage that masks weights")]
     if sketch.bits:
-        return [Problem("", f"{method} cannot follow quantization", f"put {method} before quantize")]
+        return [Problem("", f"{method} must come before quantize", f"move `{method}` before `quantize`")]
     return []
 
 
 def with_masks(graph: ModelGraph, pattern: str, masks: Mapping[str, Tensor]) -> ModelGraph:
-    """A new graph with these bool masks, by parameter name and of its shape; weights outside them are zero."""
+    """Return a new graph with these masks; weights outside them are zero.
+
+    masks: by parameter name, bool, the parameter's shape. pattern: as in `graph/sparse.py`.
+    """
     result = graph.copy()
     weights = result.parameters()
     with torch.no_grad():
@@ -34,8 +37,8 @@ def with_masks(graph: ModelGraph, pattern: str, masks: Mapping[str, Tensor]) -> 
     return replace(result, masks={**result.masks, **masks}, edits=(*result.edits, Mask(pattern, tuple(masks))))
 
 
-def leaks(graph: ModelGraph, names: list[str]) -> list[Problem]:
-    """Layers of these names that have no mask, or weights outside it."""
+def mask_violations(graph: ModelGraph, names: list[str]) -> list[Problem]:
+    """Return a problem for each named weight that has no mask, or nonzero elements outside it."""
     weights = graph.parameters()
     problems = []
     for name in names:
@@ -43,5 +46,17 @@ def leaks(graph: ModelGraph, names: list[str]) -> list[Problem]:
         if mask is None:
             problems.append(Problem(name, "has no mask"))
         elif weights[name].detach()[~mask].any():
-            problems.append(Problem(name, "has weights outside its mask"))
+            problems.append(Problem(name, "has nonzero weights outside its mask"))
     return problems
+
+
+def magnitude_inside(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
+    """Return the fraction of the magnitude of all masked weights that lies inside their masks; 1 for zero weights.
+
+    weights, masks: by parameter name, of one shape; masks are bool. Sums in float64.
+    """
+    kept = total = 0.0
+    for name, mask in masks.items():
+        magnitude = weights[name].detach().abs().double()
+        kept, total = kept + float((magnitude * mask).sum()), total + float(magnitude.sum())
+    return kept / total if total else 1.0

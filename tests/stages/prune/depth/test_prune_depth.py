@@ -1,4 +1,4 @@
-"""Removing layers from a traced ViT: the least sensitive go first, as many as the recipe says."""
+"""Depth pruning of a traced ViT: the least sensitive go first, as many as the recipe says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import SketchBranch
 from vitslim.graph.sketch_graph import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.recipe.stages import Unstructured
+from vitslim.recipe.stages import Depth, Unstructured
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depth.stage import DepthStage
 from vitslim.stages.prune.depth.units import find_units, mean_kl
@@ -185,10 +185,10 @@ def test_a_model_without_residuals_is_refused() -> None:
 
 
 def test_masked_and_quantized_models_are_refused(graph: ModelGraph, shorten: Shorten, context: StageContext) -> None:
-    with pytest.raises(StageError, match="cannot follow quantization"):
+    with pytest.raises(StageError, match="before quantize"):
         shorten(insert_fake_quant(graph, [FakeQuantSite("head.weight", 8, 8)]))
     sparse = UnstructuredStage(Unstructured(method="unstructured")).apply(graph, context).graph
-    with pytest.raises(StageError, match="cannot follow a mask"):
+    with pytest.raises(StageError, match="before a stage that masks"):
         shorten(sparse)
 
 
@@ -203,5 +203,8 @@ def test_a_block_goes_only_when_all_its_branches_can() -> None:
     free, stuck = SketchBranch("b.0.attn", "b.0", ()), SketchBranch("b.0.mlp", "b.0", (), "is odd")
     whole = SketchBranch("b.1", "b.1", (), "is odd too")
     blocks, single = find_units([free, stuck, whole], "block"), find_units([free, stuck, whole], "branch")
-    assert (blocks.removable, blocks.stuck) == ({}, {"b.0": "b.0.mlp: is odd", "b.1": "is odd too"})
-    assert (single.removable, single.stuck) == ({"b.0.attn": ("b.0.attn",)}, {"b.0.mlp": "is odd", "b.1": "is odd too"})
+    assert (blocks.removable, blocks.obstacles) == ({}, {"b.0": "b.0.mlp: is odd", "b.1": "is odd too"})
+    assert (single.removable, single.obstacles) == (
+        {"b.0.attn": ("b.0.attn",)},
+        {"b.0.mlp": "is odd", "b.1": "is odd too"},
+    )

@@ -67,7 +67,7 @@ def test_the_smallest_magnitudes_go_and_of_equal_ones_the_last(values: list[int]
 def test_weights_without_an_order_are_refused(tiny_graph: ModelGraph, prune: Prune) -> None:
     with torch.no_grad():
         tiny_graph.parameters()["blocks.0.mlp.fc1.weight"][0, 0] = torch.nan
-    with pytest.raises(StageError, match="no finite numbers"):
+    with pytest.raises(StageError, match="not finite"):
         prune()
 
 
@@ -164,7 +164,7 @@ def test_the_file_names_the_pattern_and_no_reader_takes_it_for_2_4(prune: Prune,
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"sparsity": 0.0}, "no weight would go"),
+        ({"sparsity": 0.0}, "removes none of"),
         ({"layers": ("qvk",)}, "no layer is called 'qvk'"),
         ({"layers": ()}, "names no layer"),
     ],
@@ -176,8 +176,8 @@ def test_what_makes_no_sense_is_refused(prune: Prune, config: dict[str, Any], sa
 
 def test_a_mask_is_chosen_once_and_before_quantization(prune: Prune, tiny_graph: ModelGraph) -> None:
     sparse = prune(layers=("fc1",)).graph
-    with pytest.raises(StageError, match=r"unstructured:0\.5 weights already"):
+    with pytest.raises(StageError, match=r"already has unstructured:0\.5 weights"):
         prune(graph=sparse)
-    assert "chosen once" in TwoFourStage(TwoFour(method="two-four")).requires(sketch(sparse))[0].message
-    with pytest.raises(StageError, match="cannot follow quantization"):
+    assert "one mask" in TwoFourStage(TwoFour(method="two-four")).requires(sketch(sparse))[0].message
+    with pytest.raises(StageError, match="before quantize"):
         prune(graph=insert_fake_quant(tiny_graph, [FakeQuantSite("head.weight", 8, 8)]))

@@ -165,7 +165,7 @@ def test_lists_and_ratios_are_ranked_apart() -> None:
     # Of b and c four go; c keeps its last index, so one of b goes.
     lists = {"a": "x", "b": "y", "c": "y"}
     assert ranked([target(n) for n in "abc"], 1.0, lists, **scores) == {"a": 2, "b": 3, "c": 1}
-    apart = [target("a"), target("b", pruning_ratio=0.25)]
+    apart = [target("a"), target("b", ratio=0.25)]
     assert ranked(apart, 1.0, a=[1, 1, 1, 1], b=[0, 0, 0, 0]) == {"a": 2, "b": 3}
 
 
