@@ -78,9 +78,10 @@ def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
 
 def test_no_axis_loses_more_than_max_ratio(tiny: ModelSketch) -> None:
     assert set(keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.5).values()) == {16, 32, 128}
-    assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {"blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
-                                                                 "blocks.0.qk": 24, "blocks.0.v": 24, "blocks.1.qk": 24,
-                                                                 "blocks.1.v": 24}  # fmt: skip
+    assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {
+        "blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
+        "blocks.0.qk": 24, "blocks.0.v": 24, "blocks.1.qk": 24, "blocks.1.v": 24,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["macs", "params"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import permutations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
