@@ -1,4 +1,4 @@
-"""What `prune: {method: depgraph}` can get wrong: exit code 2, one sentence and a hint, before anything runs."""
+"""Wrong keys of `prune: {method: depgraph}`: exit code 2, one sentence and a hint, before anything runs."""
 
 from __future__ import annotations
 
@@ -69,32 +69,32 @@ def recipe(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def expect(outcome: Any, says: list[str]) -> None:
+def expect(outcome: Any, expected: list[str]) -> None:
     assert outcome.code == 2, outcome.err
     text = " ".join(outcome.err.split())
-    for words in says:
+    for words in expected:
         assert words in text, words
     # A value out of its range needs no hint: the sentence names the range.
     assert "hint:" in text or "expected" in text
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize(("keys", "says"), WITHOUT_THE_MODEL, ids=[keys for keys, _ in WITHOUT_THE_MODEL])
+@pytest.mark.parametrize(("keys", "expected"), WITHOUT_THE_MODEL, ids=[keys for keys, _ in WITHOUT_THE_MODEL])
 def test_wrong_by_itself(
-    vitslim: Callable[..., Any], recipe: Callable[[str], Path], keys: str, says: list[str]
+    vitslim: Callable[..., Any], recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
-    expect(vitslim("plan", recipe(keys), "--no-trace"), says)
+    expect(vitslim("plan", recipe(keys), "--no-trace"), expected)
 
 
-@pytest.mark.parametrize(("keys", "says"), WITH_THE_MODEL, ids=[keys for keys, _ in WITH_THE_MODEL])
+@pytest.mark.parametrize(("keys", "expected"), WITH_THE_MODEL, ids=[keys for keys, _ in WITH_THE_MODEL])
 def test_wrong_for_the_model(
-    tiny_session_graph: ModelGraph, recipe: Callable[[str], Path], keys: str, says: list[str]
+    tiny_session_graph: ModelGraph, recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as error:
         estimate_stages(load_recipe(str(recipe(keys))), sketch(tiny_session_graph))
     assert error.value.exit_code == 2
     (problem,) = error.value.problems
-    for words in says:
+    for words in expected:
         assert words in f"{problem.where}: {problem.message} ({problem.hint})", words
     assert problem.hint
 

@@ -1,4 +1,4 @@
-"""Which axes are cut and which layers are masked, decided on a sketch: what `plan` shows."""
+"""The axes that are cut and the layers that are masked, decided on a sketch, as `plan` shows them."""
 
 from __future__ import annotations
 

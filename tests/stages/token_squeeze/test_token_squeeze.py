@@ -1,4 +1,4 @@
-"""The eTPS stage: token counts, refusals before anything runs, estimate equal to what is built, and cost."""
+"""The eTPS stage: token counts, refusals before anything runs, the estimate, and the cost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def context(tmp_path: Path) -> StageContext:
     """A stage that needs neither data nor earlier results asks for none."""
     return StageContext(
         data=None,  # type: ignore[arg-type]
-        seed=0, progress=Silent(), result=lambda name: pytest.fail(f"asked for {name}"), workdir=tmp_path,
+        seed=0, progress=Silent(), result=lambda name: pytest.fail(f"requested {name}"), workdir=tmp_path,
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_published_counts() -> None:
     assert after == {"ceil": [138, 97, 68], "floor": [137, 95, 66]}
 
 
-def test_products_that_floats_get_wrong() -> None:
+def test_counts_are_exact_where_floats_are_not() -> None:
     assert token_counts({"a": 100}, ["a"], 0.07, "ceil")["a"].after == 7
     assert token_counts({"a": 100}, ["a"], 0.29, "floor")["a"].after == 29
 
@@ -96,7 +96,7 @@ def test_cost_table_of_larger_models(name: str, column: int) -> None:
         assert gmacs_as_published(dense, row[0]) == pytest.approx(row[column], rel=0.01)
 
 
-def test_estimate_equals_what_is_built(deit_tiny: ModelGraph, deit_tiny_sketch: ModelSketch) -> None:
+def test_the_estimate_equals_the_result_of_squeezing(deit_tiny: ModelGraph, deit_tiny_sketch: ModelSketch) -> None:
     stage = etps()
     estimate = stage.estimate(deit_tiny_sketch)
     built = insert_squeeze(deit_tiny, {"blocks.3": 138, "blocks.6": 97, "blocks.9": 68})
@@ -105,7 +105,7 @@ def test_estimate_equals_what_is_built(deit_tiny: ModelGraph, deit_tiny_sketch: 
     assert sketch(built).squeezed == estimate.squeezed == DEIT_BLOCKS
 
 
-def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_apply_reports_its_changes(tiny_graph: ModelGraph, context: StageContext) -> None:
     stage = etps(blocks=(1, 0), keep_rate=0.7)
     assert stage.requires(sketch(tiny_graph)) == []
     result = stage.apply(tiny_graph, context)
@@ -128,7 +128,7 @@ def test_keep_one_is_the_identity(tiny_graph: ModelGraph, context: StageContext)
     assert torch.equal(result.graph.module(images), tiny_graph.module(images))
 
 
-def test_a_second_stage_counts_from_what_the_first_left(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_a_second_stage_counts_from_the_tokens_of_the_first(tiny_graph: ModelGraph, context: StageContext) -> None:
     first = etps(blocks=(0,), keep_rate=0.5).apply(tiny_graph, context).graph
     second = etps(blocks=(1,), keep_rate=0.5)
     assert second.requires(sketch(first)) == []

@@ -1,4 +1,4 @@
-"""Structural pruning of a traced ViT beyond the local cut: scopes, heads, steps, budgets, other scores, sparsity."""
+"""Structural pruning of a traced ViT beyond the local cut: scopes, heads, steps, budgets, other importances, group sparsity."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def weaken(graph: ModelGraph, block: int, share: float = 0.5) -> None:
 def test_global_scope_cuts_where_scores_are_low(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1)
     found = kept(prune(pruning_ratio=0.2, scope="global"))
-    # A fifth of 64 + 2 * (32 + 32 + 256) indices goes; the 128 weak ones go first.
+    # A fifth of 64 + 2 * (32 + 32 + 256) indices is removed, the 128 weak ones first.
     assert found["blocks.1.mlp"] == tuple(range(128, 256))
     assert len(found.get("blocks.0.mlp", range(256))) > 230
 
@@ -108,7 +108,7 @@ def test_steps_are_parts_of_the_original_size(prune: Prune) -> None:
 
 
 def test_scores_are_taken_afresh_before_each_step(tiny_graph: ModelGraph, prune: Prune) -> None:
-    """Dims of `embed` whose weight lies in hidden units that go first lose their rank with them."""
+    """Dims of `embed` whose weight lies in hidden units that are removed first lose their rank with them."""
     weaken(tiny_graph, 0)
     with torch.no_grad():
         tiny_graph.parameters()["blocks.0.mlp.fc1.weight"][:128, :32] += 0.03
@@ -121,7 +121,7 @@ def test_scores_are_taken_afresh_before_each_step(tiny_graph: ModelGraph, prune:
     assert tuple(origins.tolist()) != kept(once)["embed"]
 
 
-def test_the_weakest_head_goes_whole(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_the_weakest_head_is_removed_whole(tiny_graph: ModelGraph, prune: Prune) -> None:
     with torch.no_grad():
         tiny_graph.parameters()["blocks.0.attn.qkv.weight"].view(3, 2, 32, 64)[:, 0] *= 0.1
         tiny_graph.parameters()["blocks.1.attn.proj.weight"].view(64, 2, 32)[:, 1] *= 0.1
@@ -136,7 +136,7 @@ def test_the_weakest_head_goes_whole(tiny_graph: ModelGraph, prune: Prune) -> No
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_heads_and_dims_in_steps_down_to_one_head(prune: Prune, scope: str, tmp_path: Path) -> None:
-    """An axis of one index is no axis any more: the next step must do without it. The result can be saved."""
+    """An axis of one index is no longer an axis: the next step runs without it. The result can be saved."""
     result = prune(pruning_ratios=PruningRatios(heads=0.5, head_dim=0.5), steps=2, scope=scope, pruning_ratio=0.25)
     assert not [name for name in sizes(result) if name.endswith("heads")] or scope == "global"
     save_graph(result.graph, tmp_path)
@@ -223,7 +223,7 @@ def test_sparsity_training_comes_before_the_cut(tiny_graph: ModelGraph, prune: P
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_graph.parameters().items())
 
 
-def test_sparsity_training_goes_by_labels_that_mixtures_do_not_have(tiny_graph: ModelGraph) -> None:
+def test_sparsity_training_needs_labels_that_mixed_images_do_not_have(tiny_graph: ModelGraph) -> None:
     config = DepGraph(method="depgraph", group_sparsity=GroupSparsity(train=Train(mix=True)))
     (problem,) = DepGraphStage(config).requires(sketch(tiny_graph))
     assert problem.where == "group_sparsity.train.mix"

@@ -72,7 +72,7 @@ def test_kept_magnitude_is_a_fraction_of_the_masked_layers(sparsify: Sparsify, t
     assert 0.7 < result.metrics["kept_magnitude"] < 0.9
 
 
-def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, sparsify: Sparsify) -> None:
+def test_the_estimate_equals_the_result_of_two_four(tiny_graph: ModelGraph, sparsify: Sparsify) -> None:
     stage = TwoFourStage(TwoFour(method="two-four"))
     estimate = stage.estimate(sketch(tiny_graph))
     assert estimate.cost() == sketch(sparsify().graph).cost()
