@@ -1,4 +1,4 @@
-"""Structural pruning of a traced ViT beyond the local cut: scopes, heads, steps, budgets, other importances, group sparsity."""
+"""Structural pruning of a traced ViT: scopes, heads, steps, budgets, importances and group sparsity."""
 
 from __future__ import annotations
 
