@@ -36,8 +36,7 @@ from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.recipe.stages.training import Train
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
-from vitslim.stages.prune.depgraph.scores import Scorer
+from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists, score_inputs
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depgraph.targets import find_targets
 from vitslim.training import LOSS, Objective, train
@@ -147,7 +146,7 @@ def _seconds(graph: ModelGraph, context: StageContext) -> dict[str, float]:
         before = sketch(graph)
         targets = find_targets(before, config).cut
         lists = rank_lists(graph, config, targets)
-        Cutter(config, before, targets, lists, Scorer(config, context), None).cut(graph, 1.0)
+        Cutter(config, before, targets, lists, score_inputs(graph, config, context), None).cut(graph, 1.0)
         ours.append(perf_counter() - start)
         net = _peer_model()
         start = perf_counter()

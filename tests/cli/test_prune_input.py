@@ -1,4 +1,4 @@
-"""What `prune: {method: depgraph}` can get wrong: exit code 2, one sentence and a hint, before anything runs."""
+"""Wrong keys of `prune: {method: depgraph}`: exit code 2, one sentence and a hint, before anything runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ stages:
 """
 
 WITHOUT_THE_MODEL = [
-    ("ratio: 1", ["stages.0.prune.pruning_ratio", "got 1", "from 0 to below 1"]),
-    ("ratio: [0.5, 1.0]", ["stages.0.prune.pruning_ratio.1", "got 1", "from 0 to below 1"]),
-    ("ratio: half", ["stages.0.prune.pruning_ratio", "got 'half'"]),
-    ("pruning_ratios: {hiden: 0.5}", ["ratios.hiden", "did you mean 'hidden'"]),
+    ("pruning_ratio: 1", ["stages.0.prune.pruning_ratio", "got 1", "from 0 to below 1"]),
+    ("pruning_ratio: [0.5, 1.0]", ["stages.0.prune.pruning_ratio.1", "got 1", "from 0 to below 1"]),
+    ("pruning_ratio: half", ["stages.0.prune.pruning_ratio", "got 'half'"]),
+    ("pruning_ratios: {mpl: 0.5}", ["pruning_ratios.mpl", "did you mean 'mlp'"]),
     ("scope: globl", ["'globl'", "did you mean 'global'"]),
     ("steps: 0", ["stages.0.prune.steps", "got 0", "above 0"]),
     ("budget: {}", ["stages.0.prune.budget", "none of them", "exactly one of macs, params and latency"]),
@@ -37,20 +37,21 @@ WITHOUT_THE_MODEL = [
     ("budget: {macs: 0}", ["stages.0.prune.budget.macs", "above 0"]),
     ("budget: {latency: 0.5}", ["stages.0.prune.budget.table", "needs a latency table", "bench --table"]),
     ("budget: {macs: 0.5, table: t.json}", ["budget.table", "without a latency budget"]),
-    ("mode: bottleneck, pruning_ratios: {embedding: 0.5}", ["ratios.embedding", "bottleneck"]),
-    ("importance: lamp, normalization: max", ["normalization", "'lamp' has no use for normalization"]),
-    ("importance: random, reduction: max", ["reduction", "'random' has no use for reduction"]),
+    ("mode: bottleneck, pruning_ratios: {embed: 0.5}", ["pruning_ratios.embed", "bottleneck"]),
+    ("importance: lamb", ["stages.0.prune.importance", "'lamb'", "did you mean 'lamp'"]),
+    ("normalization: max", ["normalization", "unknown key"]),
+    ("reduction: max", ["reduction", "unknown key"]),
 ]
 
 WITH_THE_MODEL = [
-    ("ratio: 0", ["stages.0.prune.pruning_ratio", "nothing can be pruned", "takes none"]),
+    ("pruning_ratio: 0", ["stages.0.prune.pruning_ratio", "nothing can be pruned", "removes none"]),
     ("round_to: 512", ["stages.0.prune", "nothing can be pruned", "steps of"]),
-    ("ratio: [0.5, 0.5, 0.5]", ["stages.0.prune.pruning_ratio", "got 3 entries", "2 blocks", "a list of 2"]),
-    ("ratio: []", ["stages.0.prune.pruning_ratio", "got 0 entries", "2 blocks"]),
+    ("pruning_ratio: [0.5, 0.5, 0.5]", ["stages.0.prune.pruning_ratio", "got 3 entries", "2 blocks", "a list of 2"]),
+    ("pruning_ratio: []", ["stages.0.prune.pruning_ratio", "got 0 entries", "2 blocks"]),
     ("axes: {blocks.0.mpl: 0.5}", ["no axis 'blocks.0.mpl'", "did you mean 'blocks.0.mlp'"]),
     ("axes: {nonsense: 0.5}", ["no axis 'nonsense'", "`vitslim axes` shows"]),
     ("axes: {classes: 0.5}", ["'classes' cannot be cut: it"]),
-    ("budget: {macs: 0.01}", ["stages.0.prune.budget.macs", "0.01 of the MACs cannot be reached", "stays"]),
+    ("budget: {macs: 0.01}", ["stages.0.prune.budget.macs", "0.01 of the MACs cannot be reached", "remains"]),
     (
         "budget: {params: 0.5}, max_pruning_ratio: 0.1",
         ["stages.0.prune.budget.params", "cannot be reached", "max_pruning_ratio"],
@@ -68,38 +69,38 @@ def recipe(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def expect(outcome: Any, says: list[str]) -> None:
+def expect(outcome: Any, expected: list[str]) -> None:
     assert outcome.code == 2, outcome.err
     text = " ".join(outcome.err.split())
-    for words in says:
+    for words in expected:
         assert words in text, words
     # A value out of its range needs no hint: the sentence names the range.
     assert "hint:" in text or "expected" in text
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize(("keys", "says"), WITHOUT_THE_MODEL, ids=[keys for keys, _ in WITHOUT_THE_MODEL])
+@pytest.mark.parametrize(("keys", "expected"), WITHOUT_THE_MODEL, ids=[keys for keys, _ in WITHOUT_THE_MODEL])
 def test_wrong_by_itself(
-    vitslim: Callable[..., Any], recipe: Callable[[str], Path], keys: str, says: list[str]
+    vitslim: Callable[..., Any], recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
-    expect(vitslim("plan", recipe(keys), "--no-trace"), says)
+    expect(vitslim("plan", recipe(keys), "--no-trace"), expected)
 
 
-@pytest.mark.parametrize(("keys", "says"), WITH_THE_MODEL, ids=[keys for keys, _ in WITH_THE_MODEL])
+@pytest.mark.parametrize(("keys", "expected"), WITH_THE_MODEL, ids=[keys for keys, _ in WITH_THE_MODEL])
 def test_wrong_for_the_model(
-    tiny_session_graph: ModelGraph, recipe: Callable[[str], Path], keys: str, says: list[str]
+    tiny_session_graph: ModelGraph, recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as error:
         estimate_stages(load_recipe(str(recipe(keys))), sketch(tiny_session_graph))
     assert error.value.exit_code == 2
     (problem,) = error.value.problems
-    for words in says:
+    for words in expected:
         assert words in f"{problem.where}: {problem.message} ({problem.hint})", words
     assert problem.hint
 
 
 def test_all_problems_of_the_model_at_once(vitslim: Callable[..., Any], recipe: Callable[[str], Path]) -> None:
-    keys = "ratio: [0.5], axes: {blocks.0.mpl: 0.5}"
+    keys = "pruning_ratio: [0.5], axes: {blocks.0.mpl: 0.5}"
     expect(vitslim("plan", recipe(keys)), ["got 1 entry", "did you mean 'blocks.0.mlp'", "hint:"])
 
 

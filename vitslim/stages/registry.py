@@ -1,9 +1,8 @@
-"""From a config to the stage that carries it out: one line a method."""
+"""The stage of each config. A new method is one line of `STAGES`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from vitslim.recipe import stages as configs
@@ -20,18 +19,28 @@ from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
+Handler = Callable[[Any, LatencyTable | None], Stage]
+"""Builds a stage from its config and the latency table that `budget.table` names, if there is one."""
+
+
+def from_config(stage: Callable[[Any], Stage]) -> Handler:
+    """Return the handler of a stage that needs its config alone."""
+    return lambda config, _: stage(config)
+
+
+STAGES: dict[type[StageConfig], Handler] = {
+    configs.DepGraph: DepGraphStage,
+    configs.TwoFour: from_config(TwoFourStage),
+    configs.Unstructured: from_config(UnstructuredStage),
+    configs.Depth: from_config(DepthStage),
+    configs.Distill: from_config(DistillStage),
+    configs.Ptq: from_config(PtqStage),
+    configs.Qat: from_config(QatStage),
+    configs.Etps: from_config(EtpsStage),
+    configs.Export: from_config(ExportStage),
+}
+
 
 def make_stage(config: StageConfig, latency: LatencyTable | None = None) -> Stage:
-    """The stage that carries out a config; `latency` is the table that its budget names."""
-    handlers: dict[type, Callable[[Any], Stage]] = {
-        configs.DepGraph: partial(DepGraphStage, latency=latency),
-        configs.TwoFour: TwoFourStage,
-        configs.Unstructured: UnstructuredStage,
-        configs.Depth: DepthStage,
-        configs.Distill: DistillStage,
-        configs.Ptq: PtqStage,
-        configs.Qat: QatStage,
-        configs.Etps: EtpsStage,
-        configs.Export: ExportStage,
-    }
-    return handlers[type(config)](config)
+    """Return the stage that runs a config. latency: the table of its latency budget."""
+    return STAGES[type(config)](config, latency)

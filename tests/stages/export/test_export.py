@@ -31,7 +31,7 @@ from vitslim.stages.export.check import (
 )
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.stage import ExportStage
-from vitslim.stages.prune.two_four.patterns import two_four_mask
+from vitslim.stages.prune.two_four.patterns import pattern_mask
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.workload import read_workload
 
@@ -61,7 +61,7 @@ def mask_two_four(graph: ModelGraph, *weights: str) -> ModelGraph:
     with torch.no_grad():
         for name in weights:
             parameter = new.parameters()[name]
-            new.masks[name] = two_four_mask(parameter)
+            new.masks[name] = pattern_mask(parameter.abs())
             parameter.mul_(new.masks[name])
     new.edits = (*new.edits, Mask("2:4", weights))
     return new

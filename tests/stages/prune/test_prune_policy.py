@@ -1,4 +1,4 @@
-"""Which axes are cut and which layers are masked, decided on a sketch: what `plan` shows."""
+"""The axes that are cut and the layers that are masked, decided on a sketch, as `plan` shows them."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_factors_of_one_dimension_do_not_compound() -> None:
 
 def test_nothing_to_prune_is_a_problem_with_its_reason() -> None:
     (problem,) = DepGraphStage(depgraph(pruning_ratio=0.0)).requires(vit())
-    assert problem.where == "ratio"
-    assert "takes none" in problem.message
+    assert problem.where == "pruning_ratio"
+    assert "removes none" in problem.message
     (problem,) = DepGraphStage(depgraph()).requires(vit(16, 1, 16, 16))
     assert "steps of 16" in problem.message
     (problem,) = DepGraphStage(depgraph()).requires(replace(vit(), kinds={}.fromkeys(vit().axes, "tokens")))
@@ -119,8 +119,8 @@ def test_nothing_to_prune_is_a_problem_with_its_reason() -> None:
 
 def test_pruning_after_two_four_or_quantization_is_refused() -> None:
     stage = DepGraphStage(depgraph())
-    assert "2:4" in stage.requires(two_four().estimate(vit()))[0].message
-    assert "quantization" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], LayerBits(8, 8)))[0].message
+    assert "sparsity pattern" in stage.requires(two_four().estimate(vit()))[0].message
+    assert "before quantize" in stage.requires(vit().with_bits(["blocks.0.mlp.fc1.weight"], LayerBits(8, 8)))[0].message
 
 
 def test_estimate_of_pruning_is_quadratic() -> None:
@@ -174,9 +174,9 @@ def test_an_unknown_layer_names_the_closest(name: str, hint: str) -> None:
 
 def test_a_named_layer_that_does_not_divide_is_refused() -> None:
     (problem,) = two_four("fc2").requires(vit(mlp=100))
-    assert "100 inputs are no multiple of 16" in problem.message
+    assert "100 inputs are not a multiple of 16" in problem.message
     (problem,) = two_four("head").requires(vit(classes=10))
-    assert "10 outputs are no multiple of 8" in problem.message
+    assert "10 outputs are not a multiple of 8" in problem.message
 
 
 def test_all_problems_of_layers_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Layers solved one after the other, for the inputs that they will have."""
+"""Layer-wise reconstruction on the activations of the compressed graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return 0.25 * torch.round(4 * x + 0.3)
 
 
-def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph: ModelGraph) -> None:
+def test_a_layer_is_solved_on_its_changed_input_and_keeps_its_mean_output(tiny_graph: ModelGraph) -> None:
     costs: list[Curvature] = []
 
     def solve(_name: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_a_layer_is_solved_for_its_changed_inputs_and_keeps_its_mean(tiny_graph:
     assert not torch.allclose(bias, tiny_graph.parameters()["blocks.1.mlp.fc2.bias"], atol=1e-4)
 
 
-def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: ModelGraph) -> None:
+def test_later_layers_see_the_changed_inputs_of_earlier_ones(tiny_graph: ModelGraph) -> None:
     def gram_of(inputs: dict[str, object]) -> torch.Tensor:
         found: list[torch.Tensor] = []
 
@@ -66,7 +66,7 @@ def test_later_layers_see_what_changed_inputs_of_earlier_ones_leave(tiny_graph: 
 
 
 @pytest.mark.parametrize("draws", [0, 3])
-def test_what_outputs_do_together_is_summed_over_all_images_and_draws(tiny_graph: ModelGraph, draws: int) -> None:
+def test_output_curvature_is_summed_over_all_images_and_draws(tiny_graph: ModelGraph, draws: int) -> None:
     images = images_of(tiny_graph).repeat(3, 1, 1, 1)
     assert len(images) > BATCH
     found: dict[str, Curvature] = {}
@@ -88,7 +88,7 @@ def test_what_outputs_do_together_is_summed_over_all_images_and_draws(tiny_graph
     assert float(expected.diagonal().mean()) == pytest.approx(1)
 
 
-def test_classes_are_drawn_as_the_model_finds_them_likely(tiny_graph: ModelGraph) -> None:
+def test_classes_are_sampled_by_the_probabilities_of_the_model(tiny_graph: ModelGraph) -> None:
     """At the head the gradient of a class's log-probability is (1 at the class - probabilities) / temperature."""
     images, draws = images_of(tiny_graph)[:2], 2000
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_classes_are_drawn_as_the_model_finds_them_likely(tiny_graph: ModelGraph
     torch.testing.assert_close(often, likely, rtol=0, atol=0.05)
 
 
-def test_logits_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:
+def test_logits_that_are_not_finite_are_refused(tiny_graph: ModelGraph) -> None:
     layer = layer_nodes(tiny_graph.module)["head.weight"][0]
     with torch.no_grad():
         tiny_graph.module.get_parameter("head.weight").fill_(float("nan"))
@@ -112,9 +112,11 @@ def test_logits_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:
         next(Sensitivity(tiny_graph.module, [("head.weight", layer)], 0, draws=1)(images_of(tiny_graph)))
 
 
-def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_graph: ModelGraph) -> None:
+def test_without_sensitivity_and_bias_correction_there_is_no_backward_pass_and_biases_stay(
+    tiny_graph: ModelGraph,
+) -> None:
     with torch.no_grad():
-        tiny_graph.module.get_parameter(NAME).mul_(1e30)  # gradients would be no numbers
+        tiny_graph.module.get_parameter(NAME).mul_(1e30)  # gradients would not be finite
     solver = LayerSolver(images_of(tiny_graph), Silent(), "", sensitive=False, biases=False)
     solved = solver(tiny_graph, [NAME], lambda _name, weight, _curvature: 0 * weight)
     assert (solved.parameters()[NAME] == 0).all()
@@ -122,7 +124,7 @@ def test_nothing_runs_backwards_and_biases_stay_where_neither_is_asked_for(tiny_
         assert torch.equal(solved.parameters()[name], tiny_graph.parameters()[name])
 
 
-def test_patches_are_a_matrix_product_and_overlapping_windows_are_not() -> None:
+def test_patches_are_a_matmul_and_overlapping_windows_are_not() -> None:
     graph = trace_timm("levit_128s", {"num_classes": 10})
     names = set(solvable_layers(graph.module))
     assert names.isdisjoint(name for name in layer_nodes(graph.module) if name.startswith("stem"))

@@ -1,4 +1,4 @@
-"""The eTPS stage: token counts, refusals before anything runs, estimate equal to what is built, and cost."""
+"""The eTPS stage: token counts, refusals before anything runs, the estimate, and the cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Etps
 from vitslim.stages.contract import StageContext
-from vitslim.stages.token_squeeze.counts import token_counts
+from vitslim.stages.token_squeeze.schedule import token_counts
 from vitslim.stages.token_squeeze.stage import EtpsStage
 
 DEIT_BLOCKS = ("blocks.3", "blocks.6", "blocks.9")
@@ -28,7 +28,7 @@ COST_TABLE = {
     0.4: ((78, 31, 12), 0.55, 2.01, 7.7),
     0.3: ((58, 17, 5), 0.49, 1.79, 6.8),
 }
-"""Keep ratio to counts and GMACs of DeiT-T, S and B (specs, token stages, section 5, eTPS column)."""
+"""Keep rate to counts and GMACs of DeiT-T, S and B (TPS, CVPR 2023)."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def context(tmp_path: Path) -> StageContext:
     """A stage that needs neither data nor earlier results asks for none."""
     return StageContext(
         data=None,  # type: ignore[arg-type]
-        seed=0, progress=Silent(), result=lambda name: pytest.fail(f"asked for {name}"), workdir=tmp_path,
+        seed=0, progress=Silent(), result=lambda name: pytest.fail(f"requested {name}"), workdir=tmp_path,
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_published_counts() -> None:
     assert after == {"ceil": [138, 97, 68], "floor": [137, 95, 66]}
 
 
-def test_products_that_floats_get_wrong() -> None:
+def test_counts_are_exact_where_floats_are_not() -> None:
     assert token_counts({"a": 100}, ["a"], 0.07, "ceil")["a"].after == 7
     assert token_counts({"a": 100}, ["a"], 0.29, "floor")["a"].after == 29
 
@@ -94,7 +94,7 @@ def test_cost_table_of_larger_models(name: str, column: int) -> None:
         assert gmacs_as_published(dense, row[0]) == pytest.approx(row[column], rel=0.01)
 
 
-def test_estimate_equals_what_is_built(deit_tiny: ModelGraph, deit_tiny_sketch: ModelSketch) -> None:
+def test_the_estimate_equals_the_result_of_squeezing(deit_tiny: ModelGraph, deit_tiny_sketch: ModelSketch) -> None:
     stage = etps()
     estimate = stage.estimate(deit_tiny_sketch)
     built = insert_squeeze(deit_tiny, {"blocks.3": 138, "blocks.6": 97, "blocks.9": 68})
@@ -103,8 +103,8 @@ def test_estimate_equals_what_is_built(deit_tiny: ModelGraph, deit_tiny_sketch: 
     assert sketch(built).squeezed == estimate.squeezed == DEIT_BLOCKS
 
 
-def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext) -> None:
-    stage = etps(blocks=(1, 0), keep=0.7)
+def test_apply_reports_its_changes(tiny_graph: ModelGraph, context: StageContext) -> None:
+    stage = etps(blocks=(1, 0), keep_rate=0.7)
     assert stage.requires(sketch(tiny_graph)) == []
     result = stage.apply(tiny_graph, context)
     notes = [(note.layer, note.result) for note in result.changes]
@@ -117,7 +117,7 @@ def test_apply_reports_what_it_did(tiny_graph: ModelGraph, context: StageContext
 
 
 def test_keep_one_is_the_identity(tiny_graph: ModelGraph, context: StageContext) -> None:
-    stage = etps(blocks=(0, 1), keep=1.0)
+    stage = etps(blocks=(0, 1), keep_rate=1.0)
     result = stage.apply(tiny_graph, context)
     assert result.graph.edits == ()
     assert [note.layer for note in result.skipped] == ["blocks.0", "blocks.1"]
@@ -126,13 +126,13 @@ def test_keep_one_is_the_identity(tiny_graph: ModelGraph, context: StageContext)
     assert torch.equal(result.graph.module(images), tiny_graph.module(images))
 
 
-def test_a_second_stage_counts_from_what_the_first_left(tiny_graph: ModelGraph, context: StageContext) -> None:
-    first = etps(blocks=(0,), keep=0.5).apply(tiny_graph, context).graph
-    second = etps(blocks=(1,), keep=0.5)
+def test_a_second_stage_counts_from_the_tokens_of_the_first(tiny_graph: ModelGraph, context: StageContext) -> None:
+    first = etps(blocks=(0,), keep_rate=0.5).apply(tiny_graph, context).graph
+    second = etps(blocks=(1,), keep_rate=0.5)
     assert second.requires(sketch(first)) == []
     assert second.apply(first, context).metrics == {"patch_tokens.blocks.1": 4}
-    (problem,) = etps(blocks=(0,), keep=0.5).requires(sketch(first))
-    assert "squeezed already" in problem.message
+    (problem,) = etps(blocks=(0,), keep_rate=0.5).requires(sketch(first))
+    assert "already squeezed" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_second_stage_counts_from_what_the_first_left(tiny_graph: ModelGraph, 
         ({}, "blocks", "block 3 does not exist: the model has 2 blocks, 0 to 1"),
         ({"blocks": ()}, "blocks", "no block"),
         ({"blocks": (1, 1)}, "blocks", "twice"),
-        ({"blocks": (0,), "keep": 0.05, "rounding": "floor"}, "keep", "0 of 16"),
+        ({"blocks": (0,), "keep_rate": 0.05, "rounding": "floor"}, "keep_rate", "0 of 16"),
     ],
 )
 def test_recipes_that_do_not_fit(keys: dict[str, Any], where: str, words: str, tiny_graph: ModelGraph) -> None:

@@ -1,4 +1,4 @@
-"""How far all ratios are scaled so that the model just fits a budget: a search over costs that the sketch computes."""
+"""Search for the common factor on all pruning ratios with which the model fits a budget."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from vitslim.results import LatencyTable
 
 Lengths = dict[str, int]
-"""Axis name to the number of indices that stay."""
+"""Axis name to its number of kept indices."""
 
 Schedule = Callable[[float], Lengths]
-"""Lengths for a factor on all ratios: never longer for a larger factor."""
+"""Lengths for a factor on all ratios; a larger factor never gives a longer axis."""
 
 Costs = Callable[[Mapping[str, int]], float]
-"""Cost of the model with some axes at other lengths."""
+"""Cost of the model with some axes at new lengths."""
 
 TOLERANCE = 0.01
-"""Share of a budget that may be left unused where steps allow to use it."""
+"""Fraction of a budget that may stay unused before the search continues."""
 
 MAX_SEARCHES = 6
 
@@ -36,9 +36,9 @@ MAX_BISECTIONS = 32
 def cost_function(
     sketch: ModelSketch, budget: Budget, axes: Iterable[str], latency: LatencyTable | None
 ) -> tuple[Costs, float]:
-    """The cost that a budget speaks of as a function of the lengths of `axes`, and what it may be.
+    """Return the cost that a budget limits, as a function of the lengths of `axes`, and its limit.
 
-    MACs and parameters as numbers, latency in ms for one image from the table. Raises ValueError for a latency budget
+    MACs and parameters are counts, latency is in ms for one image by the table. Raises ValueError for a latency budget
     without a table.
     """
     if budget.macs is not None:
@@ -54,11 +54,11 @@ def cost_function(
 
 
 def fit(schedule: Schedule, costs: Costs, limit: float, most: float) -> tuple[float, Lengths] | None:
-    """The smallest factor up to `most` whose lengths cost no more than `limit`, and lengths that use what it leaves.
+    """Return the smallest factor up to `most` whose lengths cost at most `limit`, and lengths that use the rest of it.
 
-    Lengths jump where several axes lose a step at once: axis by axis the step is given back while the cost stays within
-    the limit. While more than TOLERANCE of the limit is left, the axes whose step is too large stay where they are and
-    the search goes on with the others. None when even `most` costs more.
+    Several axes can lose a step at the same factor. Each of them gets its step back while the cost stays within the
+    limit. While more than TOLERANCE of the limit is unused, the axes whose step is too large are fixed and the search
+    continues with the others. None when the lengths at `most` cost more than the limit.
     """
     if costs(schedule(most)) > limit:
         return None
@@ -79,7 +79,7 @@ def fit(schedule: Schedule, costs: Costs, limit: float, most: float) -> tuple[fl
 
 
 def _bisect(schedule: Schedule, costs: Costs, limit: float, high: float) -> tuple[float, Lengths, Lengths]:
-    """The smallest factor that fits, the lengths just before it, and its own; `high` fits."""
+    """Return the smallest factor that fits, the lengths just below it, and its own lengths; `high` must fit."""
     low = 0.0
     larger, smaller = schedule(low), schedule(high)
     if costs(larger) <= limit:
@@ -97,7 +97,7 @@ def _bisect(schedule: Schedule, costs: Costs, limit: float, high: float) -> tupl
 
 
 def gemms(sketch: ModelSketch, lengths: Mapping[str, int]) -> list[tuple[int, int, int, int]]:
-    """(count, rows, reduce, columns) of every matrix product for one image, with some axes at other lengths."""
+    """Return (count, rows, reduce, columns) of every matmul for one image, with some axes at new lengths."""
     axes = {**sketch.axes, **lengths}
     return [
         (p.count.value(axes), p.rows.value(axes), p.reduce.value(axes), p.columns.value(axes)) for p in sketch.matmuls
@@ -109,7 +109,7 @@ def _latency(sketch: ModelSketch, table: LatencyTable) -> Costs:
 
 
 def _polynomial(products: Iterable[tuple[Size, ...]], sizes: Mapping[str, int], axes: Iterable[str]) -> Costs:
-    """The sum of products of sizes as a function of some axes; all others are folded into the coefficients."""
+    """Return the sum of products of sizes as a function of some axes; all others are folded into the coefficients."""
     free = {name: position + 1 for position, name in enumerate(axes)}
     total: Counter[tuple[int, ...]] = Counter()
     for factors in products:
@@ -134,7 +134,7 @@ def _polynomial(products: Iterable[tuple[Size, ...]], sizes: Mapping[str, int], 
 
 
 def _folded(size: Size, sizes: Mapping[str, int], free: Mapping[str, int]) -> Counter[tuple[int, ...]]:
-    """A size as {free axes, as numbers: coefficient}."""
+    """Return a size as {positions of free axes: coefficient}."""
     found: Counter[tuple[int, ...]] = Counter()
     for factor, names in size.terms:
         fixed = prod(sizes[name] for name in names if name not in free)

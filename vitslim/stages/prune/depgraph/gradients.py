@@ -1,4 +1,4 @@
-"""Gradients of the loss on calibration images, for Taylor and Hessian importance."""
+"""Gradient statistics on calibration images, for Taylor and Hessian importance."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Progress
 
 Gradients = dict[str, Tensor]
-"""By parameter name, float32. Parameters that the loss does not depend on are left out."""
+"""Parameter name to its gradient statistic: float32, the parameter's shape. Parameters that the loss does not depend on
+are left out."""
 
 
 def calibration_batches(images: Dataset, count: int, batch: int, seed: int) -> Batches:
-    """`count` batches of `batch` images in an order that depends on the seed alone; all when there are fewer.
+    """Return the first `count` batches of at most `batch` images, in an order that depends on the seed alone.
 
-    Raises StageError when there are no images.
+    Raises StageError when `count` is above zero and there are no images.
     """
     drawn = images.batches(batch, shuffle_seed=seed)
-    if not drawn.positions:
-        raise StageError("importance by gradients needs calibration images, and there are none", "set data.calibration")
+    if count and not drawn.positions:
+        raise StageError("importance by gradients needs calibration images, got none", "set data.calibration")
     return replace(drawn, positions=drawn.positions[:count])
 
 
 def summed_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
-    """Sum over batches of the gradient of the mean cross-entropy with the labels.
+    """Return the sum over batches of the gradient of the mean cross-entropy with the labels.
 
-    The graph stays as it is. Raises StageError when a gradient is no finite number.
+    The graph is not changed. Raises StageError for a gradient that is not finite.
     """
     module = graph.copy().module
     with torch.enable_grad():
@@ -41,28 +42,28 @@ def summed_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> 
 
 
 def squared_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
-    """Mean over images of the squared gradient of each image's cross-entropy with its label.
+    """Return the mean over images of the squared gradient of each image's cross-entropy with its label.
 
-    Image by image: the gradients of a whole batch, kept apart, would need the memory of as many models. The graph stays
-    as it is. Raises StageError when a gradient is no finite number.
+    Runs image by image: separate gradients for a whole batch would need the memory of as many models. The graph is not
+    changed. Raises StageError for a gradient that is not finite.
     """
     module = graph.copy().module
     weights = dict(module.named_parameters())
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    seen = sum(len(positions) for positions in images.positions)
+    count = sum(len(positions) for positions in images.positions)
     each = ((image, label) for pixels, labels in images for image, label in zip(pixels, labels, strict=True))
     with torch.enable_grad():
-        for image, label in progress.track(each, "gradients of single images", total=seen):
+        for image, label in progress.track(each, "gradients of single images", total=count):
             module.zero_grad()
             cross_entropy(module(image[None]), label[None]).backward()  # type: ignore[no-untyped-call]
             for name, weight in weights.items():
                 if weight.grad is not None:
                     total[name].addcmul_(weight.grad, weight.grad)
-    return _finite({name: squares / seen for name, squares in total.items()})
+    return _finite({name: squares / count for name, squares in total.items()})
 
 
 def _finite(gradients: Gradients) -> Gradients:
     for name, gradient in gradients.items():
         if not torch.isfinite(gradient).all():
-            raise StageError(f"the gradient of {name} is not finite", "the weights of the model are broken")
+            raise StageError(f"the gradient of '{name}' is not finite", "check the weights in model.checkpoint")
     return gradients

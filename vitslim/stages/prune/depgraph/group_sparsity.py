@@ -1,21 +1,27 @@
-"""Group-sparsity training: weak groups are pushed towards zero before they are cut (DepGraph, section 3.3)."""
+"""Group-sparsity training: a regularization drives weak groups toward zero before the cut (DepGraph, section 3.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages import GroupSparsity
+from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.depgraph.groups import Member, axis_scores
 from vitslim.stages.prune.depgraph.importance import magnitude_l2
+from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
+from vitslim.training.device import find_device
 
 
 def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:
-    """How hard each index is pushed: `2^(alpha * (I_max - I_k) / (I_max - I_min))` with `I = sqrt(scores)`.
+    """Return the strength of each index, `2^(alpha * (I_max - I_k) / (I_max - I_min))` with `I = sqrt(scores)`.
 
-    scores: (size,), not negative. 1 for the strongest index, 2^alpha for the weakest. None when all scores are equal or
-    one is no finite number: then nothing says which index is weak.
+    scores: (size,), not negative. The strongest index gets 1, the weakest 2^alpha. None when all scores are equal or
+    one is not finite, because then no index is the weakest.
     """
     importance = scores.sqrt()
     spread = importance.max() - importance.min()
@@ -24,10 +30,11 @@ def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:
     return torch.exp2(alpha * (importance.max() - importance) / spread)
 
 
-def push(weight: Tensor, strengths: Sequence[tuple[int, Tensor]], gamma: float) -> Tensor:
-    """What is added to the gradient of a weight: `gamma * gamma_k * w`, summed over the groups it is a member of.
+def regularization_gradient(weight: Tensor, strengths: Sequence[tuple[int, Tensor]], gamma: float) -> Tensor:
+    """Return the term that is added to the gradient of a weight: `gamma * gamma_k * w`, summed over its groups.
 
-    strengths: for each membership the dimension, and the strength at each position of it, (weight.shape[dim],).
+    strengths: for each group that the weight is a member of, the dimension and the strength at each of its positions,
+    (weight.shape[dim],). Shape and dtype of the weight.
     """
     total = torch.zeros((), dtype=weight.dtype)
     for dim, strength in strengths:
@@ -36,12 +43,12 @@ def push(weight: Tensor, strengths: Sequence[tuple[int, Tensor]], gamma: float) 
     return gamma * total * weight
 
 
-def pusher(
+def group_regularizer(
     members: Sequence[Member], parameters: Mapping[str, nn.Parameter], gamma: float, alpha: float
 ) -> Callable[[], None]:
-    """A function to call after each backward pass: it adds the push to the gradients of all members.
+    """Return a function for after each backward pass that adds the regularization to the gradients of all members.
 
-    Groups are scored afresh by the magnitude of their weights each time.
+    It scores the groups by the current magnitude of their weights at each call.
     """
 
     def add() -> None:
@@ -52,13 +59,13 @@ def pusher(
                 weight = parameters[name]
                 found = [(m.dim, _at_positions(s, m.index)) for m in here if (s := strengths[m.axis]) is not None]
                 if found and weight.grad is not None:
-                    weight.grad.add_(push(weight.detach(), found, gamma))
+                    weight.grad.add_(regularization_gradient(weight.detach(), found, gamma))
 
     return add
 
 
 def _at_positions(strength: Tensor, index: Tensor) -> Tensor:
-    """The strength of the index at each position; zero where the axis does not occur."""
+    """Return the strength of the index at each position; zero where the axis does not occur."""
     return torch.where(index >= 0, strength[index.clamp(min=0)], 0.0)
 
 
@@ -67,3 +74,35 @@ def _by_parameter(members: Iterable[Member]) -> dict[str, list[Member]]:
     for member in members:
         found.setdefault(member.parameter, []).append(member)
     return found
+
+
+def train_sparse(
+    graph: ModelGraph, members: Sequence[Member], config: GroupSparsity, context: StageContext
+) -> tuple[ModelGraph, dict[str, float]]:
+    """Return a trained copy of the graph, and the metrics of the training, each with the prefix `sparsity_`.
+
+    `seconds` has no prefix: it is the training time of the stage. The loss is the cross-entropy with the labels. Raises
+    StageError for a loss that is not finite.
+    """
+    student = graph.copy()
+    dataset = context.data.train.balanced(config.train.images, context.seed)
+    device = find_device(config.train)
+    on_device = [replace(member, index=member.index.to(device)) for member in members]
+
+    def objective(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {LOSS: hard_loss(logits, batch.labels, config.train.label_smoothing)}
+
+    metrics = train(
+        student.module,
+        dataset,
+        objective,
+        config.train,
+        context.seed,
+        student.masks,
+        context.progress,
+        label="prune: group-sparsity training",
+        after_backward=group_regularizer(on_device, student.parameters(), config.gamma, config.alpha),
+        keep=context.keep,
+    )
+    seconds = metrics.pop(SECONDS)
+    return student, {SECONDS: seconds} | {f"sparsity_{name}": value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Indices of several axes ranked together: scores decide how long each axis stays (DepGraph, section 4)."""
+"""Joint ranking of the indices of several axes: the scores decide the length of each axis."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ BLOCK_NUMBER = re.compile(r"^.*\.\d+\.")
 
 @dataclass(frozen=True)
 class _Queue:
-    """The indices of one rank list that may go, the least important first."""
+    """The removable indices of one rank list, the least important first."""
 
     targets: tuple[Target, ...]
     present: Tensor
-    """int64 (targets,): how many indices each axis has now."""
+    """int64 (targets,): current number of indices of each axis."""
     order: Tensor
-    """int64 (indices that may go,): position of the target that loses one."""
+    """int64 (removable indices,): position of the target that each belongs to."""
 
     def lengths(self, factor: float) -> Lengths:
-        """What stays of each axis when the list loses its ratio times `factor` of what it had at first."""
-        wanted = sum(target.size for target in self.targets)
-        stay = floor(wanted * max(0.0, 1 - self.targets[0].ratio * factor))
-        goes = max(0, int(self.present.sum()) - stay)
-        lost = torch.bincount(self.order[:goes], minlength=len(self.targets))
+        """Return the length of each axis when the list loses its ratio times `factor` of its original indices."""
+        original = sum(target.size for target in self.targets)
+        kept = floor(original * max(0.0, 1 - self.targets[0].ratio * factor))
+        count = max(0, int(self.present.sum()) - kept)
+        removed = torch.bincount(self.order[:count], minlength=len(self.targets))
         return {
-            target.axis: _on_grid(target, int(now), int(gone))
-            for target, now, gone in zip(self.targets, self.present, lost, strict=True)
+            target.axis: _on_grid(target, int(present), int(lost))
+            for target, present, lost in zip(self.targets, self.present, removed, strict=True)
         }
 
 
 def ranked_schedule(targets: Iterable[Target], scores: Mapping[str, Tensor], lists: Mapping[str, Hashable]) -> Schedule:
-    """Lengths for a factor on the ratios when axes of one list lose their least important indices together.
+    """Return the schedule by which the axes of one list lose their least important indices together.
 
-    scores: (present size,) by axis, comparable between axes; equal scores go in the order of the axes. lists: axis
-    name to its rank list; axes of different ratios never share one. A list loses its ratio times the factor of the
-    indices that its axes had at first, whatever earlier steps took; then every axis is rounded down to its step. No
-    axis loses more than its target allows.
+    scores: (current size,) by axis, comparable between axes; equal scores are removed in the order of the axes. lists:
+    axis name to its rank list; axes of different ratios never share one. A list loses its ratio times the factor of the
+    original indices of its axes, including those that earlier steps removed; then every axis is rounded down to its
+    step. No axis loses more than its target allows.
     """
     together: dict[Hashable, list[Target]] = {}
     for target in targets:
@@ -56,21 +56,21 @@ def ranked_schedule(targets: Iterable[Target], scores: Mapping[str, Tensor], lis
 
 
 def list_of(axis: Axis, scope: str) -> Hashable:
-    """The rank list of an axis: equal for axes whose indices compete. `scope` is global or isomorphic.
+    """Return the rank list of an axis, equal for axes that are ranked together. `scope` is global or isomorphic.
 
-    Heads compete with heads alone: one of them is as much as many indices of other kinds.
+    Heads are ranked among heads only, because one head holds as many weights as many indices of other kinds.
     """
     return axis.kind == "heads" if scope == "global" else pattern_of(axis)
 
 
 def pattern_of(axis: Axis) -> Hashable:
-    """Equal for axes that couple layers in the same way: their kind, and where they occur inside their blocks."""
+    """Return a key that is equal for axes that couple layers in the same way: kind, and places inside the block."""
     roles = sorted((BLOCK_NUMBER.sub("", site.parameter), site.dim) for site in axis.sites)
     return axis.kind, tuple(roles)
 
 
 def _queue(targets: Sequence[Target], scores: Mapping[str, Tensor]) -> _Queue:
-    # An axis that is down to one index is no axis any more and has no score.
+    # An axis of a single index is no longer an axis of the graph and has no score.
     own = [torch.sort(scores.get(t.axis, torch.zeros(1)).double(), stable=True).values for t in targets]
     free = [values[: max(0, len(values) - target.least)] for values, target in zip(own, targets, strict=True)]
     owner = torch.repeat_interleave(torch.arange(len(targets)), torch.tensor([len(values) for values in free]))

@@ -1,6 +1,6 @@
-"""Which axes are cut, and to what length: the policy of structural pruning, decided on the sketch alone.
+"""The length of each axis after structural pruning, computed from the sketch alone.
 
-`plan` and the stage itself ask the same function, so what was announced is what happens.
+`plan` and the stage call the same function, so that the stage does what the plan announced.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ if TYPE_CHECKING:
     from vitslim.results import LatencyTable
 
 WORDS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
-"""What each key of a budget counts."""
+"""Keys of a budget, with their names in messages."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """What a stage will cut."""
+    """The cuts of a stage."""
 
     keep: dict[str, int]
-    """Axis name to the number of indices that stay, less than there are."""
+    """Axis name to its number of kept indices; only axes that lose some."""
     skipped: tuple[LayerNote, ...]
-    """Axes of the mode that stay whole, each with its reason."""
+    """Axes that stay whole, each with its reason."""
     problems: tuple[Problem, ...] = ()
-    """Why the recipe does not fit this model; then nothing is kept."""
+    """Reasons why the recipe does not fit this model; then `keep` is empty."""
 
 
 def choose_cuts(sketch: ModelSketch, config: DepGraph, latency: LatencyTable | None = None) -> Cuts:
-    """The lengths that a recipe asks for, within the budget where it has one.
+    """Return the lengths of a recipe, within its budget where it has one.
 
-    Every axis is cut by its own ratio. Where the recipe ranks the indices of several axes together, scores decide
-    about lengths, and this is the split that they would give if all axes mattered alike. `latency` is the table of a
-    latency budget.
+    Every axis is cut by its own ratio. For a scope that ranks the indices of several axes together, this is the split
+    that equal scores would give. `latency` is the table of a latency budget.
     """
     targets = find_targets(sketch, config)
     if targets.problems or not targets.cut:
@@ -52,7 +51,7 @@ def choose_cuts(sketch: ModelSketch, config: DepGraph, latency: LatencyTable | N
 
 
 def local_schedule(targets: tuple[Target, ...]) -> Schedule:
-    """Every axis is cut by its own ratio times the factor."""
+    """Return the schedule by which every axis is cut by its own ratio times the factor."""
     return lambda factor: {target.axis: target.length(factor) for target in targets}
 
 
@@ -63,36 +62,37 @@ def plan_lengths(
     latency: LatencyTable | None,
     schedule: Schedule,
 ) -> Schedule | Problem:
-    """Lengths as a function of progress from 0 to 1, at which the recipe's ratios or its budget are reached.
+    """Return the lengths as a function of progress; at 1 the recipe's ratios or its budget are reached.
 
-    A Problem when the budget cannot be reached.
+    Returns a Problem for a budget that cannot be reached.
     """
     budget = config.budget
     if budget is None:
         return schedule
-    key, share = spoken_of(budget)
+    key, share = active_limit(budget)
     if key == "latency" and latency is None:
-        message = f"a latency budget needs a latency table, and there is none at {budget.table or 'budget.table'}"
-        return Problem("budget.table", message, "`vitslim bench --table FILE` writes one")
+        message = f"a latency budget needs a latency table, got none at {budget.table or 'budget.table'}"
+        return Problem("budget.table", message, "`vitslim bench --table MODEL` writes one")
     costs, limit = cost_function(sketch, budget, [target.axis for target in targets], latency)
-    # Beyond this factor every axis has lost all that it may lose.
+    # At this factor every axis has reached its limit.
     most = 1 / min(target.ratio for target in targets)
     found = fit(schedule, costs, limit, most)
     if found is None:
         reach = costs(schedule(most)) / costs({})
-        message = f"{share:g} of the {WORDS[key]} cannot be reached: with every axis cut to its limit {reach:.3f} stays"
-        return Problem(f"budget.{key}", message, "raise the budget or max_ratio, lower round_to, or cut more axes")
+        message = f"{share:g} of the {WORDS[key]} cannot be reached: with every axis at its limit {reach:.3f} remains"
+        hint = "raise the budget or max_pruning_ratio, lower round_to, or prune more axes"
+        return Problem(f"budget.{key}", message, hint)
     return _scaled(schedule, *found)
 
 
 def _scaled(schedule: Schedule, factor: float, final: Lengths) -> Schedule:
-    """On the way no axis is cut further than it will be in the end."""
+    """Return the schedule of all steps; no axis is ever shorter than its final length."""
     return lambda progress: {
         axis: final[axis] if progress >= 1 else max(final[axis], length)
         for axis, length in schedule(factor * progress).items()
     }
 
 
-def spoken_of(budget: Budget) -> tuple[str, float]:
-    """The one key of a budget that is set, and the share that may stay."""
+def active_limit(budget: Budget) -> tuple[str, float]:
+    """Return the key of a budget that is set, and the fraction of the cost that it allows."""
     return next((key, share) for key in WORDS if (share := getattr(budget, key)) is not None)

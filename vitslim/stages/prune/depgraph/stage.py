@@ -1,4 +1,4 @@
-"""Structural pruning: cut the least important indices of every prunable axis (DepGraph, CVPR 2023)."""
+"""Structural pruning: remove the least important indices of every prunable axis (DepGraph, Fang et al., CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.budget import cost_function
-from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists
+from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists, score_inputs
+from vitslim.stages.prune.depgraph.group_sparsity import train_sparse
 from vitslim.stages.prune.depgraph.groups import find_members
-from vitslim.stages.prune.depgraph.schedule import choose_cuts, spoken_of
-from vitslim.stages.prune.depgraph.scores import Scorer
-from vitslim.stages.prune.depgraph.sparse_training import train_sparse
+from vitslim.stages.prune.depgraph.importance import IMPORTANCES
+from vitslim.stages.prune.depgraph.schedule import active_limit, choose_cuts
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
 
 if TYPE_CHECKING:
     from vitslim.results import LatencyTable
 
 ROUNDING = 1e-9
-"""By how much a cost may miss its budget through the rounding of floating-point numbers."""
+"""Tolerance for floating-point rounding when a cost is compared with its budget, as a fraction of the cost."""
 
 
 class DepGraphStage:
-    """Carries out `prune: {method: depgraph}`."""
+    """Runs `prune: {method: depgraph}`."""
 
     def __init__(self, config: DepGraph, latency: LatencyTable | None = None) -> None:
         self.config = config
         self.latency = latency
-        """What a latency budget is judged by."""
+        """The latency table of a latency budget."""
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """A float model without 2:4 weights that has what the recipe names, something to cut, and a budget in reach."""
+        """Require a float model without masks that has the named axes, an axis to cut, and a reachable budget."""
         if sketch.bits:
-            return [Problem("", "structural pruning cannot follow quantization", "put prune before quantize")]
+            return [Problem("", "structural pruning must come before quantize", "move `prune` before `quantize`")]
         if sketch.sparsity:
-            return [Problem("", "structural pruning would break the 2:4 pattern", "put depgraph before two-four")]
+            message = "structural pruning would break the sparsity pattern of the weights"
+            return [Problem("", message, "move `depgraph` before the stage that masks weights")]
         if self.config.group_sparsity is not None and self.config.group_sparsity.train.mix:
-            return [Problem("sparsity.train.mix", "this training goes by labels, and mixtures of images have none")]
+            message = "group-sparsity training uses labels, and mixed images have none"
+            return [Problem("group_sparsity.train.mix", message, "remove `mix`")]
         cuts = choose_cuts(sketch, self.config, self.latency)
         if cuts.problems:
             return list(cuts.problems)
@@ -52,34 +54,35 @@ class DepGraphStage:
             return []
         reasons = sorted({note.reason for note in cuts.skipped}) or ["no axis of this model can be cut"]
         where = "pruning_ratio" if self.config.pruning_ratio == 0 else ""
-        return [Problem(where, f"nothing can be pruned: {'; '.join(reasons[:3])}", "raise ratio or lower round_to")]
+        message = f"nothing can be pruned: {'; '.join(reasons[:3])}"
+        return [Problem(where, message, "raise pruning_ratio or lower round_to")]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Lengths depend on the configuration alone, only which indices go depends on weights and data.
+        """Return the sketch with the new axis lengths; weights and data only decide which indices are removed.
 
-        Exact for `scope: local`. Where indices of several axes are ranked together lengths depend on weights too: the
-        estimate takes the local split, which has the same ratios and the same budget.
+        Exact for `scope: local`. For other scopes the lengths depend on the weights too, and the estimate is the local
+        split, which has the same ratios and the same budget.
         """
         after = sketch.with_sizes(choose_cuts(sketch, self.config, self.latency).keep)
         return after if self.config.scope == "local" else after.as_guess()
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Check the axes by permutation, train for sparsity where asked, then score every index and cut, step by step.
+        """Verify the axes by permutation, run the sparse training if there is any, then score and cut step by step.
 
-        Raises StageError when there is nothing to cut or the budget is out of reach.
+        Raises StageError when there is nothing to cut or the budget cannot be reached.
         """
         before = sketch(graph)
         for problem in self.requires(before):
             raise StageError(problem.message, problem.hint)
         found = find_targets(before, self.config)
         metrics = {"verify_error": _verified(graph)}
-        current, scorer = graph, Scorer(self.config, context)
+        current, inputs = graph, score_inputs(graph, self.config, context)
         if self.config.group_sparsity is not None:
             members = find_members([graph.axes[target.axis] for target in found.cut], graph.parameters())
             current, trained = train_sparse(graph, members, self.config.group_sparsity, context)
             metrics |= trained
         lists = rank_lists(graph, self.config, found.cut)
-        cutter = Cutter(self.config, before, found.cut, lists, scorer, self.latency)
+        cutter = Cutter(self.config, before, found.cut, lists, inputs, self.latency)
         for number in range(1, self.config.steps + 1):
             current = cutter.cut(current, number / self.config.steps)
         lengths = {target.axis: target.size for target in found.cut} | _cut_lengths(graph, current)
@@ -87,12 +90,14 @@ class DepGraphStage:
         notes = tuple(LayerNote(layer=t.axis, result=f"kept {lengths[t.axis]} of {t.size}") for t in cut)
         if self.config.budget is not None:
             metrics["budget_share"] = self._budget_share(before, self.config.budget, lengths)
-        return StageResult(current, notes, found.skipped, metrics | {"axes_cut": float(len(cut))} | scorer.metrics)
+        if IMPORTANCES[self.config.importance].uses_images:
+            metrics["calibration_images"] = float(sum(map(len, inputs.images.positions)))
+        return StageResult(current, notes, found.skipped, metrics | {"axes_cut": float(len(cut))})
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every axis that was cut has the promised length, and the model is within its budget.
+        """Check that every axis has the planned length and that the model is within its budget.
 
-        Lengths are promised where each axis is cut by itself; otherwise that no axis lost more than it may.
+        For scopes other than local, check that no axis lost more than its limit instead of the planned length.
         """
         edits = after.edits[len(before.edits) :]
         if not edits or not all(isinstance(edit, Slice) for edit in edits):
@@ -101,48 +106,51 @@ class DepGraphStage:
         targets = find_targets(original, self.config).cut
         lengths = _lengths(after, targets)
         if self.config.scope == "local":
-            promised = {target.axis: target.size for target in targets}
-            promised |= choose_cuts(original, self.config, self.latency).keep
+            planned = {target.axis: target.size for target in targets}
+            planned |= choose_cuts(original, self.config, self.latency).keep
             return [
-                Problem(name, f"has {lengths[name]} indices instead of {count}")
-                for name, count in promised.items()
+                Problem(name, f"has {lengths[name]} indices, expected {count}")
+                for name, count in planned.items()
                 if lengths[name] != count
             ]
         short = [t for t in targets if lengths[t.axis] < t.least]
-        problems = [Problem(t.axis, f"has {lengths[t.axis]} indices, at least {t.least} should stay") for t in short]
+        problems = [Problem(t.axis, f"has {lengths[t.axis]} indices, expected at least {t.least}") for t in short]
         if self.config.budget is not None:
-            key, share = spoken_of(self.config.budget)
-            stays = self._budget_share(original, self.config.budget, lengths)
-            if stays > share + ROUNDING:
-                problems.append(Problem(f"budget.{key}", f"{stays:.4f} stays instead of {share:g}"))
+            key, share = active_limit(self.config.budget)
+            remaining = self._budget_share(original, self.config.budget, lengths)
+            if remaining > share + ROUNDING:
+                problems.append(Problem(f"budget.{key}", f"{remaining:.4f} remains, expected at most {share:g}"))
         return problems
 
     def _budget_share(self, original: ModelSketch, budget: Budget, lengths: Mapping[str, int]) -> float:
-        """The share of the original cost that stays, in the terms of the budget."""
+        """Return the remaining fraction of the cost that the budget limits."""
         costs, _ = cost_function(original, budget, lengths, self.latency)
         return costs(lengths) / costs({})
 
 
 def _cut_lengths(before: ModelGraph, after: ModelGraph) -> dict[str, int]:
-    """Lengths of the axes that were cut in between, as the edits say."""
+    """Return the lengths of the axes that were cut between two graphs, from the recorded edits."""
     edits = after.edits[len(before.edits) :]
     return {name: len(kept) for edit in edits if isinstance(edit, Slice) for name, kept in edit.kept.items()}
 
 
 def _lengths(graph: ModelGraph, targets: tuple[Target, ...]) -> dict[str, int]:
-    """Lengths of axes. One that is down to a single index is no axis any more."""
+    """Return the lengths of axes. An axis of a single index is no longer an axis of the graph."""
     present = {axis.name: axis.size for axis in graph.axes.axes}
     return {target.axis: present.get(target.axis, 1) for target in targets}
 
 
 def _verified(graph: ModelGraph) -> float:
-    """Permute every prunable axis: the outputs must not change. Returns the largest relative error."""
+    """Permute every prunable axis and return the largest relative error of the outputs.
+
+    Raises StageError when the outputs change or are not finite.
+    """
     found = verify_axes(graph)
     if not isfinite(found.max_error):
-        raise StageError("the model's outputs are not finite", "its weights are broken: check model.checkpoint")
+        raise StageError("the model's outputs are not finite", "check the weights in model.checkpoint")
     if not found.holds:
         raise StageError(
-            f"the axes of {graph.source.timm} are not understood: permuting them moves its outputs by "
+            f"the axes of {graph.source.timm} are not inferred correctly: permuting them changes its outputs by "
             f"{found.max_error:.1e}",
             "`vitslim axes --verify` shows which axis is wrong",
         )

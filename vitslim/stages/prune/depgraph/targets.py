@@ -1,4 +1,4 @@
-"""Which axes a recipe asks to cut, how far each, and in what steps: read from the sketch alone."""
+"""The axes that a recipe prunes, each with its ratio and step, computed from the sketch alone."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from vitslim.results import LayerNote
 from vitslim.stages.prune.depgraph.lengths import keep_count, least_count, step_of
 
 ORDER = ("qk", "v", "mlp", "embed", "other", "heads")
-"""Kinds of axes that can be cut; where two axes multiply, the earlier kind chooses first."""
+"""Kinds of axes that can be cut. Of two axes that multiply, the one of the earlier kind is cut."""
 
 MODES = {"uniform": frozenset(ORDER), "bottleneck": frozenset({"qk", "v", "mlp", "heads"})}
 
 TRANSFORMER_KINDS = {"heads", "qk", "v", "mlp", "embed"}
-"""Kinds whose frozen axes are worth a line in the report when they are long enough to be cut; the rest are tables."""
+"""Kinds whose frozen axes the report lists when they are long enough to be cut; other frozen axes are lookup tables."""
 
 KEY_OF_KIND = {"heads": "heads", "qk": "head_dim", "v": "head_dim", "mlp": "mlp", "embed": "embed"}
-"""Kind of an axis to the key of `pruning_ratios` that speaks of it."""
+"""Kind of an axis to its key in `pruning_ratios`."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One axis that is to be cut."""
+    """An axis to cut."""
 
     axis: str
     size: int
     ratio: float
-    """Fraction that goes, above zero."""
+    """Fraction to remove, above zero."""
     step: int
-    """What stays is a multiple of this."""
+    """The length after the cut is a multiple of this."""
     least: int
-    """No fewer stay."""
+    """Smallest length after the cut."""
 
     def length(self, factor: float) -> int:
-        """How many indices stay when the ratio is multiplied by `factor`, at least zero."""
+        """Return the number of kept indices when the ratio is multiplied by `factor`, which is not negative."""
         ratio = self.ratio * factor
         if ratio <= 0:
             return self.size
@@ -48,20 +48,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a recipe asks of one model."""
+    """The axes of one model that a recipe prunes."""
 
     cut: tuple[Target, ...]
     skipped: tuple[LayerNote, ...] = ()
-    """Axes of the mode that stay whole, each with its reason."""
+    """Axes that stay whole, each with its reason."""
     problems: tuple[Problem, ...] = ()
-    """What the recipe asks for and this model does not have."""
+    """Keys that do not fit this model."""
 
 
 def find_targets(sketch: ModelSketch, config: DepGraph) -> Targets:
-    """The axes that the recipe names or its mode covers, without those that cannot be cut.
+    """Return the axes that the recipe names or its mode covers, without those that cannot be cut.
 
-    Axes that multiply in one dimension of a parameter are cut together only when the recipe names each of them, by
-    `axes` or by its kind in `pruning_ratios`; otherwise ratios would compound.
+    Axes that multiply in one dimension of a parameter are both cut only when the recipe names each of them, in `axes`
+    or by its kind in `pruning_ratios`; otherwise their ratios would compound.
     """
     if problems := tuple(_problems(sketch, config)):
         return Targets((), (), problems)
@@ -76,27 +76,28 @@ def _problems(sketch: ModelSketch, config: DepGraph) -> Iterator[Problem]:
     for name in config.axes:
         if name not in sketch.kinds:
             hint = closest(name, set(sketch.kinds) - set(sketch.frozen))
-            many = "`vitslim axes` shows the names of all axes"
-            yield Problem(f"axes.{name}", f"the model has no axis '{name}'", many if hint.startswith("all") else hint)
+            if hint.startswith("all"):
+                hint = "`vitslim axes` shows the names of all axes"
+            yield Problem(f"axes.{name}", f"the model has no axis '{name}'", hint)
         elif reason := sketch.frozen.get(name):
             yield Problem(f"axes.{name}", f"'{name}' cannot be cut: it {reason}", "leave it out")
 
 
 class _Choice:
-    """Goes through the axes once; those that the recipe names choose first."""
+    """One pass over the axes, in which those that the recipe names come first."""
 
     def __init__(self, sketch: ModelSketch, config: DepGraph) -> None:
         self.sketch, self.config = sketch, config
         self.ratios = _ratios(sketch, config)
         self.named = {axis for axis, ratio in self.ratios.items() if ratio > 0 and _is_named(sketch, config, axis)}
         self.partners = _partners(sketch)
-        self.voting = {name for weight, size in sketch.parameters.items() if weight.endswith(".weight")
+        self.scored = {name for weight, size in sketch.parameters.items() if weight.endswith(".weight")
                        for _, names in size.terms for name in names}  # fmt: skip
         self.cut: dict[str, Target] = {}
         self.whole: set[str] = set()
 
     def targets(self) -> Targets:
-        """Every axis is cut, or skipped with a reason, or not spoken of."""
+        """Return the axes to cut, and the axes that the recipe refers to and that stay whole, each with its reason."""
         notes = []
         for axis in sorted(self.ratios, key=self._rank):
             target = self._target(axis)
@@ -105,7 +106,7 @@ class _Choice:
                 self.cut[axis] = target
                 continue
             self.whole.add(axis)
-            if axis not in self.sketch.frozen or self._worth_a_line(target):
+            if axis not in self.sketch.frozen or self._is_reported(target):
                 notes.append(LayerNote(layer=axis, result="skipped", reason=reason))
         return Targets(tuple(self.cut[axis] for axis in self.sketch.axes if axis in self.cut), tuple(notes))
 
@@ -119,8 +120,8 @@ class _Choice:
         return Target(axis, size, self.ratios[axis], step, least_count(size, config.max_pruning_ratio, step))
 
     def _unit(self, axis: str) -> int:
-        """What divides the length of an axis for certain: its step when it is cut, else its length, or 1 till it is
-        known."""
+        """Return a certain divisor of the length of an axis: its step when it is cut, 1 while that is not decided, else
+        its length."""
         if axis in self.cut:
             return self.cut[axis].step
         return 1 if axis in self.named - self.whole else self.sketch.axes[axis]
@@ -131,28 +132,31 @@ class _Choice:
         if reason := self.sketch.frozen.get(axis, ""):
             return reason
         if rivals:
-            return f"multiplies with {rivals[0]}, which is cut already"
-        if axis not in self.voting:
+            return f"multiplies with {rivals[0]}, which is already cut"
+        if axis not in self.scored:
             return "occurs in no weight, so it cannot be scored"
-        return self._nothing_goes(target)
+        return self._too_short(target)
 
-    def _nothing_goes(self, target: Target) -> str:
+    def _too_short(self, target: Target) -> str:
         size, step = target.size, target.step
         if size <= step:
             return f"has {size} indices and is cut in steps of {step}"
         if target.ratio == 0:
-            return f"ratio 0 takes none of its {size} indices"
+            return f"pruning ratio 0 removes none of its {size} indices"
         if target.least == size:
             limit = self.config.max_pruning_ratio
-            return f"max_pruning_ratio {limit:g} leaves no step of {step} of its {size} indices to cut"
+            return f"max_pruning_ratio {limit:g} allows no step of {step} of its {size} indices"
         return ""
 
-    def _worth_a_line(self, target: Target) -> bool:
+    def _is_reported(self, target: Target) -> bool:
         return self.sketch.kinds[target.axis] in TRANSFORMER_KINDS and target.size > target.step
 
 
 def _ratios(sketch: ModelSketch, config: DepGraph) -> dict[str, float]:
-    """Axes that the recipe speaks of, with the fraction that goes. A budget scales kinds alike where all are zero."""
+    """Return the axes that the recipe refers to, with the fraction to remove.
+
+    When all are zero, a budget scales all kinds alike.
+    """
     ratios = {}
     for axis, kind in sketch.kinds.items():
         if axis in config.axes:
@@ -167,13 +171,13 @@ def _ratios(sketch: ModelSketch, config: DepGraph) -> dict[str, float]:
 
 
 def _is_named(sketch: ModelSketch, config: DepGraph, axis: str) -> bool:
-    """Whether the recipe speaks of the axis itself or of its kind."""
+    """Whether the recipe names the axis itself or its kind."""
     key = KEY_OF_KIND.get(sketch.kinds[axis])
     return axis in config.axes or (key is not None and getattr(config.pruning_ratios, key) is not None)
 
 
 def _block_ratio(sketch: ModelSketch, config: DepGraph, axis: str) -> float:
-    """The ratio of the block that holds an axis; outside of blocks the mean of the list."""
+    """Return the ratio of the block that holds an axis; outside of blocks the mean of the list."""
     if not isinstance(config.pruning_ratio, tuple):
         return config.pruning_ratio
     holders = [block for block in sketch.blocks if axis.startswith(f"{block}.")]
@@ -183,7 +187,7 @@ def _block_ratio(sketch: ModelSketch, config: DepGraph, axis: str) -> float:
 
 
 def _partners(sketch: ModelSketch) -> dict[str, set[tuple[str, ...]]]:
-    """For each axis the axes that multiply with it, one tuple for each way in which it occurs in a layer's size."""
+    """Return for each axis the axes that multiply with it, one tuple for each of its occurrences in a layer size."""
     found: dict[str, set[tuple[str, ...]]] = {}
     for product in sketch.matmuls:
         if product.weight:

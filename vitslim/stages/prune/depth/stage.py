@@ -1,4 +1,4 @@
-"""Depth pruning: the blocks or residual branches go whose removal changes the outputs least, one after the other."""
+"""Depth pruning: remove the blocks or residual branches whose removal changes the outputs least, one at a time."""
 
 from __future__ import annotations
 
@@ -28,40 +28,42 @@ Images = list[Tensor]
 
 
 class DepthStage:
-    """Carries out `prune: {method: layers}`."""
+    """Runs `prune: {method: depth}`."""
 
     def __init__(self, config: Depth) -> None:
         self.config = config
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """A float model without masks that has more blocks or branches than go."""
+        """Require a float model without masks that has more blocks or branches than `remove`."""
         if sketch.bits:
-            return [Problem("", "layers cannot follow quantization: ranges would no longer fit", "put it before")]
+            message = "depth must come before quantize: it changes the ranges that calibration measured"
+            return [Problem("", message, "move `depth` before `quantize`")]
         if sketch.sparsity:
-            return [Problem("", "layers cannot follow a mask: it would mask what goes", "put layers before it")]
+            message = "depth must come before a stage that masks weights: it removes masked layers"
+            return [Problem("", message, "move `depth` before it")]
         kind, remove = self.config.unit, self.config.remove
         units = find_units(sketch.branches, kind)
-        count, stuck = len(units.removable), len(units.stuck)
+        count, fixed = len(units.removable), len(units.obstacles)
         if not count:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(units.stuck.items())[:3])
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(units.obstacles.items())[:3])
             message = f"this model has no {kind} that can be removed ({reasons or 'no residual branch was found'})"
-            return [Problem("method", message, "leave the stage out")]
-        if remove >= count and not stuck:
+            return [Problem("method", message, "remove the stage")]
+        if remove >= count and not fixed:
             message = f"the model has {count} {_plural(kind)}: removing {remove} would leave none"
-            return [Problem("remove", message, f"remove at most {count - 1}" if count > 1 else "leave the stage out")]
+            return [Problem("remove", message, f"remove at most {count - 1}" if count > 1 else "remove the stage")]
         if remove > count:
-            message = f"only {count} of {count + stuck} {_plural(kind)} can be removed, not {remove}"
+            message = f"only {count} of {count + fixed} {_plural(kind)} can be removed, not {remove}"
             return [Problem("remove", message, f"remove at most {count}")]
         return []
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """The model without its last blocks or branches: which ones really go depends on data."""
+        """Return the sketch without its last blocks or branches. A guess: the removed ones depend on data."""
         units = find_units(sketch.branches, self.config.unit).removable
         chosen = list(units.values())[-self.config.remove :]
         return sketch.with_removed([name for names in chosen for name in names]).as_guess()
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Measure the sensitivity of every unit, remove the least sensitive, and again until enough are gone."""
+        """Measure the sensitivity of every unit and remove the least sensitive; repeat until enough are removed."""
         before = sketch(graph)
         for problem in self.requires(before):
             raise StageError(problem.message, problem.hint)
@@ -74,8 +76,8 @@ class DepthStage:
             )
             for name, (kl, of) in removed.items()
         ]
-        stuck = find_units(before.branches, self.config.unit).stuck
-        skipped = [LayerNote(layer=name, result="skipped", reason=reason) for name, reason in stuck.items()]
+        obstacles = find_units(before.branches, self.config.unit).obstacles
+        skipped = [LayerNote(layer=name, result="skipped", reason=reason) for name, reason in obstacles.items()]
         metrics = {
             "calibration_images": float(sum(map(len, images))),
             "mean_kl": list(removed.values())[-1][0],
@@ -84,28 +86,34 @@ class DepthStage:
         return StageResult(remove_blocks(graph, tuple(removed)), tuple(changes), tuple(skipped), metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """As many units went as promised, with their parameters and no others, and what stays is what it was."""
+        """Check the number of removed units, that only their parameters are removed, and that the others are equal."""
         edit = after.edits[-1] if len(after.edits) > len(before.edits) else None
         if not isinstance(edit, RemoveBlocks) or len(edit.names) != self.config.remove:
-            return [Problem("remove", f"{self.config.remove} {_plural(self.config.unit)} did not go")]
+            message = f"expected {self.config.remove} removed {_plural(self.config.unit)}"
+            return [Problem("remove", message)]
         branches = find_branches(before.module, tensor_shapes(before.module, before.source.image))
-        dead = {name for b in branches if {b.name, b.block} & set(edit.names) for name in b.parameters}
+        gone = {name for b in branches if {b.name, b.block} & set(edit.names) for name in b.parameters}
         old, new = before.parameters(), after.parameters()
-        problems = [Problem(name, "went, and belongs to no removed block") for name in old.keys() - new.keys() - dead]
-        problems += [Problem(name, "stays, but its block was removed") for name in new.keys() & dead]
+        problems = [
+            Problem(name, "was removed, but belongs to no removed block") for name in old.keys() - new.keys() - gone
+        ]
+        problems += [Problem(name, "was kept, but its block was removed") for name in new.keys() & gone]
         changed = [name for name in new.keys() & old.keys() if not torch.equal(old[name], new[name])]
         return problems + [Problem(name, "was changed") for name in changed]
 
     def _images(self, context: StageContext) -> Images:
-        """The first batches of the calibration images, in an order that depends on the seed alone; kept in memory."""
+        """Return the first calibration batches, in an order that depends on the seed alone.
+
+        Raises StageError when there are no calibration images.
+        """
         loader = batches(context.data.calibration, self.config.batch, shuffle_seed=context.seed)
         loader = replace(loader, positions=loader.positions[: self.config.batches])
         if not loader.positions:
-            raise StageError("sensitivity needs calibration images, and there are none", "set data.calibration")
+            raise StageError("sensitivity needs calibration images, got none", "set data.calibration")
         return [images for images, _ in context.progress.track(loader, "reading calibration images")]
 
     def _removed(self, graph: ModelGraph, images: Images, context: StageContext) -> dict[str, tuple[float, int]]:
-        """Names in the order in which they go: the KL once each is gone as well, and how many it was chosen from."""
+        """Return the removed units in order, each with the KL after its removal and the number of candidates."""
         module = graph.copy().module.eval()
         reference = _logits(module, images)
         removed: dict[str, tuple[float, int]] = {}
@@ -114,21 +122,21 @@ class DepthStage:
             units = find_units(branches, self.config.unit).removable
             if not units:
                 done = ", ".join(removed)
-                raise StageError(f"nothing more can be removed once {done} are gone", f"set remove to {turn - 1}")
+                raise StageError(f"no more can be removed after {done}", f"set `remove: {turn - 1}`")
             members = {name: [b for b in branches if b.name in names] for name, names in units.items()}
             label = f"sensitivity, {turn} of {self.config.remove}"
             scores = {
                 name: _sensitivity(module, own, images, reference)
                 for name, own in context.progress.track(members.items(), label)
             }
-            name = min(reversed(scores), key=lambda name: scores[name])  # of equal ones the last goes
+            name = min(reversed(scores), key=lambda name: scores[name])  # of equal ones the last is removed
             removed[name] = scores[name], len(scores)
             module = without_branches(module, members[name])
         return removed
 
 
 def _sensitivity(module: GraphModule, branches: Sequence[Branch], images: Images, reference: Tensor) -> float:
-    """Mean KL divergence of the outputs without these branches to `reference`. Raises StageError when it is NaN."""
+    """Return the mean KL divergence of the outputs without these branches. Raises StageError when it is NaN."""
     kl = mean_kl(reference, _logits(without_branches(module, branches), images))
     if isnan(kl):
         name = branches[0].name

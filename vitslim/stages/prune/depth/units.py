@@ -1,4 +1,4 @@
-"""Which blocks or branches can go, and how far two models' outputs are apart. No model, no data."""
+"""Blocks or branches that can be removed, and the divergence of two models' outputs. No model, no data."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Units:
     """The blocks or branches of one model."""
 
     removable: dict[str, tuple[str, ...]]
-    """Name of each that can go, with the names of its branches; in graph order."""
-    stuck: dict[str, str]
-    """Name of each that cannot go, with the reason."""
+    """Name of each unit that can be removed, with the names of its branches, in graph order."""
+    obstacles: dict[str, str]
+    """Name of each unit that cannot be removed, with the reason."""
 
 
 def find_units(branches: Iterable[NamedBranch], unit: Unit) -> Units:
-    """Branches by themselves, or all branches of a block together; a block can go when each of its branches can."""
+    """Return the single branches, or the blocks. A block can be removed when each of its branches can."""
     members: dict[str, list[NamedBranch]] = {}
     for branch in branches:
         members.setdefault(branch.block if unit == "block" else branch.name, []).append(branch)
-    stuck = {name: reason for name, found in members.items() if (reason := _reason(name, found))}
-    removable = {name: tuple(b.name for b in found) for name, found in members.items() if name not in stuck}
-    return Units(removable, stuck)
+    obstacles = {name: reason for name, found in members.items() if (reason := _reason(name, found))}
+    removable = {name: tuple(b.name for b in found) for name, found in members.items() if name not in obstacles}
+    return Units(removable, obstacles)
 
 
 def _reason(name: str, branches: list[NamedBranch]) -> str:
@@ -49,9 +49,9 @@ def _reason(name: str, branches: list[NamedBranch]) -> str:
 
 
 def mean_kl(reference: Tensor, logits: Tensor) -> float:
-    """Mean over images of KL(softmax(reference) || softmax(logits)), in nats, in double precision; both (n, classes).
+    """Return the mean over images of KL(softmax(reference) || softmax(logits)), in nats, computed in float64.
 
-    Zero when both predict the same, never negative but for rounding.
+    Both are (n, classes). Zero for equal predictions.
     """
     p, q = (log_softmax(x.double(), dim=1) for x in (reference, logits))
     return float(kl_div(q, p, reduction="batchmean", log_target=True))

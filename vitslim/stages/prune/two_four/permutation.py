@@ -1,7 +1,8 @@
-"""Orders of input channels in which a 2:4 mask keeps more magnitude (GPUSQ, section 3). Pure tensor mathematics.
+"""Orders of input channels in which a 2:4 mask keeps more magnitude (Pool and Yu, NeurIPS 2021).
 
-Swapping two columns of different runs of four changes these two runs alone. What a run keeps with one of its columns
-replaced is a sum of maxima, so that all swaps of a matrix are one table of L1 distances between columns.
+Pure tensor mathematics. Swapping two columns of different groups of four changes these two groups alone. The magnitude
+that a group keeps with one of its columns replaced is a sum of maxima, so that all swaps of a matrix are one table of
+L1 distances between columns.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR
 
 GROUP, KEPT = TWO_OF_FOUR.group, TWO_OF_FOUR.kept
 SMALLEST_GAIN = 1e-5
-"""As a fraction of the largest run: smaller gains are rounding of single precision."""
+"""As a fraction of the largest group; smaller gains are float32 rounding."""
 LIMIT_S = 60.0
 
 
 def find_permutation(weight: Tensor, limit_s: float = LIMIT_S) -> Tensor:
-    """An order of the columns of `weight` in which 2:4 keeps at least as much magnitude as now: int64 (in,).
+    """Return an order of the columns of `weight` in which 2:4 keeps at least as much magnitude as now: int64 (in,).
 
     weight: float (out, in), `in` a multiple of 4; layers that share their input are stacked along `out`. Starts from
-    the present order; every step takes the best swaps of different runs, which do not disturb each other. Ends when no
-    swap gains, or after `limit_s` seconds. Raises ValueError for another shape.
+    the current order; every step takes the best swaps of disjoint pairs of groups. Ends when no swap gains, or after
+    `limit_s` seconds. Raises ValueError for another shape.
     """
     if weight.ndim != 2 or weight.shape[1] % GROUP:
         raise ValueError(f"expected a weight (out, in) with in a multiple of {GROUP}, got {tuple(weight.shape)}")
-    size = weight.detach().abs().T.contiguous().float()  # one row a channel
+    size = weight.detach().abs().T.contiguous().float()  # one row per channel
     order = torch.arange(len(size))
     least = SMALLEST_GAIN * float(kept_magnitude(size).max())
     table = _replacements(size, order, torch.arange(len(size)))
@@ -39,23 +40,23 @@ def find_permutation(weight: Tensor, limit_s: float = LIMIT_S) -> Tensor:
             break
         first, second = swaps.T
         order[first], order[second] = order[second].clone(), order[first].clone()
-        runs = torch.unique(swaps // GROUP)
-        slots = (runs[:, None] * GROUP + torch.arange(GROUP)).flatten()
+        groups = torch.unique(swaps // GROUP)
+        slots = (groups[:, None] * GROUP + torch.arange(GROUP)).flatten()
         table[slots] = _replacements(size, order, slots)
     return order
 
 
 def kept_magnitude(size: Tensor) -> Tensor:
-    """What 2:4 keeps of each run: float (runs,) of magnitudes (in, out), one row a channel."""
-    runs = size.reshape(-1, GROUP, size.shape[1])
-    kept: Tensor = runs.topk(KEPT, dim=1).values.sum(dim=(1, 2))
+    """Return the magnitude that 2:4 keeps of each group: float (groups,). size: magnitudes (in, out)."""
+    groups = size.reshape(-1, GROUP, size.shape[1])
+    kept: Tensor = groups.topk(KEPT, dim=1).values.sum(dim=(1, 2))
     return kept
 
 
 def efficacy(weight: Tensor, order: Tensor) -> float:
-    """Share of the magnitude that 2:4 loses against unstructured pruning of one half, that an order wins back.
+    """Return the fraction of the magnitude lost by 2:4 against 50 % unstructured pruning that an order restores.
 
-    weight: float (out, in). 0 where 2:4 loses nothing. Source: NVIDIA apex, permutation_lib.
+    weight: float (out, in). 0 when 2:4 loses nothing. Source: NVIDIA apex, permutation_lib.
     """
     size = weight.detach().abs().T.double()
     best = size.flatten().topk(size.numel() // 2).values.sum()
@@ -64,13 +65,13 @@ def efficacy(weight: Tensor, order: Tensor) -> float:
 
 
 def _replacements(size: Tensor, order: Tensor, slots: Tensor) -> Tensor:
-    """What the run of each slot keeps with the slot's channel replaced by every channel: float (slots, channels).
+    """Return the kept magnitude of each slot's group with its channel replaced by each other: (slots, channels).
 
-    Of three values and one more the two largest are the largest of the three, and the larger of the second and the new
-    one; `max(a, b) = (a + b + |a - b|) / 2`.
+    Of three values and a new one, the two largest are the largest of the three, and the larger of the second and the
+    new one; `max(a, b) = (a + b + |a - b|) / 2`.
     """
-    run = slots // GROUP * GROUP
-    others = torch.stack([run + (slots - run + shift) % GROUP for shift in range(1, GROUP)])
+    group = slots // GROUP * GROUP
+    others = torch.stack([group + (slots - group + shift) % GROUP for shift in range(1, GROUP)])
     largest, second = size[order[others]].topk(KEPT, dim=0).values
     distance = torch.cdist(second, size, p=1.0)
     kept: Tensor = largest.sum(dim=1)[:, None] + (second.sum(dim=1)[:, None] + size.sum(dim=1)[None, :] + distance) / 2
@@ -78,25 +79,25 @@ def _replacements(size: Tensor, order: Tensor, slots: Tensor) -> Tensor:
 
 
 def _gains(table: Tensor, size: Tensor, order: Tensor) -> Tensor:
-    """By how much each swap of two slots raises what is kept: float (slots, slots), zero inside a run."""
+    """Return the gain in kept magnitude of each swap of two slots: float (slots, slots), zero within a group."""
     crossed = table[:, order]
     kept = kept_magnitude(size[order]).repeat_interleave(GROUP)
     gains = crossed + crossed.T - kept[:, None] - kept[None, :]
-    run = torch.arange(len(order)) // GROUP
-    gains[run[:, None] == run[None, :]] = 0.0
+    group = torch.arange(len(order)) // GROUP
+    gains[group[:, None] == group[None, :]] = 0.0
     return gains
 
 
 def _best_swaps(gains: Tensor, least: float) -> Tensor:
-    """Swaps with gains above `least`, the best first, no run twice: int64 (swaps, 2)."""
+    """Return the swaps with gains above `least`, the best first, each group at most once: int64 (swaps, 2)."""
     best, partner = gains.max(dim=1)
     taken: set[int] = set()
     chosen = []
     for slot in torch.argsort(best, descending=True, stable=True).tolist():
         other = int(partner[slot])
-        runs = {slot // GROUP, other // GROUP}
-        if float(best[slot]) <= least or runs & taken:
+        groups = {slot // GROUP, other // GROUP}
+        if float(best[slot]) <= least or groups & taken:
             continue
-        taken |= runs
+        taken |= groups
         chosen.append((slot, other))
     return torch.tensor(chosen, dtype=torch.int64).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Magnitude pruning of single weights (Han et al., 2015): the smallest magnitudes go. Pure tensor mathematics."""
+"""Magnitude pruning of single weights (Han et al., NeurIPS 2015). Pure tensor mathematics."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from vitslim.sparsity import zeros
 
 
 def magnitude_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-    """Where weights stay when the fraction `sparsity` of all of them goes, smallest magnitudes first.
+    """Return the masks that remove the fraction `sparsity` of all weights, smallest magnitudes first.
 
-    weights: finite float tensors of any shapes, ranked together. sparsity in [0, 1): of n weights floor(n * sparsity)
-    go, so never all. Of equal magnitudes the first stays, by tensor and then by position, so the masks are a function
-    of the weights alone. Returns bool tensors of the same shapes. Raises ValueError for weights that are not finite.
+    weights: finite float tensors of any shapes, ranked together. sparsity: in [0, 1); of n weights floor(n * sparsity)
+    are removed. Of equal magnitudes the first is kept, by tensor and then by position, so the masks depend on the
+    weights alone. Returns bool tensors of the same shapes. Raises ValueError for weights that are not finite.
     """
     magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
     if not magnitudes.isfinite().all():
-        raise ValueError("weights that are no finite numbers have no order")
-    gone = zeros(magnitudes.numel(), sparsity)
+        raise ValueError("weights are not finite")
+    count = zeros(magnitudes.numel(), sparsity)
     kept = torch.ones_like(magnitudes, dtype=torch.bool)
-    if gone:
-        threshold = magnitudes.kthvalue(gone).values
+    if count:
+        threshold = magnitudes.kthvalue(count).values
         below, equal = magnitudes < threshold, magnitudes == threshold
-        last_equal = equal.nonzero().flatten()[-(gone - int(below.sum())) :]
+        last_equal = equal.nonzero().flatten()[-(count - int(below.sum())) :]
         kept[below] = False
         kept[last_equal] = False
     parts: tuple[Tensor, ...] = torch.split(kept, [weight.numel() for weight in weights])

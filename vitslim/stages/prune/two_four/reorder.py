@@ -1,4 +1,4 @@
-"""Which axes of a model may be reordered for a mask, and by which weights (GPUSQ, section 3)."""
+"""Reordering of a model's channels for a 2:4 mask. The model computes the same."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation
 
 @dataclass(frozen=True)
 class Reordered:
-    """One axis that was put into another order."""
+    """An axis with a new order of its channels."""
 
     axis: str
     efficacy: float
-    """Share of the magnitude that 2:4 loses against unstructured pruning which the order won back."""
+    """Fraction of the magnitude that 2:4 loses against unstructured pruning that the order restores."""
 
 
 def permute_channels(
     graph: ModelGraph, weights: Collection[str], kinds: Collection[str], progress: Progress
 ) -> tuple[ModelGraph, tuple[Reordered, ...]]:
-    """A graph that computes the same, its channels in an order in which 2:4 masks of these weights keep more."""
+    """Return an equivalent graph in which 2:4 masks of these weights keep more magnitude, and its reordered axes.
+
+    weights: names of the weights to mask. kinds: kinds of the axes to reorder, such as `mlp`.
+    """
     found = [(axis.name, _readers(graph, axis.name, weights)) for axis in graph.axes.prunable if axis.kind in kinds]
     matrices = {name: torch.cat(readers) for name, readers in found if readers}
     orders = {
@@ -39,12 +42,16 @@ def permute_channels(
 
 
 def _readers(graph: ModelGraph, axis: str, weights: Collection[str]) -> list[Tensor]:
-    """Weights whose reduction runs over an axis, as matrices (rows, axis)."""
+    """Return the weights whose reduction dimension is an axis, as matrices (rows, axis)."""
     return [matrix for name in weights for matrix in _matrix(graph, name, graph.axes.prim(axis))]
 
 
 def _matrix(graph: ModelGraph, name: str, axis: Prim) -> Iterator[Tensor]:
-    """The weight with the axis last; none where the axis is not the fastest of the reduction or runs are torn apart."""
+    """Yield the weight as a matrix with the axis last.
+
+    Yields nothing when the axis is not the fastest factor of the reduction dimension or its length is not a multiple of
+    the group.
+    """
     terms = graph.axes.parameter_terms(name)
     reduction = terms[1] if len(terms) == 2 else None
     last = reduction.factors[-1] if isinstance(reduction, Prod) else reduction

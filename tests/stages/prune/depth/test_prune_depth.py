@@ -1,4 +1,4 @@
-"""Removing layers from a traced ViT: the least sensitive go first, as many as the recipe says."""
+"""Depth pruning of a traced ViT: the least sensitive units are removed, as many as `remove`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Shorten = Callable[..., StageResult]
 
 
 class Recorder:
-    """Progress that remembers what was counted."""
+    """Progress that records its loops."""
 
     def __init__(self) -> None:
         self.loops: list[tuple[str, int]] = []
@@ -83,7 +83,7 @@ def test_the_divergence_is_that_of_softmax_in_nats() -> None:
     assert mean_kl(first, first + 3) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_least_sensitive_blocks_go_first(graph: ModelGraph, shorten: Shorten) -> None:
+def test_the_least_sensitive_blocks_are_removed_first(graph: ModelGraph, shorten: Shorten) -> None:
     for block, factor in (("blocks.2", 1e-4), ("blocks.0", 1e-2)):
         silence(graph, f"{block}.attn", factor)
         silence(graph, f"{block}.mlp", factor)
@@ -97,7 +97,7 @@ def test_the_least_sensitive_blocks_go_first(graph: ModelGraph, shorten: Shorten
     assert sketch(result.graph).blocks == ("blocks.1", "blocks.3")
 
 
-def test_branches_go_one_by_one(graph: ModelGraph, shorten: Shorten) -> None:
+def test_branches_are_removed_one_by_one(graph: ModelGraph, shorten: Shorten) -> None:
     silence(graph, "blocks.1.mlp")
     silence(graph, "blocks.3.attn")
     result = shorten(remove=2, unit="branch")
@@ -105,7 +105,7 @@ def test_branches_go_one_by_one(graph: ModelGraph, shorten: Shorten) -> None:
     assert {"blocks.1.attn.qkv.weight", "blocks.3.mlp.fc1.weight"} <= result.graph.parameters().keys()
 
 
-def test_the_sensitivity_is_against_the_model_that_came(graph: ModelGraph, shorten: Shorten, context: Any) -> None:
+def test_the_sensitivity_is_measured_against_the_input_model(graph: ModelGraph, shorten: Shorten, context: Any) -> None:
     """By hand: greedy, over the first two batches of the calibration images in the order of the seed."""
     result = shorten(remove=2, batches=2, batch=8)
     images = torch.cat([x for x, _ in list(batches(context.data.calibration, 8, shuffle_seed=0))[:2]])
@@ -124,7 +124,7 @@ def test_the_sensitivity_is_against_the_model_that_came(graph: ModelGraph, short
     assert result.metrics["mean_kl"] == pytest.approx(divergence(gone), rel=1e-4)
 
 
-def test_of_equal_sensitivities_the_last_goes(graph: ModelGraph, shorten: Shorten) -> None:
+def test_of_equal_sensitivities_the_last_is_removed(graph: ModelGraph, shorten: Shorten) -> None:
     for i in range(4):
         silence(graph, f"blocks.{i}.attn", 0)
         silence(graph, f"blocks.{i}.mlp", 0)
@@ -146,7 +146,7 @@ def test_the_estimate_is_that_of_the_last_blocks(graph: ModelGraph) -> None:
     assert fewer.cost() == cost(remove_blocks(graph, ["blocks.2.mlp", "blocks.3"]))
 
 
-def test_a_squeezed_block_stays_and_is_listed(graph: ModelGraph, shorten: Shorten) -> None:
+def test_a_squeezed_block_is_kept_and_listed(graph: ModelGraph, shorten: Shorten) -> None:
     squeezed = insert_squeeze(graph, {"blocks.1": 8})
     silence(squeezed, "blocks.1.attn")
     silence(squeezed, "blocks.1.mlp")
@@ -158,19 +158,21 @@ def test_a_squeezed_block_stays_and_is_listed(graph: ModelGraph, shorten: Shorte
 
 
 @pytest.mark.parametrize(
-    ("config", "says", "hint"),
+    ("config", "message", "hint"),
     [
         ({"remove": 4}, "the model has 4 blocks: removing 4 would leave none", "at most 3"),
         ({"remove": 9, "unit": "branch"}, "the model has 8 branches: removing 9 would leave none", "at most 7"),
     ],
 )
-def test_something_must_stay(graph: ModelGraph, shorten: Shorten, config: Any, says: str, hint: str) -> None:
-    with pytest.raises(StageError, match=says) as error:
+def test_at_least_one_unit_must_be_kept(
+    graph: ModelGraph, shorten: Shorten, config: Any, message: str, hint: str
+) -> None:
+    with pytest.raises(StageError, match=message) as error:
         shorten(**config)
     assert hint in error.value.hint
 
 
-def test_only_what_can_go_counts(graph: ModelGraph) -> None:
+def test_only_removable_blocks_count(graph: ModelGraph) -> None:
     squeezed = sketch(insert_squeeze(graph, {"blocks.1": 8}))
     (problem,) = DepthStage(Depth(method="depth", remove=4)).requires(squeezed)
     assert (problem.where, problem.message) == ("remove", "only 3 of 4 blocks can be removed, not 4")
@@ -183,10 +185,10 @@ def test_a_model_without_residuals_is_refused() -> None:
 
 
 def test_masked_and_quantized_models_are_refused(graph: ModelGraph, shorten: Shorten, context: StageContext) -> None:
-    with pytest.raises(StageError, match="cannot follow quantization"):
+    with pytest.raises(StageError, match="before quantize"):
         shorten(insert_fake_quant(graph, [FakeQuantSite("head.weight", 8, 8)]))
     sparse = UnstructuredStage(Unstructured(method="unstructured")).apply(graph, context).graph
-    with pytest.raises(StageError, match="cannot follow a mask"):
+    with pytest.raises(StageError, match="before a stage that masks"):
         shorten(sparse)
 
 
@@ -197,9 +199,12 @@ def test_broken_weights_are_refused(graph: ModelGraph, shorten: Shorten) -> None
         shorten()
 
 
-def test_a_block_goes_only_when_all_its_branches_can() -> None:
+def test_a_block_is_removable_only_when_all_its_branches_are() -> None:
     free, stuck = SketchBranch("b.0.attn", "b.0", ()), SketchBranch("b.0.mlp", "b.0", (), "is odd")
     whole = SketchBranch("b.1", "b.1", (), "is odd too")
     blocks, single = find_units([free, stuck, whole], "block"), find_units([free, stuck, whole], "branch")
-    assert (blocks.removable, blocks.stuck) == ({}, {"b.0": "b.0.mlp: is odd", "b.1": "is odd too"})
-    assert (single.removable, single.stuck) == ({"b.0.attn": ("b.0.attn",)}, {"b.0.mlp": "is odd", "b.1": "is odd too"})
+    assert (blocks.removable, blocks.obstacles) == ({}, {"b.0": "b.0.mlp: is odd", "b.1": "is odd too"})
+    assert (single.removable, single.obstacles) == (
+        {"b.0.attn": ("b.0.attn",)},
+        {"b.0.mlp": "is odd", "b.1": "is odd too"},
+    )

@@ -8,18 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitslim.stages.prune.depgraph.group_sparsity import group_strengths, push, pusher
-from vitslim.stages.prune.depgraph.groups import Member
-from vitslim.stages.prune.depgraph.importance import (
-    group_scores,
-    hessian,
-    lamp,
-    magnitude_l1,
-    magnitude_l2,
-    member_scores,
-    normalized,
-    slice_sums,
-)
+from vitslim.recipe.stages.prune import IMPORTANCES as NAMES
+from vitslim.stages.prune.depgraph.group_sparsity import group_regularizer, group_strengths, regularization_gradient
+from vitslim.stages.prune.depgraph.groups import Member, group_scores, member_scores, normalized, slice_sums
+from vitslim.stages.prune.depgraph.importance import IMPORTANCES, hessian, lamp, magnitude_l1, magnitude_l2
 from vitslim.stages.prune.depgraph.lengths import keep_count, least_count
 
 SCORES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=20).map(lambda x: torch.tensor(x).double())
@@ -29,7 +21,12 @@ def doubles(*values: float) -> torch.Tensor:
     return torch.tensor(values).double()
 
 
-def test_elements() -> None:
+def test_the_recipe_names_every_importance() -> None:
+    assert IMPORTANCES.keys() == NAMES.keys()
+    assert {name for name, importance in IMPORTANCES.items() if importance.uses_images} == {"taylor", "hessian"}
+
+
+def test_element_scores_of_known_weights() -> None:
     weight = torch.tensor([[-3.0, 0.0], [1.0, 2.0]])
     assert magnitude_l1(weight).tolist() == [[3.0, 0.0], [1.0, 2.0]]
     assert magnitude_l2(weight).tolist() == [[9.0, 0.0], [1.0, 4.0]]
@@ -49,17 +46,13 @@ def test_slice_sums_do_not_lose_small_scores() -> None:
     assert slice_sums(elements, 0).tolist() == pytest.approx([1e5 + 65.535] * 2, rel=1e-7)
 
 
-@pytest.mark.parametrize(("reduction", "expected"), [("mean", [2, 4]), ("sum", [4, 8]), ("max", [3, 7])])
-def test_reductions(reduction: str, expected: list[float]) -> None:
-    assert group_scores([doubles(1, 7), doubles(3, 1)], reduction).tolist() == expected  # type: ignore[arg-type]
+def test_a_group_has_the_mean_score_of_its_members() -> None:
+    assert group_scores([doubles(1, 7), doubles(3, 1)]).tolist() == [2, 4]
 
 
-@pytest.mark.parametrize(
-    ("normalization", "expected"), [("mean", [0.5, 1.5]), ("max", [1 / 3, 1]), ("sum", [0.25, 0.75]), ("none", [1, 3])]
-)
-def test_normalizations(normalization: str, expected: list[float]) -> None:
-    assert normalized(doubles(1, 3), normalization).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
-    assert normalized(doubles(0, 0), normalization).tolist() == [0, 0]  # type: ignore[arg-type]
+def test_normalized_scores_have_mean_one() -> None:
+    assert normalized(doubles(1, 3)).tolist() == pytest.approx([0.5, 1.5])
+    assert normalized(doubles(0, 0)).tolist() == [0, 0]
 
 
 def test_lamp_of_known_scores() -> None:
@@ -79,7 +72,7 @@ def test_lamp_keeps_the_order(scores: torch.Tensor) -> None:
 
 
 def test_strengths_of_known_scores() -> None:
-    """`I = sqrt(score)` is 0, 1 and 2: pushed 16, 4 and 1 times."""
+    """`I = sqrt(score)` is 0, 1 and 2: strengths 16, 4 and 1."""
     strengths = group_strengths(doubles(0, 1, 4), alpha=4.0)
     assert strengths is not None
     assert strengths.tolist() == [16.0, 4.0, 1.0]
@@ -90,30 +83,30 @@ def test_no_strengths_without_a_weakest(scores: torch.Tensor) -> None:
     assert group_strengths(scores, 4.0) is None
 
 
-def test_push_of_a_weight_in_two_groups() -> None:
+def test_regularization_of_a_weight_sums_over_its_groups() -> None:
     weight = torch.tensor([[1.0, 2.0], [-3.0, 0.0]])
     rows, columns = torch.tensor([1.0, 10.0]), torch.tensor([100.0, 0.0])
-    assert push(weight, [(0, rows), (1, columns)], 0.5).tolist() == [[50.5, 1.0], [-165.0, 0.0]]
+    assert regularization_gradient(weight, [(0, rows), (1, columns)], 0.5).tolist() == [[50.5, 1.0], [-165.0, 0.0]]
 
 
-def test_the_pusher_adds_to_gradients_of_members_alone() -> None:
+def test_the_regularizer_adds_to_gradients_of_members_alone() -> None:
     """One axis of two indices, the rows of `a` (0 absent) and of `b`; scores (0 + 4) / 2 and (16 + 4) / 2."""
     a, b, c = (nn.Parameter(torch.tensor(value)) for value in ([9.0, 0.0, 4.0], [2.0, 2.0], [1.0, 1.0]))
     parameters = {"a": a, "b": b, "c": c}
     members = [Member("x", 2, "a", 0, torch.tensor([-1, 0, 1])), Member("x", 2, "b", 0, torch.tensor([0, 1]))]
     for weight in parameters.values():
         weight.grad = torch.ones_like(weight)
-    pusher(members, parameters, gamma=0.25, alpha=1.0, reduction="mean")()
+    group_regularizer(members, parameters, gamma=0.25, alpha=1.0)()
     assert [weight.grad.tolist() for weight in parameters.values() if weight.grad is not None] == [
         [1.0, 1.0, 2.0], [2.0, 1.5], [1.0, 1.0]
     ]  # fmt: skip
 
 
-def test_the_pusher_skips_groups_of_equals() -> None:
+def test_the_regularizer_skips_groups_of_equal_scores() -> None:
     weight = nn.Parameter(torch.tensor([2.0, -2.0]))
     weight.grad = torch.zeros(2)
     member = Member("x", 2, "a", 0, torch.tensor([0, 1]))
-    pusher([member], {"a": weight}, gamma=1.0, alpha=4.0, reduction="mean")()
+    group_regularizer([member], {"a": weight}, gamma=1.0, alpha=4.0)()
     assert weight.grad.tolist() == [0.0, 0.0]
 
 

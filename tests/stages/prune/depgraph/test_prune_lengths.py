@@ -1,84 +1,15 @@
-"""The mathematics of pruning: masks, scores, counts. No model."""
+"""Lengths of pruned axes, and the scores of groups. No model."""
 
 from __future__ import annotations
 
-from itertools import combinations
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
-from vitslim.stages.prune.depgraph.importance import (
-    group_scores,
-    magnitude_l2,
-    member_scores,
-    normalized,
-    slice_sums,
-    taylor,
-)
+from vitslim.stages.prune.depgraph.groups import group_scores, member_scores, normalized, slice_sums
+from vitslim.stages.prune.depgraph.importance import magnitude_l2, taylor
 from vitslim.stages.prune.depgraph.lengths import keep_count, kept_indices, step_of
-from vitslim.stages.prune.two_four.patterns import is_two_four, magnitudes, obstacles, two_four_mask
-
-SMALL_INTEGERS = st.integers(-4, 4).map(float)
-"""Few values, so that ties are common."""
-
-
-def weights(values: st.SearchStrategy[float]) -> st.SearchStrategy[torch.Tensor]:
-    shapes = st.tuples(st.integers(1, 5), st.integers(1, 6).map(lambda groups: 4 * groups))
-    return shapes.flatmap(lambda shape: arrays.arrays(np.float32, shape, elements=values)).map(torch.from_numpy)
-
-
-ANY_WEIGHT = weights(st.one_of(SMALL_INTEGERS, st.floats(-(2.0**64), 2.0**64, width=32)))
-
-
-@given(ANY_WEIGHT)
-@settings(deadline=None)
-def test_mask_keeps_the_best_of_the_six_patterns(weight: torch.Tensor) -> None:
-    mask = two_four_mask(weight)
-    assert mask.dtype == torch.bool
-    assert is_two_four(mask)
-    size = weight.abs().double().reshape(-1, 4)
-    kept = (size * mask.reshape(-1, 4)).sum(dim=1)
-    best = torch.stack([size[:, list(pair)].sum(dim=1) for pair in combinations(range(4), 2)]).amax(dim=0)
-    assert torch.equal(kept, best)
-
-
-@given(ANY_WEIGHT)
-@settings(deadline=None)
-def test_mask_applied_twice_changes_nothing(weight: torch.Tensor) -> None:
-    masked = weight * two_four_mask(weight)
-    assert torch.equal(masked * two_four_mask(masked), masked)
-
-
-def test_ties_keep_the_lower_index() -> None:
-    weight = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, -1.0, 1.0]])
-    assert two_four_mask(weight).tolist() == [[True, True, False, False] * 2 + [True, True, False, False]]
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (4,), (2, 4, 4)])
-def test_mask_refuses_other_shapes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="multiple of 4"):
-        two_four_mask(torch.zeros(shape))
-
-
-def test_is_two_four_sees_one_wrong_group() -> None:
-    mask = two_four_mask(torch.randn(8, 16))
-    mask[3, 8:12] = torch.tensor([True, True, True, False])
-    assert not is_two_four(mask)
-
-
-def test_magnitudes_kept_and_total() -> None:
-    weight = torch.tensor([[4.0, -3.0, 2.0, 1.0]])
-    assert magnitudes(weight, two_four_mask(weight)) == (7.0, 10.0)
-
-
-def test_a_layer_of_100x50_has_both_reasons() -> None:
-    assert obstacles(100, 50) == "100 outputs are no multiple of 8 and 50 inputs are no multiple of 16"
-    assert obstacles(96, 50) == "50 inputs are no multiple of 16"
-    assert obstacles(96, 48) == ""
 
 
 @given(st.integers(1, 4096), st.floats(0, 0.999), st.floats(0, 0.999), st.integers(1, 64))

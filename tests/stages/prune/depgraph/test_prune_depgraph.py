@@ -1,4 +1,4 @@
-"""Structural pruning on traced ViTs: what is cut, what stays equal, and what every key does."""
+"""Structural pruning of traced ViTs: the cut axes, the unchanged weights, and the effect of every key."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_uniform_halves_every_axis_but_heads(tiny_graph: ModelGraph, prune: Prun
         assert result.graph.module(images(tiny_graph)).shape == (3, 10)
 
 
-def test_the_given_graph_stays_as_it_was(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_the_input_graph_does_not_change(tiny_graph: ModelGraph, prune: Prune) -> None:
     before = {name: weight.clone() for name, weight in tiny_graph.module.state_dict().items()}
     prune(importance="taylor", batches=1)
     after = tiny_graph.module.state_dict()
@@ -76,19 +76,19 @@ def test_the_given_graph_stays_as_it_was(tiny_graph: ModelGraph, prune: Prune) -
 
 
 @pytest.mark.parametrize("mode", ["uniform", "bottleneck"])
-def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, prune: Prune, mode: str) -> None:
+def test_the_estimate_equals_the_result(tiny_graph: ModelGraph, prune: Prune, mode: str) -> None:
     stage = DepGraphStage(DepGraph(method="depgraph", pruning_ratio=0.3, mode=mode))  # type: ignore[arg-type]
     assert stage.estimate(sketch(tiny_graph)).cost() == sketch(prune(pruning_ratio=0.3, mode=mode).graph).cost()
 
 
-def test_an_index_goes_from_every_member_at_once(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_an_index_is_removed_from_every_member(tiny_graph: ModelGraph, prune: Prune) -> None:
     result = prune(pruning_ratio=0.4, round_to=1)
     survivors = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in tiny_graph.parameters().items()}
     for name, indices in kept(result).items():
         for site in tiny_graph.axes[name].sites:
-            stays = torch.from_numpy(np.isin(site.index, indices) | (site.index < 0))
+            kept_here = torch.from_numpy(np.isin(site.index, indices) | (site.index < 0))
             shape = [-1 if dim == site.dim else 1 for dim in range(survivors[site.parameter].ndim)]
-            survivors[site.parameter] &= stays.view(shape)
+            survivors[site.parameter] &= kept_here.view(shape)
     after = result.graph.parameters()
     assert after.keys() == survivors.keys()
     for name, weight in tiny_graph.parameters().items():
@@ -123,7 +123,7 @@ def test_pruning_twice(prune: Prune) -> None:
     assert len(result.graph.edits) == 2
 
 
-def test_biases_and_tokens_have_no_vote(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_biases_and_tokens_do_not_contribute_to_scores(tiny_graph: ModelGraph, prune: Prune) -> None:
     expected = kept(prune(tiny_graph.copy()))
     with torch.no_grad():
         for name, weight in tiny_graph.parameters().items():
@@ -132,14 +132,14 @@ def test_biases_and_tokens_have_no_vote(tiny_graph: ModelGraph, prune: Prune) ->
     assert kept(prune()) == expected
 
 
-def test_norms_have_a_vote(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_norms_contribute_to_scores(tiny_graph: ModelGraph, prune: Prune) -> None:
     gone = sorted(set(range(64)) - set(kept(prune(tiny_graph.copy()))["embed"]))
     with torch.no_grad():
         tiny_graph.parameters()["blocks.1.norm2.weight"][gone[:3]] = 100.0
     assert set(gone[:3]) <= set(kept(prune())["embed"])
 
 
-def test_a_head_dim_goes_by_its_sum_over_heads(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_a_head_dim_is_scored_by_its_sum_over_heads(tiny_graph: ModelGraph, prune: Prune) -> None:
     """Every head keeps the same dims: those whose rows of q and k are largest over all heads together."""
     with torch.no_grad():
         rows = tiny_graph.parameters()["blocks.0.attn.qkv.weight"].view(3, 2, 32, 64)
@@ -149,7 +149,7 @@ def test_a_head_dim_goes_by_its_sum_over_heads(tiny_graph: ModelGraph, prune: Pr
     assert kept(prune())["blocks.0.qk"] == (*range(2, 10), *range(20, 28))
 
 
-def test_pruning_after_squeezing_is_what_the_plan_says(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_pruning_after_squeezing_matches_the_plan(tiny_graph: ModelGraph, prune: Prune) -> None:
     stage = DepGraphStage(DepGraph(method="depgraph"))
     planned = stage.estimate(sketch(tiny_graph).with_squeeze({"blocks.0": 8}))
     result = prune(insert_squeeze(tiny_graph, {"blocks.0": 8}))
@@ -189,7 +189,7 @@ def test_taylor_uses_all_images_when_there_are_few(prune: Prune) -> None:
 
 
 def trained_with_dead_units(graph: ModelGraph, data: StageContext) -> ModelGraph:
-    """A trained model in which every other hidden unit of block 0 never fires, behind large outgoing weights."""
+    """A trained model in which every other hidden unit of block 0 never fires but has large outgoing weights."""
 
     def objective(logits: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
         return {"loss": torch.nn.functional.cross_entropy(logits, batch.labels)}
@@ -204,7 +204,7 @@ def trained_with_dead_units(graph: ModelGraph, data: StageContext) -> ModelGraph
     return student
 
 
-def test_taylor_keeps_the_units_that_matter(
+def test_taylor_keeps_the_units_that_affect_the_loss(
     tiny_graph: ModelGraph, prune: Prune, digits_context: DigitsContext
 ) -> None:
     model = trained_with_dead_units(tiny_graph, digits_context(tiny_graph, 64))
@@ -233,13 +233,13 @@ def test_nothing_to_prune_is_refused(prune: Prune) -> None:
     with pytest.raises(StageError, match=r"nothing can be pruned: .*steps of") as error:
         prune(round_to=512)
     assert error.value.exit_code == 3
-    with pytest.raises(StageError, match="takes none"):
+    with pytest.raises(StageError, match="removes none"):
         prune(pruning_ratio=0.0, round_to=1)
 
 
 def test_pruning_a_masked_model_is_refused(tiny_graph: ModelGraph, prune: Prune, digits_context: DigitsContext) -> None:
     masked = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, digits_context(tiny_graph, 64)).graph
-    with pytest.raises(StageError, match="2:4"):
+    with pytest.raises(StageError, match="sparsity pattern"):
         prune(masked)
 
 
@@ -251,5 +251,5 @@ def test_a_wrong_axis_is_caught_before_the_cut(tiny_graph: ModelGraph, prune: Pr
 
     rules = {**RULES, torch.ops.aten.gelu.default: forgetful}
     tiny_graph.__dict__["axes"] = infer_axes(tiny_graph.module, tiny_graph.source.image, rules)
-    with pytest.raises(StageError, match="not understood"):
+    with pytest.raises(StageError, match="not inferred correctly"):
         prune()

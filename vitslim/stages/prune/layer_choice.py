@@ -1,4 +1,4 @@
-"""The key `layers` of stages that mask weights: `gemm`, or names of layers as people write them."""
+"""The key `layers` of stages that mask weights: `gemm`, or names of layers."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Literal
 from vitslim.errors import Problem, closest
 from vitslim.graph.sketch import ModelSketch, SketchLinear
 
-Choice = Literal["gemm"] | tuple[str, ...]
+LayerChoice = Literal["gemm"] | tuple[str, ...]
 """`gemm` is every layer but the head."""
 
 
-def chosen_layers(choice: Choice, sketch: ModelSketch) -> list[SketchLinear]:
-    """The layers that a recipe asks for, in the order of the model, one for each weight; unknown names choose none."""
+def chosen_layers(choice: LayerChoice, sketch: ModelSketch) -> list[SketchLinear]:
+    """Return the chosen layers in the order of the model, one for each weight. Unknown names choose none."""
     if choice == "gemm":
         chosen = {layer.weight: layer for layer in sketch.linears if layer.role != "head"}
     else:
-        wanted = {layer.weight for name in choice for layer in _named(name, sketch)}
-        chosen = {layer.weight: layer for layer in sketch.linears if layer.weight in wanted}
+        weights = {layer.weight for name in choice for layer in _named(name, sketch)}
+        chosen = {layer.weight: layer for layer in sketch.linears if layer.weight in weights}
     return list(chosen.values())
 
 
-def wrong_names(choice: Choice, sketch: ModelSketch) -> list[Problem]:
-    """A list without names, and every name that no layer has."""
+def layer_problems(choice: LayerChoice, sketch: ModelSketch) -> list[Problem]:
+    """Return a problem for an empty list, and for every name that no layer has."""
     if choice == "gemm":
         return []
     if not choice:
@@ -41,5 +41,5 @@ def _stem(weight: str) -> str:
 
 
 def _named(name: str, sketch: ModelSketch) -> list[SketchLinear]:
-    """Layers whose weight, or the end of its dotted name, is `name`: `qkv`, `mlp.fc1`, `blocks.0.attn.proj.weight`."""
+    """Return layers whose weight ends with the dotted name: `qkv`, `mlp.fc1`, `blocks.0.attn.proj.weight`."""
     return [layer for layer in sketch.linears if f".{_stem(layer.weight)}".endswith(f".{_stem(name)}")]

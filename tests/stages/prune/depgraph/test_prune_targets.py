@@ -1,4 +1,4 @@
-"""Which axes are cut how far: ratios by block, kind and name, budgets, and the ranking of scores."""
+"""Lengths of pruned axes: ratios by block, kind and name, budgets, and the ranking of scores."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_ratios_by_kind(tiny: ModelSketch) -> None:
     assert "embed" not in found
 
 
-def test_heads_go_whole_and_their_dims_stay(tiny: ModelSketch) -> None:
+def test_heads_are_removed_whole_and_their_dims_are_kept(tiny: ModelSketch) -> None:
     cuts = choose_cuts(tiny, DepGraph(method="depgraph", pruning_ratios=PruningRatios(heads=0.5)))
     assert cuts.keep["blocks.0.heads"] == 1
     assert "blocks.0.qk" not in cuts.keep
     assert {note.layer: note.reason for note in cuts.skipped}["blocks.1.v"].startswith("multiplies with blocks.1.heads")
 
 
-def test_heads_and_dims_are_both_cut_when_both_are_asked_for(tiny: ModelSketch) -> None:
+def test_heads_and_dims_are_both_cut_when_both_are_named(tiny: ModelSketch) -> None:
     found = keep(tiny, pruning_ratios=PruningRatios(heads=0.5, head_dim=0.25))
     assert (found["blocks.0.heads"], found["blocks.0.qk"], found["blocks.0.v"]) == (1, 24, 24)
     rounded = keep(tiny, pruning_ratios=PruningRatios(heads=0.5, head_dim=0.25), round_to=16)
@@ -68,7 +68,7 @@ def test_single_axes(tiny: ModelSketch) -> None:
     assert keep(tiny, pruning_ratio=0.0, axes={"embed": 0.5}, mode="bottleneck") == {"embed": 32}
 
 
-def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
+def test_a_named_axis_is_cut_before_one_that_is_not(tiny: ModelSketch) -> None:
     found = keep(tiny, axes={"blocks.0.heads": 0.5})
     assert found["blocks.0.heads"] == 1
     assert not {"blocks.0.qk", "blocks.0.v"} & found.keys()
@@ -78,14 +78,9 @@ def test_an_axis_named_goes_before_one_that_is_not(tiny: ModelSketch) -> None:
 def test_no_axis_loses_more_than_max_ratio(tiny: ModelSketch) -> None:
     assert set(keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.5).values()) == {16, 32, 128}
     assert keep(tiny, pruning_ratio=0.9, max_pruning_ratio=0.45, round_to=16) == {
-        "blocks.0.mlp": 144,
-        "blocks.1.mlp": 144,
-        "embed": 48,
-        "blocks.0.qk": 24,
-        "blocks.0.v": 24,
-        "blocks.1.qk": 24,
-        "blocks.1.v": 24,
-    }
+        "blocks.0.mlp": 144, "blocks.1.mlp": 144, "embed": 48,
+        "blocks.0.qk": 24, "blocks.0.v": 24, "blocks.1.qk": 24, "blocks.1.v": 24,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["macs", "params"])
@@ -111,8 +106,8 @@ def test_a_budget_in_steps_of_16_leaves_less_than_one_step(tiny: ModelSketch, sh
 
 def test_a_budget_scales_ratios_alike(tiny: ModelSketch) -> None:
     found = keep(tiny, budget=Budget(macs=0.8), pruning_ratio=0.0, pruning_ratios=PruningRatios(mlp=0.2, head_dim=0.1))
-    lost_hidden, lost_dims = 1 - found["blocks.0.mlp"] / 256, 1 - found["blocks.0.qk"] / 32
-    assert lost_hidden == pytest.approx(2 * lost_dims, abs=0.07)
+    lost_mlp, lost_dims = 1 - found["blocks.0.mlp"] / 256, 1 - found["blocks.0.qk"] / 32
+    assert lost_mlp == pytest.approx(2 * lost_dims, abs=0.07)
     assert "embed" not in found
 
 
@@ -152,14 +147,14 @@ def ranked(targets: list[Target], factor: float, lists: dict[str, str] | None = 
     return ranked_schedule(targets, tensors, lists or dict.fromkeys("abc", ""))(factor)
 
 
-def test_the_lowest_scores_of_all_axes_go() -> None:
+def test_the_lowest_scores_of_all_axes_are_removed() -> None:
     targets = [target("a"), target("b")]
     assert ranked(targets, 1.0, a=[1, 2, 3, 9], b=[8, 7, 4, 6]) == {"a": 1, "b": 3}
     assert ranked(targets, 0.5, a=[1, 2, 3, 9], b=[8, 7, 4, 6]) == {"a": 2, "b": 4}
     assert ranked(targets, 0.0, a=[1, 2, 3, 9], b=[8, 7, 4, 6]) == {"a": 4, "b": 4}
 
 
-def test_what_one_axis_may_not_lose_another_does() -> None:
+def test_an_axis_at_its_limit_passes_removals_to_the_others() -> None:
     targets = [target("a", least=3), target("b")]
     assert ranked(targets, 1.0, a=[1, 2, 3, 4], b=[5, 6, 7, 8]) == {"a": 3, "b": 1}
     assert ranked(targets, 2.0, a=[1, 2, 3, 4], b=[5, 6, 7, 8]) == {"a": 3, "b": 1}
@@ -167,10 +162,10 @@ def test_what_one_axis_may_not_lose_another_does() -> None:
 
 def test_lists_and_ratios_are_ranked_apart() -> None:
     scores = {"a": [1.0, 1, 1, 1], "b": [9.0, 8, 7, 6], "c": [3.0, 2, 3, 3]}
-    # Of b and c four go; c keeps its last index, so one of b goes.
+    # Four of b and c are removed; c keeps its last index, so one of them is of b.
     lists = {"a": "x", "b": "y", "c": "y"}
     assert ranked([target(n) for n in "abc"], 1.0, lists, **scores) == {"a": 2, "b": 3, "c": 1}
-    apart = [target("a"), target("b", pruning_ratio=0.25)]
+    apart = [target("a"), target("b", ratio=0.25)]
     assert ranked(apart, 1.0, a=[1, 1, 1, 1], b=[0, 0, 0, 0]) == {"a": 2, "b": 3}
 
 
