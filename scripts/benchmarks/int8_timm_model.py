@@ -91,7 +91,7 @@ def _run(graph: ModelGraph, path: Path, data: DataModule) -> Row:
 
 def _fused(inspection: Inspection) -> Row:
     """Linear layers with codes as inputs, how many of them ONNX Runtime computes in integers, and promises broken."""
-    layers = [one for one in inspection.facts.layers if one.type != "Conv" and one.input_bits <= BITS]
+    layers = [one for one in inspection.facts.layers if one.type != "Conv" and one.activation_bits <= BITS]
     fused = [one for one in layers if inspection.kernel(one) in INTEGER_KERNELS]
     broken = [f"{one}" for one in inspection.broken]
     return {"linears": len(layers), "linears_fused": len(fused), "broken": len(broken), "first_broken": broken[:1]}

@@ -129,7 +129,7 @@ def test_json_has_every_layer(vitslim: Run, run_folder: Path) -> None:
     layers = {layer["name"]: layer for layer in found["layers"]}
     assert len(layers) == 10
     fc1 = layers["blocks.1.mlp.fc1"]
-    assert (fc1["weight_bits"], fc1["input_bits"], fc1["kernel"]) == (8, 8, "MatMulIntegerToFloat")
+    assert (fc1["weight_bits"], fc1["activation_bits"], fc1["kernel"]) == (8, 8, "MatMulIntegerToFloat")
     assert (fc1["true_bytes"], fc1["stored_bytes"], fc1["granularity"]) == (256 * 64, 256 * 64, "channel")
     assert layers["head"]["kernel"] == "QGemm"
     assert fc1["pair_max"] > PAIR_LIMIT and fc1["exceeds_16_bits"]

@@ -50,7 +50,7 @@ def only_layer(path: Path) -> Layer:
 def annotate(path: Path, **fields: Any) -> Path:
     """Note a layer on the model, as the exporter does."""
     model = onnx.load(path)
-    entry = {"layer": "w", "weight_bits": 8, "input_bits": 8, "sparsity": "", "granularity": "channel"} | fields
+    entry = {"layer": "w", "weight_bits": 8, "activation_bits": 8, "sparsity": "", "granularity": "channel"} | fields
     model.metadata_props.add(key="vitslim.layers", value=json.dumps([entry]))
     onnx.save(model, path)
     return path
@@ -64,7 +64,7 @@ def test_int8_per_channel(write_graph: WriteGraph) -> None:
     layer = only_layer(write_graph(PER_CHANNEL, **constants(w=codes())))
     assert (layer.name, layer.type, layer.quantized_by) == ("w", "MatMul", "Q/DQ")
     assert (layer.outputs, layer.reduction, layer.weights) == (6, 8, 48)
-    assert (layer.container, layer.weight_bits, layer.input_bits, layer.granularity) == ("INT8", 8, 8, "channel")
+    assert (layer.container, layer.weight_bits, layer.activation_bits, layer.granularity) == ("INT8", 8, 8, "channel")
     assert (layer.code_min, layer.code_max, layer.zeros, layer.patterns) == (int(codes().min()), 100, 0, ())
     assert (layer.true_bytes, layer.stored_bytes) == (48, 48)
 
@@ -99,7 +99,7 @@ def test_pairs_count_two_and_a_half_bits(write_graph: WriteGraph) -> None:
     uneven = np.array([1, 2, 3, 4, 0, 0, 0, 0])[:, None] * np.ones((8, 6), int)
     layer = only_layer(write_graph(text, **constants(w=four_bits(TensorProto.INT4, uneven))))
     assert (layer.patterns, layer.pattern) == (("2:4-pairs",), "2:4-pairs")
-    assert (layer.container, layer.weight_bits, layer.input_bits) == ("INT4", 4, 32)
+    assert (layer.container, layer.weight_bits, layer.activation_bits) == ("INT4", 4, 32)
 
 
 def test_half_precision(write_graph: WriteGraph) -> None:
@@ -116,7 +116,7 @@ def test_blocks_with_zero_points(write_graph: WriteGraph) -> None:
     path = write_graph(text, w=four_bits(TensorProto.UINT4, values), sb=np.ones((2, 6), np.float32),
                        zb=four_bits(TensorProto.UINT4, points))  # fmt: skip
     layer = only_layer(path)
-    assert (layer.container, layer.weight_bits, layer.granularity) == ("UINT4", 4, "block 5")
+    assert (layer.container, layer.weight_bits, layer.granularity) == ("UINT4", 4, "group 5")
     assert (layer.zeros, layer.patterns, layer.code_max) == (24, ("2:4",), 15)
 
 
@@ -134,7 +134,7 @@ def test_blocks_with_whole_numbers(write_graph: WriteGraph) -> None:
         tensors = constants(w=stored, m=numbers, s=np.array([8, 6], np.int64))
         facts = facts_of(write_graph(f"{whole}  {text}", **tensors))
         (layer,) = facts.layers
-        assert (layer.container, layer.weight_bits, layer.granularity, layer.quantized_by) == ("INT4", 4, "block 4", by)
+        assert (layer.container, layer.weight_bits, layer.granularity, layer.quantized_by) == ("INT4", 4, "group 4", by)
         assert (layer.outputs, layer.reduction, layer.patterns) == (6, 8, ("2:4", "2:4-pairs"))
         assert (layer.code_max, layer.stored_bytes, facts.scale_bytes) == (4, 24, 6 + 6 * 4)
         assert layer.pair_max == (3 + 4) * 15
@@ -144,7 +144,12 @@ def test_dynamic_quantization(write_graph: WriteGraph) -> None:
     text = "q, a, b = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, b, zw)  y = Cast<to = 1>(i)"
     path = write_graph(text, w=(codes(2).astype(int) + 5).clip(-128, 127).astype(np.int8), zw=np.full(6, 5, np.int8))
     layer = only_layer(path)
-    assert (layer.type, layer.quantized_by, layer.weight_bits, layer.input_bits) == ("MatMulInteger", "integer", 8, 8)
+    assert (layer.type, layer.quantized_by, layer.weight_bits, layer.activation_bits) == (
+        "MatMulInteger",
+        "integer",
+        8,
+        8,
+    )
     assert (layer.pattern, layer.code_max) == ("2:4", 100)
 
 
@@ -155,7 +160,7 @@ def test_packed_by_onnx_runtime(write_graph: WriteGraph) -> None:
     packed = (values[:, 0::2] | values[:, 1::2] << 4).reshape(6, 1, 8)
     text = "y = com.microsoft.MatMulNBits<K = 8, N = 6, bits = 4, block_size = 16>(x, w, sb)"
     layer = only_layer(write_graph(text, w=packed, sb=np.ones(6, np.float32)))
-    assert (layer.outputs, layer.reduction, layer.weight_bits, layer.granularity) == (6, 8, 4, "block 16")
+    assert (layer.outputs, layer.reduction, layer.weight_bits, layer.granularity) == (6, 8, 4, "group 16")
     assert (layer.code_min, layer.code_max, layer.zeros, layer.stored_bytes) == (0, 7, 36, 48)
 
 
@@ -173,7 +178,7 @@ def test_convolution_and_gemm(write_graph: WriteGraph) -> None:
 def test_a_weight_on_the_left(write_graph: WriteGraph) -> None:
     text = f"{QUANTIZED_INPUT}  f = DequantizeLinear<axis = 0>(w, sw)  t = Transpose(d)  y = MatMul(f, t)"
     layer = only_layer(write_graph(text, output="float[6, N] y", **constants(w=codes(2).T.copy())))
-    assert (layer.outputs, layer.reduction, layer.pattern, layer.input_bits) == (6, 8, "2:4", 8)
+    assert (layer.outputs, layer.reduction, layer.pattern, layer.activation_bits) == (6, 8, "2:4", 8)
 
 
 def test_a_clip_narrows_the_input(write_graph: WriteGraph) -> None:
@@ -181,10 +186,10 @@ def test_a_clip_narrows_the_input(write_graph: WriteGraph) -> None:
     tail = "f = DequantizeLinear<axis = 1>(w, sw)  y = MatMul(d, f)"
     after = f"q = QuantizeLinear(x, s, zero)  k = Clip(q, low, high)  d = DequantizeLinear(k, s, zero)  {tail}"
     limits = {"low": np.int8(-8), "high": np.int8(7)}
-    assert only_layer(write_graph(after, **constants(w=codes(), **limits))).input_bits == 4
+    assert only_layer(write_graph(after, **constants(w=codes(), **limits))).activation_bits == 4
     before = f"k = Clip(x, low, high)  q = QuantizeLinear(k, s, zero)  d = DequantizeLinear(q, s, zero)  {tail}"
     limits = {"low": np.float32(-0.8), "high": np.float32(0.7)}
-    assert only_layer(write_graph(before, **constants(w=codes(), **limits))).input_bits == 4
+    assert only_layer(write_graph(before, **constants(w=codes(), **limits))).activation_bits == 4
 
 
 def test_products_of_two_activations(write_graph: WriteGraph) -> None:
@@ -219,7 +224,7 @@ def test_dynamic_sizes_and_unknown_operators_are_no_obstacle(tmp_path: Path) -> 
         (3, {"sparsity": "unstructured:0.5"}, "unstructured:0.5 weights", "25.0% of its weights are zero"),
         (3, {"sparsity": "7:3"}, "'7:3' weights", "does not know"),
         (4, {"weight_bits": 7}, "weights of 7 bits, integers from -63 to 63", "to 100"),
-        (4, {"input_bits": 4}, "an input of 4 bits", "8 bits"),
+        (4, {"activation_bits": 4}, "activations of 4 bits", "8 bits"),
         (4, {"layer": "blocks.7.w"}, "an annotated layer is in the graph", "no layer of this name"),
     ],
 )
@@ -281,7 +286,7 @@ def test_notes_on_nodes(write_graph: WriteGraph) -> None:
     path = annotate(write_graph(PER_CHANNEL, **constants(w=codes())))
     model = onnx.load(path)
     product, first = model.graph.node[-1], model.graph.node[0]
-    for key, value in {"layer": "w", "weight_bits": "8", "input_bits": "4"}.items():
+    for key, value in {"layer": "w", "weight_bits": "8", "activation_bits": "4"}.items():
         product.metadata_props.add(key=f"vitslim.{key}", value=value)
     first.metadata_props.add(key="vitslim.layer", value="ghost")
     onnx.save(model, path)

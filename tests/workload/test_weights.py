@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from vitslim.workload import Operator, read_workload
+from vitslim.workload.weights import is_two_four
 
 QUANTIZED_INPUT = "q = QuantizeLinear(x, s, zero)  d = DequantizeLinear(q, s, zero)"
 
@@ -120,3 +121,11 @@ def test_layer_names_without_torch_metadata(write_graph: Callable[..., Path]) ->
     model.graph.node[0].metadata_props.add(key="vitslim.layer", value="blocks.2.attn.proj.weight")
     onnx.save(model, path)
     assert (product_of(path).layer, product_of(path).role) == ("blocks.2.attn.proj", "attn.proj")
+
+
+def test_two_four_is_judged_along_the_given_axis() -> None:
+    rows = np.array([[1, 2, 0, 0, 0, 3, 4, 0], [0, 0, 0, 1, 1, 0, 1, 0]])
+    assert is_two_four(rows == 0, axis=1)
+    assert not is_two_four(np.array([[1, 2, 3, 0, 0, 0, 0, 0]]) == 0, axis=1)
+    assert not is_two_four(rows[:, :6] == 0, axis=1)
+    assert not is_two_four(np.repeat(rows, 4, axis=0).T == 0, axis=1)

@@ -92,7 +92,7 @@ def _about(found: Inspection) -> Table:
 
 def _layers(found: Inspection, width: int) -> Table:
     def key(layer: Layer) -> Hashable:
-        facts = (layer.container, layer.weight_bits, layer.input_bits, layer.granularity, layer.pattern)
+        facts = (layer.container, layer.weight_bits, layer.activation_bits, layer.granularity, layer.pattern)
         noted = layer.annotation.sparsity if layer.annotation else ""
         return (*facts, noted, found.kernel(layer), layer.type, layer.quantized_by)
 
@@ -110,7 +110,7 @@ def _layers(found: Inspection, width: int) -> Table:
     for name, group in alike(found.facts.layers, lambda layer: layer.name, key):
         one = group[0]
         distinct = {layer.weight: layer for layer in group}.values()
-        cells = [_text(name), Text(str(len(group))), Text(f"W{one.weight_bits}A{one.input_bits}")]
+        cells = [_text(name), Text(str(len(group))), Text(f"W{one.weight_bits}A{one.activation_bits}")]
         cells += [Text(one.container), Text(one.granularity or "-")] if wide else []
         cells += [_zeros(group), Text(format_bytes(sum(layer.true_bytes for layer in distinct)))]
         cells += [Text(format_bytes(sum(layer.stored_bytes for layer in distinct))), _kernel(found, one)]

@@ -14,7 +14,7 @@ from vitslim.workload.file import METADATA_PREFIX
 
 LAYERS = METADATA_PREFIX + "layers"
 TEXTS = ("sparsity", "granularity")
-NUMBERS = ("weight_bits", "input_bits")
+NUMBERS = ("weight_bits", "activation_bits")
 
 
 def read_notes(model: onnx.ModelProto) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Annotation:
     layer: str
     """Name of the weight."""
     weight_bits: int | None = None
-    input_bits: int | None = None
+    activation_bits: int | None = None
     sparsity: str = ""
     granularity: str = ""
 
@@ -44,10 +44,10 @@ class Layer:
     """ONNX type of the initializer: `INT8`, `INT4`, `FLOAT16`, ..."""
     weight_bits: int
     """Annotated bits where the integers keep within them, else those of the container."""
-    input_bits: int
-    """Bits of the codes of the input, less where a Clip narrows them; 32 or 16 for a float input."""
+    activation_bits: int
+    """Bits of the quantized input activation, fewer where a Clip narrows it; 32 or 16 for a float activation."""
     granularity: str
-    """Of the weight's scales: `tensor`, `channel`, `block 32`; empty without scales in the file."""
+    """Of the weight's scales: `tensor`, `channel`, `group 32`; empty without scales in the file."""
     code_min: int | None
     """Least code, less the zero point for signed types; None for a float weight."""
     code_max: int | None
@@ -76,7 +76,7 @@ class Layer:
     @property
     def exceeds_16_bits(self) -> bool:
         """Whether processors that add pairs of products in 16 bits can cut some of its sums off."""
-        of_codes = self.quantized_by in {"Q/DQ", "integer"} and self.input_bits <= INTEGER_BITS_MAX
+        of_codes = self.quantized_by in {"Q/DQ", "integer"} and self.activation_bits <= INTEGER_BITS_MAX
         return of_codes and not self.container.startswith("U") and self.pair_max > PAIR_LIMIT
 
     @property

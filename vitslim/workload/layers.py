@@ -88,7 +88,7 @@ def _layer(
         name=layer_of(node, weight.tensor.name), node=node.name, type=node.op_type, weight=weight.tensor.name,
         outputs=codes.matrix.shape[0], reduction=codes.matrix.shape[1],
         container=container(weight), weight_bits=bits,
-        input_bits=input_bits(graph, node, node.input[operands.weight if left else operands.data]),
+        activation_bits=input_bits(graph, node, node.input[operands.weight if left else operands.data]),
         granularity=_granularity(graph, node, weight),
         code_min=codes.limits[0] if codes.limits else None, code_max=codes.limits[1] if codes.limits else None,
         pair_max=codes.pair_max, zeros=int(np.count_nonzero(codes.zeros)), patterns=patterns(codes.zeros),
@@ -108,17 +108,17 @@ def _quantized_by(node: NodeProto, weight: Weight, integer: bool) -> str:
 
 
 def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
-    """`tensor`, `channel` or `block 32`, by the constant scales of a weight; empty where the file has none for it.
+    """`tensor`, `channel` or `group 32`, by the constant scales of a weight; empty if the file has none for it.
 
-    Blocks may have whole numbers, by which their codes are multiplied, and channels the scales.
+    Groups may have integer scales beside the float scales of channels.
     """
     if node.op_type == PACKED:
-        return f"block {attribute(node, 'block_size', 0)}"
+        return f"group {attribute(node, 'block_size', 0)}"
     steps = [step for step in weight.chain if step.op_type in DEQUANTIZING]
     if steps and attribute(steps[-1], "block_size", 0):
-        return f"block {attribute(steps[-1], 'block_size', 0)}"
+        return f"group {attribute(steps[-1], 'block_size', 0)}"
     if (numbers := block_numbers(graph, weight)) is not None:
-        return f"block {prod(weight.tensor.dims) // max(prod(numbers.tensor.dims), 1)}"
+        return f"group {prod(weight.tensor.dims) // max(prod(numbers.tensor.dims), 1)}"
     name = optional_input(*((steps[-1], 1) if steps else (node, OPERANDS[node.op_type].scale)))
     scale = find_weight(graph, name) if name else None
     if scale is None:
@@ -143,14 +143,14 @@ def _broken_bits(graph: OnnxGraph, layer: Layer, noted: Annotation, weight: Weig
     elif bits is not None and layer.type != PACKED and layer.code_min is None and weight_bits(graph, weight) > bits:
         yield BrokenPromise(layer.name, f"weights of {bits} bits", f"stored as {layer.container}")
     elif bits is not None and layer.code_min is not None and layer.code_max is not None and layer.type != PACKED:
-        # Blocks are multiplied as floats: there the range need not be the same on both sides of zero.
-        low, high = int(not layer.granularity.startswith("block")) - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+        # Group-wise weights are multiplied as floats: their range need not be symmetric.
+        low, high = int(not layer.granularity.startswith("group")) - 2 ** (bits - 1), 2 ** (bits - 1) - 1
         low, high = (0, 2**bits - 1) if layer.container.startswith("U") else (low, high)
         if layer.code_min < low or layer.code_max > high:
             yield BrokenPromise(layer.name, f"weights of {bits} bits, integers from {low} to {high}",
                                 f"integers from {layer.code_min} to {layer.code_max}")  # fmt: skip
-    if noted.input_bits is not None and layer.input_bits > noted.input_bits:
-        yield BrokenPromise(layer.name, f"an input of {noted.input_bits} bits", f"{layer.input_bits} bits")
+    if noted.activation_bits is not None and layer.activation_bits > noted.activation_bits:
+        yield BrokenPromise(layer.name, f"activations of {noted.activation_bits} bits", f"{layer.activation_bits} bits")
 
 
 def _broken_pattern(layer: Layer, noted: Annotation, codes: Codes) -> Iterator[BrokenPromise]:
