@@ -97,7 +97,7 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     assert wide and not any(site.block or site.integer_scales for site in wide)
     noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2
-    profile = PORTABLE if "inputs" in keys else ORT_CPU
+    profile = PORTABLE if "activations" in keys else ORT_CPU
     export_onnx(result.graph, tmp_path / "model.onnx", profile)
     check_stored_weights(tmp_path / "model.onnx", result.graph)
     facts = inspect(tmp_path / "model.onnx").facts

@@ -59,15 +59,15 @@ def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGr
             torch.testing.assert_close(flat.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["channels", "tokens"])
+@pytest.mark.parametrize("scaling", ["per-channel", "per-token"])
 def test_few_reshapes_are_left(
     quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
     found = {}
     for depth in (2, 4):
-        graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
-        assert len(divided_layers(graph)) == (depth if scaling == "tokens" else 0)
+        graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, activation_scaling=scaling)
+        assert len(divided_layers(graph)) == (depth if scaling == "per-token" else 0)
         export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
         found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     # Of queries, keys and values, and of the output of attention.

@@ -102,7 +102,7 @@ def test_a_quantized_file_for_onnx_runtime_has_the_logits_of_the_graph(
     inputs: str, tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     context = digits_context(tiny_graph, calibration=130)
-    graph = PtqStage(Ptq(inputs=inputs)).apply(tiny_graph, context).graph  # type: ignore[arg-type]
+    graph = PtqStage(Ptq(activations=inputs)).apply(tiny_graph, context).graph  # type: ignore[arg-type]
     images = torch.stack([context.data.calibration[i][0] for i in range(5)])
     with torch.no_grad():
         expected = graph.module(images)
