@@ -56,8 +56,12 @@ def dequantize(codes: INT8, scale: FLOAT, axis: int = 0, block: int = 0, zeros: 
         return opset21.DequantizeLinear(codes, scale, zeros, axis=axis, block_size=block)
     if block:
         return opset21.DequantizeLinear(codes, scale, axis=axis, block_size=block)
-    zeros = _constant(np.zeros(tuple(scale.shape), np.int8))
+    zeros = _constant(np.zeros(_shape(scale), np.int8))
     return opset21.DequantizeLinear(codes, scale, zeros, axis=axis)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape)
 
 
 def _constant(array: np.ndarray[Any, Any]) -> Any:

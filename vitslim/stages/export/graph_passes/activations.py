@@ -73,10 +73,10 @@ def _make_signed(module: GraphModule, layer: Node) -> None:
 def _make_unsigned(module: GraphModule, layer: Node) -> None:
     quantizer: Any = layer.args[0]
     if is_op(quantizer, FAKE_QUANT) and quantizer.args[4] < 0:
-        x, scale, zero_point, axis, qmin, qmax, block = quantizer.args
+        x, scale, zero_point, axis, qmin, qmax, group_size = quantizer.args
         with module.graph.inserting_before(quantizer):
             unsigned = module.graph.call_function(
-                FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, block)
+                FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, group_size)
             )
         layer.replace_input_with(quantizer, unsigned)
 

@@ -34,8 +34,8 @@ def split_gemms(model: ir.Model) -> None:
         (_, weight, bias), output = node.inputs[:3], node.outputs[0]
         if node.attributes.get_int("transB", 0):
             weight = insert(model, node, "Transpose", [weight], None, None, perm=[1, 0])
-        product = insert(model, node, "MatMul", [node.inputs[0], weight], output.dtype, output.shape)
-        total = insert(model, node, "Add", [product, bias], output.dtype, output.shape)
+        matmul = insert(model, node, "MatMul", [node.inputs[0], weight], output.dtype, output.shape)
+        total = insert(model, node, "Add", [matmul, bias], output.dtype, output.shape)
         redirect(model, output, total, [node])
 
 
