@@ -249,7 +249,7 @@ def test_kept_promises(write_graph: WriteGraph) -> None:
 def test_a_float_weight_that_is_noted_as_int8(write_graph: WriteGraph) -> None:
     path = annotate(write_graph("y = MatMul(x, w)", w=np.ones((8, 6), np.float32)))
     assert {(b.promise, b.found) for b in facts_of(path).broken} == {
-        ("weights of 8 bits", "stored as FLOAT"), ("an input of 8 bits", "32 bits"),
+        ("weights of 8 bits", "stored as FLOAT"), ("activations of 8 bits", "32 bits"),
     }  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def test_notes_on_nodes(write_graph: WriteGraph) -> None:
     assert {(b.layer, b.promise) for b in facts_of(path).broken} == {
         ("w", "node and model say the same of a layer"),
         ("ghost", "an annotated node is a layer"),
-        ("w", "an input of 4 bits"),
+        ("w", "activations of 4 bits"),
     }
 
 
