@@ -38,7 +38,7 @@ from vitslim.training.evaluate import sqnr_db
 from vitslim.units import PAIR_LIMIT
 
 BLOCK = 16
-KEYS: dict[str, Any] = {"bits": 4, "block": BLOCK}
+KEYS: dict[str, Any] = {"bits": 4, "group_size": BLOCK}
 
 
 @pytest.fixture
