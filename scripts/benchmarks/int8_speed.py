@@ -23,8 +23,8 @@ from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import DepGraph, Etps, PruningRatios, Ptq, StageConfig
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU, PORTABLE, Profile
 from vitslim.stages.registry import make_stage
 
 RESULT = "int8-speed"
@@ -59,27 +59,27 @@ def _files(model: str, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "FP32", dense
     yield "ORT quantize_dynamic", folder / "dynamic.onnx"
     ort_dynamic(dense, folder / "dynamic.onnx")
-    for name, stages, target in _variants(model):
+    for name, stages, profile in _variants(model):
         path = folder / f"{name}.onnx"
-        _write(model, stages, path, target)
+        _write(model, stages, path, profile)
         yield name, path
 
 
-def _variants(model: str) -> Iterator[tuple[str, tuple[StageConfig, ...], Target]]:
-    yield "vitslim portable", (Ptq(**QUICK),), "portable"
-    yield "vitslim static", (Ptq(**QUICK),), "ort-cpu"
-    yield "vitslim dynamic", (Ptq(**QUICK, activations="dynamic"),), "ort-cpu"
-    yield "vitslim static, attention too", (Ptq(**QUICK, attention=True),), "ort-cpu"
+def _variants(model: str) -> Iterator[tuple[str, tuple[StageConfig, ...], Profile]]:
+    yield "vitslim portable", (Ptq(**QUICK),), PORTABLE
+    yield "vitslim static", (Ptq(**QUICK),), ORT_CPU
+    yield "vitslim dynamic", (Ptq(**QUICK, activations="dynamic"),), ORT_CPU
+    yield "vitslim static, attention too", (Ptq(**QUICK, attention=True),), ORT_CPU
     if model == MODELS[0]:
-        yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), "ort-cpu"
-        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, activations="dynamic")), "ort-cpu"
-        yield "vitslim static, attention too, smaller", (*SMALLER, Ptq(**QUICK, attention=True)), "ort-cpu"
+        yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), ORT_CPU
+        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, activations="dynamic")), ORT_CPU
+        yield "vitslim static, attention too, smaller", (*SMALLER, Ptq(**QUICK, attention=True)), ORT_CPU
 
 
-def _write(model: str, stages: tuple[StageConfig, ...], path: Path, target: Target) -> None:
+def _write(model: str, stages: tuple[StageConfig, ...], path: Path, profile: Profile) -> None:
     graph = trace_timm(model, {})
     data = load_data(Data(kind="digits", calibration=8), graph.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), path.parent)
     for config in stages:
         graph = make_stage(config).apply(graph, context).graph
-    export_onnx(graph, path, target)
+    export_onnx(graph, path, profile)

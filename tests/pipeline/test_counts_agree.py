@@ -14,7 +14,7 @@ from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost, sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
 
@@ -26,7 +26,7 @@ def test_macs_of_a_compressed_graph(tiny_graph: ModelGraph, tmp_path: Path) -> N
     quantized = insert_fake_quant(graph, [FakeQuantSite(x.weight, 8, 8) for x in sketch(graph).linears])
     export_onnx(quantized, tmp_path / "quantized.onnx")
     read = quantized.copy()
-    compute_what_is_read(read)
+    remove_unused_tokens(read)
     assert cost(read).macs < cost(graph).macs == cost(quantized).macs
     for batch in (1, 3):
         assert read_workload(tmp_path / "model.onnx", batch).macs == batch * cost(graph).macs

@@ -15,6 +15,7 @@ from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
@@ -35,7 +36,7 @@ def test_every_layer_but_the_classifier_is_sparse_in_the_integers(
     keys = {"rounding": "nearest", "bias_correction": False, "smooth": False}
     small = PtqStage(Ptq(bits=bits, activation_bits=bits, **keys)).apply(sparse.graph, context).graph
     path = tmp_path / "model.onnx"
-    export_onnx(small, path, "ort-cpu")
+    export_onnx(small, path, ORT_CPU)
     found = inspect(path)
     assert not found.violations
     dense = [layer for layer in found.contents.layers if layer.pattern != pattern]

@@ -14,7 +14,7 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
 
@@ -55,7 +55,7 @@ def test_costs_are_those_of_the_graph(tiny_graph: ModelGraph, tmp_path: Path, ch
     export_onnx(graph, tmp_path / "model.onnx")
     workload = read_workload(tmp_path / "model.onnx")
     if "quantized" in {step.__name__ for step in CHAINS[chain]}:
-        compute_what_is_read(graph)  # as its file does
+        remove_unused_tokens(graph)  # as its file does
     expected = cost(graph)
     assert (workload.macs, workload.bops) == (expected.macs, expected.bops)
     assert read_workload(tmp_path / "model.onnx", 3).macs == 3 * expected.macs

@@ -1,4 +1,4 @@
-"""The ONNX file: what it computes, what it stores, what it says about itself, judged on the file."""
+"""The ONNX file: its results, its stored weights and its metadata."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vitslim.stages.prune.two_four.patterns import pattern_mask
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.workload import read_workload
 
-PRODUCTS = {"MatMul", "Gemm", "Conv"}
+LAYERS = {"MatMul", "Gemm", "Conv"}
 
 
 def context_for(graph: ModelGraph, folder: Path) -> StageContext:
@@ -101,7 +101,7 @@ def test_float_file_computes_the_graph_at_any_batch(
     torch.testing.assert_close(OnnxFile(float_file)(images), logits_of(tiny_session_graph, images), rtol=0, atol=1e-5)
 
 
-def test_file_follows_the_standard_and_the_names(float_file: Path, int8_file: Path) -> None:
+def test_the_file_follows_the_standard_and_has_documented_names(float_file: Path, int8_file: Path) -> None:
     for path in (float_file, int8_file):
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -120,7 +120,7 @@ def test_float_graph_is_lean(float_file: Path) -> None:
         assert operators.count(name) == count, name
 
 
-def test_nothing_of_the_exporting_machine_is_in_the_file(float_file: Path) -> None:
+def test_the_file_contains_no_trace_of_the_exporting_machine(float_file: Path) -> None:
     content = float_file.read_bytes()
     for trace in (b".py", b"stack_trace", b"site-packages", str(Path.cwd()).encode()):
         assert trace not in content
@@ -141,7 +141,7 @@ def test_quantized_weights_are_integers_only(sparse_int8: ModelGraph, float_file
     assert int8_file.stat().st_size < 0.36 * float_file.stat().st_size
 
 
-def test_only_inputs_of_layers_are_quantized(sparse_int8: ModelGraph, int8_file: Path) -> None:
+def test_only_input_activations_of_layers_are_quantized(sparse_int8: ModelGraph, int8_file: Path) -> None:
     model = onnx.load(int8_file)
     users: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in model.graph.node:
@@ -152,10 +152,10 @@ def test_only_inputs_of_layers_are_quantized(sparse_int8: ModelGraph, int8_file:
     for node in quantize:
         ((dequantize, _),) = users[node.output[0]]
         assert dequantize.op_type == "DequantizeLinear"
-        assert all(user.op_type in PRODUCTS and index == 0 for user, index in users[dequantize.output[0]])
+        assert all(user.op_type in LAYERS and index == 0 for user, index in users[dequantize.output[0]])
 
 
-def test_codes_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph, int8_file: Path) -> None:
+def test_integers_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph, int8_file: Path) -> None:
     """On the same input, layer by layer: end-to-end closeness is no test, because flipped roundings cascade."""
     model = onnx.load(int8_file)
     quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
@@ -183,7 +183,7 @@ def test_int8_file_predicts_what_the_graph_predicts(sparse_int8: ModelGraph, int
     assert parity.sqnr_db > 15
 
 
-def test_metadata_says_what_is_in_the_file(sparse_int8: ModelGraph, int8_file: Path) -> None:
+def test_metadata_describes_the_file(sparse_int8: ModelGraph, int8_file: Path) -> None:
     model = onnx.load(int8_file)
     about = {prop.key: prop.value for prop in model.metadata_props}
     assert about["vitslim.model"] == "vit_tiny_patch16_224"
@@ -200,13 +200,13 @@ def test_metadata_says_what_is_in_the_file(sparse_int8: ModelGraph, int8_file: P
         "granularity": "channel",
     }
     assert {name for name, entry in layers.items() if entry["sparsity"]} == {"blocks.0.mlp.fc1.weight"}
-    noted = [{p.key: p.value for p in n.metadata_props} for n in model.graph.node if n.op_type in PRODUCTS]
+    noted = [{p.key: p.value for p in n.metadata_props} for n in model.graph.node if n.op_type in LAYERS]
     nodes = {props["vitslim.layer"]: props for props in noted if props}
     assert nodes["blocks.0.mlp.fc1.weight"]["vitslim.sparsity"] == "2:4"
     assert nodes["head.weight"]["vitslim.weight_bits"] == "8"
 
 
-def test_a_reader_of_the_file_finds_what_is_annotated(int8_file: Path) -> None:
+def test_a_reader_finds_the_annotated_bits_and_pattern(int8_file: Path) -> None:
     found = {operator.layer: operator for operator in read_workload(int8_file, batch=1).operators if operator.weight}
     assert len(found) == 10
     assert all((operator.weight_bits, operator.activation_bits) == (8, 8) for operator in found.values())
@@ -221,8 +221,8 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
     }
     quantized = insert_fake_quant(tiny_graph, [FakeQuantSite(weight, 4, 4)], scales)
     summary = export_onnx(quantized, tmp_path / "narrow.onnx")
-    codes = initializers(onnx.load(summary.path))[weight]
-    assert (codes.min(), codes.max()) == (-7, 7)
+    integers = initializers(onnx.load(summary.path))[weight]
+    assert (integers.min(), integers.max()) == (-7, 7)
     images = images_for(tiny_graph)
     torch.testing.assert_close(OnnxFile(summary.path)(images), logits_of(quantized, images), rtol=0, atol=2e-3)
     assert weight not in summary.unquantized and len(summary.unquantized) == 9
@@ -247,7 +247,7 @@ def test_weights_can_be_2_4_in_float(tiny_graph: ModelGraph, tmp_path: Path) -> 
     assert (head.sparsity, head.weight_bits, head.granularity) == ("2:4", 32, "")
 
 
-def test_stage_writes_the_file_and_proves_it(sparse_int8: ModelGraph, tmp_path: Path) -> None:
+def test_the_stage_writes_and_checks_the_file(sparse_int8: ModelGraph, tmp_path: Path) -> None:
     stage = ExportStage(Export())
     result = stage.apply(sparse_int8, context_for(sparse_int8, tmp_path))
     assert stage.ensures(sparse_int8, result.graph) == []

@@ -20,8 +20,8 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import check_stored_weights
-from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU, PORTABLE
 from vitslim.stages.quantize.noise import weight_noise_shares
 from vitslim.stages.quantize.ptq.forms import widened
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -97,8 +97,8 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     assert wide and not any(site.group_size or site.integer_scales for site in wide)
     noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2
-    target: Target = "portable" if "inputs" in keys else "ort-cpu"
-    export_onnx(result.graph, tmp_path / "model.onnx", target)
+    profile = PORTABLE if "activations" in keys else ORT_CPU
+    export_onnx(result.graph, tmp_path / "model.onnx", profile)
     check_stored_weights(tmp_path / "model.onnx", result.graph)
     facts = inspect(tmp_path / "model.onnx").contents
     assert {layer.weight_bits for layer in facts.layers} == {4, 8}

@@ -18,6 +18,7 @@ from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import fake_quant
+from vitslim.graph.ops.group_scales import factor_group_scales
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect import inspect
@@ -25,11 +26,11 @@ from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
-from vitslim.stages.export.graph_passes.lower import Target
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT, weight_scale
-from vitslim.stages.quantize.ptq.integer_scales import block_multiples, part_codes, whole_scale
+from vitslim.stages.quantize.ptq.integer_scales import block_multiples, whole_scale
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.gptq import gptq, refine
@@ -37,7 +38,7 @@ from vitslim.training.evaluate import sqnr_db
 from vitslim.units import PAIR_LIMIT
 
 BLOCK = 16
-KEYS: dict[str, Any] = {"bits": 4, "block": BLOCK}
+KEYS: dict[str, Any] = {"bits": 4, "group_size": BLOCK}
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_without_that_limit_numbers_of_blocks_are_finer(weight: Tensor) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_codes_part_into_few_bits_and_the_numbers_of_blocks(weight: Tensor, bits: int) -> None:
     codes, _, _ = rounded(weight, bits)
-    narrow, numbers = part_codes(codes.to(torch.int8), bits, BLOCK)
+    narrow, numbers = factor_group_scales(codes.to(torch.int8), bits, BLOCK)
     assert (narrow.shape, numbers.shape) == ((24, 4, BLOCK), (24, 4, 1))
     assert torch.equal((narrow * numbers).reshape(codes.shape), codes.to(torch.int8))
     assert -(2 ** (bits - 1)) <= int(narrow.min()) and int(narrow.max()) < 2 ** (bits - 1)
@@ -124,8 +125,8 @@ def test_codes_part_into_few_bits_and_the_numbers_of_blocks(weight: Tensor, bits
 def test_codes_that_are_no_multiples_are_refused() -> None:
     codes = torch.zeros(1, BLOCK, dtype=torch.int8)
     codes[0, :2] = torch.tensor([7, 60])
-    with pytest.raises(ValueError, match="no whole multiples of codes of 4 bits in blocks of 16"):
-        part_codes(codes, 4, BLOCK)
+    with pytest.raises(ValueError, match="not integer multiples of 4-bit weights in groups of 16"):
+        factor_group_scales(codes, 4, BLOCK)
 
 
 def test_refined_codes_stay_multiples_and_cost_less(weight: Tensor) -> None:
@@ -143,9 +144,9 @@ def test_refined_codes_stay_multiples_and_cost_less(weight: Tensor) -> None:
     assert (found[weight == 0] == 0).all()
 
 
-def written(graph: ModelGraph, context: StageContext, path: Path, target: Target = "ort-cpu") -> Counter[str]:
+def written(graph: ModelGraph, context: StageContext, path: Path) -> Counter[str]:
     """Write a file, check it against the graph, and count the operators that ONNX Runtime makes of it."""
-    export_onnx(graph, path, target)
+    export_onnx(graph, path, ORT_CPU)
     check_stored_weights(path, graph)
     x = images(context, 17)
     assert compare_logits(logits(graph, x), OnnxFile(path)(x)).sqnr_db > 20
@@ -173,8 +174,8 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
     assert len(in_blocks) == (8 if "first_last_bits" in keys else 9)
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
-    assert inspected.violations == ()
-    layers = [layer for layer in inspected.contents.layers if layer.granularity == f"group {BLOCK}"]
+    assert inspected.broken == ()
+    layers = [layer for layer in inspected.facts.layers if layer.granularity == f"group {BLOCK}"]
     assert [(layer.container, layer.weight_bits) for layer in layers] == [("INT4", keys.get("bits", 4))] * len(
         in_blocks
     )
@@ -193,12 +194,12 @@ def test_blocks_are_closer_than_channels_and_take_little_more(
         sizes[block] = inspect(_exported(graph, tmp_path)).contents
     assert found[BLOCK] > found[0] + 1
     extra = {block: facts.scale_bytes for block, facts in sizes.items()}
-    numbers = sum(layer.weights for layer in sizes[BLOCK].layers if layer.granularity.startswith("block")) / BLOCK / 2
+    numbers = sum(layer.weights for layer in sizes[BLOCK].layers if layer.granularity.startswith("group")) / BLOCK / 2
     assert extra[BLOCK] - extra[0] == numbers
 
 
 def _exported(graph: ModelGraph, folder: Path) -> Path:
-    export_onnx(graph, folder / "model.onnx", "ort-cpu")
+    export_onnx(graph, folder / "model.onnx", ORT_CPU)
     return folder / "model.onnx"
 
 
@@ -234,7 +235,7 @@ def test_codes_of_a_layer_are_those_of_eight_bits(tiny_graph: ModelGraph, contex
         codes = integer_weights(graph.module, node.args[1]).to(torch.int8)
         if quantizer_sites(graph)[weight].integer_scales:
             assert len(set(codes.abs().flatten().tolist())) > 16  # more than four bits have
-            part_codes(codes, 4, BLOCK)
+            factor_group_scales(codes, 4, BLOCK)
 
 
 def test_weights_that_were_changed_since_are_refused(
@@ -244,5 +245,5 @@ def test_weights_that_were_changed_since_are_refused(
     with torch.no_grad():
         tensor_of(graph.module, "blocks.1.mlp.fc1.weight").mul_(1.1)
     with pytest.raises(StageError, match=r"'blocks.1.mlp.fc1.weight' was changed after it was quantized"):
-        export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
+        export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
     assert list(tmp_path.glob("*.onnx")) == []

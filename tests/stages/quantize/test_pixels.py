@@ -21,8 +21,9 @@ from vitslim.pipeline.inspect import inspect
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
-from vitslim.stages.export.graph_passes.patches import patches_as_rows
+from vitslim.stages.export.graph_passes.patch_convolutions import rewrite_patch_convolutions
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU, PORTABLE, Profile
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten
@@ -66,9 +67,9 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, 64),
     ],
 )
-@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("profile", [PORTABLE, ORT_CPU])
 def test_patches_are_multiplied_as_matrices(
-    model: str, keys: Any, size: int, target: Any, digits_context: Callable[..., StageContext], tmp_path: Path
+    model: str, keys: Any, size: int, profile: Profile, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     if model.startswith("convnext"):
         keys = keys | {"num_classes": 10}
@@ -76,7 +77,7 @@ def test_patches_are_multiplied_as_matrices(
     draw_weights(graph.module, torch.Generator().manual_seed(0))
     quantized = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=20)).graph
     rows = quantized.copy()
-    patches_as_rows(rows)
+    rewrite_patch_convolutions(rows)
     before, after = (sum(is_op(n, aten.conv2d.default) for n in g.module.graph.nodes) for g in (quantized, rows))
     assert after < before
     batch = images(3, graph.source.image[1])
@@ -85,7 +86,7 @@ def test_patches_are_multiplied_as_matrices(
         # A code on the edge of rounding falls to either side.
         assert (rows.module(batch) - expected).square().mean() < 1e-4 * expected.square().mean()
     path = tmp_path / "model.onnx"
-    export_onnx(quantized, path, target)
+    export_onnx(quantized, path, profile)
     check_stored_weights(path, quantized)
     assert not inspect(path).violations
     found = OnnxFile(path)(batch)
@@ -105,6 +106,6 @@ def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callabl
                 output.args = ((node,),)
                 break
         one.module.graph.eliminate_dead_code()
-        patches_as_rows(one)
+        rewrite_patch_convolutions(one)
         found[side] = sum(is_op(node, aten.conv2d.default) for node in one.module.graph.nodes)
     assert found == {64: 0, 66: 1}

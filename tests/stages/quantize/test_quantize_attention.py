@@ -30,6 +30,7 @@ from vitslim.stages.contract import Measure, StageContext, StageResult
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.placement import choose_placement
+from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
@@ -115,7 +116,7 @@ def test_the_file_multiplies_codes_and_keeps_its_promises(
     context = digits_context(tiny_graph)
     graph = PtqStage(Ptq(attention=True)).apply(tiny_graph, context).graph
     path = tmp_path / "model.onnx"
-    export_onnx(graph, path, "ort-cpu")
+    export_onnx(graph, path, ORT_CPU)
     kinds = Counter(read_kernels(path, "the file").counts)
     assert kinds["MatMul"] + kinds["FusedMatMul"] == 0
     assert kinds["MatMulIntegerToFloat"] + kinds["QLinearMatMul"] == 2 * 2

@@ -22,6 +22,7 @@ from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU, PORTABLE
 from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT
 from vitslim.stages.quantize.noise import noise_shares
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -82,7 +83,7 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
     for index, keys in enumerate(cases):
         graph = quantize(tiny_graph, context, rounding=rounding, **keys)
         path = tmp_path / f"{index}.onnx"
-        export_onnx(graph, path, "ort-cpu")
+        export_onnx(graph, path, ORT_CPU)
         check_stored_weights(path, graph)
         layers = inspect(path).contents.layers
         largest.append(max(layer.pair_sum_max for layer in layers))
@@ -133,8 +134,8 @@ def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
     for asked in (False, True):
         graph = quantize(one_sided, context, **BLOCKS, zero_points=asked)
         found.append(sqnr_db(reference, logits(graph, context)))
-        for target in ("portable", "ort-cpu"):
-            export_onnx(graph, path, target)
+        for profile in (PORTABLE, ORT_CPU):
+            export_onnx(graph, path, profile)
             check_stored_weights(path, graph)
             images = torch.stack([context.data.calibration[i][0] for i in range(8)])
             assert sqnr_db(logits(graph, context), OnnxFile(path)(images)) > 80  # weights alone have codes
@@ -220,8 +221,8 @@ def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
     assert sqnr_db(reference, logits(scaled, context)) > 3 + sqnr_db(reference, logits(plain, context))
     save_graph(scaled, context.workdir)
     assert torch.equal(logits(load_graph(context.workdir), context), logits(scaled, context))
-    for target in ("portable", "ort-cpu"):
-        export_onnx(scaled, context.workdir / "model.onnx", target)
+    for profile in (PORTABLE, ORT_CPU):
+        export_onnx(scaled, context.workdir / "model.onnx", profile)
         images = torch.stack([context.data.calibration[i][0] for i in range(8)])
         assert sqnr_db(logits(scaled, context), OnnxFile(context.workdir / "model.onnx")(images)) > 30
         assert inspect(context.workdir / "model.onnx").violations == ()

@@ -16,8 +16,8 @@ from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites
-from vitslim.stages.export.graph_passes.rows import work_on_rows
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
+from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.placement import _ladders
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.smoothing.channels import outlier_factors
@@ -113,11 +113,11 @@ def test_what_is_read_and_rows_go_through_divisions(tiny_graph: ModelGraph) -> N
     draw_weights(tiny_graph.module, torch.Generator().manual_seed(0))
     plain, divided = tiny_graph.copy(), divide_tokens(tiny_graph, dict.fromkeys(FC2, 1.0))
     for graph in (plain, divided):
-        compute_what_is_read(graph)
+        remove_unused_tokens(graph)
     kinds = (aten.slice.Tensor, aten.select.int)
     cuts = [[node.target for node in one.module.graph.nodes if node.target in kinds] for one in (plain, divided)]
     assert cuts[0] == cuts[1]
     same(divided, tiny_graph)
     on_rows = divided.copy()
-    work_on_rows(on_rows)
+    flatten_to_matrices(on_rows)
     same(on_rows, tiny_graph)

@@ -1,8 +1,8 @@
-"""Whether an exported file computes what the graph computes, judged on the file itself.
+"""Check that an exported file computes what the graph computes.
 
-A float file must agree number by number. A quantized one cannot: a value that lies on the edge between two codes falls
-to either side, and the difference cascades to about 30 dB (specs, ONNX lowering, section 6). There the stored integers
-must be exactly those of the graph, and the predicted classes must agree.
+The logits of a float file must be equal within a tolerance. Those of a quantized file cannot be: a value between two
+integers may be rounded to either, and the difference grows from layer to layer, to an SQNR of about 30 dB. For such a
+file the stored integers must be exactly those of the graph, and the predicted classes must agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 from vitslim.errors import InputError, StageError
 from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes, quantized_layers
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.stages.export.annotate import StoredWeight, keeps_mask, masked_layers, stored_weight
+from vitslim.stages.export.annotate import keeps_mask, masked_layers
+from vitslim.stages.export.stored_weight import StoredWeight, stored_weight
 from vitslim.training.evaluate import agreement, shown_below, sqnr_db
 from vitslim.workload.session import OnnxModel
 
@@ -29,28 +30,28 @@ FLOAT_TOLERANCE = 1e-4
 """Largest difference of float logits, as a fraction of the largest logit."""
 
 NEAR_TIE = 0.1
-"""Two classes whose logits differ by less than this fraction of the logits' root mean square may change places."""
+"""Two classes are nearly tied if their logits differ by less than this fraction of the root mean square."""
 
 AGREEMENT_AT_LEAST = 0.95
-"""Of many images; of a few as many as chance would leave of such a share."""
+"""Smallest top-1 agreement of file and graph. A few images may show less by chance."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The file against the graph on the same images."""
+    """The logits of the file, compared with those of the graph on the same images."""
 
     images: int
     max_abs_error: float
     agreement: float
     """Fraction of images whose predicted class is the same."""
     agreement_but_ties: float
-    """The same, with images counted as equal whose two classes are nearly tied in the graph."""
+    """The same, where two classes that are nearly tied in the graph count as equal."""
     sqnr_db: float
     relative_error: float
-    """Largest difference as a fraction of the largest logit."""
+    """Largest difference, as a fraction of the largest logit."""
 
     def metrics(self) -> dict[str, float]:
-        """By name, as the report shows them."""
+        """Return the metrics of the report by name."""
         values = {
             "parity_images": float(self.images),
             "parity_max_abs_error": self.max_abs_error,
@@ -79,7 +80,7 @@ class OnnxFile:
 
 
 def compare_logits(expected: Tensor, found: Tensor) -> Parity:
-    """Figures of logits of the file (n, classes) against those of the graph."""
+    """Compare the logits of the file (n, classes) with those of the graph."""
     error = (expected - found).abs().max().item()
     largest = expected.abs().max().item()
     before, after = expected.argmax(dim=1, keepdim=True), found.argmax(dim=1, keepdim=True)
@@ -96,13 +97,13 @@ def compare_logits(expected: Tensor, found: Tensor) -> Parity:
 
 
 def check_parity(parity: Parity, exact: bool) -> None:
-    """Raise StageError when the file does not compute what the graph computes.
+    """Raise StageError if the file does not compute what the graph computes.
 
-    exact: number by number; else classes are compared, as codes and half precision round in their own way.
+    exact: compare the logits; otherwise compare the predicted classes, for quantized and half-precision files.
     """
-    hint = "this is a fault of the export or of ONNX Runtime on this machine: please report it with the model's name"
+    hint = "this is an error of the export or of ONNX Runtime on this machine: please report it with the model's name"
     if not math.isfinite(parity.max_abs_error):
-        raise StageError("the exported file gives logits that are not finite", hint)
+        raise StageError("the logits of the exported file are not finite", hint)
     if not exact and shown_below(parity.agreement_but_ties, AGREEMENT_AT_LEAST, parity.images):
         raise StageError(
             f"the exported file agrees with the graph on only {100 * parity.agreement_but_ties:.1f} % of "
@@ -118,26 +119,28 @@ def check_parity(parity: Parity, exact: bool) -> None:
 
 
 def check_stored_weights(path: Path, graph: ModelGraph) -> None:
-    """Raise StageError unless every quantized weight is stored as exactly its codes, and masks hold."""
+    """Raise StageError unless the file stores exactly the integers of every quantized weight and keeps all masks."""
     stored = [weight for node in ir.load(path).graph if (weight := stored_weight(node)) is not None]
     layers = layer_nodes(graph.module)
     for name in sorted(quantized_layers(graph.module)):
         if not _is_stored(stored, name, integer_weights(graph.module, layers[name][0].args[1]).numpy()):
-            raise StageError(f"the integers stored for '{name}' are not the codes of its fake quantizer")
+            raise StageError(f"the integers stored for '{name}' are not those of its fake quantizer")
     masked = masked_layers(graph)
     for weight in stored:
         if weight.name in masked and not keeps_mask(weight, graph):
             pattern = masked[weight.name]
             raise StageError(
                 f"'{weight.name}' was masked to {pattern}, but is not {pattern} in the exported file",
-                "prune structurally before weights are masked, not after it",
+                "prune structurally before weights are masked, not afterwards",
             )
 
 
-def _is_stored(stored: list[StoredWeight], name: str, codes: NDArray[Any]) -> bool:
-    """Whether a file has these codes under this name, or, should equal tensors have been merged, under any."""
+def _is_stored(stored: list[StoredWeight], name: str, integers: NDArray[Any]) -> bool:
+    """Whether a file stores these integers under this name, or under any name if equal tensors were merged."""
     named = [weight for weight in stored if weight.name == name] or stored
     return any(
-        w.scales is not None and w.values.size == codes.size and np.array_equal(w.values, codes.reshape(w.values.shape))
+        w.scales is not None
+        and w.values.size == integers.size
+        and np.array_equal(w.values, integers.reshape(w.values.shape))
         for w in named
     )

@@ -1,4 +1,4 @@
-"""From a graph to an ONNX file: export, fold, optimize, annotate, check, and only then put the file in its place."""
+"""Write a graph as an ONNX file: graph passes, the exporter of PyTorch, ONNX passes, annotations, checks."""
 
 from __future__ import annotations
 
@@ -12,29 +12,20 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxscript.optimizer
 import torch
 from torch.export import Dim
 
-import vitslim
 from vitslim.errors import StageError
 from vitslim.files import write_atomically
-from vitslim.graph.decompose import decompose_attention
-from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
-from vitslim.stages.export.graph_passes.lower import Target, lower_quantizers
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
-from vitslim.stages.export.onnx_passes.fold import (
-    fold_gemm_biases,
-    fold_transposes,
-    keep_constants,
-    part_zero_points,
-    store_weights,
-)
-from vitslim.stages.export.onnx_passes.half import in_half_precision
-from vitslim.stages.export.onnx_passes.integer_matmul import integer_products, relus_as_maxima, split_gemms
+from vitslim.stages.export.graph_passes import run_graph_passes
+from vitslim.stages.export.graph_passes.integer_weights import weight_storage
+from vitslim.stages.export.onnx_passes import run_onnx_passes
+from vitslim.stages.export.onnx_passes.weight_storage import plan_storage
+from vitslim.stages.export.profile import PORTABLE, Profile
 from vitslim.stages.export.translate import translations
+from vitslim.version import __version__
 
 OPSET = 21
 IR_VERSION = 10
@@ -43,7 +34,7 @@ INPUT, OUTPUT, BATCH = "image", "logits", "batch"
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What was written."""
+    """A written file."""
 
     path: Path
     bytes: int
@@ -55,46 +46,31 @@ class ExportSummary:
 
 
 def export_onnx(
-    graph: ModelGraph, path: Path, target: Target = "portable", class_names: Sequence[str] = ()
+    graph: ModelGraph, path: Path, profile: Profile = PORTABLE, class_names: Sequence[str] = ()
 ) -> ExportSummary:
     """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
 
-    Quantized weights are stored as integers, inputs of quantized layers get Q/DQ pairs, both in the form that suits
-    the target, and tokens that nothing reads are not computed. `class_names`, by class index, are noted in the file. An
-    existing file is replaced in one step, so a failure leaves it untouched. Raises StageError when the graph cannot be
-    exported or the file breaks the ONNX standard, InputError when it cannot be written.
+    Quantized weights are stored as integers and quantized activations get Q/DQ pairs, in the form of the profile.
+    `class_names`, in the order of the class indices, become metadata of the file. An existing file is replaced in one
+    step, so a failure leaves it untouched. Raises StageError if the graph cannot be exported or the file breaks the
+    ONNX standard, InputError if it cannot be written.
     """
     copy = graph.copy()
-    if target == "ort-cpu" or quantized_layers(graph.module):  # a float model is what others are compared with
-        compute_what_is_read(copy)
-    stored = lower_quantizers(copy, target)
-    model = _exported(copy)
-    split_gemms(model)
-    fold_transposes(model)
-    fold_gemm_biases(model)
-    onnxscript.optimizer.optimize(model)
-    keep_constants(model)
-    store_weights(model, stored)
-    part_zero_points(model)
-    relus_as_maxima(model)
-    if target == "ort-cpu":
-        integer_products(model)
-    model.graph.sort()  # constants that were folded last may stand behind what reads them
-    if target == "fp16":
-        model = in_half_precision(model)
+    run_graph_passes(copy, profile)
+    storage = weight_storage(copy, profile)
+    model = _to_onnx(copy)
+    plan_storage(model, storage)
+    run_onnx_passes(model, profile)
     annotations = annotate(model, graph, class_names)
-    model.producer_name, model.producer_version = "vitslim", vitslim.__version__
-    model.graph.name = graph.source.timm
-    model.ir_version = IR_VERSION
+    _set_header(model, graph)
     data = _checked(ir.to_proto(model))
     write_atomically(path, data, "check the folder and its free space")
     unquantized = tuple(a.layer for a in annotations if a.granularity == "")
     return ExportSummary(path, len(data), OPSET, annotations, unquantized)
 
 
-def _exported(graph: ModelGraph) -> ir.Model:
-    """The exporter's model, not yet optimized: constants still stand where the graph has them. Changes the graph."""
-    decompose_attention(graph)
+def _to_onnx(graph: ModelGraph) -> ir.Model:
+    """The result of PyTorch's exporter, not optimized: its constants are those of the graph."""
     module = graph.module.eval()
     example = torch.zeros(2, *graph.source.image)
     try:
@@ -125,9 +101,15 @@ def _first_cause(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _set_header(model: ir.Model, graph: ModelGraph) -> None:
+    model.producer_name, model.producer_version = "vitslim", __version__
+    model.graph.name = graph.source.timm
+    model.ir_version = IR_VERSION
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about its own deprecations and logs each step; a person can act on neither."""
+    """Suppress the exporter's log and its warnings about its own deprecations: users can act on neither."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -140,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _checked(proto: onnx.ModelProto) -> bytes:
-    """The serialized model with inferred shapes, after the checker of onnx has found nothing wrong."""
+    """The serialized model with inferred shapes. Raises StageError if the ONNX checker rejects it."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred, full_check=True)

@@ -35,8 +35,9 @@ from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Measure, StageContext
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.quantize.calibration.observe import input_quantizer, solvable_layers
 from vitslim.stages.quantize.noise import measure_noise
 from vitslim.training.evaluate import agreement, predict, shown_below, sqnr_db
@@ -154,7 +155,7 @@ def floats_by_cost(noise: Mapping[str, float], costs: Mapping[str, int]) -> list
 def _multiplications(graph: ModelGraph) -> dict[str, int]:
     """Of each layer by its weight, for an image, without those whose results nothing reads."""
     read = graph.copy()
-    compute_what_is_read(read)
+    remove_unused_tokens(read)
     found, costs = sketch(read), Counter[str]()
     for product in found.matmuls:
         costs[product.weight] += product.macs(found.axes)
@@ -192,7 +193,7 @@ class _Judge:
         """By what its file computes here."""
         path = self.folder / f"{placement.name}.onnx"
         self.progress.say(f"auto: writing '{placement.name}'")
-        export_onnx(placement.graph, path, "ort-cpu")
+        export_onnx(placement.graph, path, ORT_CPU)
         return self._judged(replace(placement, path=path), OnnxFile(path, exact=False), f"file '{placement.name}'")
 
     def _judged(self, placement: Placement, model: Callable[[Tensor], Tensor], label: str) -> Placement:

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, opset21
 
-from vitslim.stages.export.graph_passes.lower import DEQUANTIZE
+from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators of the graph to functions that build their ONNX form (`custom_translation_table` of the exporter)."""
+    """Map operators of the graph to functions that build their ONNX form: the exporter's `custom_translation_table`."""
     return {
         torch.ops.vitslim.fake_quant.default: fake_quant,
         torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
@@ -26,33 +26,33 @@ def fake_quant(
     x: FLOAT,
     scale: FLOAT,
     zero_point: int = 0,
-    axis: int | None = None,  # noqa: ARG001 - inputs have one scale
+    axis: int | None = None,  # noqa: ARG001 - activations have one scale
     qmin: int = 0,
     qmax: int = 0,
     group_size: int = 0,  # noqa: ARG001
 ) -> Any:
-    """QuantizeLinear and DequantizeLinear of an input, behind a Clip where its range is below that of the type."""
-    codes_type = np.uint8 if qmin == 0 else np.int8
-    limits = np.iinfo(codes_type)
+    """QuantizeLinear and DequantizeLinear of an activation, after a Clip if its range is narrower than its type."""
+    kind = np.uint8 if qmin == 0 else np.int8
+    limits = np.iinfo(kind)
     if (qmin, qmax) != (limits.min, limits.max):
-        low, high = (_constant(np.array(code - zero_point, np.float32)) for code in (qmin, qmax))
+        low, high = (_constant(np.array(limit - zero_point, np.float32)) for limit in (qmin, qmax))
         x = opset21.Clip(x, opset21.Mul(scale, low), opset21.Mul(scale, high))
-    zero = _constant(np.array(zero_point, dtype=codes_type))
+    zero = _constant(np.array(zero_point, dtype=kind))
     return opset21.DequantizeLinear(opset21.QuantizeLinear(x, scale, zero), scale, zero)
 
 
 def dynamic_fake_quant(x: FLOAT) -> Any:
-    """DynamicQuantizeLinear and DequantizeLinear; runtimes fuse both with the product behind them."""
-    codes, scale, zero = opset21.DynamicQuantizeLinear(x)
-    return opset21.DequantizeLinear(codes, scale, zero)
+    """DynamicQuantizeLinear and DequantizeLinear, which runtimes fuse with the matmul that reads them."""
+    integers, scale, zero = opset21.DynamicQuantizeLinear(x)
+    return opset21.DequantizeLinear(integers, scale, zero)
 
 
 def dequantize(
     integers: INT8, scale: FLOAT, axis: int = 0, group_size: int = 0, zero_points: INT8 | None = None
 ) -> Any:
-    """DequantizeLinear of a stored weight.
+    """DequantizeLinear of a weight.
 
-    Per-channel zero points are written out: ONNX Runtime replaces missing ones by a single zero point.
+    Per-channel zero points are written even where they are 0: ONNX Runtime takes missing ones for a per-tensor one.
     """
     if group_size and zero_points is not None:
         return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis, block_size=group_size)

@@ -1,6 +1,6 @@
-"""Only what is read is computed: behind the last attention of many models that is the class token alone.
+"""Remove computation of unused tokens. After the last attention block of most models only the class token is used.
 
-The logits stay what they are, but for dynamic quantizers, whose range is then that of what is left.
+The logits stay the same, except that a dynamic quantizer takes its range from the tokens that are left.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """What is read of a tensor: indices from `start` up to `stop` of one dimension."""
+    """A range of indices of one dimension, from `start` up to `stop`."""
 
     dim: int
     start: int
@@ -29,28 +29,29 @@ class Part(NamedTuple):
 
 
 Parts = dict[int, Part | None]
-"""What an operator needs of its operands, by position; None: all. Missing ones are no tensors, or parameters."""
+"""Position of an operand to the part of it that an operator reads; None: all. Other operands are parameters or no
+tensors."""
 
 
-def compute_what_is_read(graph: ModelGraph) -> None:
-    """In place: operators behind which a `select` or `slice` reads a part alone compute no more than that part.
+def remove_unused_tokens(graph: ModelGraph) -> None:
+    """In place: operators before a `select` or `slice` compute only the part that it reads.
 
-    Goes back from each such place through operators that work on every index of the dimension by itself, as long as
-    all readers of a tensor want the same part.
+    Walks back from each `select` and `slice` through operators that treat every index of the dimension separately, as
+    long as all users of a tensor read the same part.
     """
     module = graph.module
     shapes = tensor_shapes(module, graph.source.image)
     read: dict[Node, Part] = {}
     needs: dict[Node, Parts] = {}
     for node in reversed(module.graph.nodes):
-        part = _common([_wanted(user, node, needs, shapes) for user in node.users])
+        part = _common([_read_by(user, node, needs, shapes) for user in node.users])
         found = None if part is None else _needed(node, part, shapes)
         if part is not None and found is not None:
             read[node], needs[node] = part, found
     for node in list(module.graph.nodes):
         if node in read:
             _narrow(module.graph, node, read[node], needs[node], read)
-        elif _reads_part(node, shapes) is not None and argument(node, 0) in read:
+        elif _part_taken(node, shapes) is not None and argument(node, 0) in read:
             _start_at_zero(node, read[argument(node, 0)])
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -61,16 +62,19 @@ def _common(parts: list[Part | None]) -> Part | None:
     return parts[0] if parts and all(part == parts[0] for part in parts) else None
 
 
-def _wanted(user: Node, operand: Node, needs: Mapping[Node, Parts], shapes: Mapping[Node, Any]) -> Part | None:
-    """What a user reads of one of its operands."""
+def _read_by(user: Node, operand: Node, needs: Mapping[Node, Parts], shapes: Mapping[Node, Any]) -> Part | None:
+    """The part of an operand that one of its users reads; None: all of it, or different parts."""
     if user in needs:
         return _common([needs[user].get(place) for place, given in enumerate(user.args) if given is operand])
-    return _reads_part(user, shapes) if argument(user, 0) is operand else None
+    return _part_taken(user, shapes) if argument(user, 0) is operand else None
 
 
-def _reads_part(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
-    """The part of its operand that a `select` or a `slice` takes; None for other operators, for batches, and for more
-    than half of a dimension, where copies would cost what is saved."""
+def _part_taken(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
+    """The part of its operand that a `select` or a `slice` takes.
+
+    None for other operators, for the batch dimension, and for more than half of a dimension, where the copy would cost
+    more than it saves.
+    """
     if not is_op(node, aten.select.int, aten.slice.Tensor):
         return None
     shape = shapes[argument(node, 0)]
@@ -87,7 +91,7 @@ def _reads_part(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
 
 
 def _needed(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
-    """What a node needs to compute a part of its result; None where it cannot compute a part."""
+    """The parts of its operands that a node needs to compute a part of its result; None where it needs all of them."""
     if node.op != "call_function" or not isinstance(shapes.get(node), tuple):
         return None
     if has_trait(node, Trait.INDEXWISE):
@@ -98,7 +102,7 @@ def _needed(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
 
 
 def _aligned(part: Part, result: Shape, operand: Shape) -> Part | None:
-    """The part of an operand that is broadcast to the result; None where every index takes the same."""
+    """The part of an operand that is broadcast to the result; None where it has one index for all."""
     dim = part.dim - (len(result) - len(operand))
     return part._replace(dim=dim) if dim >= 0 and operand[dim] == result[part.dim] else None
 
@@ -115,13 +119,13 @@ def _softmax(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None
     return {0: part} if argument(node, 1) % len(shapes[node]) != part.dim else None
 
 
-def _product(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+def _matmul(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
     rows = len(shapes[argument(node, 0)]) == len(shapes[node]) and part.dim == len(shapes[node]) - 2
     return {0: part, 1: None} if rows else None
 
 
 def _attention(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
-    """A part of the queries; probabilities of each are its own."""
+    """A part of the queries: each query has its own probabilities."""
     if part.dim != len(shapes[node]) - 2 or argument(node, 5, "is_causal", False):
         return None
     mask = argument(node, 3, "attn_mask")
@@ -131,8 +135,8 @@ def _attention(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | No
     return {0: part, 1: None, 2: None, **of_mask}
 
 
-def _largest(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
-    """The extreme of one dimension, which stays, needs the part of others."""
+def _amax(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+    """A maximum over other dimensions, kept as dimensions of size one."""
     dims, kept = argument(node, 1, "dim", ()), argument(node, 2, "keepdim", False)
     length = len(shapes[node])
     return {0: part} if kept and dims and part.dim not in {dim % length for dim in dims} else None
@@ -154,28 +158,28 @@ def _reshape(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None
 
 RULES: dict[Any, Callable[[Node, Part, Mapping[Node, Any]], Parts | None]] = {
     aten.layer_norm.default: _norm, aten.rms_norm.default: _norm, aten.linear.default: _linear,
-    aten.softmax.int: _softmax, aten.matmul.default: _product, aten.scaled_dot_product_attention.default: _attention,
+    aten.softmax.int: _softmax, aten.matmul.default: _matmul, aten.scaled_dot_product_attention.default: _attention,
     aten.transpose.int: _transpose, aten.permute.default: _permute, aten.reshape.default: _reshape,
-    aten.amax.default: _largest,
+    aten.amax.default: _amax,
 }  # fmt: skip
 
 
 def _narrow(graph: Graph, node: Node, part: Part, needs: Parts, read: Mapping[Node, Part]) -> None:
-    """Make a node compute its part: from operands that are parts themselves by now, or else are cut here."""
-    for place, wanted in needs.items():
+    """Make a node compute its part. Operands that do not compute a part themselves are sliced."""
+    for place, needed in needs.items():
         operand: Any = node.args[place]
-        if wanted is not None and operand not in read:
+        if needed is not None and operand not in read:
             with graph.inserting_before(node):
-                cut = graph.call_function(aten.slice.Tensor, (operand, wanted.dim, wanted.start, wanted.stop))
-            node.update_arg(place, cut)
+                sliced = graph.call_function(aten.slice.Tensor, (operand, needed.dim, needed.start, needed.stop))
+            node.update_arg(place, sliced)
     if is_op(node, aten.reshape.default):
         sizes = list(argument(node, 1))
         sizes[part.dim] = part.stop - part.start
         node.update_arg(1, sizes)
 
 
-def _start_at_zero(reader: Node, part: Part) -> None:
-    """A reader of a part reads all of it now, from its first index."""
-    reader.update_arg(2, 0)
-    if is_op(reader, aten.slice.Tensor):
-        reader.update_arg(3, part.stop - part.start)
+def _start_at_zero(user: Node, part: Part) -> None:
+    """Make a `select` or `slice` read its operand, which is only the part by now, from the first index."""
+    user.update_arg(2, 0)
+    if is_op(user, aten.slice.Tensor):
+        user.update_arg(3, part.stop - part.start)

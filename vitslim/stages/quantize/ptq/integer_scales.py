@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.ops.fake_quant import weight_range
+from vitslim.graph.ops.group_scales import GROUP_SCALE_MAX
 from vitslim.stages.quantize.calibration.ranges import mse_scale
 from vitslim.units import PAIR_LIMIT
-
-MULTIPLE_MAX = 15
-"""Largest whole number of four bits."""
 
 FRACTIONS = tuple(percent / 100 for percent in range(70, 121, 5))
 """Fractions of the scale of a channel's widest block that are tried as its largest multiple."""
@@ -41,30 +39,13 @@ def block_multiples(weight: Tensor, scale: Tensor, bits: int, block: int, limit:
     return _errors(_blocks(weight, block), bits, scale, limit).argmin(dim=0) + 1.0
 
 
-def part_codes(codes: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
-    """Whole codes (out, in) of 8 bits as codes of fewer bits and the number of each block, the smallest that does it.
-
-    Returns tensors like the codes: (out, in / block, block) and (out, in / block, 1). Raises ValueError where there is
-    no such number.
-    """
-    runs, (low, high) = _blocks(codes, block), weight_range(bits, block)
-    multiples = torch.zeros_like(runs[..., :1])
-    for multiple in range(MULTIPLE_MAX, 0, -1):
-        parted = runs // multiple
-        fits = (parted * multiple == runs) & (parted >= low) & (parted <= high)
-        multiples[fits.all(dim=2)] = multiple
-    if not bool(multiples.all()):
-        raise ValueError(f"its codes are no whole multiples of codes of {bits} bits in blocks of {block}")
-    return runs // multiples, multiples
-
-
 def _blocks(weight: Tensor, block: int) -> Tensor:
     """(out, blocks, weights of a block)."""
     return weight.detach().reshape(len(weight), -1, block)
 
 
 def _largest_multiple(bits: int, limit: int) -> int:
-    return min(limit >> bits, MULTIPLE_MAX)
+    return min(limit >> bits, GROUP_SCALE_MAX)
 
 
 def _errors(values: Tensor, bits: int, scale: Tensor, limit: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""Quantized linear layers as products of two matrices, and what lies between them on the same rows.
+"""Flatten the activations of quantized linear layers to matrices, so that the layers become Gemm.
 
-ONNX Runtime adds the bias of a Gemm inside its integer kernel, that of a MatMul in a pass of its own over the outputs.
-OpenVINO is slower with Gemm, so that only the form for ONNX Runtime is written so. Inputs (batch, ..., channels) of
-such a layer become rows (batch * ..., channels). What works on each row by itself (norms, GELU, residual sums) stays
-among rows, so that few Reshape nodes are left: each costs microseconds, although it does nothing.
+ONNX Runtime adds the bias of a Gemm inside its integer kernel, but the bias of a MatMul in a second pass over the
+outputs. OpenVINO is slower with Gemm, so only profiles for ONNX Runtime use this form. Activations
+(batch, ..., channels) become (batch * ..., channels). Operators that work on each row by itself (norms, GELU, residual
+additions) work on the matrix too, which leaves few Reshape nodes: each of them takes microseconds.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ aten = torch.ops.aten
 Shape = tuple[int, ...]
 
 
-def work_on_rows(graph: ModelGraph) -> None:
-    """In place: linear layers whose product is of integers, and what follows them row by row, work on matrices.
+def flatten_to_matrices(graph: ModelGraph) -> None:
+    """In place: linear layers with an integer matmul, and the row-wise operators after them, work on matrices.
 
-    Left alone are layers without a bias, whose MatMul has nothing to add, and inputs in which the batch is not the
+    Layers without a bias stay, because their MatMul has nothing to add, and so do activations whose batch is not in the
     first dimension.
     """
-    rows = _Rows(graph)
+    matrices = _Matrices(graph)
     for node in list(graph.module.graph.nodes):
-        if rows.are_wanted(node):
-            rows.convert(node)
+        if matrices.can_convert(node):
+            matrices.convert(node)
     _merge_reshapes(graph)
     graph.module.graph.eliminate_dead_code()
     graph.module.graph.lint()
     graph.module.recompile()
 
 
-class _Rows:
-    """Which tensors of a graph there are as rows."""
+class _Matrices:
+    """The tensors of a graph that exist as matrices (rows, channels)."""
 
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph.module.graph
         self._shapes: dict[Node, Any] = tensor_shapes(graph.module, graph.source.image)
         self._of: dict[Node, Node] = {}
-        """Tensor to its rows."""
+        """Tensor to its matrix."""
 
-    def are_wanted(self, node: Node) -> bool:
-        """Whether a node is an integer product, or its quantizer, or gives rows out of rows."""
+    def can_convert(self, node: Node) -> bool:
+        """Whether a node is an integer matmul or its quantizer, or computes a matrix from matrices."""
         if is_op(node, aten.split_with_sizes.default):
             x = argument(node, 0)
             return x in self._of and argument(node, 2, "dim", 0) in (-1, len(self._shapes[x]) - 1)
         if node.op != "call_function" or not _has_rows(self._shapes.get(node)):
             return False
         if is_op(node, FAKE_QUANT):
-            return any(_is_integer_product(user) for user in node.users)
+            return any(_is_integer_gemm(user) for user in node.users)
         known = any(given in self._of for given in node.all_input_nodes)
-        return known and (_is_integer_product(node) or _works_by_row(node, self._shapes))
+        return known and (_is_integer_gemm(node) or _works_by_row(node, self._shapes))
 
     def convert(self, node: Node) -> None:
-        """Compute a node on rows; who reads it reads them in its old shape."""
+        """Compute a node on matrices; its users read the result in its old shape."""
         with self._graph.inserting_before(node):
-            args = tuple(self._rows(given) for given in node.args)
+            args = tuple(self._matrix(given) for given in node.args)
             new = self._graph.call_function(node.target, args, dict(node.kwargs))  # type: ignore[arg-type]
         if is_op(node, aten.split_with_sizes.default):
             new.args, new.kwargs = (*args[:2], 1), {}
@@ -78,8 +78,8 @@ class _Rows:
         node.replace_all_uses_with(restored)
         self._graph.erase_node(node)
 
-    def _rows(self, given: Any) -> Any:
-        """A tensor with a batch as rows; anything else as it is."""
+    def _matrix(self, given: Any) -> Any:
+        """A tensor with a batch as a matrix; anything else as it is."""
         if not isinstance(given, Node):
             return given
         if given not in self._of and _has_rows(self._shapes.get(given)):
@@ -91,7 +91,7 @@ class _Rows:
 
 
 def _has_rows(shape: Any) -> bool:
-    """Whether a tensor is (batch, ..., channels), no matrix yet."""
+    """Whether a tensor is (batch, ..., channels) and not a matrix yet."""
     if not isinstance(shape, tuple) or len(shape) <= len(("rows", "channels")):
         return False
     first, *others = shape
@@ -99,7 +99,7 @@ def _has_rows(shape: Any) -> bool:
 
 
 def _works_by_row(node: Node, shapes: Mapping[Node, Any]) -> bool:
-    """Whether rows of the result come each from the same rows of operands, and from constants."""
+    """Whether each row of the result depends only on the same row of the operands and on constants."""
     shape = shapes[node]
     if is_op(node, getitem):
         return True
@@ -111,23 +111,23 @@ def _works_by_row(node: Node, shapes: Mapping[Node, Any]) -> bool:
     return has_trait(node, Trait.ROWWISE) and all(one in (shape, (*shape[:-1], 1), shape[-1:], ()) for one in operands)
 
 
-def _is_integer_product(node: Node) -> bool:
-    """Whether both operands are codes with one step for each output channel, and a constant is added."""
+def _is_integer_gemm(node: Node) -> bool:
+    """Whether a linear layer has quantized operands, per-channel weight scales and a constant bias."""
     if not is_op(node, aten.linear.default):
         return False
     x, weight = node.args[:2]
-    if is_op(x, aten.reshape.default):  # of the rows that its quantizer gives by now
+    if is_op(x, aten.reshape.default):  # of the matrix that its quantizer gives by now
         x = argument(x, 0)  # type: ignore[arg-type]
     return (
         is_op(x, FAKE_QUANT)
         and is_op(weight, FAKE_QUANT)
-        and not argument(weight, 6)  # type: ignore[arg-type]  # blocks have several steps
+        and not argument(weight, 6)  # type: ignore[arg-type]  # group-wise weights have several scales a channel
         and parameter_of(argument(node, 2)) != ""
     )
 
 
 def _merge_reshapes(graph: ModelGraph) -> None:
-    """A Reshape of a Reshape reads what that one read."""
+    """Let each Reshape of a Reshape read the input of the first one."""
     for node in graph.module.graph.nodes:
         while is_op(node, aten.reshape.default) and is_op(argument(node, 0), aten.reshape.default):
             node.update_arg(0, argument(argument(node, 0), 0))

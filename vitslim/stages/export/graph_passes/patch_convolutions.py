@@ -1,6 +1,6 @@
-"""Convolutions of patches as the products of matrices that they are.
+"""Rewrite non-overlapping patch-embedding convolutions as matrix multiplications.
 
-ONNX Runtime multiplies codes in matrix products alone, and computes a convolution of codes in floats.
+ONNX Runtime has integer kernels for matmuls only, and computes a quantized convolution in float.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 aten = torch.ops.aten
 
 
-def patches_as_rows(graph: ModelGraph) -> None:
-    """In place: convolutions of codes, of patches that do not overlap, become linear layers.
+def rewrite_patch_convolutions(graph: ModelGraph) -> None:
+    """In place: quantized convolutions whose windows do not overlap become linear layers.
 
-    Their weights (out, in, height, width) become (out, in * height * width). Left alone are images that patches do not
-    cover.
+    Their weights (out, in, height, width) become (out, in * height * width). Convolutions stay where the windows do not
+    cover the whole image.
     """
     module = graph.module
     shapes = tensor_shapes(module, graph.source.image)
     for name, layers in layer_nodes(module).items():
         weight = tensor_of(module, name)
-        if all(_is_product(layer, weight, shapes[argument(layer, 0)]) for layer in layers):
+        if all(_is_matmul(layer, weight, shapes[argument(layer, 0)]) for layer in layers):
             for layer in layers:
                 _replace(layer, _patches(layer, weight, shapes[argument(layer, 0)]), shapes[layer])
             owner, _, leaf = name.rpartition(".")
@@ -42,8 +42,8 @@ def patches_as_rows(graph: ModelGraph) -> None:
     module.recompile()
 
 
-def _is_product(layer: Node, weight: Tensor, image: Any) -> bool:
-    """Whether codes are multiplied by codes, window by window."""
+def _is_matmul(layer: Node, weight: Tensor, image: Any) -> bool:
+    """Whether a layer multiplies quantized weights by quantized windows that tile the image."""
     quantized = is_op(argument(layer, 0), FAKE_QUANT, DYNAMIC_FAKE_QUANT) and is_op(argument(layer, 1), FAKE_QUANT)
     return (
         quantized
@@ -56,28 +56,28 @@ def _is_product(layer: Node, weight: Tensor, image: Any) -> bool:
 
 
 def _patches(layer: Node, weight: Tensor, image: tuple[int, ...]) -> Node:
-    """Outputs (batch, patches, out) of a linear layer, for the convolution's input (batch, channels, height, width)."""
+    """Insert a linear layer that gives (batch, patches, out) for the input (batch, channels, height, width)."""
     graph, (_, channels, high, wide) = layer.graph, image
     window = tuple(weight.shape[2:])
     rows, columns = high // window[0], wide // window[1]
     quantizer = argument(layer, 0)
     with graph.inserting_before(layer):
         call: Any = graph.call_function
-        apart = call(aten.reshape.default, (quantizer.args[0], (-1, channels, rows, window[0], columns, window[1])))
-        turned = call(aten.permute.default, (apart, (0, 2, 4, 1, 3, 5)))
-        patches = call(aten.reshape.default, (turned, (-1, rows * columns, channels * prod(window))))
-        codes = call(quantizer.target, (patches, *quantizer.args[1:]))
-        found: Node = call(aten.linear.default, (codes, *layer.args[1:3]))
+        windows = call(aten.reshape.default, (quantizer.args[0], (-1, channels, rows, window[0], columns, window[1])))
+        ordered = call(aten.permute.default, (windows, (0, 2, 4, 1, 3, 5)))
+        patches = call(aten.reshape.default, (ordered, (-1, rows * columns, channels * prod(window))))
+        quantized = call(quantizer.target, (patches, *quantizer.args[1:]))
+        found: Node = call(aten.linear.default, (quantized, *layer.args[1:3]))
     return found
 
 
 def _replace(layer: Node, patches: Node, shape: tuple[int, ...]) -> None:
-    """Readers of (batch, out, rows, columns) read the patches, straight where they would turn them so themselves."""
+    """Let the users of (batch, out, rows, columns) read the patches, without a copy where they reorder them back."""
     graph, (_, out, rows, columns) = layer.graph, shape
     with graph.inserting_after(patches):
-        turned = graph.call_function(aten.transpose.int, (patches, 1, 2))
-    with graph.inserting_after(turned):
-        restored = graph.call_function(aten.reshape.default, (turned, (-1, out, rows, columns)))
+        transposed = graph.call_function(aten.transpose.int, (patches, 1, 2))
+    with graph.inserting_after(transposed):
+        restored = graph.call_function(aten.reshape.default, (transposed, (-1, out, rows, columns)))
     for user in list(layer.users):
         if is_op(user, aten.permute.default) and list(argument(user, 1)) == [0, 2, 3, 1]:
             user.target, user.args = aten.reshape.default, (patches, (-1, rows, columns, out))

@@ -1,4 +1,4 @@
-"""Tokens that nothing reads are not computed in files for ONNX Runtime."""
+"""Unused tokens are not computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.graph_passes.unused_tokens import compute_what_is_read
+from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU, PORTABLE
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
@@ -36,7 +37,7 @@ SMALL: dict[str, Any] = {
 
 
 def rows(graph: ModelGraph) -> dict[str, int]:
-    """Rows an image that each linear layer computes, by weight."""
+    """Map each weight to the rows that its linear layer computes for an image."""
     shapes = tensor_shapes(graph.module, graph.source.image)
     linears = [n for n in graph.module.graph.nodes if n.target is torch.ops.aten.linear.default]
     return {str(n.args[1].target): prod(shapes[n][:-1]) // BATCH for n in linears}
@@ -44,7 +45,7 @@ def rows(graph: ModelGraph) -> dict[str, int]:
 
 def narrowed(graph: ModelGraph) -> ModelGraph:
     copy = graph.copy()
-    compute_what_is_read(copy)
+    remove_unused_tokens(copy)
     images = torch.randn(3, *graph.source.image, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(copy.module(images), graph.module(images), rtol=1e-4, atol=1e-5)
@@ -56,7 +57,7 @@ def narrowed(graph: ModelGraph) -> ModelGraph:
     [("vit_tiny_patch16_224", {}), ("vit_tiny_patch16_224", {"qk_norm": True, "init_values": 0.1}),
      ("vit_small_patch14_dinov2", {})],
 )  # fmt: skip
-def test_the_last_block_computes_the_class_token_alone(name: str, kwargs: dict[str, Any]) -> None:
+def test_the_last_block_computes_only_the_class_token(name: str, kwargs: dict[str, Any]) -> None:
     graph = trace_timm(name, SMALL | kwargs)
     draw_weights(graph.module, torch.Generator().manual_seed(0))
     before, after = rows(graph), rows(narrowed(graph))
@@ -70,13 +71,13 @@ def test_the_last_block_computes_the_class_token_alone(name: str, kwargs: dict[s
     [("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}), ("deit_tiny_distilled_patch16_224", SMALL),
      ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "embed_dim": 48})],
 )  # fmt: skip
-def test_where_all_tokens_are_read_nothing_changes(name: str, kwargs: dict[str, Any]) -> None:
+def test_a_graph_without_unused_tokens_stays_the_same(name: str, kwargs: dict[str, Any]) -> None:
     graph = trace_timm(name, kwargs)
     assert rows(narrowed(graph)) == rows(graph)
 
 
 @pytest.mark.parametrize("index", [5, -1])
-def test_any_token_may_be_the_one_that_is_read(tiny_graph: ModelGraph, index: int) -> None:
+def test_any_token_can_be_the_used_one(tiny_graph: ModelGraph, index: int) -> None:
     other = tiny_graph.copy()
     (read,) = (node for node in other.module.graph.nodes if node.target is torch.ops.aten.select.int)
     read.update_arg(2, index)
@@ -84,7 +85,7 @@ def test_any_token_may_be_the_one_that_is_read(tiny_graph: ModelGraph, index: in
     assert rows(narrowed(other))["blocks.1.mlp.fc2.weight"] == 1
 
 
-def test_a_few_tokens_may_be_read(tiny_graph: ModelGraph) -> None:
+def test_several_tokens_can_be_used(tiny_graph: ModelGraph) -> None:
     other = tiny_graph.copy()
     (read,) = (node for node in other.module.graph.nodes if node.target is torch.ops.aten.select.int)
     with other.module.graph.inserting_before(read):
@@ -101,21 +102,21 @@ def test_a_quantized_file_for_onnx_runtime_has_the_logits_of_the_graph(
     inputs: str, tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     context = digits_context(tiny_graph, calibration=130)
-    graph = PtqStage(Ptq(inputs=inputs)).apply(tiny_graph, context).graph  # type: ignore[arg-type]
+    graph = PtqStage(Ptq(activations=inputs)).apply(tiny_graph, context).graph  # type: ignore[arg-type]
     images = torch.stack([context.data.calibration[i][0] for i in range(5)])
     with torch.no_grad():
         expected = graph.module(images)
-    for target in ("portable", "ort-cpu"):
-        export_onnx(graph, tmp_path / "model.onnx", target)  # type: ignore[arg-type]
+    for profile in (PORTABLE, ORT_CPU):
+        export_onnx(graph, tmp_path / "model.onnx", profile)
         assert sqnr_db(expected, OnnxFile(tmp_path / "model.onnx")(images)) > 25
         assert hidden_rows(tmp_path / "model.onnx") == 1
-    for target, tokens in (("portable", 17), ("ort-cpu", 1)):
-        export_onnx(tiny_graph, tmp_path / "model.onnx", target)  # type: ignore[arg-type]
+    for profile, tokens in ((PORTABLE, 17), (ORT_CPU, 1)):
+        export_onnx(tiny_graph, tmp_path / "model.onnx", profile)
         assert hidden_rows(tmp_path / "model.onnx") == tokens
 
 
 def hidden_rows(path: Path) -> int:
-    """Rows that the last GELU of a file sees of one image."""
+    """Rows that the last GELU of a file computes for one image."""
     model = onnx.load(path)
     output = [node for node in model.graph.node if node.op_type == "Gelu"][-1].output[0]
     model.graph.output.append(onnx.ValueInfoProto(name=output))

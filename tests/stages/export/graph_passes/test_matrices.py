@@ -1,4 +1,4 @@
-"""Between quantized layers a file for ONNX Runtime works on matrices, and computes what the graph computes."""
+"""Quantized linear layers on matrices compute the same as before, with few Reshape nodes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from vitslim.graph.verify import draw_weights
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
-from vitslim.stages.export.graph_passes.rows import work_on_rows
+from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten
@@ -48,28 +49,28 @@ def quantize(digits_context: Callable[..., StageContext]) -> Callable[..., Model
         ("mixer_s32_224", {"img_size": 64}),
     ],
 )
-def test_the_graph_on_rows_computes_the_same(quantize: Callable[..., ModelGraph], model: str, keys: Any) -> None:
+def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGraph], model: str, keys: Any) -> None:
     graph = quantize(model, keys)
-    rows = graph.copy()
-    work_on_rows(rows)
+    flat = graph.copy()
+    flatten_to_matrices(flat)
     for batch in (1, 3):
         images = torch.rand(batch, *graph.source.image)
         with torch.no_grad():
-            torch.testing.assert_close(rows.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(flat.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["channels", "tokens"])
+@pytest.mark.parametrize("scaling", ["per-channel", "per-token"])
 def test_few_reshapes_are_left(
     quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
     found = {}
     for depth in (2, 4):
-        graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, scale_inputs=scaling)
-        assert len(divided_layers(graph)) == (depth if scaling == "tokens" else 0)
-        export_onnx(graph, tmp_path / "model.onnx", "ort-cpu")
+        graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, activation_scaling=scaling)
+        assert len(divided_layers(graph)) == (depth if scaling == "per-token" else 0)
+        export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
         found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
-    # Of queries, keys and values, and of what attention gives.
+    # Of queries, keys and values, and of the output of attention.
     assert found[4]["Reshape"] - found[2]["Reshape"] == 4 * 2
     images = torch.rand(3, *graph.source.image)
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_few_reshapes_are_left(
     torch.testing.assert_close(OnnxFile(tmp_path / "model.onnx")(images), expected, rtol=0.05, atol=0.05)
 
 
-def test_what_is_read_in_its_own_shape_too_is_restored(quantize: Callable[..., ModelGraph]) -> None:
+def test_a_tensor_that_other_operators_read_keeps_its_shape(quantize: Callable[..., ModelGraph]) -> None:
     graph = quantize("vit_tiny_patch16_224", VIT)
     gelu = next(node for node in graph.module.graph.nodes if node.target is aten.gelu.default)
     (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
@@ -85,16 +86,16 @@ def test_what_is_read_in_its_own_shape_too_is_restored(quantize: Callable[..., M
         seen = graph.module.graph.call_function(aten.sum.dim_IntList, (gelu, [1]))
         output.args = ((graph.module.graph.call_function(aten.select.int, (seen, 1, 0)),),)
     graph.module.recompile()
-    rows = graph.copy()
-    work_on_rows(rows)
+    flat = graph.copy()
+    flatten_to_matrices(flat)
     images = torch.rand(3, *graph.source.image)
     with torch.no_grad():
-        torch.testing.assert_close(rows.module(images), graph.module(images))
+        torch.testing.assert_close(flat.module(images), graph.module(images))
 
 
 @pytest.mark.parametrize("keys", [{"activations": "float"}, {"activations": "dynamic"}])
-def test_layers_without_calibrated_codes_stay_as_they_are(quantize: Callable[..., ModelGraph], keys: Any) -> None:
+def test_layers_without_static_activations_stay_the_same(quantize: Callable[..., ModelGraph], keys: Any) -> None:
     graph = quantize("vit_tiny_patch16_224", VIT, **keys)
     before = [str(node.target) for node in graph.module.graph.nodes]
-    work_on_rows(graph)
+    flatten_to_matrices(graph)
     assert [str(node.target) for node in graph.module.graph.nodes] == before
