@@ -94,7 +94,8 @@ def _refuse(invalid: bool, message: str, hint: str) -> None:
 
 
 def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
-    from vitslim.cli.console import ConsoleProgress, wide_stdout
+    from vitslim.cli.console import wide_stdout
+    from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.pipeline.bench import bench as bench_files
 
     results = bench_files(files, config, ConsoleProgress())

@@ -24,7 +24,8 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
     """Predict or measure the GEMMs of a CSV file, print them with the errors of predictions, and write the times."""
     from vitslim.backends.gemm_list import read_gemms, write_gemms
     from vitslim.backends.registry import parse_backend
-    from vitslim.cli.console import ConsoleProgress, wide_stdout
+    from vitslim.cli.console import wide_stdout
+    from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.pipeline.gemm_bench import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:

@@ -25,7 +25,8 @@ def bench_table(
 ) -> None:  # fmt: skip
     """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table."""
     from vitslim.backends.registry import parse_backend
-    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.cli.console import stdout
+    from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.pipeline.latency_table import build_table
     from vitslim.pipeline.table_file import check_writable, default_path, write_table
 

@@ -34,7 +34,8 @@ def inspect(
     follow the annotated sparsity pattern; ONNX Runtime fuses each matmul between Q/DQ into an integer kernel; every
     scale is positive and finite. Violations are listed.
     """
-    from vitslim.cli.console import ConsoleProgress, stdout
+    from vitslim.cli.console import stdout
+    from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.cli.inspect_tables import print_inspection
     from vitslim.errors import GateError
     from vitslim.pipeline.inspect import inspect as inspect_file

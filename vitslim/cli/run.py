@@ -23,15 +23,17 @@ def run(
     output: FormatOption = "table",
 ) -> None:
     """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""
-    from vitslim.cli.console import ConsoleProgress, stdout
-    from vitslim.errors import GateError
-    from vitslim.pipeline.run import run as run_recipe
     from vitslim.recipe import load_recipe
 
     values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
     values += [f"model.checkpoint={checkpoint}"] if checkpoint else []
     loaded = load_recipe(recipe, values)
+    from vitslim.cli.console import stdout
+    from vitslim.cli.console_progress import ConsoleProgress
+    from vitslim.errors import GateError
+    from vitslim.pipeline.run import run as run_recipe
+
     folder = out or Path("runs") / loaded.name
     artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress())
     from vitslim.report import render_json, render_terminal

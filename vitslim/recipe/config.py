@@ -60,7 +60,7 @@ def one_of(names: Mapping[str, str], description: str) -> Any:
 class Config(BaseModel):
     """Base of all configs: frozen, unknown keys rejected, no silent coercion of strings to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class StageConfig(Config):
