@@ -58,10 +58,14 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
     [
         (("method: ptq", "method: ptq, bitz: 8"), 2, ["stages.0.quantize.bitz", "hint: did you mean 'bits'"]),
         (("quantize: {method: ptq}", "prune: {method: depgrap}"), 2, ["depgrap", "did you mean 'depgraph'"]),
-        (("quantize: {method: ptq}", "prune: {method: depgraph, ratio: half}"), 2, ["'half'", "number"]),
+        (("quantize: {method: ptq}", "prune: {method: depgraph, pruning_ratio: half}"), 2, ["'half'", "number"]),
         (("  - export\n", ""), 2, ["export", "hint:"]),
         (("  - export\n", "  - export\n  - prune: {method: depgraph}\n"), 2, ["export", "last"]),
-        (("  - quantize: {method: ptq}\n", "  - quantize: {method: ptq}\n  - prune: {method: depgraph}\n"), 2, ["O1"]),
+        (
+            ("  - quantize: {method: ptq}\n", "  - quantize: {method: ptq}\n  - prune: {method: depgraph}\n"),
+            2,
+            ["must come before quantize"],
+        ),
         (("vit_tiny_patch16_224", "vit_tiny_patch16_242"), 2, ["vit_tiny_patch16_242", "did you mean"]),
         (("embed_dim: 64", "embed_dimension: 64"), 2, ["embed_dimension", "hint:"]),
         (("quantize: {method: ptq}", "token-squeeze: {method: etps, blocks: [7]}"), 2, ["7", "2 blocks"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from vitslim.errors import Problem, RecipeError
@@ -11,13 +11,15 @@ from vitslim.recipe.grammar import recipe_schema, split_entry
 from vitslim.recipe.yaml12 import MAX_DEPTH, parse_yaml
 
 
-def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
     """Write each `KEY=VALUE` into a recipe document, in order, and create missing parents.
 
     A key is a dotted path; numbers are list positions (`stages.0.prune.pruning_ratio`). A value is YAML; where only
     text is allowed it is taken literally. Returns the problems; the validation that follows reports unknown keys.
     """
-    problems = []
+    problems: list[Problem] = []
+    if not overrides:
+        return problems
     published = recipe_schema()
     schema = inlined(published, published["$defs"])
     for override in overrides:
