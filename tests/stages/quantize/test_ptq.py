@@ -22,7 +22,7 @@ from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.calibration.histogram import Histogram, Range
-from vitslim.stages.quantize.calibration.observe import ChannelRanges, Observer, layer_inputs
+from vitslim.stages.quantize.observe import ChannelRanges, Observer, layer_inputs
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.weights.reduced_range import limit_adjacent_sums, reduced_range_scale
 from vitslim.stages.quantize.weights.weight_scales import group_range, minmax_scale, mse_scale, weight_scale

@@ -9,7 +9,6 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH
 from vitslim.stages.quantize.calibration.prepare import (
     quantize_attention_matmuls,
     read_image_as_pixels,
@@ -18,6 +17,7 @@ from vitslim.stages.quantize.calibration.prepare import (
 )
 from vitslim.stages.quantize.calibration.sites import find_sites
 from vitslim.stages.quantize.layers import quantizable_layers
+from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.layerwise_rounding import round_weights, rounding_images
 from vitslim.training.evaluate import agreement, predict, sqnr_db

@@ -140,7 +140,7 @@ def test_group_wise_weights_keep_their_scales_and_zero_points(
     assert all(site.integer_scales for site in grouped) and any(s.activation_bits == FLOAT_BITS for s in grouped)
     path = context.workdir / "model.onnx"
     recorded.real.write(result.graph, path)
-    assert inspect(path).broken == ()
+    assert inspect(path).violations == ()
 
 
 def test_a_candidate_is_judged_by_its_file(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:

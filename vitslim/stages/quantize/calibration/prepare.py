@@ -18,7 +18,7 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibration.histogram import Histogram
-from vitslim.stages.quantize.calibration.observe import observe
+from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.rotation import find_streams, rotate
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.smoothing.search import smooth_activations

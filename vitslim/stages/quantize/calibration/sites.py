@@ -17,9 +17,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibration.histogram import Histogram
-from vitslim.stages.quantize.calibration.observe import observe
 from vitslim.stages.quantize.layer_noise import measure_weight_noise
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
+from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.forms import MORE_BITS, eight_bit_weights, weight_form
 from vitslim.stages.quantize.weights.rounding import round_weight, weight_scales

@@ -13,8 +13,8 @@ from vitslim.graph.edits.fake_quant import activation_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import Floor
 from vitslim.stages.contract import Deployment, StageContext
-from vitslim.stages.quantize.calibration.observe import activation_quantizer
 from vitslim.stages.quantize.layer_noise import measure_noise
+from vitslim.stages.quantize.observe import activation_quantizer
 from vitslim.stages.quantize.placement.float_layers import first_that_holds, float_steps, layer_macs
 from vitslim.stages.quantize.placement.forms import Form
 from vitslim.stages.quantize.scheme import QuantScheme

@@ -14,7 +14,7 @@ from vitslim.graph.edits.quantize_attention import quantize_attention
 from vitslim.graph.edits.read_pixels import pixel_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensors_of
-from vitslim.stages.quantize.calibration.observe import solvable_layers
+from vitslim.stages.quantize.observe import solvable_layers
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.units import FLOAT_BITS
 

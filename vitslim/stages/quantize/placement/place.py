@@ -17,8 +17,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import Floor, Quantize
 from vitslim.results import LayerNote
 from vitslim.stages.contract import Deployment, StageContext
-from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH
 from vitslim.stages.quantize.insert import Quantized
+from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.placement.choose import Placement, PlacementSearch
 from vitslim.stages.quantize.placement.forms import candidate_forms
 from vitslim.training.evaluate import predict

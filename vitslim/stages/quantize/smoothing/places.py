@@ -15,8 +15,8 @@ from vitslim.graph.edits.divide_tokens import is_bounded_below
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
-from vitslim.stages.quantize.calibration.observe import linear_layers
 from vitslim.stages.quantize.layers import reads_image
+from vitslim.stages.quantize.observe import linear_layers
 from vitslim.stages.quantize.smoothing.channels import find_smoothable, outlier_factors, smoothing_factors
 from vitslim.stages.quantize.smoothing.strength import STRENGTHS, SmoothedRange, smoothed_range
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise

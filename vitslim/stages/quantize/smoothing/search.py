@@ -17,8 +17,8 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
 from vitslim.progress import Progress
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH, ChannelRanges, Observer
 from vitslim.stages.quantize.layers import first_last_layers
+from vitslim.stages.quantize.observe import FORWARD_BATCH, ChannelRanges, Observer
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.smoothing.channels import smooth
 from vitslim.stages.quantize.smoothing.places import (

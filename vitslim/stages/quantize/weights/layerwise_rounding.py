@@ -13,7 +13,7 @@ from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.observe import FORWARD_BATCH, activation_quantizer, solvable_layers
+from vitslim.stages.quantize.observe import FORWARD_BATCH, activation_quantizer, solvable_layers
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.rounding import REFINED_BITS, round_weight
 from vitslim.stages.reconstruction.curvature import Curvature
