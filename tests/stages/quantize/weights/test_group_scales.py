@@ -176,7 +176,7 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
     assert inspected.violations == ()
-    layers = [layer for layer in inspected.facts.layers if layer.granularity == f"group {BLOCK}"]
+    layers = [layer for layer in inspected.contents.layers if layer.granularity == f"group {BLOCK}"]
     assert [(layer.container, layer.weight_bits) for layer in layers] == [("INT4", keys.get("bits", 4))] * len(
         in_blocks
     )
