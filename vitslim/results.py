@@ -182,6 +182,10 @@ class Cost(Value):
     """Bytes of all parameters on a device that compresses 2:4 weights."""
 
 
+RESOLVED_KEY = "resolved key"
+"""`layer` of a note on a recipe key whose value the run resolved."""
+
+
 class LayerNote(Value):
     """One layer that a stage changed or skipped."""
 

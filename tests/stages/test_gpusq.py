@@ -23,7 +23,9 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.quantize.insert import compare, insert_quantizers
 from vitslim.stages.quantize.qat.stage import QatStage
+from vitslim.stages.quantize.scheme import QuantScheme
 
 QUICK = Train(epochs=2, batch=32, lr=1e-4, images=96)
 FEATURES = Loss(hard=1, soft=10, feature=5)
@@ -54,7 +56,7 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     assert stage.ensures(sparse, result.graph) == []
     assert sketch(result.graph).cost() == stage.estimate(sketch(sparse)).cost()
     assert len(quantized_layers(result.graph.module)) == 10
-    untrained = stage.placing.apply(sparse, there).graph.parameters()
+    untrained = insert_quantizers(sparse, stage.scheme, there).graph.parameters()
     steps = {name for name in untrained if name.endswith("_scale")}
     assert steps and all(not torch.equal(untrained[name], result.graph.parameters()[name]) for name in steps)
     assert any(note.result.startswith("feature weight") for note in result.changes)
@@ -81,7 +83,8 @@ def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph
     assert sketch(result.graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
     assert sketch(result.graph).bits["patch_embed.proj.weight"].weight == 6
     name = "vitslim.q.blocks.0.attn.qkv.weight_scale"
-    before, after = stage.placing.apply(tiny_graph, there).graph.parameters()[name], result.graph.parameters()[name]
+    before = insert_quantizers(tiny_graph, stage.scheme, there).graph.parameters()[name]
+    after = result.graph.parameters()[name]
     assert after.shape == (192, 2)
     assert (after != before).float().mean() > 0.9
     assert result.metrics["loss_last"] < result.metrics["loss_first"]
@@ -93,8 +96,9 @@ def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph
 def test_training_starts_from_the_rounding_that_a_recipe_names(tiny_graph: ModelGraph, context: StageContext) -> None:
     found = {}
     for rounding in ("gptq", "nearest"):
-        placing = QatStage(Qat(method="qat", bits=4, rounding=rounding)).placing
-        found[rounding] = placing.apply(tiny_graph, context).metrics["calibration_sqnr_db"]
+        scheme = QuantScheme.of(Qat(method="qat", bits=4, rounding=rounding))
+        quantized = insert_quantizers(tiny_graph, scheme, context).graph
+        found[rounding] = compare(tiny_graph, quantized, context)["calibration_sqnr_db"]
     assert found["gptq"] > found["nearest"] + 1
 
 

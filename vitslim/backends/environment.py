@@ -28,9 +28,15 @@ def device_name() -> str:
     facts = _cpu_facts()
     names = (facts[key] for key in ("model name", "hardware", "cpu model") if key in facts)
     name = next(names, platform.processor() or platform.machine() or "unknown processor")
-    flags = set(f"{facts.get('flags', '')} {facts.get('features', '')}".split())
+    flags = cpu_flags()
     instructions = next((title for flag, title in INTEGER_INSTRUCTIONS.items() if flag in flags), None)
     return f"{name} ({instructions})" if instructions else name
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the flags of the processor, in the words of Linux; empty on other systems."""
+    facts = _cpu_facts()
+    return frozenset(f"{facts.get('flags', '')} {facts.get('features', '')}".split())
 
 
 def _cpu_facts() -> dict[str, str]:

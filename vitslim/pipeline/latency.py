@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
 from vitslim.results import Estimate, Measurement
-from vitslim.stages.contract import Measure
 
 
 def measure_files(
@@ -40,8 +39,13 @@ def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: 
     }
 
 
-def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
-    """Return a function that measures ONNX files on the first backend of a recipe that runs them; None without one."""
+def latency_of_files(
+    config: ReportConfig, progress: Progress
+) -> Callable[[Mapping[str, Path]], dict[str, Measurement]] | None:
+    """Return a function that measures ONNX files on the first backend of a recipe that runs them; None without one.
+
+    It measures at the first batch size and thread count of the recipe.
+    """
     backends = [found for found in map(parse_backend, config.backends) if isinstance(found, Measured)]
     backend = next((found for found in backends if found.runtime.runs_onnx), None)
     if backend is None:
@@ -53,4 +57,4 @@ def measure_on(config: ReportConfig, progress: Progress) -> Measure | None:
         )
         return {name: found[0] for name, found in results.items()}
 
-    return Measure(config.batches[0], measure)
+    return measure

@@ -16,6 +16,7 @@ from vitslim.pipeline.gates import judge
 from vitslim.pipeline.keys import dense_key, file_digest, stage_key
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.reduce_range import resolve_reduce_range
 from vitslim.pipeline.stage_run import StageRunner
 from vitslim.pipeline.store import StageStore
 from vitslim.pipeline.table_file import table_path
@@ -30,6 +31,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
+    recipe, notes = resolve_reduce_range(recipe)
     for schedule in filter(None, (config.schedule for config in recipe.stages)):
         find_device(schedule)
     check_replaceable(out)
@@ -43,7 +45,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     data = load_data(recipe.data, dense.source, recipe.seed)
 
     here = environment()
-    runner = StageRunner(recipe, data, store, progress, [])
+    runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, here.versions)
     runner.run_dense(dense, key)
     for config in recipe.stages:

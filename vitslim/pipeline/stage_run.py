@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,17 +12,16 @@ import torch
 from vitslim.data import DataModule
 from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.files import MODEL_FILE
-from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
+from vitslim.pipeline.deployment import make_deployment
 from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
-from vitslim.pipeline.latency import measure_on
 from vitslim.pipeline.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
-from vitslim.results import StageRecord
+from vitslim.results import LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
@@ -40,6 +39,8 @@ class StageRunner:
     store: StageStore
     progress: Progress
     finished: list[StoredStage]
+    notes: Mapping[int, LayerNote] = field(default_factory=dict)
+    """Notes on resolved keys, by position of the stage in the recipe."""
 
     def run_dense(self, graph: ModelGraph, key: str) -> None:
         """Evaluate and export the model as it came."""
@@ -64,10 +65,11 @@ class StageRunner:
         self.finished.append(stored)
 
     def _apply(self, config: StageConfig, name: str, scratch: Path, keep: Path) -> StageResult:
-        table = stage_table(config, len(self.finished) - 1)
+        position = len(self.finished) - 1
+        table = stage_table(config, position)
         stage, before = make_stage(config, table), self.finished[-1].graph
-        measure = measure_on(self.recipe.report, self.progress)
-        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, measure, keep)
+        deployment = make_deployment(self.recipe, self.progress)
+        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep)
         torch.manual_seed(self.recipe.seed)
         try:
             result = stage.apply(before, context)
@@ -77,7 +79,8 @@ class StageRunner:
             raise
         if broken:
             raise StageError(f"stage {name} broke its promise: {_first(broken)}", broken[0].hint)
-        return result
+        resolved = (self.notes[position],) if position in self.notes else ()
+        return replace(result, changes=(*resolved, *result.changes))
 
     def _keep(
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
@@ -111,8 +114,6 @@ class StageRunner:
             return self.finished[0].result()
         if name == "previous":
             return self.finished[-1].result()
-        if name == "unquantized":
-            return next(s for s in reversed(self.finished) if not quantized_layers(s.graph.module)).result()
         index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
         return self.finished[index + 1].result()
 

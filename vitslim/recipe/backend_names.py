@@ -9,6 +9,8 @@ from vitslim.errors import Problem, closest
 
 MEASURED = ("onnxruntime:cpu", "openvino:cpu", "torch:cuda")
 """Measured backends; `vitslim.backends.registry` has an entry for each."""
+RUN_ONNX = ("onnxruntime:cpu", "openvino:cpu")
+"""Measured backends that run the ONNX file itself."""
 SIMULATED_TARGETS = {"systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu"}
 """Simulated target to its family, a folder of `vitslim/backends/simulated`."""
 SIM = "sim:"

@@ -99,6 +99,11 @@ class StageConfig(Config):
         """Whether the stage records a feature loss of each block, which a later stage can read."""
         return False
 
+    @property
+    def needs_measured_backend(self) -> str:
+        """The key that needs a measured backend that runs ONNX files; empty if there is none."""
+        return ""
+
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:  # noqa: ARG002
         """Yield contradictions among the keys, given the stages before and after. `where` is relative to the stage."""
         yield from ()

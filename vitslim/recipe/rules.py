@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from vitslim.errors import Problem
-from vitslim.recipe.backend_names import wrong_backends
+from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
 from vitslim.recipe.config import Phase, StageConfig
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stages import kinds
@@ -51,6 +51,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _order_problems(stages),
         _name_problems(stages),
         _stage_problems(stages),
+        _measuring_problems(recipe),
         _file_problems(recipe),
         wrong_backends(recipe.report.backends, recipe.gates.speedup_min),
     )
@@ -118,6 +119,16 @@ def _stage_problems(stages: tuple[StageConfig, ...]) -> Iterator[Problem]:
     for position, config in enumerate(stages):
         for problem in config.problems(stages[:position], stages[position + 1 :]):
             yield Problem(_path(position, config, problem.where), problem.message, problem.hint)
+
+
+def _measuring_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem for each stage that measures candidates without a backend that runs ONNX files."""
+    if any(backend in RUN_ONNX for backend in recipe.report.backends):
+        return
+    for position, config in enumerate(recipe.stages):
+        if key := config.needs_measured_backend:
+            message = f"`{key}: {getattr(config, key)}` needs a measured backend that runs ONNX files"
+            yield Problem(_path(position, config, key), message, f"add `{RUN_ONNX[0]}` to `report.backends`")
 
 
 def _file_problems(recipe: Recipe) -> Iterator[Problem]:

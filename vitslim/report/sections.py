@@ -17,7 +17,7 @@ from vitslim.report.wording import (
     reasons,
     simulators,
 )
-from vitslim.results import Report
+from vitslim.results import RESOLVED_KEY, Report
 from vitslim.units import format_percent
 
 
@@ -39,12 +39,13 @@ class Section:
 
 
 def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
-    """Return gates, warnings, the exported file, skipped layers, assumptions, provenance and files; none is empty."""
+    """Return all sections that have entries: gates, warnings, resolved keys, the exported file, and so on."""
     verdict = gates_verdict(report.gates)
     skipped = sum(len(stage.skipped) for stage in report.stages)
     found = (
         Section(verdict[:1].upper() + verdict[1:], tuple(_gates(report))),
         Section("Warnings", tuple(Entry(text, "!", "warning") for text in report.warnings)),
+        Section("Resolved keys", tuple(_resolved(report))),
         Section("Exported file", tuple(_exported(report))),
         Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
         Section("Assumed values without a source", tuple(_assumptions(report))),
@@ -58,6 +59,13 @@ def _gates(report: Report) -> Iterator[Entry]:
     for gate in map(gate_line, report.gates):
         text = f"{gate.name}: {gate.value}, {gate.limit}"
         yield Entry(text, "✓", "good") if gate.passed else Entry(text, "✗", "bad")
+
+
+def _resolved(report: Report) -> Iterator[Entry]:
+    for stage in report.stages:
+        for note in stage.changes:
+            if note.layer == RESOLVED_KEY:
+                yield Entry(f"{stage.name}: {note.result}: {note.reason}")
 
 
 def _exported(report: Report) -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""What a stage is. Stages only wire: the mathematics lives in pure functions beside each `stage.py`."""
+"""The contract of stages. A stage only wires: its mathematics is in pure functions beside its `stage.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from torch import Tensor
 
 from vitslim.data import DataModule
 from vitslim.errors import Problem
@@ -17,41 +19,46 @@ from vitslim.results import LayerNote, Measurement
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Latency on the first backend of the recipe that runs ONNX files, at its first batch size."""
+class Deployment:
+    """The way from a graph to the measured file, for stages that choose among candidates.
 
-    batch: int
-    files: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
-    """Latency of files by their names, interleaved."""
+    The batch is the first of the recipe. Logits and latency are of that batch: dynamic ranges depend on it.
+    """
+
+    write: Callable[[ModelGraph, Path], None]
+    """Write a graph with the export profile of the recipe."""
+    logits: Callable[[Path, Tensor], Tensor]
+    """Run a file in ONNX Runtime, on all cores: images (n, C, H, W) to logits (n, classes)."""
+    latency: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
+    """Measure files by name, interleaved, on the first backend of the recipe that runs ONNX files."""
 
 
 @dataclass
 class StageResult:
-    """What a stage gives back."""
+    """The result of a stage."""
 
     graph: ModelGraph
     changes: tuple[LayerNote, ...] = ()
     skipped: tuple[LayerNote, ...] = ()
-    """Layers that the stage left alone, each with its reason."""
+    """Layers that the stage did not change, each with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage may use besides the graph. The runner builds it."""
+    """Everything that a stage may use besides the graph. The runner builds it."""
 
     data: DataModule
     seed: int
     progress: Progress
     result: Callable[[str], StageResult]
-    """Result of an earlier stage: `dense`, `previous`, `unquantized` (the last before weights became integers), or the
-    stage's name. Never change its graph."""
+    """Result of an earlier stage: `dense`, `previous`, or the name of the stage. Never change its graph."""
     workdir: Path
-    """Where the stage may write files; `export` writes `model.onnx` here. Gone when the stage is interrupted."""
-    measure: Measure | None = None
-    """None where no backend of the recipe runs ONNX files."""
+    """Folder for files of the stage; `export` writes `model.onnx` here. It is deleted if the stage is interrupted."""
+    deployment: Deployment | None = None
+    """None if no measured backend of the recipe runs ONNX files."""
     keep: Path | None = None
-    """What a stage writes here outlives an interruption: the same stage finds it when it is run again."""
+    """Folder that survives an interruption: the stage finds its files here when it runs again."""
 
 
 class Stage(Protocol):
@@ -61,17 +68,17 @@ class Stage(Protocol):
     def config(self) -> StageConfig: ...
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """What this model lacks for the stage; asked before anything runs."""
+        """Return the reasons that the stage cannot run on this model. Called before anything runs."""
         ...
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """The sketch of the model as it will be after the stage."""
+        """Return the sketch of the model after the stage."""
         ...
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Do the work on a copy of the graph."""
+        """Run the stage on a copy of the graph."""
         ...
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """What the stage promised and did not keep; asked after it ran."""
+        """Return the violated promises of the stage. Called after it ran."""
         ...

@@ -54,8 +54,8 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
         (note,) = (note for note in result.changes if note.layer == PATCHES)
         if bits == 8:
             assert float(tensor_of(result.graph.module, activation_scale_name(PATCHES))) == pytest.approx(PIXEL)
-            assert note.result.endswith("INT8 inputs") and note.reason == "pixels are codes as they are"
-        elif "inputs" not in keys:
+            assert note.result.endswith("INT8 activations") and note.reason == "reads the 8-bit pixels"
+        elif "activations" not in keys:
             assert note.reason == "the image stays in float"
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vitslim.backends.measured.kernels import read_kernels
-from vitslim.backends.registry import Measured
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.fake_quant import remove_fake_quant
 from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantize_attention
@@ -23,13 +21,10 @@ from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
-from vitslim.progress import Silent
-from vitslim.recipe.stages import Export, Floor, Ptq
-from vitslim.results import Measurement
-from vitslim.stages.contract import Measure, StageContext, StageResult
+from vitslim.recipe.stages import Export, Ptq
+from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.placement import choose_placement
 from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -124,27 +119,6 @@ def test_the_file_multiplies_codes_and_keeps_its_promises(
     images = torch.stack([context.data.val[index][0] for index in range(8)])
     with torch.no_grad():
         assert sqnr_db(graph.module(images), OnnxFile(path)(images)) > 25
-
-
-def test_auto_tries_attention_in_float_too(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> None:
-    context = digits_context(tiny_graph)
-    graph = PtqStage(Ptq(attention=True)).apply(tiny_graph, context).graph
-
-    def measured(files: Mapping[str, Path]) -> dict[str, Measurement]:
-        found = Measured("onnxruntime:cpu").measure(files, next(iter(files)), (1,), (1,), 0.05, Silent())
-        return {
-            name: rows[0].model_copy(update={"median_ms": 1.0 + ("attention" not in name)})
-            for name, rows in found.items()
-        }
-
-    there = replace(context, measure=Measure(1, measured), result=lambda name: StageResult(tiny_graph))
-    floor = Floor(sqnr_db=15.0, agreement=0.5)
-    best, found = choose_placement(graph, floor, context.data.calibration.balanced(20), there)
-    names = ["static", "static with attention", "dynamic", "dynamic with attention"]
-    assert [one.name for one in found] == names
-    assert best.name in {names[1], names[3]}
-    assert sketch(best.graph).attention_bits == {"blocks.0": 8, "blocks.1": 8}
-    assert not sketch(found[0].graph).attention_bits
 
 
 def test_refusals(tiny_graph: ModelGraph) -> None:

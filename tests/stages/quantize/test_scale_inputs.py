@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
 from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
-from vitslim.stages.export.placement import _ladders
+from vitslim.stages.quantize.placement.forms import candidate_forms
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.smoothing.channels import outlier_factors
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise
 
@@ -58,8 +60,8 @@ def test_the_best_floor_is_the_one_that_rounding_finds(bounded: bool) -> None:
     assert best is not None
     plain = float(((rounded(x, x.amin(), x.amax()) - x) * gradient).square().sum())
     found = noise(x, gradient, best.floor, bounded)
-    assert best.left == pytest.approx(found / plain, rel=0.4)
-    assert best.left < 0.3
+    assert best.noise_ratio == pytest.approx(found / plain, rel=0.4)
+    assert best.noise_ratio < 0.3
     for factor in (0.25, 0.5, 2.0, 4.0):
         assert found < 1.05 * noise(x, gradient, best.floor * factor, bounded)
 
@@ -72,12 +74,12 @@ def test_tokens_of_one_size_gain_nothing_and_empty_ones_have_no_floor() -> None:
     empty.observe(torch.zeros(10, 8), torch.ones(10, 8))
     best = seen.best()
     assert best is not None
-    assert best.floor == best.left == 1
+    assert best.floor == best.noise_ratio == 1
     assert empty.best() is None
 
 
 def test_a_gradient_that_is_no_number_is_refused() -> None:
-    with pytest.raises(StageError, match="no finite number"):
+    with pytest.raises(StageError, match="not finite"):
         TokenNoise(bounded_below=True).observe(torch.ones(1, 8), torch.full((1, 8), torch.inf))
 
 
@@ -90,13 +92,15 @@ def same(first: ModelGraph, second: ModelGraph, batch: int = 3) -> None:
 def test_the_report_says_whose_tokens_are_divided(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And `auto` gives such inputs no range of each batch: theirs is known."""
-    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
+    """And such activations are never dynamic: their range does not depend on the image."""
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.places.WORTH_A_DIVISION", float("inf"))
     context = digits_context(tiny_graph, calibration=20)
     result = PtqStage(Ptq(activation_scaling="per-token")).apply(tiny_graph, context)
     assert [note.layer for note in result.changes if "each token divided" in note.result] == FC2
-    dynamic = next(graph for ladder in _ladders(result.graph, context) for name, graph in ladder if name == "dynamic")
-    assert {site.weight for site in quantizer_sites(dynamic).values() if has_activation_scale(site)} == {
+    sites = tuple(quantizer_sites(result.graph).values())
+    dynamic = candidate_forms(result.graph, replace(QuantScheme.of(Ptq()), sites=sites))[-1]
+    assert dynamic.name(()) == "dynamic"
+    assert {site.weight for site in dynamic.sites.values() if has_activation_scale(site)} == {
         "patch_embed.proj.weight", *FC2
     }  # fmt: skip
 

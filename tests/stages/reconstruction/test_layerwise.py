@@ -10,7 +10,7 @@ from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.stages.quantize.calibration.observe import solvable_layers
+from vitslim.stages.quantize.observe import solvable_layers
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.reconstruction.layerwise import LayerSolver
 from vitslim.stages.reconstruction.sensitivity import BATCH, TEMPERATURE, Sensitivity, class_gradients, row_weights

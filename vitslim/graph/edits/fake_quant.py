@@ -66,15 +66,17 @@ class InsertFakeQuant(Edit):
     """Fake quantizers on the input activation and the weight of each site."""
 
     sites: tuple[FakeQuantSite, ...]
+    reduce_range: bool = False
+    """Whether the weights keep sums of two adjacent products within 16 bits."""
 
     def replay(self, graph: ModelGraph) -> ModelGraph:
         """Insert quantizers with scales of one; their values are loaded with the weights."""
-        return insert_fake_quant(graph, self.sites)
+        return insert_fake_quant(graph, self.sites, reduce_range=self.reduce_range)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> InsertFakeQuant:
         """Rebuild the edit."""
-        return cls(tuple(FakeQuantSite(**site) for site in fields["sites"]))
+        return cls(tuple(FakeQuantSite(**site) for site in fields["sites"]), fields["reduce_range"])
 
 
 def layer_of(weight: str) -> str:
@@ -119,15 +121,18 @@ def quantized_layers(module: GraphModule) -> frozenset[str]:
 
 
 def insert_fake_quant(
-    graph: ModelGraph, sites: Sequence[FakeQuantSite], scales: Mapping[str, Tensor] | None = None
+    graph: ModelGraph,
+    sites: Sequence[FakeQuantSite],
+    scales: Mapping[str, Tensor] | None = None,
+    reduce_range: bool = False,
 ) -> ModelGraph:
     """Return a new graph with fake quantizers on the input activation and the weight of each site.
 
     Activations are quantized per tensor, weights per output channel or per group. scales: values by the names that
     `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start at one and
-    missing zero points at zero, to be loaded later. Raises StageError for a weight that no layer has, that is listed
-    twice or already quantized, and for a group size on a weight that is not a matrix or that does not divide its
-    reduction.
+    missing zero points at zero, to be loaded later. reduce_range: recorded in the edit, for the exported file. Raises
+    StageError for a weight that no layer has, that is listed twice or already quantized, and for a group size on a
+    weight that is not a matrix or that does not divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -142,7 +147,7 @@ def insert_fake_quant(
         _quantize_operands(new.module, layers[site.weight], site)
     new.module.graph.lint()
     new.module.recompile()
-    new.edits = (*new.edits, InsertFakeQuant(tuple(sites)))
+    new.edits = (*new.edits, InsertFakeQuant(tuple(sites), reduce_range))
     return new
 
 

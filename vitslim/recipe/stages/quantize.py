@@ -96,6 +96,16 @@ class Quantize(StageConfig):
             yield "placement", message, "write `export: {profile: ort-cpu}`"
 
     @property
+    def uses_reduce_range(self) -> bool:
+        """Whether `reduce_range` affects the weights: integer matmuls with 8-bit weights or integer group scales."""
+        return self.activations != "float" and (self.group_size > 0 or self._has_eight_bits)
+
+    @property
+    def needs_measured_backend(self) -> str:
+        """The key that measures candidates; empty if there is none."""
+        return "placement" if self.placement == "auto" else ""
+
+    @property
     def _has_eight_bits(self) -> bool:
         return 8 in (self.bits, self.first_last_bits)
 

@@ -108,7 +108,10 @@ def _activation_bits(node: ir.Node) -> int:
 def _model_metadata(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, Any]:
     source = graph.source
     channels, height, width = source.image
-    names = {"class_names": list(class_names)} if class_names else {}
+    names: dict[str, Any] = {"class_names": list(class_names)} if class_names else {}
+    for edit in graph.edits:
+        if isinstance(edit, InsertFakeQuant):
+            names["reduce_range"] = edit.reduce_range
     return names | {
         "version": __version__,
         "model": source.timm,

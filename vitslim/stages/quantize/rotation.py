@@ -1,9 +1,9 @@
-"""Residual streams in another basis: every weight that writes into a stream, and every one that reads it, is turned.
+"""Rotate residual streams: every weight that writes into a stream, and every one that reads it, is multiplied.
 
-A stream has few channels of large values, and channels that norms make large. In a random basis these are spread over
-all: no channel of an input is far from the others, and no weight. As in QuaRot (Ashkboos et al., NeurIPS 2024) and
-SpinQuant (Liu et al., ICLR 2025), for LayerNorm as well: a rotation that keeps the vector of ones keeps means and
-variances, and so commutes with every norm whose affine part went into its readers. No operator is added.
+A residual stream has few channels of large values. In a random orthogonal basis these spread over all channels, so
+activations and weights have no outlier channels: QuaRot (Ashkboos et al., NeurIPS 2024), SpinQuant (Liu et al., ICLR
+2025). LayerNorm is supported too: a rotation that keeps the vector of ones keeps means and variances, so it commutes
+with every norm whose affine part is folded into the layers that read it. No operator is added.
 """
 
 from __future__ import annotations
@@ -21,43 +21,42 @@ from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
-from vitslim.stages.quantize.smoothing.channels import Equalizable, find_equalizable, used_once
+from vitslim.stages.quantize.smoothing.channels import Smoothable, find_smoothable, used_once
 
 aten = torch.ops.aten
 
 
 class FixedAxisError(Exception):
-    """Why an axis cannot be turned."""
+    """The reason that an axis cannot be rotated."""
 
 
 @dataclass(frozen=True)
 class LayerScale:
-    """Factors of channels behind a layer, which go into it."""
+    """Channel factors after a linear layer, which are folded into it."""
 
     factors: str
     weight: str
     bias: str
-    """Empty where there is none."""
+    """Empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An axis along which every operator is linear but norms, which a rotation that keeps the ones does not touch."""
+    """An axis along which every operator is linear or a norm."""
 
     name: str
     places: tuple[tuple[str, int], ...]
-    """Parameters and buffers, and their dimension along the axis."""
-    norms: tuple[Equalizable, ...]
-    """Those with an affine part, which goes into the layers behind."""
+    """Parameters and buffers, each with its dimension along the axis."""
+    norms: tuple[Smoothable, ...]
+    """Norms with an affine part, which is folded into the layers that read them."""
     scales: tuple[LayerScale, ...]
 
 
 def find_streams(graph: ModelGraph) -> tuple[tuple[Stream, ...], dict[str, str]]:
-    """The residual streams that can be turned, and of all other axes that norms go over what stands in the way, by
-    name."""
+    """Return the residual streams that can be rotated, and the reason for each other axis of a norm, by name."""
     norms = [node for node in graph.module.graph.nodes if has_trait(node, Trait.ROW_NORM)]
     axes = dict.fromkeys(term for node in norms if isinstance(term := graph.axes.terms(node)[-1], Prim))
-    foldable = {place.weight: place for place in find_equalizable(graph)}
+    foldable = {place.weight: place for place in find_smoothable(graph)}
     streams, fixed = list[Stream](), dict[str, str]()
     for axis in axes:
         try:
@@ -68,7 +67,7 @@ def find_streams(graph: ModelGraph) -> tuple[tuple[Stream, ...], dict[str, str]]
 
 
 def rotate(graph: ModelGraph, streams: tuple[Stream, ...], seed: int) -> ModelGraph:
-    """A new graph that computes the same, with these streams in random bases."""
+    """Return a new graph that computes the same, with these streams in random orthogonal bases."""
     new, generator = graph.copy(), torch.Generator().manual_seed(seed)
     tensors = tensors_of(new.module)
     with torch.no_grad():
@@ -77,29 +76,29 @@ def rotate(graph: ModelGraph, streams: tuple[Stream, ...], seed: int) -> ModelGr
                 _fold_norm(tensors, norm)
             for scale in stream.scales:
                 _fold_scale(tensors, scale)
-            turned = rotation(tensors[stream.places[0][0]].shape[stream.places[0][1]], generator)
+            rotated = rotation(tensors[stream.places[0][0]].shape[stream.places[0][1]], generator)
             for name, dim in stream.places:
-                tensors[name].copy_(torch.tensordot(tensors[name].double(), turned, ([dim], [1])).movedim(-1, dim))
+                tensors[name].copy_(torch.tensordot(tensors[name].double(), rotated, ([dim], [1])).movedim(-1, dim))
     return new
 
 
 def rotation(width: int, generator: torch.Generator) -> Tensor:
-    """A random orthogonal matrix that maps the vector of ones to itself: float64 (width, width)."""
+    """Return a random orthogonal matrix that keeps the vector of ones: float64 (width, width)."""
     first = torch.randn(width, width, generator=generator, dtype=torch.float64)
     first[:, 0] = 1
     basis = torch.linalg.qr(first).Q  # its first vector is the one of ones, of length one
     inner = torch.eye(width, dtype=torch.float64)
     inner[1:, 1:] = torch.linalg.qr(torch.randn(width - 1, width - 1, generator=generator, dtype=torch.float64)).Q
-    turned: Tensor = basis @ inner @ basis.T
-    return turned
+    rotated: Tensor = basis @ inner @ basis.T
+    return rotated
 
 
-def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalizable]) -> Stream:
-    """Raises FixedAxisError where something is not linear along the axis."""
+def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Smoothable]) -> Stream:
+    """Return the stream of an axis. Raises FixedAxisError if an operator is not linear along it."""
     table = graph.axes
     for reason in table.reasons(axis):
         raise FixedAxisError(reason)
-    norms, scales = list[Equalizable](), list[LayerScale]()
+    norms, scales = list[Smoothable](), list[LayerScale]()
     calls = [node for node in graph.module.graph.nodes if node.op == "call_function"]
     for node in (call for call in calls if _touches(table, call, axis)):
         if has_trait(node, Trait.ROW_NORM):
@@ -115,7 +114,7 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Equalizable]) 
 
 
 def _touches(table: AxisTable, node: Node, axis: Prim) -> bool:
-    """Whether an axis is in what goes into a node or in what comes out. Raises FixedAxisError where it shares a
+    """Return whether an input or the output of a node has the axis. Raises FixedAxisError if the axis shares a
     dimension there."""
     terms = [term for one in _tensors(table, node) for dims in table.all_terms(one) for term in dims]
     if any(term is not axis and axis in prims(term) for term in terms):
@@ -124,12 +123,12 @@ def _touches(table: AxisTable, node: Node, axis: Prim) -> bool:
 
 
 def _tensors(table: AxisTable, node: Node) -> list[Node]:
-    """What a node makes, and of what: without the sizes among its arguments."""
+    """Return a node and its inputs, without sizes."""
     return [one for one in (node, *node.all_input_nodes) if one in table.shapes]
 
 
 def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
-    """Whether turning what goes in, and the weight, turns what comes out or leaves it."""
+    """Return whether rotating the inputs and the weight of a node rotates or keeps its output."""
     if is_op(node, aten.linear.default):
         return True
     if is_op(node, aten.conv2d.default):
@@ -142,22 +141,22 @@ def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
     return kept and (is_op(node, aten.cat.default) or has_trait(node, Trait.MOVES, Trait.COPIES))
 
 
-def _norm(norm: Node, foldable: Mapping[str, Equalizable]) -> list[Equalizable]:
-    """The affine part of a norm over the whole axis, if it has one."""
+def _norm(norm: Node, foldable: Mapping[str, Smoothable]) -> list[Smoothable]:
+    """Return the affine part of a norm over the whole axis, if it has one."""
     if len(argument(norm, 1)) != 1:
-        raise FixedAxisError("is one of several that a norm goes over")
+        raise FixedAxisError("is one of several axes of a norm")
     weight = parameter_of(argument(norm, 2))
     bias = argument(norm, 3) if is_op(norm, aten.layer_norm.default) else None
     if not weight and bias is None:
         return []
     place = foldable.get(weight)
     if place is None or (bias is not None and not place.shifts):
-        raise FixedAxisError(f"'{weight}' does not fit into the layers behind it")
+        raise FixedAxisError(f"'{weight}' cannot be folded into the layers that read it")
     return [place]
 
 
 def _layer_scale(graph: ModelGraph, product: Node, axis: Prim) -> LayerScale:
-    """Factors of channels that nothing else has, on what a layer gives to nothing else."""
+    """Return the channel factors of a multiplication that is the only reader of a linear layer."""
     first, second = argument(product, 0), argument(product, 1)
     layer, factors = (first, parameter_of(second)) if parameter_of(second) else (second, parameter_of(first))
     if is_op(layer, aten.linear.default) and len(layer.users) == 1 and graph.axes.attributes.get(factors) == (axis,):
@@ -169,7 +168,7 @@ def _layer_scale(graph: ModelGraph, product: Node, axis: Prim) -> LayerScale:
 
 
 def _places(graph: ModelGraph, axis: Prim) -> tuple[tuple[str, int], ...]:
-    """Every dimension along the axis, of one tensor under two names once."""
+    """Return every dimension along the axis; a tensor with two names is listed once."""
     tensors, seen, found = tensors_of(graph.module), set[int](), list[tuple[str, int]]()
     for name, dims in graph.axes.attributes.items():
         if axis in dims and id(tensors[name]) not in seen:
@@ -178,8 +177,8 @@ def _places(graph: ModelGraph, axis: Prim) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _fold_norm(tensors: Mapping[str, Tensor], norm: Equalizable) -> None:
-    """As `equalize`, whose factors must be positive: those of a norm may be zero."""
+def _fold_norm(tensors: Mapping[str, Tensor], norm: Smoothable) -> None:
+    """Fold the affine part of a norm into the layers that read it; unlike those of `smooth`, factors may be zero."""
     for position, name in enumerate(norm.readers):
         if norm.bias:
             tensors[norm.reader_biases[position]].add_(tensors[name] @ tensors[norm.bias])

@@ -1,4 +1,4 @@
-"""The stage `quantize: {method: qat}`: quantizers are placed by calibration, then learned with the weights."""
+"""The stage `quantize: {method: qat}`: quantizers from calibration, then trained together with the weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import torch
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
-from vitslim.recipe.stages import Ptq, Qat
+from vitslim.recipe.stages import Qat
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.checks import graph_problems, model_problems, quantized_sketch
+from vitslim.stages.quantize.insert import compare, insert_quantizers
+from vitslim.stages.quantize.notes import quantized_notes, skipped_notes
+from vitslim.stages.quantize.placement import place
+from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.training.distillation import (
     FEATURE_LOSS,
     block_weights,
@@ -21,43 +25,28 @@ from vitslim.training.distillation import (
 
 
 class QatStage:
-    """Fake quantizers from calibration, and training with a teacher that learns their steps too (GPUSQ, section 5)."""
+    """Quantization-aware training with a teacher; scales are learned (LSQ, Esser et al., ICLR 2020; GPUSQ)."""
 
     def __init__(self, config: Qat) -> None:
         self.config = config
-        self.placing = PtqStage(
-            Ptq(
-                method="ptq",
-                bits=config.bits,
-                activation_bits=config.activation_bits,
-                activations=config.activations,
-                symmetric=config.symmetric,
-                smooth=config.smooth,
-                reduce_range=config.reduce_range,
-                first_last_bits=config.first_last_bits,
-                group_size=config.group_size,
-                calibrate=config.calibrate,
-                rounding=config.rounding,
-                activation_scaling="none",
-                bias_correction=False,
-                skip=config.skip,
-            )
-        )
+        self.scheme = QuantScheme.of(config)
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """What post-training quantization asks for, and a loss that is not identically zero."""
-        return self.placing.requires(sketch)
+        """Return the keys that do not fit the model."""
+        return model_problems(self.scheme, sketch)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Bits as with post-training quantization."""
-        return self.placing.estimate(sketch)
+        """Return the sketch with fewer bits; a guess if measurements choose which activations stay in float."""
+        after = quantized_sketch(self.scheme, sketch)
+        return after.as_guess() if self.config.placement == "auto" else after
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Calibrate, then train. Zero weights stay zero: their codes are."""
-        placed = self.placing.apply(graph, context)
-        weights, notes = self._block_weights(placed.graph, context)
-        note, metrics = train_with_teacher(
-            placed.graph,
+        """Insert quantizers, then train. Masked weights stay zero, and so do their integers."""
+        quantized = insert_quantizers(graph, self.scheme, context)
+        before_training = compare(graph, quantized.graph, context)
+        weights, weight_notes = self._feature_weights(quantized.graph, context)
+        trained, metrics = train_with_teacher(
+            quantized.graph,
             self.config,
             context.data.train,
             lambda name: context.result(name).graph,
@@ -67,17 +56,23 @@ class QatStage:
             weights=weights,
             keep=context.keep,
         )
-        metrics |= {f"before_training_{name}": value for name, value in placed.metrics.items() if "sqnr" in name}
-        return StageResult(placed.graph, (note, *notes, *placed.changes), placed.skipped, metrics)
+        placed, notes = place(quantized, graph, self.config, context)
+        sites = {site.weight for site in placed.scheme.sites}
+        return StageResult(
+            placed.graph,
+            changes=(trained, *weight_notes, *notes, *quantized_notes(graph, placed.graph, placed.scheme)),
+            skipped=(*placed.skipped, *skipped_notes(graph, sites)),
+            metrics=metrics | {"before_training_calibration_sqnr_db": before_training["calibration_sqnr_db"]},
+        )
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Every chosen layer is quantized, steps are positive, masked weights are zero."""
-        return self.placing.ensures(before, after) + weight_problems(before, after)
+        """Return layers that are not quantized, scales that are not valid, and masked weights that are not zero."""
+        return graph_problems(self.scheme, before, after) + weight_problems(before, after)
 
-    def _block_weights(
+    def _feature_weights(
         self, graph: ModelGraph, context: StageContext
     ) -> tuple[torch.Tensor | None, tuple[LayerNote, ...]]:
-        """Weights of the feature losses from those that an earlier stage ended with, and notes that say them."""
+        """Return the weights of the feature losses, from the losses that an earlier stage ended with, and notes."""
         config = self.config.feature_weight
         if config is None or self.config.loss.feature == 0:
             return None, ()

@@ -1,9 +1,8 @@
-"""Inputs of layers whose channels share one centered range, without changing what the model computes.
+"""Move the ranges of activation channels into the adjacent weights, without changing the outputs of the model.
 
-Where a norm or the values of attention come before a linear layer, every channel can be shifted and scaled there and
-the inverse folded into the weights behind: SmoothQuant (Xiao et al., ICML 2023) with the shifts of Outlier
-Suppression+ (Wei et al., EMNLP 2023). No operator is added. Values may be shifted because the probabilities that
-average them sum to one.
+A norm, or the layer that produces the values of attention, can shift and scale every channel; the linear layers that
+read the activation undo it: SmoothQuant (Xiao et al., ICML 2023) with the shifts of Outlier Suppression+ (Wei et al.,
+EMNLP 2023). No operator is added. Values of attention may be shifted because the probabilities sum to one.
 """
 
 from __future__ import annotations
@@ -26,57 +25,60 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Equalizable:
-    """A place where channels can be shifted and scaled, and the layers that undo it."""
+class Smoothable:
+    """An activation whose channels the operator before it can shift and scale, and the layers that undo it."""
 
     weight: str
-    """Of the norm, or of the layer that makes the values."""
+    """Weight of the norm, or of the layer that produces the values."""
     bias: str
-    """Beside it; empty where there is none."""
+    """Bias of the same operator; empty if there is none."""
     rows: slice
-    """The channels among the rows of weight and bias."""
+    """Rows of weight and bias that produce the channels."""
     readers: tuple[str, ...]
-    """Weights of the linear layers behind."""
+    """Weights of the linear layers that read the activation."""
     reader_biases: tuple[str, ...]
-    """Empty unless every reader has one: then the channels cannot be shifted."""
+    """Biases of these layers; empty unless each layer has one."""
 
     @property
     def shifts(self) -> bool:
-        """Whether channels can be shifted and not only scaled."""
+        """Whether channels can be shifted as well as scaled."""
         return bool(self.bias and self.reader_biases)
 
 
-def find_equalizable(graph: ModelGraph) -> tuple[Equalizable, ...]:
-    """All such places of a float graph, in its order; each layer is read at one place at most."""
+def find_smoothable(graph: ModelGraph) -> tuple[Smoothable, ...]:
+    """Return all such activations of a float graph, in graph order; each layer reads at most one of them."""
     module, anatomy = graph.module, find_anatomy(graph)
     projections = {block.attention.node: block.attention for block in anatomy.blocks if block.attention is not None}
-    found: list[Equalizable] = []
+    found: list[Smoothable] = []
     for node in module.graph.nodes:
         if has_trait(node, Trait.ROW_NORM):
-            found += _behind_norm(graph, node)
+            found += _after_norm(graph, node)
         elif node in projections:
-            found += _behind_values(graph, projections[node])
+            found += _after_attention(graph, projections[node])
     return tuple(found)
 
 
-def equalize(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) -> ModelGraph:
-    """A new graph that computes the same, in which layers read `(x - shift) / factor` in place of x.
+def smooth(graph: ModelGraph, changes: Mapping[str, tuple[Tensor, Tensor]]) -> ModelGraph:
+    """Return a new graph that computes the same, in which layers read `(x - shift) / factor` instead of x.
 
-    changes: weight name of the first reader of a place to shift and factor, float (in,) each; factors are positive, and
-    shifts zero where a place has none. Places without a change stay as they are.
+    changes: shift and factor, float (in,) each, by the weight of the first reader of an activation. Factors are
+    positive; shifts are zero if the activation cannot be shifted. Other activations stay the same.
     """
     new = graph.copy()
     with torch.no_grad():
-        for place in find_equalizable(new):
+        for place in find_smoothable(new):
             if place.readers[0] in changes:
                 _fold(new.module, place, *changes[place.readers[0]])
     return new
 
 
-def equalizing(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tuple[Tensor, Tensor]:
-    """Shift and factor of every channel: `(x - shift) / factor` has the wanted range. All float (channels,).
+def smoothing_factors(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tuple[Tensor, Tensor]:
+    """Return shift and factor of every channel, float (channels,).
 
-    Channels that are constant keep a factor of 1, and so do all where more than half are.
+    With strength 1, all channels of `(x - shift) / factor` have the same range.
+
+    low, high: range of each channel, float (channels,). Constant channels have a factor of 1; so have all channels if
+    more than half are constant.
     """
     shift = (low + high) / 2 if shifts else torch.zeros_like(low)
     reach = torch.maximum((high - shift).abs(), (low - shift).abs())
@@ -86,18 +88,18 @@ def equalizing(low: Tensor, high: Tensor, strength: float, shifts: bool) -> tupl
 
 
 def outlier_factors(low: Tensor, high: Tensor, strength: float) -> Tensor:
-    """What channels of large values are multiplied by, at most 1, for inputs that no layer before can scale.
+    """Return factors of at most 1, float (channels,), for an activation that no earlier operator can scale.
 
-    low, high: the range of each channel, float (channels,). A channel of reach r above the median m gets
-    (m / r) ** strength. Others stay: behind GELU the reach of many is that of its small negative values, which larger
-    would widen the range of all.
+    low, high: range of each channel, float (channels,). A channel of largest magnitude r above the median m has the
+    factor (m / r) ** strength. Others have 1: raising channels that hold only the small negative values of GELU would
+    widen the range of the activation.
     """
     reach = torch.maximum(high, -low)
     median = reach.median()
     return (median / reach.clamp(min=median)) ** strength if median > 0 else torch.ones_like(reach)
 
 
-def _fold(module: GraphModule, place: Equalizable, shift: Tensor, factor: Tensor) -> None:
+def _fold(module: GraphModule, place: Smoothable, shift: Tensor, factor: Tensor) -> None:
     weight = tensor_of(module, place.weight)[place.rows]
     weight.div_(factor.reshape(-1, *[1] * (weight.dim() - 1)))
     if place.bias:
@@ -109,7 +111,7 @@ def _fold(module: GraphModule, place: Equalizable, shift: Tensor, factor: Tensor
         reader.mul_(factor)
 
 
-def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalizable]:
+def _after_norm(graph: ModelGraph, norm: Node) -> Iterator[Smoothable]:
     weight, bias = parameter_of(argument(norm, 2)), ""
     if is_op(norm, aten.layer_norm.default):
         bias = parameter_of(argument(norm, 3))
@@ -117,11 +119,11 @@ def _behind_norm(graph: ModelGraph, norm: Node) -> Iterator[Equalizable]:
         channels = graph.axes.terms(norm)[-1]
         readers = tuple(_readers(norm))
         if all(_reads(graph, reader, channels) for reader in readers):
-            yield from _place(graph.module, weight, bias, slice(None), readers)
+            yield from _smoothable(graph.module, weight, bias, slice(None), readers)
 
 
 def _readers(node: Node) -> Iterator[Node]:
-    """What uses the values of a node, however they are moved before."""
+    """Yield the nodes that use the values of a node, possibly moved in between."""
     for user in node.users:
         if has_trait(user, Trait.MOVES):
             yield from _readers(user)
@@ -129,7 +131,7 @@ def _readers(node: Node) -> Iterator[Node]:
             yield user
 
 
-def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equalizable]:
+def _after_attention(graph: ModelGraph, attention: Attention) -> Iterator[Smoothable]:
     node = attention.node
     if not has_trait(node, Trait.ATTENTION) and not has_trait(argument(node, 0), Trait.SOFTMAX):
         return
@@ -151,45 +153,46 @@ def _behind_values(graph: ModelGraph, attention: Attention) -> Iterator[Equaliza
         return
     rows = _rows(graph, weight, projection, graph.axes.terms(node)[-1])
     if rows is not None:
-        yield from _place(graph.module, weight, bias, rows, (reader,))
+        yield from _smoothable(graph.module, weight, bias, rows, (reader,))
 
 
 def _rows(graph: ModelGraph, weight: str, projection: str, channels: Term) -> slice | None:
-    """The rows of one weight that list the same channels in the same order as the columns of the other.
+    """Return the rows of one weight that list the same channels in the same order as the columns of the other.
 
-    None too where the channels are not what attention leaves in its last dimension, but what it averages over.
+    None if there are no such rows, or if the channels are a dimension that attention averages over.
     """
     table = graph.axes
-    wanted = table.parameter_terms(projection)[1]
-    if (wanted.factors[-1] if isinstance(wanted, Prod) else wanted) != channels:
+    columns = table.parameter_terms(projection)[1]
+    if (columns.factors[-1] if isinstance(columns, Prod) else columns) != channels:
         return None
     out = table.parameter_terms(weight)[0]
     start = 0
     for part in out.parts if isinstance(out, Sum) else (out,):
-        if part == wanted:
+        if part == columns:
             return slice(start, start + table.size(part))
         start += table.size(part)
     return None
 
 
 def _reads(graph: ModelGraph, reader: Node, channels: Term) -> bool:
-    """Whether a node is a linear layer whose inputs list these channels."""
+    """Return whether a node is a linear layer whose input has these channels."""
     weight = parameter_of(argument(reader, 1)) if is_op(reader, aten.linear.default) else ""
     return bool(weight) and graph.axes.parameter_terms(weight)[1] == graph.axes.key(channels)
 
 
-def _place(
+def _smoothable(
     module: GraphModule, weight: str, bias: str, rows: slice, readers: tuple[Node, ...]
-) -> Iterator[Equalizable]:
-    """The place, unless one of its parameters is used elsewhere too."""
+) -> Iterator[Smoothable]:
+    """Yield the activation, unless one of its parameters has other uses."""
     names = tuple(parameter_of(argument(reader, 1)) for reader in readers)
     biases = tuple(parameter_of(argument(reader, 2)) for reader in readers)
     biases = biases if all(biases) else ()
     touched = [name for name in (weight, bias, *names, *biases) if name]
     if readers and len(set(touched)) == len(touched) and all(used_once(module, name) for name in touched):
-        yield Equalizable(weight, bias, rows, names, biases)
+        yield Smoothable(weight, bias, rows, names, biases)
 
 
 def used_once(module: GraphModule, name: str) -> bool:
+    """Return whether a parameter has exactly one use."""
     nodes = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
     return len(nodes) == 1 and len(nodes[0].users) == 1

@@ -1,8 +1,8 @@
-"""How far channels are equalized: as far as rows allow that their ranges have not seen. Pure tensor mathematics.
+"""Choose the smoothing strength of each layer by cross-validation. Pure tensor mathematics.
 
-Channels of one range waste no codes, and the stronger they are brought to it, the smaller is the step of them all. But
-a channel that calibration images hardly excite is then cut off where an image of another class does. So ranges come
-from one half of the images, and the other half says what each strength would have cost (cross-validation).
+Ranges come from one half of the calibration images; the other half measures the quantization error that each strength
+would cause. Stronger smoothing lowers the scale of an activation, but clips channels that the calibration images rarely
+activate.
 """
 
 from __future__ import annotations
@@ -16,44 +16,47 @@ from torch import Tensor
 from vitslim.stages.quantize.smoothing.tokens import check_finite
 
 STRENGTHS = (None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""That are tried. A channel of range r is divided by (r / median r) ** strength; None leaves the inputs as they are."""
+"""Candidates. A channel of range r is divided by (r / median r) ** strength; None leaves the activation unchanged."""
 
 SMALLEST_HALF = 0.25
-"""Share of the images below which a half says too little."""
+"""Smallest share of the images that a half may have."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """What one strength makes of an input, and what its codes then stand for. All float (channels,)."""
+class SmoothedRange:
+    """Shift and factor of one strength, and the range and scale of the quantizer after it. All float (channels,)."""
 
     shift: Tensor
     factor: Tensor
-    """The layer reads `(x - shift) / factor`, up to what is folded behind."""
+    """The quantizer reads `(x - shift) / factor`."""
     low: Tensor
     high: Tensor
-    """The smallest and the largest value that a code stands for, of x."""
-    step: Tensor
-    """Between two codes, of x."""
+    """Smallest and largest x that the quantizer represents."""
+    scale: Tensor
+    """Distance between two quantized values of x."""
 
 
-def spread(limits: tuple[Tensor, Tensor], shift: Tensor, factor: Tensor, bits: int, symmetric: bool = False) -> Spread:
-    """The codes of `(x - shift) / factor`, whose smallest and largest values are those of `limits` (channels,) each.
+def smoothed_range(
+    limits: tuple[Tensor, Tensor], shift: Tensor, factor: Tensor, bits: int, symmetric: bool = False
+) -> SmoothedRange:
+    """Return the range of `(x - shift) / factor` for x between `limits`, float (channels,) each.
 
-    One step for all channels; with `symmetric` as many codes on either side of zero.
+    All channels share one scale. `symmetric`: the range reaches equally far on either side of zero.
     """
     low, high = (((limit - shift) / factor) for limit in limits)
     bottom, top = low.amin(), high.amax()
     if symmetric:
         top = torch.maximum(top, -bottom)
         bottom = -top
-    step = (top - bottom) / (2**bits - 1)
-    return Spread(shift, factor, bottom * factor + shift, top * factor + shift, step * factor)
+    scale = (top - bottom) / (2**bits - 1)
+    return SmoothedRange(shift, factor, bottom * factor + shift, top * factor + shift, scale * factor)
 
 
-def halves(predictions: Tensor) -> Tensor:
-    """A half of the images, bool (n,), that shares no predicted class with the other: int (n,), at least one.
+def split_by_class(predictions: Tensor) -> Tensor:
+    """Return a half of the images, bool (n,), that shares no predicted class with the other half.
 
-    Every second image where classes cannot be divided so, as where there is but one.
+    predictions: int (n,), at least one. Every second image if the classes cannot be divided into two halves of at least
+    SMALLEST_HALF, as with a single class.
     """
     classes, counts = torch.unique(predictions, return_counts=True)
     order = counts.argsort(descending=True, stable=True).tolist()
@@ -68,47 +71,47 @@ def halves(predictions: Tensor) -> Tensor:
     return torch.isin(predictions, classes[chosen])
 
 
-class HeldOut:
-    """What each of several spreads costs at one place, on rows that their ranges have not seen."""
+class HeldOutLoss:
+    """Quantization error of several candidates for one activation, on rows that their ranges do not come from."""
 
-    def __init__(self, limits: tuple[Tensor, Tensor], spreads: Sequence[Spread]) -> None:
-        """`limits`: the range (channels,) each that is known, which every spread covers."""
-        self._limits, self._spreads = limits, spreads
-        self._cut = torch.zeros(len(spreads), dtype=torch.float64)
-        self._matter = torch.zeros(len(limits[0]), dtype=torch.float64)
+    def __init__(self, limits: tuple[Tensor, Tensor], candidates: Sequence[SmoothedRange]) -> None:
+        """`limits`: the observed range, float (channels,) each, which every candidate covers."""
+        self._limits, self._candidates = limits, candidates
+        self._clipped = torch.zeros(len(candidates), dtype=torch.float64)
+        self._weights = torch.zeros(len(limits[0]), dtype=torch.float64)
         self._rows, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
 
     def observe(self, x: Tensor, gradient: Tensor) -> None:
-        """Add inputs and the gradient there of a random combination of the logits, float (..., channels) each.
+        """Add activations and the gradient of a random combination of the logits, float (..., channels) each.
 
-        Raises StageError where a gradient is no finite number.
+        Raises StageError if the gradient is not finite.
         """
-        x, matter = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square()
-        check_finite(matter)
-        rows = matter.sum(dim=1)
-        self._matter += matter.sum(dim=0)
+        x, squared = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square()
+        check_finite(squared)
+        rows = squared.sum(dim=1)
+        self._weights += squared.sum(dim=0)
         self._rows = self._rows + rows.sum()
         self._sum = self._sum + rows @ x.double()
         self._squares = self._squares + rows @ x.double().square()
-        beyond = (x < self._limits[0]) | (x > self._limits[1])
-        values, weights, channels = x[beyond], matter[beyond], beyond.nonzero()[:, 1]
-        for index, one in enumerate(self._spreads):
+        outside = (x < self._limits[0]) | (x > self._limits[1])
+        values, weights, channels = x[outside], squared[outside], outside.nonzero()[:, 1]
+        for index, one in enumerate(self._candidates):
             over = (values - one.high[channels]).clamp(min=0) + (one.low[channels] - values).clamp(min=0)
-            self._cut[index] += over.double().square() @ weights
+            self._clipped[index] += over.double().square() @ weights
 
-    def losses(self, weight: Tensor, top: int, cut: bool = True) -> Tensor:
-        """By how much each spread moves the logits, squared and summed over the rows, float64 (spreads,).
+    def losses(self, weight: Tensor, top: int, clips: bool = True) -> Tensor:
+        """Return the squared error of the logits that each candidate causes, summed over rows, float64 (candidates,).
 
-        That is the rounding of inputs, uniform within a step; what lies beyond the codes, with `cut`; and the rounding
-        of the weights (out, channels) of the layers behind, whose largest code is `top`.
+        The sum of the rounding error of activations, uniform within a scale; of clipped activations, if `clips`; and of
+        the rounding error of the weights (out, channels) of the layers that read them, whose largest integer is `top`.
         """
         matrix = weight.double()
         mean = self._sum / self._rows.clamp(min=torch.finfo(torch.float64).tiny)
         power = (self._squares - mean * self._sum).clamp(min=0) / matrix.square().sum().clamp(min=1e-30)
-        found = self._cut.clone() if cut else torch.zeros_like(self._cut)
-        for index, one in enumerate(self._spreads):
-            inputs = self._matter @ one.step.double().square()
-            steps = (matrix * one.factor).abs().amax(dim=1) / top
-            weights = steps.square().sum() * (power / one.factor.double().square()).sum()
-            found[index] += (inputs + weights) / 12
+        found = self._clipped.clone() if clips else torch.zeros_like(self._clipped)
+        for index, one in enumerate(self._candidates):
+            activations = self._weights @ one.scale.double().square()
+            scales = (matrix * one.factor).abs().amax(dim=1) / top
+            weights = scales.square().sum() * (power / one.factor.double().square()).sum()
+            found[index] += (activations + weights) / 12
         return found

@@ -1,7 +1,7 @@
-"""What a step of its own for each token would save. Pure tensor mathematics.
+"""Noise that a scale for each token would leave. Pure tensor mathematics.
 
-The inputs of a layer share one step, which their largest value decides: a token whose values are all small is rounded
-as coarsely as the largest. Divided by its own largest magnitude first, each is rounded as finely as it needs.
+An activation has one scale, which its largest value determines, so tokens of small values are rounded as coarsely as
+the largest token. After division by its own largest magnitude, each token is rounded relative to its size.
 """
 
 from __future__ import annotations
@@ -15,58 +15,58 @@ from vitslim.errors import StageError
 
 
 class Division(NamedTuple):
-    """How the tokens of an input are best divided."""
+    """The best division of the tokens of an activation."""
 
     floor: float
-    """The least divisor."""
-    left: float
-    """Noise of rounding over what it is undivided."""
+    """Smallest divisor."""
+    noise_ratio: float
+    """Rounding noise over that without division."""
 
 
 class TokenNoise:
-    """What dividing the tokens at one place leaves of the noise of rounding, on the rows that it has seen."""
+    """Rounding noise that dividing the tokens of an activation leaves, on the observed rows."""
 
     def __init__(self, bounded_below: bool) -> None:
-        """`bounded_below`: whether negative values are all small: then the largest value is the largest magnitude."""
+        """`bounded_below`: whether negative values are small, so that the largest value is the largest magnitude."""
         self._bounded = bounded_below
         self._low, self._high = torch.zeros(()), torch.zeros(())
         self._largest: list[Tensor] = []
-        self._matter: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
     def observe(self, x: Tensor, gradient: Tensor) -> None:
-        """Add inputs and the gradient there of a random combination of the logits, float (..., channels) each.
+        """Add activations and the gradient of a random combination of the logits, float (..., channels) each.
 
-        Raises StageError where a gradient is no finite number.
+        Raises StageError if the gradient is not finite.
         """
-        x, matter = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square().sum(dim=1)
-        check_finite(matter)
+        x, weights = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square().sum(dim=1)
+        check_finite(weights)
         self._low, self._high = torch.minimum(self._low, x.amin()), torch.maximum(self._high, x.amax())
         self._largest.append((x if self._bounded else x.abs()).amax(dim=1).double())
-        self._matter.append(matter)
+        self._weights.append(weights)
 
     def best(self) -> Division | None:
-        """The floor that costs least, among the largest magnitudes of all rows; None where they are nowhere positive.
+        """Return the floor of the least noise, among the largest magnitudes of all rows; None if none is positive.
 
-        A row of largest value r is rounded in steps of max(r, floor) * (1 + b), where -b is the smallest quotient that
-        codes must hold: -1, or -low / floor where values are bounded below. The noise is the square of the step.
+        A row of largest value r has the scale max(r, floor) * (1 + b), where -b is the smallest quotient that the
+        quantizer must represent: -1, or -low / floor if values are bounded below. Its noise is the squared scale.
         """
         largest, order = torch.cat(self._largest).sort()
-        matter = torch.cat(self._matter)[order]
+        weights = torch.cat(self._weights)[order]
         positive = largest > 0
         if not bool(positive.any()):
             return None
-        large = (matter * largest.square()).flip(0).cumsum(0).flip(0)
-        small = matter.cumsum(0) - matter
+        large = (weights * largest.square()).flip(0).cumsum(0).flip(0)
+        small = weights.cumsum(0) - weights
         floors = largest[positive]
         below = float(-self._low) / floors if self._bounded else torch.ones_like(floors)
-        cost = (1 + below).square() * (floors.square() * small[positive] + large[positive])
-        cheapest = int(cost.argmin())
-        plain = (self._high - self._low).double().square() * matter.sum()
-        return Division(float(floors[cheapest]), float(cost[cheapest] / plain) if plain > 0 else 1.0)
+        noise = (1 + below).square() * (floors.square() * small[positive] + large[positive])
+        best = int(noise.argmin())
+        undivided = (self._high - self._low).double().square() * weights.sum()
+        return Division(float(floors[best]), float(noise[best] / undivided) if undivided > 0 else 1.0)
 
 
 def check_finite(gradients: Tensor) -> None:
-    """Raises StageError where a gradient is no finite number."""
+    """Raise StageError if a gradient is not finite."""
     if not bool(gradients.isfinite().all()):
-        hint = "`equalize: false` and `rounding: nearest` ask for no gradients"
-        raise StageError("the gradient at an input is no finite number", hint)
+        hint = "`smooth: false` and `rounding: nearest` need no gradients"
+        raise StageError("the gradient of an activation is not finite", hint)

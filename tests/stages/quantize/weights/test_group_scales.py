@@ -29,9 +29,10 @@ from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.quantize.calibration.ranges import NO_PAIR_LIMIT, weight_scale
-from vitslim.stages.quantize.ptq.integer_scales import block_multiples, whole_scale
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.scheme import FULL_RANGE_SUM
+from vitslim.stages.quantize.weights.group_scales import channel_scale, group_multiples
+from vitslim.stages.quantize.weights.weight_scales import weight_scale
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.gptq import gptq, refine
 from vitslim.training.evaluate import sqnr_db
@@ -77,8 +78,8 @@ def logits(graph: ModelGraph, x: Tensor) -> Tensor:
 
 def rounded(weight: Tensor, bits: int, limit: int = PAIR_LIMIT) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of 8 bits, whole numbers of blocks, and scales of channels."""
-    scale = whole_scale(weight, bits, BLOCK, limit)
-    multiples = block_multiples(weight, scale, bits, BLOCK, limit)
+    scale = channel_scale(weight, bits, BLOCK, limit)
+    multiples = group_multiples(weight, scale, bits, BLOCK, limit)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     values = fake_quant(weight, scale[:, None] * multiples, 0, 1, low, high, BLOCK)
     return (values / scale[:, None]).round(), multiples, scale
@@ -104,7 +105,7 @@ def test_no_two_products_of_codes_exceed_sixteen_bits(weight: Tensor, bits: int)
 
 
 def test_without_that_limit_numbers_of_blocks_are_finer(weight: Tensor) -> None:
-    (codes, _, scale), (free, multiples, finer) = rounded(weight, 4), rounded(weight, 4, NO_PAIR_LIMIT)
+    (codes, _, scale), (free, multiples, finer) = rounded(weight, 4), rounded(weight, 4, FULL_RANGE_SUM)
     assert PAIR_LIMIT // 2 < int(free.abs().max()) <= 127
     assert 8 < multiples.max() <= 15
     error, less = (float((c * s[:, None] - weight).square().sum()) for c, s in ((codes, scale), (free, finer)))
@@ -132,8 +133,8 @@ def test_codes_that_are_no_multiples_are_refused() -> None:
 def test_refined_codes_stay_multiples_and_cost_less(weight: Tensor) -> None:
     x = torch.randn(400, 64, generator=torch.Generator().manual_seed(1)) @ (torch.eye(64) + 0.1)
     curvature = Curvature.of_rows(x.T @ x, 24)
-    scale = whole_scale(weight, 4, BLOCK)
-    multiples = block_multiples(weight, scale, 4, BLOCK)
+    scale = channel_scale(weight, 4, BLOCK)
+    multiples = group_multiples(weight, scale, 4, BLOCK)
     unit = multiples.repeat_interleave(BLOCK, dim=1)
     values = gptq(weight, scale[:, None] * multiples, curvature, (-8, 7), BLOCK)
     found, scales = refine(weight, values, scale, curvature, (-8 * unit, 7 * unit), unit)
@@ -160,7 +161,7 @@ def written(graph: ModelGraph, context: StageContext, path: Path) -> Counter[str
         ({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}),
         ({"reduce_range": False}, {"QGemm": 10}),
         ({"activations": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
-        ({"float_inputs": 2, "bits": 3, "first_last_bits": 8}, {"QGemm": 8, "Mul": 1}),
+        ({"bits": 3, "first_last_bits": 8}, {"QGemm": 10}),
     ],
 )
 def test_a_file_holds_four_bits_and_multiplies_eight(
@@ -174,14 +175,18 @@ def test_a_file_holds_four_bits_and_multiplies_eight(
     assert len(in_blocks) == (8 if "first_last_bits" in keys else 9)
     assert types[onnx.TensorProto.INT4] == types[onnx.TensorProto.UINT4] == len(in_blocks)
     inspected = inspect(path)
-    assert inspected.broken == ()
-    layers = [layer for layer in inspected.facts.layers if layer.granularity == f"group {BLOCK}"]
+    assert inspected.violations == ()
+    layers = [layer for layer in inspected.contents.layers if layer.granularity == f"group {BLOCK}"]
     assert [(layer.container, layer.weight_bits) for layer in layers] == [("INT4", keys.get("bits", 4))] * len(
         in_blocks
     )
     assert {layer.annotation.granularity for layer in layers if layer.annotation} == {f"group:{BLOCK}"}
     largest = max(layer.pair_sum_max for layer in layers)
-    assert (largest > PAIR_LIMIT) == any(layer.may_saturate_int16 for layer in layers) == keys.get("full_range", False)
+    assert (
+        (largest > PAIR_LIMIT)
+        == any(layer.may_saturate_int16 for layer in layers)
+        == (not keys.get("reduce_range", True))
+    )
 
 
 def test_blocks_are_closer_than_channels_and_take_little_more(
@@ -206,8 +211,6 @@ def _exported(graph: ModelGraph, folder: Path) -> Path:
 def test_plan_foretells_the_bytes_of_blocks(tiny_graph: ModelGraph, context: StageContext) -> None:
     stage = PtqStage(Ptq(**KEYS))
     assert stage.estimate(sketch(tiny_graph)).cost() == sketch(stage.apply(tiny_graph, context).graph).cost()
-    floats = PtqStage(Ptq(**KEYS, float_inputs=3)).apply(tiny_graph, context).graph
-    assert stage.estimate(sketch(tiny_graph)).cost().weight_bytes == sketch(floats).cost().weight_bytes
     channel = PtqStage(Ptq(bits=4)).estimate(sketch(tiny_graph))
     weights = sum(linear.in_features * linear.out_features for linear in channel.linears if not linear.convolution)
     assert stage.estimate(sketch(tiny_graph)).cost().weight_bytes - channel.cost().weight_bytes == weights // BLOCK // 2

@@ -128,5 +128,5 @@ def test_streams_that_stay_are_in_the_report(
     graph = trace_timm("vit_tiny_patch16_224", tiny_kwargs | {"qkv_bias": False})
     result = PtqStage(Ptq(method="ptq", rotate=True)).apply(graph, digits_context(graph))
     (note,) = result.skipped
-    assert (note.layer, note.result) == ("embed", "stays in its basis")
+    assert (note.layer, note.result) == ("embed", "not rotated")
     assert "blocks.0.norm1.weight" in note.reason

@@ -22,9 +22,9 @@ from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.profile import ORT_CPU, PORTABLE
-from vitslim.stages.quantize.noise import weight_noise_shares
-from vitslim.stages.quantize.ptq.forms import widened
+from vitslim.stages.quantize.layer_noise import weight_noise_shares
 from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.stages.quantize.weights.forms import eight_bit_weights
 from vitslim.training.evaluate import sqnr_db
 
 
@@ -46,15 +46,18 @@ def mean_of(graph: ModelGraph) -> float:
     return sum(site.weight_bits * sizes[site.weight] for site in quantizer_sites(graph).values()) / sum(sizes.values())
 
 
-def test_the_most_harmful_for_their_size_are_widened() -> None:
+def test_the_most_harmful_for_their_size_are_eight_bit_weights() -> None:
     shares = {"small": 0.1, "large": 0.5, "harmless": 0.0, "end": 0.9}
     sizes = {"small": 10, "large": 100, "harmless": 10, "end": 10}
     bits = {"small": 4, "large": 4, "harmless": 4, "end": 8}
-    assert widened(shares, sizes, bits, 4.3) == set()  # the end has taken it all
-    assert widened(shares, sizes, bits, 4 + 4 * 20 / 130) == {"small"}
-    assert widened(shares, sizes, bits, 4 + 4 * 110 / 130) == {"small", "harmless"}  # no room left for the large one
-    assert widened(shares, sizes, bits, 4 + 4 * 120 / 130) == {"small", "large"}
-    assert widened(shares, sizes, bits, 8.0) == {"small", "large", "harmless"}
+    assert eight_bit_weights(shares, sizes, bits, 4.3) == set()  # the end has taken it all
+    assert eight_bit_weights(shares, sizes, bits, 4 + 4 * 20 / 130) == {"small"}
+    assert eight_bit_weights(shares, sizes, bits, 4 + 4 * 110 / 130) == {
+        "small",
+        "harmless",
+    }  # too large
+    assert eight_bit_weights(shares, sizes, bits, 4 + 4 * 120 / 130) == {"small", "large"}
+    assert eight_bit_weights(shares, sizes, bits, 8.0) == {"small", "large", "harmless"}
 
 
 def test_noise_of_weights_is_that_of_the_logits_less_a_bias() -> None:
@@ -95,7 +98,7 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     assert found[0] < found[1] < found[2]
     wide = [site for site in quantizer_sites(result.graph).values() if site.weight_bits == 8]
     assert wide and not any(site.group_size or site.integer_scales for site in wide)
-    noted = [note.layer for note in result.changes if "few bits disturb" in note.reason]
+    noted = [note.layer for note in result.changes if "rounding adds most noise" in note.reason]
     assert set(noted) <= {site.weight for site in wide} and len(noted) >= len(wide) - 2
     profile = PORTABLE if "activations" in keys else ORT_CPU
     export_onnx(result.graph, tmp_path / "model.onnx", profile)
@@ -108,7 +111,7 @@ def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
     stage = PtqStage(Ptq(bits=4, first_last_bits=8, average_bits=4.2))  # the ends take more
     (problem,) = stage.requires(sketch(tiny_graph))
     assert (problem.where, problem.message) == (
-        "average_bits", "a mean of 4.2 bits has no room for eight bits of any weight"
+        "average_bits", "an average of 4.2 bits is too low for 8 bits in any weight"
     )  # fmt: skip
     ends = mean_of(_with_ends(tiny_graph))
     assert problem.hint == f"write more than {ends:.2f}"

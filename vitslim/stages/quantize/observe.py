@@ -1,4 +1,4 @@
-"""Passes over calibration images that see the input of every layer."""
+"""Passes over calibration images that observe the input activation of every layer."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from vitslim.errors import StageError
 from vitslim.graph.anatomy import is_of_patches
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import has_activation_scale, layer_nodes
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
+from vitslim.stages.contract import StageContext
+from vitslim.training.evaluate import predict
 
 aten = torch.ops.aten
 
 FORWARD_BATCH = 32
-"""Images of one step without gradients; it bounds memory and changes no result."""
+"""Images of a forward pass without gradients; it bounds memory and changes no result."""
 
 
 class Statistic(Protocol):
-    """What is gathered of the inputs of one layer, batch by batch."""
+    """Statistic of the activations of one layer, collected batch by batch."""
 
     def observe(self, values: Tensor) -> None: ...
 
 
 Operands = Mapping[str, Sequence[tuple[Node, int]]]
-"""Name to nodes with the position of one of their operands."""
+"""Name to nodes, each with the position of one of its operands."""
 
 
 class ChannelRanges:
-    """Smallest and largest value of each channel of a linear layer's input."""
+    """Smallest and largest value of each channel of the input of a linear layer."""
 
     def __init__(self) -> None:
         self.low: Tensor | None = None
@@ -49,17 +53,17 @@ class ChannelRanges:
 
     @property
     def found(self) -> tuple[Tensor, Tensor]:
-        """Both, float (channels,). Raises StageError when nothing was seen."""
+        """Both, float (channels,). Raises StageError if nothing was observed."""
         if self.low is None or self.high is None:
             raise StageError("no calibration image reached a layer", "give more calibration images")
         return self.low, self.high
 
 
 class Observer(Interpreter):
-    """Runs a graph as it is and shows operands of some of its nodes to statistics. Call it with images."""
+    """Runs a graph unchanged and passes operands of its nodes to statistics. Call it with images."""
 
     def __init__(self, module: GraphModule, statistics: Mapping[str, Statistic], operands: Operands) -> None:
-        """`statistics` and what they see, both by name."""
+        """`operands`: the operands that each of the `statistics` observes, by its name."""
         super().__init__(module)
         self._at: dict[Node, list[tuple[str, int]]] = defaultdict(list)
         self._statistics = statistics
@@ -68,36 +72,48 @@ class Observer(Interpreter):
                 self._at[node].append((name, place))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of images (n, C, H, W)."""
+        """Return the logits (n, classes) of images (n, C, H, W)."""
         logits: Tensor = self.run(images)
         return logits
 
     def run_node(self, n: Node) -> Any:
-        """Run one node, showing its operands before where they are asked for."""
+        """Observe the operands of a node, then run it."""
         for name, place in self._at.get(n, ()):
             x = self.fetch_args_kwargs_from_env(n)[0][place]
             if not torch.isfinite(x).all():
                 raise StageError(
-                    f"the input of '{name}' is not finite on a calibration image", "check the images and the weights"
+                    f"the input of '{name}' is not finite for a calibration image", "check the images and the weights"
                 )
             self._statistics[name].observe(x)
         return super().run_node(n)
 
 
+def observe(
+    graph: ModelGraph,
+    statistics: Mapping[str, Statistic],
+    context: StageContext,
+    label: str,
+    operands: Operands | None = None,
+) -> None:
+    """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name."""
+    observer = Observer(graph.module, statistics, operands or layer_inputs(graph.module))
+    predict(observer, context.data.calibration, images_at_once(graph, FORWARD_BATCH), context.progress, label)
+
+
 def layer_inputs(module: GraphModule) -> Operands:
-    """The input of every layer, by the name of its weight."""
+    """Return the input of every layer by the name of its weight."""
     return {weight: [(node, 0) for node in nodes] for weight, nodes in layer_nodes(module).items()}
 
 
 def linear_layers(module: GraphModule) -> tuple[str, ...]:
-    """Weights of linear layers, convolutions left out."""
+    """Return the weights of linear layers, without convolutions."""
     return tuple(
         weight for weight, nodes in layer_nodes(module).items() if all(is_op(n, aten.linear.default) for n in nodes)
     )
 
 
 def solvable_layers(module: GraphModule) -> tuple[str, ...]:
-    """Weights of the layers that are matrix products: linear ones, and convolutions of patches that do not overlap."""
+    """Return the weights of the layers that are matmuls: linear layers and non-overlapping patch convolutions."""
     return tuple(
         weight
         for weight, nodes in layer_nodes(module).items()
@@ -105,8 +121,8 @@ def solvable_layers(module: GraphModule) -> tuple[str, ...]:
     )
 
 
-def input_quantizer(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """What a site does to its input. `scale` () is needed where the site has one."""
+def activation_quantizer(site: FakeQuantSite, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return the function that quantizes the activation of a site. A static site needs its `scale` ()."""
     if site.dynamic:
         return dynamic_fake_quant
     if not has_activation_scale(site) or scale is None:

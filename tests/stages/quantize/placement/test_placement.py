@@ -1,0 +1,227 @@
+"""`placement: auto`: the fastest candidate that keeps the floor, judged by its ONNX file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitslim.errors import StageError
+from vitslim.graph.edits.fake_quant import layer_nodes
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import sketch
+from vitslim.pipeline.deployment import make_deployment
+from vitslim.pipeline.inspect import inspect
+from vitslim.progress import Silent
+from vitslim.recipe import check_order, validate
+from vitslim.recipe.stages import Floor, Ptq
+from vitslim.results import Measurement
+from vitslim.stages.contract import Deployment, StageContext, StageResult
+from vitslim.stages.export.annotate import quantizer_sites
+from vitslim.stages.quantize.placement.float_layers import first_that_holds, float_steps, layer_macs
+from vitslim.stages.quantize.ptq.stage import PtqStage
+from vitslim.units import FLOAT_BITS
+
+LOW = Floor(sqnr_db=20.0, agreement=0.5)
+IMPOSSIBLE = Floor(sqnr_db=200.0)
+
+
+@dataclass
+class Recorded:
+    """A deployment that records its calls. Latency is the length of the name.
+
+    `in_torch`: only the first file is real, and logits are those of the graph.
+    """
+
+    real: Deployment
+    in_torch: bool = True
+    graphs: dict[str, ModelGraph] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
+    sign: Callable[[str], int] = lambda name: 1
+    """Factor of the logits of a candidate."""
+
+    def deployment(self) -> Deployment:
+        return Deployment(self.write, self.logits, self.latency)
+
+    def write(self, graph: ModelGraph, path: Path) -> None:
+        self.written.append(path.stem)
+        self.graphs[path.stem] = graph
+        if self.in_torch and len(self.written) > 1:
+            shutil.copy(path.with_stem(self.written[0]), path)
+        else:
+            self.real.write(graph, path)
+
+    def logits(self, path: Path, images: Tensor) -> Tensor:
+        if not self.in_torch:
+            return self.real.logits(path, images)
+        with torch.no_grad():
+            found: Tensor = self.graphs[path.stem].module(images)
+        return self.sign(path.stem) * found
+
+    def latency(self, files: Mapping[str, Path]) -> dict[str, Measurement]:
+        self.measured += files
+        first = next(iter(files.values()))
+        (one,) = self.real.latency({"": first}).values()
+        assert all(path.is_file() for path in files.values())
+        return {name: one.model_copy(update={"median_ms": float(len(name))}) for name in files}
+
+
+def recipe(**report: Any) -> Any:
+    return validate(
+        {
+            "name": "placement",
+            "model": {"timm": "vit_tiny_patch16_224"},
+            "data": {"kind": "digits"},
+            "stages": [{"quantize": {"method": "ptq", "placement": "auto"}}, {"export": {"profile": "ort-cpu"}}],
+            "report": report,
+        }
+    )
+
+
+@pytest.fixture
+def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> StageContext:
+    return digits_context(tiny_graph, calibration=60)
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    real = make_deployment(recipe(seconds=0.01), Silent())
+    assert real is not None
+    return Recorded(real)
+
+
+def placed(
+    graph: ModelGraph, context: StageContext, recorded: Recorded, floor: Floor, **keys: Any
+) -> tuple[StageResult, list[str]]:
+    """Return the result of a stage with `placement: auto`, and the names of the measured candidates."""
+    stage = PtqStage(Ptq(placement="auto", floor=floor, **keys))
+    result = stage.apply(graph, replace(context, deployment=recorded.deployment()))
+    assert stage.ensures(graph, result.graph) == []
+    notes = [note.layer.removeprefix("placement: ") for note in result.changes if note.layer.startswith("placement: ")]
+    assert notes == recorded.measured
+    return result, notes
+
+
+def test_the_fastest_candidate_that_keeps_the_floor_is_chosen(
+    tiny_graph: ModelGraph, context: StageContext, recorded: Recorded
+) -> None:
+    recorded.in_torch = False
+    result, names = placed(tiny_graph, context, recorded, LOW)
+    assert names == recorded.written == ["static", "dynamic"]  # both keep so low a floor without float activations
+    (chosen,) = [note for note in result.changes if note.reason == "chosen"]
+    assert chosen.layer == "placement: static" and "dB" in chosen.result
+    assert list(context.workdir.iterdir()) == []
+    fixed = PtqStage(Ptq()).apply(tiny_graph, context).graph
+    assert result.graph.edits == fixed.edits
+    assert all(torch.equal(x, fixed.module.state_dict()[n]) for n, x in result.graph.module.state_dict().items())
+
+
+def test_attention_is_tried_in_float_too(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:
+    names = ["static", "static with attention", "dynamic", "dynamic with attention"]
+    result, measured = placed(tiny_graph, context, recorded, Floor(sqnr_db=15.0, agreement=0.5), attention=True)
+    assert measured == names
+    assert not sketch(result.graph).attention_bits  # the shortest name is the fastest
+    assert not any(note.layer.endswith(".attention") for note in result.changes)
+
+
+def test_group_wise_weights_keep_their_scales_and_zero_points(
+    tiny_graph: ModelGraph, context: StageContext, recorded: Recorded
+) -> None:
+    result, _ = placed(tiny_graph, context, recorded, IMPOSSIBLE, bits=4, group_size=16)
+    assert any("no candidate reaches 200 dB" in note.reason for note in result.changes)
+    grouped = [site for site in quantizer_sites(result.graph).values() if site.group_size]
+    assert all(site.integer_scales for site in grouped) and any(s.activation_bits == FLOAT_BITS for s in grouped)
+    path = context.workdir / "model.onnx"
+    recorded.real.write(result.graph, path)
+    assert inspect(path).violations == ()
+
+
+def test_a_candidate_is_judged_by_its_file(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:
+    recorded.sign = lambda name: 1 if " in float" in name else -1
+    result, names = placed(tiny_graph, context, recorded, LOW)
+    assert len(names) == 2 and all(name.endswith(" in float") for name in names)
+    floats = [site for site in quantizer_sites(result.graph).values() if site.activation_bits == FLOAT_BITS]
+    assert names[0] == f"static, {len(floats)} in float"
+    reasons = {note.layer: note.reason for note in result.changes}
+    assert {reasons[site.weight] for site in floats} == {"chosen by `placement: auto`"}
+
+
+def test_files_run_in_the_batch_that_is_measured(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
+    """The range of a dynamic activation is that of its batch, so other batches have other logits."""
+    graph = PtqStage(Ptq(activations="dynamic")).apply(tiny_graph, context).graph
+    images = torch.stack([context.data.calibration[i][0] for i in range(6)])
+    found = {}
+    for batch in (1, 3):
+        deployment = make_deployment(recipe(batches=[batch, 2]), Silent())
+        assert deployment is not None
+        deployment.write(graph, tmp_path / "model.onnx")
+        found[batch] = deployment.logits(tmp_path / "model.onnx", images)
+        parts = [deployment.logits(tmp_path / "model.onnx", part) for part in torch.split(images, batch)]
+        assert torch.equal(found[batch], torch.cat(parts))
+    assert found[1].shape == found[3].shape and not torch.equal(found[1], found[3])
+
+
+def test_layers_of_most_noise_for_their_cost_are_float_first() -> None:
+    noise = {"harmless": 0.0, "harmful": 0.5, "cheap": 0.2, "free": 0.1}
+    costs = {"harmless": 35, "harmful": 45, "cheap": 9, "free": 1}
+    # Half of all MACs has no room for the harmful one after the first two, but for the harmless one.
+    assert float_steps(noise, costs, (0.0, 0.05, 0.12, 0.5, 1.0)) == [
+        ("free",), ("free", "cheap"), ("free", "cheap", "harmless"), ("free", "cheap", "harmful", "harmless")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_bisection_finds_the_first_that_holds_in_few_calls(count: int) -> None:
+    for first in range(count + 1):
+        calls: list[int] = []
+
+        def holds(index: int, first: int = first, calls: list[int] = calls) -> bool:
+            calls.append(index)
+            return index >= first
+
+        assert first_that_holds(holds, count) == (first if first < count else None)
+        assert len(calls) == len(set(calls)) <= count.bit_length()
+
+
+def test_layers_with_unused_tokens_cost_less(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:
+    graph = PtqStage(Ptq()).apply(tiny_graph, context).graph
+    recorded.real.write(graph, context.workdir / "model.onnx")
+    weights = tuple(layer_nodes(graph.module))
+    macs = layer_macs(context.workdir / "model.onnx", weights)
+    tokens, width = 17, 64
+    first, last = (macs[f"blocks.{block}.mlp.fc2.weight"] for block in (0, 1))
+    assert first == tokens * 4 * width * width and last * tokens == first
+    assert all(macs.values())
+
+
+def test_the_estimate_is_a_guess(tiny_graph: ModelGraph) -> None:
+    assert PtqStage(Ptq(placement="auto")).estimate(sketch(tiny_graph)).data_dependent
+    assert not PtqStage(Ptq()).estimate(sketch(tiny_graph)).data_dependent
+
+
+def test_it_needs_a_measured_backend(tiny_graph: ModelGraph, context: StageContext) -> None:
+    assert check_order(recipe())[0] == check_order(recipe(backends=["openvino:cpu"]))[0] == []
+    for backends in ([], ["sim:a100"], ["torch:cuda"]):
+        (problem,) = check_order(recipe(backends=backends))[0]
+        assert problem.where == "stages.0.quantize.placement"
+        assert "measured backend" in problem.message and "onnxruntime:cpu" in problem.hint
+    assert make_deployment(recipe(backends=["sim:a100"]), Silent()) is None
+    with pytest.raises(StageError, match="measured backend"):
+        PtqStage(Ptq(placement="auto")).apply(tiny_graph, context)
+
+
+def test_an_interruption_leaves_no_files(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:
+    def interrupted(name: str) -> int:
+        raise KeyboardInterrupt
+
+    recorded.sign = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        placed(tiny_graph, context, recorded, LOW)
+    assert list(context.workdir.iterdir()) == []

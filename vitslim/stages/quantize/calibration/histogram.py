@@ -1,0 +1,96 @@
+"""Ranges of activations from a histogram of the observed values.
+
+Percentile clipping is not offered: transformers have rare activations of large magnitude that the outputs depend on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitslim.graph.ops.fake_quant import MIN_SCALE
+from vitslim.stages.quantize.weights.weight_scales import CANDIDATES, SMALLEST_CANDIDATE
+
+BINS = 8192
+"""Histogram bins on either side of zero: at least 16 for each integer, even after the range has doubled."""
+
+WORTH_A_ZERO_POINT = 0.9
+"""A zero point is used if it reduces the scale to less than this fraction of the symmetric scale."""
+
+
+class Range(NamedTuple):
+    """How an activation is quantized: `round(x / scale) + zero_point`."""
+
+    scale: float
+    zero_point: int | None
+    """None for signed integers about zero."""
+
+
+class Histogram:
+    """Counts of observed values, collected batch by batch in constant memory.
+
+    The range doubles when a larger magnitude arrives, so one pass over the images is enough.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2 * BINS, dtype=torch.float64)
+        self.range = 0.0
+        """The bins cover -range to range."""
+        self.low = self.high = 0.0
+
+    def observe(self, values: Tensor) -> None:
+        """Add a float tensor of any shape; values must be finite."""
+        low, high = (float(value) for value in torch.aminmax(values.detach()))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(abs(low), abs(high)))
+        if self.range == 0.0:
+            self.counts[BINS] += values.numel()
+            return
+        self.counts += torch.histc(values.detach().float(), bins=2 * BINS, min=-self.range, max=self.range)
+
+    def _widen(self, peak: float) -> None:
+        if self.range == 0.0 and peak > 0.0:
+            self.range = peak
+        while self.range < peak:
+            merged = self.counts.view(-1, 2).sum(dim=1)
+            none = torch.zeros(BINS // 2, dtype=torch.float64)
+            self.counts = torch.cat([none, merged, none])
+            self.range *= 2.0
+
+    def find_range(self, bits: int, method: str, symmetric: bool = False) -> Range:
+        """Return the range of the observed values: signed, or unsigned with a zero point if that is narrower.
+
+        method: `minmax`, or `mse` for the least squared error.
+        """
+        top = 2 ** (bits - 1) - 1
+        peak = max(-self.low, self.high)
+        if peak == 0.0:
+            return Range(1.0, None)
+        scale = (self.high - self.low) / (2**bits - 1)
+        signed = symmetric or scale >= WORTH_A_ZERO_POINT * peak / top
+        factor = 1.0 if method == "minmax" else self._best_factor(bits, signed)
+        if signed:
+            return Range(max(factor * peak / top, MIN_SCALE), None)
+        scale = max(factor * scale, MIN_SCALE)
+        return Range(scale, round(-factor * self.low / scale))
+
+    def _best_factor(self, bits: int, signed: bool) -> float:
+        """Return the fraction of the range with the least squared error; of equal errors the largest fraction."""
+        values = ((torch.arange(2 * BINS, dtype=torch.float64) + 0.5) / BINS - 1) * self.range
+        values, counts = values.clamp(self.low, self.high)[self.counts > 0], self.counts[self.counts > 0]
+        peak, top = max(-self.low, self.high), 2 ** (bits - 1) - 1
+        best, least = 1.0, float("inf")
+        for factor in torch.linspace(1.0, SMALLEST_CANDIDATE, CANDIDATES).tolist():
+            if signed:
+                scale, lowest, highest = factor * peak / top, -top - 1, top
+            else:
+                scale = factor * (self.high - self.low) / (2**bits - 1)
+                lowest = round(factor * self.low / scale)
+                highest = lowest + 2**bits - 1
+            integers = torch.round(values / scale).clamp(lowest, highest)
+            error = float(((integers * scale - values).square() * counts).sum())
+            if error < least:
+                best, least = factor, error
+        return best

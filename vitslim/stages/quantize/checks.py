@@ -1,0 +1,86 @@
+"""Conditions of all quantization methods: on the model before, on the estimate, and on the graph after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vitslim.errors import Problem, closest
+from vitslim.graph.edits.fake_quant import layer_of, quantized_layers
+from vitslim.graph.edits.read_pixels import PIXEL_BITS
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
+from vitslim.graph.sketch import LayerBits, ModelSketch, SketchLinear
+from vitslim.stages.quantize.layers import FIRST_LAST_ROLES, quantizable_layers, sketched_layers
+from vitslim.stages.quantize.scheme import QuantScheme
+from vitslim.stages.quantize.weights.forms import eight_bit_weights, weight_form
+from vitslim.units import FLOAT_BITS
+
+
+def model_problems(scheme: QuantScheme, sketch: ModelSketch) -> list[Problem]:
+    """Return the keys that do not fit the model."""
+    problems = list(_key_problems(scheme, sketch))
+    if not problems and not sketched_layers(sketch, scheme.skip):
+        problems.append(Problem("skip", "every layer is skipped: nothing is left to quantize", "shorten the list"))
+    if scheme.attention and not sketch.attending:
+        problems.append(Problem("attention", "the model has no attention that can be quantized", "remove it"))
+    return problems
+
+
+def quantized_sketch(scheme: QuantScheme, sketch: ModelSketch) -> ModelSketch:
+    """Return the sketch with fewer bits in all quantized layers; a guess if calibration chooses weights with more."""
+    linears = sketched_layers(sketch, scheme.skip)
+    raised = _raised(scheme, linears)
+    for linear in linears:
+        sketch = sketch.with_bits({linear.weight}, _bits(scheme, linear, linear.weight in raised))
+    if scheme.attention:
+        sketch = sketch.with_attention_bits(scheme.activation_bits)
+    return sketch.as_guess() if scheme.average_bits is not None else sketch
+
+
+def graph_problems(scheme: QuantScheme, before: ModelGraph, after: ModelGraph) -> list[Problem]:
+    """Return the chosen layers that are not quantized, and the scales that are not positive and finite."""
+    done = quantized_layers(after.module)
+    missing = [weight for weight in quantizable_layers(before, scheme.skip) if weight not in done]
+    problems = [Problem(weight, "is not quantized after the stage") for weight in missing]
+    scales = {name: p for name, p in after.parameters().items() if name.startswith(QUANTIZER_PREFIX)}
+    invalid = [name for name, scale in scales.items() if not bool(((scale > 0) & scale.isfinite()).all())]
+    return problems + [Problem(name, "a scale is not a positive finite number") for name in invalid]
+
+
+def _key_problems(scheme: QuantScheme, sketch: ModelSketch) -> Iterator[Problem]:
+    known = {layer_of(linear.weight): linear.weight for linear in sketch.linears}
+    for name in scheme.skip:
+        if layer_of(name) not in known:
+            yield Problem("skip", f"the model has no layer '{name}'", closest(name, known))
+    if sketch.bits:
+        yield Problem("method", "the model is already quantized", "keep one quantize stage")
+    if scheme.first_last_bits is not None and not any(one.role in FIRST_LAST_ROLES for one in sketch.linears):
+        yield Problem("first_last_bits", "the model has no patch embedding and no head that is a layer", "remove it")
+    linears = sketched_layers(sketch, scheme.skip)
+    if linears and scheme.average_bits is not None and not _raised(scheme, linears):
+        message = f"an average of {scheme.average_bits:g} bits is too low for 8 bits in any weight"
+        yield Problem("average_bits", message, f"write more than {_average_bits(scheme, linears):.2f}")
+
+
+def _average_bits(scheme: QuantScheme, linears: Sequence[SketchLinear]) -> float:
+    """Return the average bits of all quantized weights, without those that `average_bits` raises."""
+    sizes = [linear.in_features * linear.out_features for linear in linears]
+    return sum(_bits(scheme, linear).weight * size for linear, size in zip(linears, sizes, strict=True)) / sum(sizes)
+
+
+def _raised(scheme: QuantScheme, linears: Sequence[SketchLinear]) -> frozenset[str]:
+    """Return as many weights as may get more bits, as if the noise of each were its size."""
+    if scheme.average_bits is None:
+        return frozenset()
+    sizes = {linear.weight: linear.in_features * linear.out_features for linear in linears}
+    bits = {linear.weight: _bits(scheme, linear).weight for linear in linears}
+    return eight_bit_weights(sizes, sizes, bits, scheme.average_bits)
+
+
+def _bits(scheme: QuantScheme, linear: SketchLinear, more_bits: bool = False) -> LayerBits:
+    first_or_last = linear.role in FIRST_LAST_ROLES
+    form = weight_form(scheme, first_or_last, not linear.convolution, linear.in_features, more_bits)
+    as_pixels = linear.reads_pixels and scheme.activation_bits == PIXEL_BITS
+    in_float = not scheme.integer_matmuls or (linear.reads_image and not as_pixels)
+    activation = FLOAT_BITS if in_float else scheme.activation_bits
+    return LayerBits(form.bits, activation, form.group_size, form.integer_scales)

@@ -1,0 +1,9 @@
+"""Placement of quantizers: which activations are static, dynamic or float.
+
+Candidates have the weights and the scales that quantization found. They are written as the recipe exports them, judged
+by running the file in ONNX Runtime, and measured on the first backend of the recipe that runs ONNX files.
+"""
+
+from vitslim.stages.quantize.placement.place import place
+
+__all__ = ["place"]

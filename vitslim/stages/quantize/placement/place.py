@@ -1,0 +1,75 @@
+"""The step of a quantize stage that `placement` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from vitslim.data import Dataset
+from vitslim.errors import StageError
+from vitslim.graph.memory import images_at_once
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages import Floor, Quantize
+from vitslim.results import LayerNote
+from vitslim.stages.contract import Deployment, StageContext
+from vitslim.stages.quantize.insert import Quantized
+from vitslim.stages.quantize.observe import FORWARD_BATCH
+from vitslim.stages.quantize.placement.choose import Placement, PlacementSearch
+from vitslim.stages.quantize.placement.forms import candidate_forms
+from vitslim.training.evaluate import predict
+
+JUDGED_IMAGES = 256
+"""Largest number of calibration images that candidates are judged on."""
+
+
+def place(
+    quantized: Quantized, float_graph: ModelGraph, config: Quantize, context: StageContext
+) -> tuple[Quantized, tuple[LayerNote, ...]]:
+    """Return the quantized model as `placement` places its quantizers, and a note on each measured candidate.
+
+    float_graph: the graph that the stage received. Raises StageError if candidates cannot be measured.
+    """
+    if config.placement == "fixed":
+        return quantized, ()
+    if context.deployment is None:
+        hint = "add `onnxruntime:cpu` to `report.backends`, or write `placement: fixed`"
+        raise StageError("`placement: auto` needs a measured backend that runs ONNX files", hint)
+    best, measured = choose_placement(quantized, float_graph, config.floor, context.deployment, context)
+    return replace(quantized, graph=best.graph, scheme=best.scheme), placement_notes(best, measured, config.floor)
+
+
+def choose_placement(
+    quantized: Quantized, float_graph: ModelGraph, floor: Floor, deployment: Deployment, context: StageContext
+) -> tuple[Placement, tuple[Placement, ...]]:
+    """Return the fastest placement that keeps the floor, and all that were measured; see `PlacementSearch`."""
+    images = context.data.calibration.balanced(JUDGED_IMAGES)
+    batch = images_at_once(float_graph, FORWARD_BATCH)
+    reference, _ = predict(float_graph.module, images, batch, context.progress, "placement: float model")
+    with TemporaryDirectory(dir=context.workdir) as folder:
+        search = PlacementSearch(reference, _tensor(images), floor, deployment, context, Path(folder))
+        return search.choose(candidate_forms(quantized.graph, quantized.scheme))
+
+
+def placement_notes(best: Placement, measured: Sequence[Placement], floor: Floor) -> tuple[LayerNote, ...]:
+    """Return a note on each measured candidate."""
+    verdict = "chosen"
+    if not best.holds(floor):
+        verdict = f"chosen: no candidate reaches {floor.sqnr_db:g} dB and {floor.agreement:.1%}"
+    return tuple(
+        LayerNote(
+            layer=f"placement: {one.name}",
+            result=f"{one.latency_ms:.3g} ms, {one.sqnr_db:.1f} dB, {one.agreement:.1%} agreement",
+            reason=verdict if one is best else "",
+        )
+        for one in measured
+    )
+
+
+def _tensor(images: Dataset) -> Tensor:
+    """All images, decoded once: float32 (n, C, H, W)."""
+    return torch.cat([batch for batch, _ in images.batches(FORWARD_BATCH)])

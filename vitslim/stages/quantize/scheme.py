@@ -1,0 +1,73 @@
+"""How a model is quantized, as plain data: the one value that every quantization method makes and shared code reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vitslim.graph.edits import FakeQuantSite
+from vitslim.recipe.stages.quantize import Quantize
+from vitslim.units import PAIR_LIMIT
+
+FULL_RANGE_SUM = 254
+"""Largest sum of two 8-bit weights."""
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How weights and activations are quantized. Fields without a counterpart in a config keep the values below."""
+
+    bits: int = 8
+    """Bits of weights."""
+    activation_bits: int = 8
+    first_last_bits: int | None = None
+    """Bits of the weights of the patch embedding and the head; None: `bits`."""
+    group_size: int = 0
+    """Weights along the reduction that share a scale; 0: all weights of an output channel."""
+    zero_points: bool = False
+    """Whether each weight group also has a zero point."""
+    average_bits: float | None = None
+    """Upper limit of the average bits of all weights; None: no weight gets more than `bits`."""
+    skip: tuple[str, ...] = ()
+    """Layers that stay in float."""
+    activations: str = "static"
+    """`static`, `dynamic` or `float`."""
+    symmetric: bool = False
+    """Whether activations have no zero point."""
+    attention: bool = False
+    """Whether both attention matmuls are quantized."""
+    reduce_range: bool = True
+    """Whether sums of two adjacent products stay within 16 bits."""
+    calibrate: str = "minmax"
+    """`minmax` or `mse`."""
+    smooth: bool = False
+    rotate: bool = False
+    activation_scaling: str = "none"
+    """`per-channel`, `per-token` or `none`."""
+    rounding: str = "nearest"
+    """`nearest` or `gptq`."""
+    bias_correction: bool = False
+    sites: tuple[FakeQuantSite, ...] = ()
+    """How each layer is quantized; empty until the quantizers are placed."""
+
+    @classmethod
+    def of(cls, config: Quantize) -> QuantScheme:
+        """Return the scheme of a config; `reduce_range: auto`, which a run resolves, is on here."""
+        keys = type(config).model_fields
+        values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(cls) if f.name in keys}
+        return cls(**values | {"reduce_range": config.reduce_range is not False})
+
+    @property
+    def integer_matmuls(self) -> bool:
+        """Whether layers multiply integers."""
+        return self.activations != "float"
+
+    @property
+    def limits_sums(self) -> bool:
+        """Whether weights keep sums of two adjacent products within 16 bits."""
+        return self.reduce_range and self.integer_matmuls
+
+    @property
+    def adjacent_sum_max(self) -> int:
+        """Largest allowed sum of two adjacent 8-bit weights of one sign."""
+        return PAIR_LIMIT if self.limits_sums else FULL_RANGE_SUM
