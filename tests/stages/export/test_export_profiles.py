@@ -129,7 +129,7 @@ def test_dynamic_activations_are_fused(write: Any) -> None:
     assert found["DynamicQuantizeMatMul"] == 9
     assert found["QGemm"] == 1  # pixels have the same range in all images
     assert found["Add"] == 5  # to pixels, positions and residual additions: kernels add the biases
-    assert inspect(path).broken == ()
+    assert inspect(path).violations == ()
     assert {(a.weight_bits, a.granularity) for a in annotations(path)} == {(8, "channel")}
 
 
