@@ -104,3 +104,21 @@ def test_a_recipe_can_name_the_target(tmp_path: Path) -> None:
         "report": {"backends": ["sim:toy"]},
     }
     assert vitslim.build_plan(validate(document, "test"), trace=False).rows
+
+
+def test_a_recipe_reports_the_target(tmp_path: Path) -> None:
+    document = {
+        "name": "toy-target",
+        "model": {
+            "timm": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
+                       "num_classes": 10},
+        },
+        "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
+        "stages": [{"prune": {"method": "depgraph"}}, "export"],
+        "report": {"backends": ["sim:toy"], "batches": [1]},
+    }  # fmt: skip
+    report = vitslim.run(validate(document), tmp_path / "out").report
+    dense, *others = (stage.estimates[0] for stage in report.stages)
+    assert dense.backend == "sim:toy"
+    assert all(other.latency_ms < dense.latency_ms for other in others)

@@ -11,11 +11,11 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
 from vitslim.progress import Silent
+from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 

@@ -10,11 +10,10 @@ from torch import Tensor
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.latency import latency_of_files
 from vitslim.progress import Progress
+from vitslim.recipe.profiles import PORTABLE
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stages import Export
 from vitslim.stages.contract import Deployment
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import PROFILES
 from vitslim.workload.session import OnnxModel
 
 
@@ -26,11 +25,11 @@ def make_deployment(recipe: Recipe, progress: Progress) -> Deployment | None:
     latency = latency_of_files(recipe.report, progress)
     if latency is None:
         return None
-    export = next((config for config in recipe.stages if isinstance(config, Export)), Export())
+    profile = next((config.export_profile for config in recipe.stages if config.export_profile), PORTABLE)
     batch = recipe.report.batches[0]
 
     def write(graph: ModelGraph, path: Path) -> None:
-        export_onnx(graph, path, PROFILES[export.profile])
+        export_onnx(graph, path, profile)
 
     def logits(path: Path, images: Tensor) -> Tensor:
         model = OnnxModel(path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vitslim.errors import Problem
 
 if TYPE_CHECKING:
+    from vitslim.recipe.profiles import Profile
     from vitslim.recipe.stages.training import Train
 
 EXPECTED = "x-expected"
@@ -44,15 +45,24 @@ class Phase(Enum):
     EXPORT = "export"
 
 
-def one_of(names: Mapping[str, str], description: str) -> Any:
-    """Field metadata of a key that takes one of these names; each name comes with one line that describes it.
+class Described(Protocol):
+    """A value with one line that describes it."""
+
+    @property
+    def description(self) -> str: ...
+
+
+def one_of(names: Mapping[str, str | Described], description: str) -> Any:
+    """Return the field metadata of a key that takes one of these names, each with one line that describes it.
 
     The mapping is read whenever the schema is built, so a new method adds its name to the mapping and to nothing else.
     """
 
     def extend(schema: dict[str, Any]) -> None:
         schema["enum"] = list(names)
-        schema["description"] = f"{description}: " + "; ".join(f"{name}: {text}" for name, text in names.items())
+        schema["description"] = f"{description}: " + "; ".join(
+            f"{name}: {found if isinstance(found, str) else found.description}" for name, found in names.items()
+        )
 
     return Field(json_schema_extra=extend)
 
@@ -92,6 +102,11 @@ class StageConfig(Config):
     @property
     def schedule(self) -> Train | None:
         """The training schedule of the stage; None for a stage that does not train."""
+        return None
+
+    @property
+    def export_profile(self) -> Profile | None:
+        """The form of the file that the stage writes; None for a stage that writes none."""
         return None
 
     @property

@@ -21,12 +21,12 @@ from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU, PORTABLE, Profile
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 

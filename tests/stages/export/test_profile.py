@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import pytest
 
+import vitslim
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
+from vitslim.recipe import validate
+from vitslim.recipe.profiles import FP16, PORTABLE, PROFILES, Profile
 from vitslim.recipe.stages import Export, Ptq
-from vitslim.recipe.stages.export import PROFILES as DESCRIPTIONS
 from vitslim.stages.contract import StageContext
-from vitslim.stages.export.profile import FP16, PORTABLE, PROFILES, Profile
 from vitslim.stages.export.stage import MODEL_FILE, ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
-TOY = Profile("toy", unsigned_activations=True, weights_at_load=True)
+TOY = Profile("toy", "unsigned activations and MatMul", unsigned_activations=True, weights_at_load=True)
 
 
 @pytest.fixture
@@ -29,7 +31,6 @@ def test_a_new_profile_writes_files_of_its_own_form(
     tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROFILES, TOY.name, TOY)
-    monkeypatch.setitem(DESCRIPTIONS, TOY.name, "unsigned activations and MatMul")
     graph = PtqStage(Ptq()).apply(tiny_graph, context).graph
     found = {}
     for name in ("toy", "portable", "ort-cpu"):
@@ -44,8 +45,23 @@ def test_a_new_profile_writes_files_of_its_own_form(
     assert found["toy"][1] == found["portable"][1] < found["ort-cpu"][1]
 
 
-def test_recipes_know_every_profile() -> None:
-    assert PROFILES.keys() == DESCRIPTIONS.keys()
+def test_a_recipe_with_a_new_profile_ends_in_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILES, TOY.name, TOY)
+    document = {
+        "name": "toy-profile",
+        "model": {
+            "timm": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
+                       "num_classes": 10},
+        },
+        "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
+        "stages": [{"quantize": {"rounding": "nearest"}}, {"export": {"profile": "toy"}}],
+        "report": {"backends": ["sim:systolic"], "batches": [1]},
+    }  # fmt: skip
+    report = vitslim.run(validate(document), tmp_path / "out").report
+    assert report.stages[-1].metrics["parity_agreement"] > 0.9
+    types = {t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT8 in types
 
 
 def test_names_are_keys() -> None:

@@ -16,12 +16,12 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.profiles import ORT_CPU, PORTABLE
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU, PORTABLE
 from vitslim.stages.quantize.layer_noise import weight_noise_shares
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.weights.forms import eight_bit_weights

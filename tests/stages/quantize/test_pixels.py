@@ -18,12 +18,12 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.graph_passes.patch_convolutions import rewrite_patch_convolutions
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU, PORTABLE, Profile
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten

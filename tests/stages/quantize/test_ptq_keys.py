@@ -18,11 +18,11 @@ from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.profiles import ORT_CPU, PORTABLE
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU, PORTABLE
 from vitslim.stages.quantize.layer_noise import noise_shares
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.scheme import FULL_RANGE_SUM

@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from vitslim.recipe.config import Phase, StageConfig, one_of
-
-PROFILES = {
-    "portable": "signed integers, zero points of 0 and static scales, as TensorRT, OpenVINO and ONNX Runtime read them",
-    "ort-cpu": "the forms that ONNX Runtime runs fastest on CPUs",
-    "fp16": "half-precision floats, for a model that is not quantized",
-}
-"""Names of the export profiles; `stages/export/profile.py` says what each writes."""
+from vitslim.recipe.profiles import PROFILES, Profile
 
 
 class Export(StageConfig):
@@ -23,3 +17,8 @@ class Export(StageConfig):
     method: Literal["onnx"] = "onnx"
     opset: Literal[21] = 21
     profile: Annotated[str, one_of(PROFILES, "the form of the file")] = "portable"
+
+    @property
+    def export_profile(self) -> Profile:
+        """The form of the file."""
+        return PROFILES[self.profile]

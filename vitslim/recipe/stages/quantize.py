@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig
+from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
 from vitslim.recipe.stages.training import FeatureWeight, Teacher, TrainedWithTeacher
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -75,12 +76,12 @@ class Quantize(StageConfig):
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield keys that contradict each other or the export profile."""
         yield from super().problems(before, after)
-        profile = next((str(getattr(c, "profile", "")) for c in after if c.phase is Phase.EXPORT), "")
-        for key, message, hint in self._contradictions(profile == "portable"):
+        profile = next((config.export_profile for config in after if config.export_profile), PORTABLE)
+        for key, message, hint in self._contradictions(profile):
             yield Problem(key, message, hint)
 
-    def _contradictions(self, portable: bool) -> Iterator[_Found]:
-        yield from self._group_contradictions(portable)
+    def _contradictions(self, profile: Profile) -> Iterator[_Found]:
+        yield from self._group_contradictions(profile)
         fields = type(self).model_fields
         for key in UNUSED_KEYS.get(self.activations, ()):
             if key in fields and getattr(self, key) != fields[key].default:
@@ -88,12 +89,15 @@ class Quantize(StageConfig):
         if self.reduce_range is True and not self.group_size and not self._has_eight_bits:
             message = f"`reduce_range` has no effect on weights of {self.bits} bits"
             yield "reduce_range", message, "remove it"
-        if self.activations == "dynamic" and portable:
-            message = "`profile: portable` has static scales only, got `activations: dynamic`"
-            yield "activations", message, "write `export: {profile: ort-cpu}`"
-        if self.placement == "auto" and portable:
-            message = "`placement: auto` may choose dynamic activations, which `profile: portable` cannot store"
-            yield "placement", message, "write `export: {profile: ort-cpu}`"
+        if profile.dynamic_activations:
+            return
+        hint = f"use {profiles_with(lambda other: other.dynamic_activations)} in the export stage"
+        if self.activations == "dynamic":
+            message = f"`profile: {profile.name}` has static scales only, got `activations: dynamic`"
+            yield "activations", message, hint
+        if self.placement == "auto":
+            message = f"`placement: auto` may choose dynamic activations, which `profile: {profile.name}` cannot store"
+            yield "placement", message, hint
 
     @property
     def uses_reduce_range(self) -> bool:
@@ -109,17 +113,17 @@ class Quantize(StageConfig):
     def _has_eight_bits(self) -> bool:
         return 8 in (self.bits, self.first_last_bits)
 
-    def _group_contradictions(self, portable: bool) -> Iterator[_Found]:
+    def _group_contradictions(self, profile: Profile) -> Iterator[_Found]:
         """Yield problems of integer group scales, which integer activations need."""
         if not self.group_size or self.activations == "float":
             return
         if self.bits > GROUP_BITS_MAX:
             message = f"group-wise scales need weights of at most {GROUP_BITS_MAX} bits here, got `bits: {self.bits}`"
             yield "group_size", message, f"set `bits: {GROUP_BITS_MAX}`, `activations: float`, or remove `group_size`"
-        elif portable:
-            message = "`profile: portable` cannot store group-wise integer scales"
-            hint = "use `profile: ort-cpu`, `activations: float`, or remove `group_size`"
-            yield "group_size", message, hint
+        elif not profile.integer_group_scales:
+            message = f"`profile: {profile.name}` cannot store group-wise integer scales"
+            allowed = profiles_with(lambda other: other.integer_group_scales)
+            yield "group_size", message, f"use {allowed}, `activations: float`, or remove `group_size`"
 
 
 class Ptq(Quantize):
@@ -164,7 +168,7 @@ class Ptq(Quantize):
     def _has_eight_bits(self) -> bool:
         return super()._has_eight_bits or self.average_bits is not None
 
-    def _contradictions(self, portable: bool) -> Iterator[_Found]:
+    def _contradictions(self, profile: Profile) -> Iterator[_Found]:
         if self.zero_points and self.activations != "float":
             message = f"weights have no zero points with `activations: {self.activations}`"
             yield "zero_points", message, "set `group_size: 32` and `activations: float`, or remove `zero_points`"
@@ -174,7 +178,7 @@ class Ptq(Quantize):
         if self.average_bits is not None and self.average_bits <= self.bits:
             message = f"an average of {self.average_bits:g} bits is not above the {self.bits} bits of all weights"
             yield "average_bits", message, "raise `average_bits`, lower `bits`, or remove `average_bits`"
-        yield from super()._contradictions(portable)
+        yield from super()._contradictions(profile)
         if not self.smooth and self.activation_scaling == "per-token":
             yield "activation_scaling", "`smooth: false` scales no activations", "remove one of the two keys"
 
@@ -209,7 +213,7 @@ class Qat(Quantize, TrainedWithTeacher):
             for problem in self.feature_weight.problems(self.loss.feature, before):
                 yield Problem(f"feature_weight.{problem.where}".rstrip("."), problem.message, problem.hint)
 
-    def _group_contradictions(self, portable: bool) -> Iterator[_Found]:  # noqa: ARG002
+    def _group_contradictions(self, profile: Profile) -> Iterator[_Found]:  # noqa: ARG002
         """Yield a problem for integer group scales, which training would not keep."""
         if self.group_size and self.activations != "float":
             message = "training does not keep group scales that are integer multiples of the channel scale"

@@ -18,12 +18,12 @@ from torch.export import Dim
 from vitslim.errors import StageError
 from vitslim.files import write_atomically
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.profiles import PORTABLE, Profile
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.graph_passes import run_graph_passes
 from vitslim.stages.export.graph_passes.integer_weights import weight_storage
 from vitslim.stages.export.onnx_passes import run_onnx_passes
 from vitslim.stages.export.onnx_passes.weight_storage import plan_storage
-from vitslim.stages.export.profile import PORTABLE, Profile
 from vitslim.stages.export.translate import translations
 from vitslim.version import __version__
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from vitslim.errors import Problem
 from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
+from vitslim.recipe.profiles import Profile, profiles_with
 from vitslim.recipe.stages import Export
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import PROFILES, Profile
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.units import FLOAT_BITS
 
@@ -33,7 +31,7 @@ class ExportStage:
     @property
     def profile(self) -> Profile:
         """The form of the file."""
-        return PROFILES[self.config.profile]
+        return self.config.export_profile
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """Return a problem if a file of the profile cannot hold the quantizers of the model."""
@@ -77,22 +75,18 @@ class ExportStage:
 def _unsupported(sketch: ModelSketch, profile: Profile) -> Problem | None:
     """The first quantizer of a model that a profile has no form for."""
     if sketch.bits and not profile.quantized:
-        allowed = _names(profile for profile in PROFILES.values() if profile.quantized)
+        allowed = profiles_with(lambda other: other.quantized)
         message = f"`profile: {profile.name}` stores floats only, and the model is quantized"
         return Problem("profile", message, f"use {allowed}, or remove the quantize stage")
     if sketch.attention_bits and not profile.integer_attention:
-        allowed = _names(profile for profile in PROFILES.values() if profile.integer_attention)
+        allowed = profiles_with(lambda other: other.integer_attention)
         message = f"`profile: {profile.name}` has signed activations only, and softmax outputs are unsigned"
         return Problem("profile", message, f"use {allowed}, or set `attention: false` in the quantize stage")
     if any(bits.integer_scales for bits in sketch.bits.values()) and not profile.integer_group_scales:
-        allowed = _names(profile for profile in PROFILES.values() if profile.integer_group_scales)
+        allowed = profiles_with(lambda other: other.integer_group_scales)
         message = f"`profile: {profile.name}` cannot store group-wise integer scales"
         return Problem("profile", message, f"use {allowed}, or remove `group_size` from the quantize stage")
     return None
-
-
-def _names(profiles: Iterable[Profile]) -> str:
-    return " or ".join(f"`profile: {profile.name}`" for profile in profiles)
 
 
 def _describe(layer: LayerAnnotation) -> str:

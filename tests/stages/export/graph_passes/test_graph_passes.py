@@ -11,12 +11,12 @@ from torch import Tensor
 from vitslim.graph.edits.fake_quant import FAKE_QUANT, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
+from vitslim.recipe.profiles import ORT_CPU, PORTABLE, PROFILES
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.graph_passes import GRAPH_PASSES, run_graph_passes
 from vitslim.stages.export.graph_passes.activations import make_activations_signed, make_activations_unsigned
 from vitslim.stages.export.graph_passes.integer_weights import WeightForm, store_integer_weights, weight_storage
-from vitslim.stages.export.profile import ORT_CPU, PORTABLE, PROFILES
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 

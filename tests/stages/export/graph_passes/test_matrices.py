@@ -15,12 +15,12 @@ from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
+from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 aten = torch.ops.aten

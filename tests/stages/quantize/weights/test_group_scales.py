@@ -22,12 +22,12 @@ from vitslim.graph.ops.group_scales import factor_group_scales
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect import inspect
+from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.export.profile import ORT_CPU
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.scheme import FULL_RANGE_SUM

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.profiles import Profile
 from vitslim.stages.export.graph_passes.activations import make_activations_signed, make_activations_unsigned
 from vitslim.stages.export.graph_passes.integer_weights import store_integer_weights
 from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
 from vitslim.stages.export.graph_passes.patch_convolutions import rewrite_patch_convolutions
 from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
-from vitslim.stages.export.profile import Profile
 
 
 def _is_quantized(graph: ModelGraph, _profile: Profile) -> bool:

@@ -14,8 +14,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, parameter_of, tensor_of
 from vitslim.graph.ops.dequantize import dequantize
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
+from vitslim.recipe.profiles import Profile
 from vitslim.stages.export.annotate import quantizer_sites
-from vitslim.stages.export.profile import Profile
 from vitslim.units import container_bits
 
 aten = torch.ops.aten

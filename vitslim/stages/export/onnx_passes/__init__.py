@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vitslim.recipe.profiles import Profile
 from vitslim.stages.export.onnx_passes.gemm_biases import quantize_gemm_biases
 from vitslim.stages.export.onnx_passes.half_precision import convert_to_half_precision
 from vitslim.stages.export.onnx_passes.integer_matmul import split_gemms, use_integer_matmul
@@ -15,7 +16,6 @@ from vitslim.stages.export.onnx_passes.relu import replace_relu_with_max
 from vitslim.stages.export.onnx_passes.transposes import fold_transposes
 from vitslim.stages.export.onnx_passes.weight_storage import store_weights
 from vitslim.stages.export.onnx_passes.zero_points import split_shared_zero_points
-from vitslim.stages.export.profile import Profile
 
 
 def _always(_profile: Profile) -> bool:

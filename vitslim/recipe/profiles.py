@@ -1,11 +1,12 @@
-"""Export profiles: which forms of quantizers, weights and layers a file has.
+"""Export profiles: which forms of quantizers, weights and layers an ONNX file has.
 
-Passes and refusals ask the properties of a profile, never its name. A new profile is one more value of `PROFILES`, and
-its name in `vitslim.recipe.stages.export`.
+Export passes and refusals ask the properties of a profile, never its name. A new profile is one more value of
+`PROFILES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -14,6 +15,8 @@ class Profile:
     """The form of an ONNX file. The defaults give the file that most runtimes read."""
 
     name: str
+    description: str
+    """One line for recipe keys and help."""
     quantized: bool = True
     """Whether the file can hold integers."""
     unsigned_activations: bool = False
@@ -21,6 +24,8 @@ class Profile:
     with zero points of 0; the bias of the layer makes up for the offset."""
     integer_attention: bool = False
     """Whether the matmuls of attention may be quantized: softmax outputs are unsigned integers."""
+    dynamic_activations: bool = False
+    """Whether scales of activations may be computed at run time."""
     integer_group_scales: bool = False
     """Whether group-wise weights may have integer group scales."""
     weights_at_load: bool = False
@@ -34,22 +39,28 @@ class Profile:
     """Whether weights and activations are FLOAT16."""
 
 
-PORTABLE = Profile("portable")
-"""As TensorRT, OpenVINO and ONNX Runtime read it."""
+PORTABLE = Profile(
+    "portable",
+    "signed integers, zero points of 0 and static scales, as TensorRT, OpenVINO and ONNX Runtime read them",
+)
 
 ORT_CPU = Profile(
     "ort-cpu",
+    "the forms that ONNX Runtime runs fastest on CPUs",
     unsigned_activations=True,
     integer_attention=True,
+    dynamic_activations=True,
     integer_group_scales=True,
     weights_at_load=True,
     integer_gemms=True,
     optimized_float=True,
 )
-"""The forms that ONNX Runtime runs fastest on CPUs."""
-
-FP16 = Profile("fp16", quantized=False, half_precision=True)
-"""A float model in half precision."""
+FP16 = Profile("fp16", "half-precision floats, for a model that is not quantized", quantized=False, half_precision=True)
 
 PROFILES = {profile.name: profile for profile in (PORTABLE, ORT_CPU, FP16)}
 """Profile by name."""
+
+
+def profiles_with(allows: Callable[[Profile], bool]) -> str:
+    """Return the profiles that allow something, for a hint: `profile: a` or `profile: b`."""
+    return " or ".join(f"`profile: {profile.name}`" for profile in PROFILES.values() if allows(profile))
