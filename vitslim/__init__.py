@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vitslim.version import __version__
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.artifact import load_artifact
-    from vitslim.pipeline.bench import bench
-    from vitslim.pipeline.inspect import inspect
+    from vitslim.pipeline.bench.files import bench
+    from vitslim.pipeline.inspect.inspection import inspect
     from vitslim.pipeline.plan import build_plan
-    from vitslim.pipeline.run import run
+    from vitslim.pipeline.run.artifact import load_artifact
+    from vitslim.pipeline.run.verb import run
     from vitslim.recipe import load_recipe
 
 __all__ = ["__version__", "bench", "build_plan", "inspect", "load_artifact", "load_recipe", "run"]
@@ -25,10 +25,10 @@ def __getattr__(name: str) -> Any:
     homes = {
         "load_recipe": "vitslim.recipe",
         "build_plan": "vitslim.pipeline.plan",
-        "run": "vitslim.pipeline.run",
-        "bench": "vitslim.pipeline.bench",
-        "inspect": "vitslim.pipeline.inspect",
-        "load_artifact": "vitslim.pipeline.artifact",
+        "run": "vitslim.pipeline.run.verb",
+        "bench": "vitslim.pipeline.bench.files",
+        "inspect": "vitslim.pipeline.inspect.inspection",
+        "load_artifact": "vitslim.pipeline.run.artifact",
     }
     if name not in homes:
         raise AttributeError(f"module 'vitslim' has no attribute '{name}'")

@@ -10,6 +10,9 @@ FLOPS_PER_MAC = 2
 FLOAT_BITS = 32
 """Bits of an unquantized operand in BOPs."""
 
+INTEGER_BITS_MAX = 8
+"""Widest integer weight or activation; wider ones are floating-point."""
+
 PAIR_LIMIT = 128
 """Largest sum of two INT8 weights of one sign that cannot saturate a signed 16-bit accumulator.
 

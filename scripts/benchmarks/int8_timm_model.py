@@ -22,7 +22,7 @@ from vitslim.graph.edits.fake_quant import layer_nodes, quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
-from vitslim.pipeline.inspect import Inspection, inspect
+from vitslim.pipeline.inspect.inspection import Inspection, inspect
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq

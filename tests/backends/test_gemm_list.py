@@ -13,7 +13,7 @@ from vitslim.backends.gemm_list import Gemm, read_gemms, write_gemms
 from vitslim.backends.measured.matmul_timing import measure_gemms
 from vitslim.backends.registry import Measured, parse_backend
 from vitslim.errors import InputError, UsageError
-from vitslim.pipeline.gemm_bench import bench_gemms
+from vitslim.pipeline.bench.gemms import bench_gemms
 from vitslim.progress import Silent
 
 PAIRED = """gpu,dtype,M,N,K,dense_us,dense_tops,sparse24_us

@@ -17,7 +17,7 @@ from vitslim.backends.simulated.settings import Settings, validated
 from vitslim.backends.simulated.simulator import Floats, Ints, Simulator
 from vitslim.errors import UsageError
 from vitslim.latency_grid import Shape
-from vitslim.pipeline.gemm_bench import bench_gemms
+from vitslim.pipeline.bench.gemms import bench_gemms
 from vitslim.recipe import validate
 from vitslim.recipe.backend_names import SIMULATED_TARGETS
 from vitslim.recipe.schema import ReportConfig

@@ -17,7 +17,7 @@ from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import save_graph
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.units import PAIR_LIMIT
 

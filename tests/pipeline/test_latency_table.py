@@ -15,8 +15,7 @@ from vitslim.errors import InputError, RecipeError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.latency_grid import Shape
-from vitslim.pipeline.keys import stage_key
-from vitslim.pipeline.latency_table import (
+from vitslim.pipeline.bench.latency_table import (
     build_table,
     completed,
     grid_lengths,
@@ -25,6 +24,7 @@ from vitslim.pipeline.latency_table import (
     matmul_shape,
     rest_and_scale,
 )
+from vitslim.pipeline.run.keys import stage_key
 from vitslim.pipeline.table_file import default_path, read_table, stage_table, write_table
 from vitslim.progress import Silent
 from vitslim.recipe import load_recipe, validate

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import vitslim
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.recipe import validate
 from vitslim.recipe.yaml12 import read_yaml
 

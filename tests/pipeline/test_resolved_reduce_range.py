@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import vitslim
-from vitslim.pipeline.keys import stage_key
-from vitslim.pipeline.reduce_range import resolve_reduce_range
+from vitslim.pipeline.run.keys import stage_key
+from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.recipe import validate
 from vitslim.report.html import render_html
 

@@ -17,7 +17,7 @@ import torch
 import vitslim
 from vitslim.errors import BackendUnavailableError, InputError
 from vitslim.graph.saved import load_graph
-from vitslim.pipeline.artifact import Artifact
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.progress import Silent
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe

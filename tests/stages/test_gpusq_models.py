@@ -9,7 +9,7 @@ import pytest
 from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.progress import Silent
 from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.schema import Data

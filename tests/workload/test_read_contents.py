@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from vitslim.errors import InputError
 from vitslim.workload import load_onnx
-from vitslim.workload.file_contents import FileContents, Layer
-from vitslim.workload.read_contents import name_nodes, read_contents
+from vitslim.workload.contents.file_contents import FileContents, Layer
+from vitslim.workload.contents.read_contents import name_nodes, read_contents
 
 WriteGraph = Callable[..., Path]
 

@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from vitslim.cli import axes, bench, inspect, plan, recipes, report, run
+from vitslim.cli import axes, plan, recipes, report, run
+from vitslim.cli.bench.command import bench
+from vitslim.cli.inspect.command import inspect
 from vitslim.errors import RecipeError, VitslimError
 from vitslim.version import __version__
 
@@ -29,8 +31,8 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
-app.command("bench")(bench.bench)
-app.command("inspect")(inspect.inspect)
+app.command("bench")(bench)
+app.command("inspect")(inspect)
 app.command("axes")(axes.axes)
 app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")

@@ -32,7 +32,7 @@ def run(
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.errors import GateError
-    from vitslim.pipeline.run import run as run_recipe
+    from vitslim.pipeline.run.verb import run as run_recipe
 
     folder = out or Path("runs") / loaded.name
     artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress())

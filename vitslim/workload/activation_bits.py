@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
-from vitslim.workload.file_contents import INTEGER_BITS_MAX
+from vitslim.units import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, optional_input
 from vitslim.workload.weights import element_bits, find_weight
 

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.errors import InputError
 from vitslim.sparsity import PAIR_BITS, TWO_FOUR, is_two_four
-from vitslim.workload.file_contents import INTEGER_BITS_MAX
+from vitslim.units import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, integers
 
 T = TypeVar("T", bound=np.generic)

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
-from vitslim.workload.read_contents import name_nodes, read_contents
+from vitslim.workload.contents.read_contents import name_nodes, read_contents
 
 INTEGERS = np.random.default_rng(0).integers(-7, 8, (8, 6))
 IMAGES = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)

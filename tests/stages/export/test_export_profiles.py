@@ -20,7 +20,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext

@@ -17,7 +17,7 @@ from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext

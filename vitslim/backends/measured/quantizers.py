@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from vitslim.workload.file_contents import Layer
+from vitslim.workload.contents.file_contents import Layer
+from vitslim.workload.contents.weight_matrix import FLOAT_OPERATORS, OPERANDS
 from vitslim.workload.onnx_graph import OnnxGraph, attribute
 from vitslim.workload.session import Floats, open_session
-from vitslim.workload.weight_matrix import FLOAT_OPERATORS, OPERANDS
 
 STATIC = {"QuantizeLinear", "DequantizeLinear", "Clip", "Cast"}
 """Operators of a static activation quantizer."""

@@ -16,8 +16,8 @@ from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
-from vitslim.pipeline.deployment import make_deployment
-from vitslim.pipeline.inspect import inspect
+from vitslim.pipeline.inspect.inspection import inspect
+from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
 from vitslim.recipe.stages import Floor, Ptq

@@ -10,12 +10,11 @@ from onnx import NodeProto
 
 from vitslim.errors import InputError
 from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, parse_pattern, zeros
+from vitslim.units import INTEGER_BITS_MAX
 from vitslim.workload.activation_bits import activation_bits
-from vitslim.workload.annotations import find_annotation, node_annotation
-from vitslim.workload.file_contents import INTEGER_BITS_MAX, Annotation, Layer, Violation
-from vitslim.workload.integrity import tensor_bytes
-from vitslim.workload.onnx_graph import OnnxGraph, attribute, layer_of, optional_input
-from vitslim.workload.weight_matrix import (
+from vitslim.workload.contents.annotations import find_annotation, node_annotation
+from vitslim.workload.contents.file_contents import Annotation, Layer, Violation
+from vitslim.workload.contents.weight_matrix import (
     FLOAT_OPERATORS,
     OPERANDS,
     PACKED,
@@ -25,6 +24,8 @@ from vitslim.workload.weight_matrix import (
     read_weight_matrix,
     runs_too_dense,
 )
+from vitslim.workload.integrity import tensor_bytes
+from vitslim.workload.onnx_graph import OnnxGraph, attribute, layer_of, optional_input
 from vitslim.workload.weights import DEQUANTIZING, Weight, find_weight, integer_group_scales, weight_bits
 
 

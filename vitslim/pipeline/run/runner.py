@@ -11,14 +11,14 @@ from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
-from vitslim.pipeline.artifact import Artifact, check_replaceable, write_artifact
-from vitslim.pipeline.gates import judge
-from vitslim.pipeline.keys import dense_key, file_digest, stage_key
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
-from vitslim.pipeline.reduce_range import resolve_reduce_range
-from vitslim.pipeline.stage_run import StageRunner
-from vitslim.pipeline.store import StageStore
+from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.run.gates import judge
+from vitslim.pipeline.run.keys import dense_key, file_digest, stage_key
+from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.stage_run import StageRunner
+from vitslim.pipeline.run.store import StageStore
 from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress
 from vitslim.recipe import assumptions, lock_text, resolve_checkpoint

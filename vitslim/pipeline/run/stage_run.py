@@ -14,9 +14,9 @@ from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.files import MODEL_FILE
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
-from vitslim.pipeline.deployment import make_deployment
-from vitslim.pipeline.evaluation import evaluate_graph, evaluate_onnx
-from vitslim.pipeline.store import StageStore, StoredStage
+from vitslim.pipeline.run.deployment import make_deployment
+from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
+from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.config import StageConfig

@@ -8,12 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 from onnx import TensorProto
 
-from vitslim.workload.annotations import LAYERS, find_annotation, listed_annotations, model_metadata, node_annotation
-from vitslim.workload.file_contents import Annotation, FileContents, Layer, Violation
+from vitslim.workload.contents.annotations import (
+    LAYERS,
+    find_annotation,
+    listed_annotations,
+    model_metadata,
+    node_annotation,
+)
+from vitslim.workload.contents.file_contents import Annotation, FileContents, Layer, Violation
+from vitslim.workload.contents.read_layers import activation_matmuls, read_layers
+from vitslim.workload.contents.scales import invalid_scales, quantizer_constants
 from vitslim.workload.integrity import tensor_bytes
 from vitslim.workload.onnx_graph import LAYER, OnnxGraph
-from vitslim.workload.read_layers import activation_matmuls, read_layers
-from vitslim.workload.scales import invalid_scales, quantizer_constants
 
 
 def name_nodes(model: onnx.ModelProto) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import NodeProto, numpy_helper
 
-from vitslim.workload.file_contents import Violation
+from vitslim.workload.contents.file_contents import Violation
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, optional_input
 from vitslim.workload.weights import find_weight, multiplies_by_scales
 

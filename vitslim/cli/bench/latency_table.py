@@ -27,7 +27,7 @@ def bench_table(
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.latency_table import build_table
+    from vitslim.pipeline.bench.latency_table import build_table
     from vitslim.pipeline.table_file import check_writable, default_path, write_table
 
     backend = parse_backend(_only(backends, "onnxruntime:cpu", "--backend"))

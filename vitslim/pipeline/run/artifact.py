@@ -10,7 +10,7 @@ from typing import Any
 
 from vitslim.errors import InputError, UsageError
 from vitslim.files import MODEL_FILE, replace_atomically
-from vitslim.pipeline.keys import file_digest
+from vitslim.pipeline.run.keys import file_digest
 from vitslim.report import parse_report, render_html, render_json
 from vitslim.results import Report
 from vitslim.workload import read_metadata

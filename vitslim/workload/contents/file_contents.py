@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
-from vitslim.units import PAIR_LIMIT
-
-INTEGER_BITS_MAX = 8
-"""Widest integer weight; wider weights are floating-point."""
+from vitslim.units import INTEGER_BITS_MAX, PAIR_LIMIT
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from vitslim.sparsity import PAIRS, TWO_FOUR, is_two_four, parse_pattern
-from vitslim.workload.file_contents import INTEGER_BITS_MAX
+from vitslim.units import INTEGER_BITS_MAX
 from vitslim.workload.onnx_graph import OnnxGraph, attribute, optional_input
 from vitslim.workload.weights import (
     T,

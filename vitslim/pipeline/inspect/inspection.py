@@ -14,12 +14,12 @@ from vitslim.errors import InputError
 from vitslim.files import MODEL_FILE
 from vitslim.progress import Progress, Silent
 from vitslim.workload import load_onnx
-from vitslim.workload.file_contents import FileContents, Layer, Violation
+from vitslim.workload.contents.file_contents import FileContents, Layer, Violation
+from vitslim.workload.contents.read_contents import name_nodes, read_contents
 from vitslim.workload.onnx_file import PROTOBUF_BYTES_MAX, stored_bytes
-from vitslim.workload.read_contents import name_nodes, read_contents
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.layer_integers import LayerDifference
+    from vitslim.pipeline.inspect.layer_integers import LayerDifference
 
 CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 
@@ -85,7 +85,7 @@ def _kernels(model: onnx.ModelProto, path: Path, renamed: bool) -> tuple[Kernels
 def _differences(
     model: onnx.ModelProto, contents: FileContents, folder: Path, progress: Progress
 ) -> tuple[LayerDifference, ...]:
-    from vitslim.pipeline.layer_integers import compare_layers  # imports torch, which nothing else here needs
+    from vitslim.pipeline.inspect.layer_integers import compare_layers  # imports torch, which nothing else here needs
 
     return compare_layers(model, contents, folder, progress)
 

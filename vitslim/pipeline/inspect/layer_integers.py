@@ -25,7 +25,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Data
-from vitslim.workload.file_contents import FileContents
+from vitslim.workload.contents.file_contents import FileContents
 from vitslim.workload.session import Floats
 
 IMAGES = 4

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from vitslim.pipeline.bench import BenchResult
+    from vitslim.pipeline.bench.files import BenchResult
     from vitslim.recipe.schema import ReportConfig
     from vitslim.results import Estimate
 
@@ -61,11 +61,11 @@ def bench(
     With --gemms, read a CSV file with the columns M,N,K,dtype,sparse,count and optionally measured_us. A simulated
     backend predicts the latency of each GEMM and the error where measured_us is given; a measured backend measures it.
     """
-    from vitslim.cli.bench_table import bench_table
+    from vitslim.cli.bench.latency_table import bench_table
     from vitslim.recipe.schema import ReportConfig
 
     if gemms is not None:
-        from vitslim.cli.bench_gemms import bench_gemms
+        from vitslim.cli.bench.gemms import bench_gemms
 
         _refuse(bool(files) or table is not None or seconds is not None or bool(batch) or bool(kwargs),
                 "--gemms allows only --backend, --threads, --out and --format", "remove the other options")  # fmt: skip
@@ -96,7 +96,7 @@ def _refuse(invalid: bool, message: str, hint: str) -> None:
 def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
     from vitslim.cli.console import wide_stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.bench import bench as bench_files
+    from vitslim.pipeline.bench.files import bench as bench_files
 
     results = bench_files(files, config, ConsoleProgress())
     if output == "json":
@@ -108,7 +108,7 @@ def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
 
 def _tables(result: BenchResult) -> Iterator[Table]:
     """Yield a table of measured and one of simulated latencies, then the details of each estimate."""
-    from vitslim.cli.bench_estimate import estimate_tables
+    from vitslim.cli.bench.estimate_tables import estimate_tables
     from vitslim.cli.console import plain_table
 
     measured = plain_table(

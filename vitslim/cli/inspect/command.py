@@ -11,7 +11,7 @@ import typer
 from vitslim.cli.arguments import FormatOption
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.inspect import Inspection
+    from vitslim.pipeline.inspect.inspection import Inspection
 
 
 def inspect(
@@ -36,9 +36,9 @@ def inspect(
     """
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.cli.inspect_tables import print_inspection
+    from vitslim.cli.inspect.tables import print_inspection
     from vitslim.errors import GateError
-    from vitslim.pipeline.inspect import inspect as inspect_file
+    from vitslim.pipeline.inspect.inspection import inspect as inspect_file
 
     found = inspect_file(file, layers, ConsoleProgress())
     if output == "json":

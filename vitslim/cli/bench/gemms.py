@@ -14,7 +14,7 @@ from vitslim.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitslim.pipeline.gemm_bench import GemmResult
+    from vitslim.pipeline.bench.gemms import GemmResult
 
 ROWS_MAX = 40
 """Rows in a terminal table; `--format json` and `--out` write all of them."""
@@ -26,7 +26,7 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import wide_stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.gemm_bench import bench_gemms as times_of
+    from vitslim.pipeline.bench.gemms import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:
         raise UsageError("--gemms needs one --backend and at most one --threads", "for example --backend sim:a100")

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
-from vitslim.workload.file_contents import Annotation, Violation
+from vitslim.workload.contents.file_contents import Annotation, Violation
 from vitslim.workload.onnx_file import METADATA_PREFIX
 
 LAYERS = METADATA_PREFIX + "layers"

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS
 from vitslim.cli.console import plain_table
-from vitslim.pipeline.inspect import Inspection
+from vitslim.pipeline.inspect.inspection import Inspection
 from vitslim.report.wording import counted, plain
 from vitslim.units import format_bytes, format_percent
-from vitslim.workload.file_contents import Layer
+from vitslim.workload.contents.file_contents import Layer
 
 T = TypeVar("T")
 

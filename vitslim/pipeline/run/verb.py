@@ -10,7 +10,7 @@ from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.artifact import Artifact
+    from vitslim.pipeline.run.artifact import Artifact
 
 
 def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
@@ -21,6 +21,6 @@ def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | 
     stage; nothing half-written stays behind.
     """
     warnings = check_recipe(recipe)
-    from vitslim.pipeline.runner import execute
+    from vitslim.pipeline.run.runner import execute
 
     return execute(recipe, out, fresh, progress or Silent(), warnings)

@@ -1,0 +1,1 @@
+"""`vitslim inspect`."""

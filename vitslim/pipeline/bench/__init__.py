@@ -1,0 +1,1 @@
+"""The verb `bench`: latency of ONNX files, of GEMMs, and latency tables."""
