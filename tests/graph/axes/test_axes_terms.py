@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vitslim.graph.axes.indices import axis_indices, kept_positions, repeated
@@ -133,6 +133,7 @@ def _meaning(terms: Terms, term: Term) -> dict[Prim, list[int]]:
     return {prim: axis_indices(found, prim).tolist() for prim in prims(found)}
 
 
+@example(a=product([fresh(2), fresh(2)]), b=join([fresh(2), fresh(1), fresh(1)]), at=0)
 @given(a=TREES, b=TREES, at=st.integers(0, 40))
 def test_operations_keep_sizes_and_meaning(a: Term, b: Term, at: int) -> None:
     """Whatever is unified, cut or factored: sizes stay, both sides read the same, and a second time nothing is new."""

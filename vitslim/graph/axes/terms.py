@@ -229,6 +229,8 @@ class Terms:
 
     def _unify_sums(self, a: Term, b: Term) -> None:
         """Common refinement from the left: the larger leading part is cut where the smaller ends."""
+        if not any(prims(Sum((a, b)))):
+            return  # parts of length 1 alone, such as `(1 + 1) * (1 + 1)` and `1 + 1 + 1 + 1`, have no axes to tie
         while a != EMPTY:
             first = min(size(t.parts[0]) if isinstance(t, Sum) else size(t) for t in (a, b))
             (left, a), (right, b) = self.cut(a, first), self.cut(b, first)
