@@ -150,7 +150,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("stage", [
     {"distill": {"train": {"device": "cuda"}}},
-    {"prune": {"method": "depgraph", "sparsity": {"train": {"device": "cuda"}}}},
+    {"prune": {"method": "depgraph", "group_sparsity": {"train": {"device": "cuda"}}}},
 ])  # fmt: skip
 def test_a_missing_gpu_is_found_before_the_first_stage(stage: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):

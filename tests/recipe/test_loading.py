@@ -162,7 +162,7 @@ class TestExtends:
     @pytest.mark.parametrize(
         ("files", "says", "hint"),
         [
-            ({"a.yaml": "extends: a.yaml\n"}, "circle: a.yaml -> a.yaml", "break it"),
+            ({"a.yaml": "extends: a.yaml\n"}, "circle: a.yaml -> a.yaml", "remove one `extends`"),
             ({"a.yaml": "extends: b.yaml\n", "b.yaml": "extends: ./a.yaml\n"}, "a.yaml -> b.yaml -> a.yaml", ""),
             ({"a.yaml": "extends: quickstrt\n"}, "no recipe 'quickstrt'", "did you mean 'quickstart'?"),
             ({"a.yaml": "extends: git+https://example.com/x@0\n"}, "no recipe", "allowed"),

@@ -53,7 +53,7 @@ def test_integer_layers_compute_what_the_quantized_graph_does(
     keys: dict[str, Any],
     kind: str,
 ) -> None:
-    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.places.WORTH_A_DIVISION", float("inf"))
     quantized = PtqStage(Ptq(method="ptq", **keys)).apply(tiny_graph, digits_context(tiny_graph)).graph
     module, kernels = deploy(quantized, "cpu")
     assert kernels.pop("patch_embed.proj.weight") == "float"

@@ -63,7 +63,7 @@ def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGr
 def test_few_reshapes_are_left(
     quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitslim.stages.quantize.smoothing.search.WORTH_A_DIVISION", float("inf"))
+    monkeypatch.setattr("vitslim.stages.quantize.smoothing.places.WORTH_A_DIVISION", float("inf"))
     found = {}
     for depth in (2, 4):
         graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, activation_scaling=scaling)
