@@ -63,7 +63,7 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     ("model", "keys", "size"),
     [
         ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, 32),
-        ("swin_tiny_patch4_window7_224", SWIN, 64),
+        pytest.param("swin_tiny_patch4_window7_224", SWIN, 64, marks=pytest.mark.slow),
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, 64),
     ],
 )

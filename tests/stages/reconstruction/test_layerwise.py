@@ -90,7 +90,7 @@ def test_output_curvature_is_summed_over_all_images_and_draws(tiny_graph: ModelG
 
 def test_classes_are_sampled_by_the_probabilities_of_the_model(tiny_graph: ModelGraph) -> None:
     """At the head the gradient of a class's log-probability is (1 at the class - probabilities) / temperature."""
-    images, draws = images_of(tiny_graph)[:2], 2000
+    images, draws = images_of(tiny_graph)[:2], 600
     with torch.no_grad():
         tiny_graph.module.get_parameter("head.weight").mul_(20)  # or all classes are about equally likely
         likely = torch.softmax(tiny_graph.module(images) / TEMPERATURE, dim=1)
@@ -101,7 +101,7 @@ def test_classes_are_sampled_by_the_probabilities_of_the_model(tiny_graph: Model
     torch.testing.assert_close(ones, torch.nn.functional.one_hot(classes, likely.shape[1]).float(), rtol=0, atol=1e-4)
     often = torch.stack([torch.bincount(one, minlength=likely.shape[1]) for one in classes.T]) / draws
     assert likely.amax() > 2 * likely.mean()
-    torch.testing.assert_close(often, likely, rtol=0, atol=0.05)
+    torch.testing.assert_close(often, likely, rtol=0, atol=0.08)
 
 
 def test_logits_that_are_not_finite_are_refused(tiny_graph: ModelGraph) -> None:

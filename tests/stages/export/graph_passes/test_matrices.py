@@ -46,7 +46,7 @@ def quantize(digits_context: Callable[..., StageContext]) -> Callable[..., Model
         ("vit_tiny_patch16_224", VIT | {"class_token": False, "global_pool": "avg"}),
         ("vit_medium_patch16_rope_reg1_gap_256", VIT),
         ("swin_tiny_patch4_window7_224", SWIN),
-        ("mixer_s32_224", {"img_size": 64}),
+        pytest.param("mixer_s32_224", {"img_size": 64}, marks=pytest.mark.slow),
     ],
 )
 def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGraph], model: str, keys: Any) -> None:
