@@ -1,8 +1,8 @@
-"""Fit the tensor-core model to measured GEMMs and write the constants into a chip's settings.
+"""Fit the tensor-core model to measured GEMMs and write the constants into the settings of a chip.
 
 Use: .venv/bin/python scripts/calibrate_gpu.py GEMMS.csv --chip a100
 GEMMS.csv has the columns M, N, K, dtype and either dense_us and sparse24_us or sparse and measured_us, as
-`vitslim bench --gemms` fills it on a GPU. Rows with a dimension of 65,536 and more are ignored: some are outliers.
+`vitslim bench --gemms` fills it on a GPU. Rows with a dimension of 65,536 or more are ignored: some are outliers.
 
 The fit minimizes the mean of |log(estimate / measured)| with a soft-L1 loss, from several starting points. The printed
 errors are on held-out folds; all rows of a shape are in one fold. Only this script writes constants.

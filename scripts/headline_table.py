@@ -1,10 +1,13 @@
-"""The table of README.md: the main result of each kind, beside its baseline."""
+"""The results table of README.md: the main results and their baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from result_tables import axes_summary, by_processor, device, load, read_rows, table
+
+INT8_ROWS = ("vitslim INT8, placement: auto", "ORT quantize_dynamic", "vitslim W4A8, group size 16")
+LARGER_ROWS = ("vitslim INT8, static", "ORT quantize_dynamic")
 
 
 def headline_table() -> str:
@@ -15,15 +18,15 @@ def headline_table() -> str:
 def _rows() -> Iterator[Sequence[str]]:
     int8 = by_processor("int8-deit-tiny")[0]
     rows = int8["rows"]
-    ours, theirs, int4 = rows["vitslim auto"], rows["ORT quantize_dynamic"], rows["vitslim W4A8 in blocks of 16"]
-    yield (f"INT8 DeiT-Tiny, {device(int8)}, 1 thread", _int8(ours, rows["FP32"]),
-           f"{_int8(theirs, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
+    auto, dynamic, int4 = (rows[name] for name in INT8_ROWS)
+    yield (f"INT8 DeiT-Tiny, {device(int8)}, 1 thread", _int8(auto, rows["FP32"]),
+           f"{_int8(dynamic, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
     yield "the same, W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
     larger_rows = by_processor("int8-speed")[0]["rows"]
     for name, model in {"DeiT-S": "deit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}.items():
-        static, dynamic = (larger_rows[f"{model} {form}"] for form in ("vitslim static", "ORT quantize_dynamic"))
-        yield f"INT8 {name}, same machine", *(f"{row['speedup_b1']:.2f}x speedup" for row in (static, dynamic))
-    smaller = larger_rows["deit_small_patch16_224 vitslim static, smaller"]
+        speedups = (larger_rows[f"{model} {form}"]["speedup_b1"] for form in LARGER_ROWS)
+        yield f"INT8 {name}, same machine", *(f"{speedup:.2f}x speedup" for speedup in speedups)
+    smaller = larger_rows["deit_small_patch16_224 vitslim INT8, static, pruned and token-squeezed"]
     yield "INT8 DeiT-S, pruned and token-squeezed too", f"{smaller['speedup_b1']:.2f}x speedup", ""
     found = {(row["share"], row["importance"]): row for row in load("depgraph-deit-tiny.json")["rows"]
              if "importance" in row}  # fmt: skip

@@ -19,44 +19,6 @@ OUTDATED = "outdated"
 """Key of a result file: parts that an earlier version of the code measured. They are not shown. The benchmark
 writes the file without this key."""
 
-LABELS = {
-    "vitslim portable": "vitslim INT8, profile: portable",
-    "vitslim auto": "vitslim INT8, placement: auto",
-    "vitslim W4A8, ends in INT8": "vitslim W4A8, first_last_bits: 8",
-    "vitslim W4A8 in blocks of 16": "vitslim W4A8, group size 16",
-    "vitslim W4A8 in blocks of 16, mean of 5 bits": "vitslim W4A8, group size 16, average 5 bits",
-    "vitslim INT4 weights, ends in INT8": "vitslim INT4 weights, float activations, group size 32",
-    "vitslim INT4 weights with zero points": "the same with zero points",
-    "vitslim INT4 weights with zero points, mean of 5 bits": "the same with zero points, average 5 bits",
-    "vitslim portable in OpenVINO": "vitslim INT8, profile: portable, in OpenVINO",
-    "vitslim static": "vitslim INT8, static",
-    "vitslim dynamic": "vitslim INT8, dynamic",
-    "vitslim static, attention too": "vitslim INT8, static, attention matmuls too",
-    "vitslim static, smaller": "vitslim INT8, static, pruned and token-squeezed",
-    "vitslim dynamic, smaller": "vitslim INT8, dynamic, pruned and token-squeezed",
-    "vitslim static, attention too, smaller": "vitslim INT8, static, attention matmuls too, pruned and token-squeezed",
-    "W4A8 in blocks of 16": "W4A8, group size 16",
-    "the same, mean of 5 bits": "W4A8, group size 16, average 5 bits",
-    "distilled, logits": "distilled, soft loss",
-    "distilled, critical blocks": "distilled, soft and feature loss, last third of the blocks",
-    "distilled, all blocks": "distilled, soft and feature loss, all blocks",
-    "products of codes": "integer GEMMs",
-    "products of floats": "float GEMMs",
-    "moves": "data movement",
-    "additions, factors, largest values": "elementwise and reductions",
-    "norms": "normalization",
-    "quantizers": "quantize and dequantize",
-    "the copy of every transposed result is assumed to be a kernel of its own":
-        "the simulation assumes a separate kernel for each transposed copy",
-    "the same; the fit has the best algorithm of a search, PyTorch takes the default one":
-        "as above; constants are fitted to the best algorithm of a search, PyTorch uses the default",
-    "simulated with fused attention and FP16; published with PyTorch of 2022":
-        "simulated: fused attention, FP16; published: PyTorch in 2022",
-    "published on a V100 by PyTorch, kernel by kernel; simulated as an engine runs it, where narrow models gain more":
-        "published: V100, eager PyTorch; simulated: fused kernels, which favor narrow models",
-}  # fmt: skip
-"""Text of a result file to the text that a table shows; other texts are shown as they are."""
-
 
 def load(name: str) -> dict[str, Any]:
     """Return a result file without its outdated parts."""
@@ -77,21 +39,16 @@ def read_rows(pattern: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def label(name: str) -> str:
-    """Return the text that a table shows for a text of a result file."""
-    return LABELS.get(name, name)
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def quantized() -> str:
-    """DeiT-Tiny quantized by vitslim and by other tools."""
+    """Return the table of DeiT-Tiny quantized by vitslim and by other tools."""
     head = ("", "speedup, batch 1", "batch 8", "agreement, 500 classes", "agreement, val", "SQNR", "top-1, val", "MB")
     return _by_device("int8-deit-tiny", head, lambda rows: (
-        (label(name), *(f"{row[f'speedup_b{batch}']:.2f}x" for batch in (1, 8)), *_fidelity(row))
+        (name, *(f"{row[f'speedup_b{batch}']:.2f}x" for batch in (1, 8)), *_fidelity(row))
         for name, row in rows.items()
     ))  # fmt: skip
 
@@ -107,7 +64,7 @@ def device(found: dict[str, Any]) -> str:
 
 
 def _fidelity(row: dict[str, float]) -> tuple[str, ...]:
-    """Return empty cells for a file that another row of the table describes."""
+    """Return agreement, SQNR, top-1 and size; empty cells for a file that another row describes."""
     if "mb" not in row:
         return ("",) * 5
     close = ("", "", "")
@@ -117,33 +74,33 @@ def _fidelity(row: dict[str, float]) -> tuple[str, ...]:
 
 
 def larger() -> str:
-    """Speedups of larger models at batch 1 and 8."""
+    """Return the speedups of larger models at batch 1 and 8."""
     models = {"DeiT-S": "deit_small_patch16_224", "Swin-T": "swin_tiny_patch4_window7_224",
               "ViT-B": "vit_base_patch16_224"}  # fmt: skip
 
     def rows_of(rows: dict[str, Any]) -> Iterator[Sequence[str]]:
         for name in dict.fromkeys(key.partition(" ")[2] for key in rows):
             found = (rows.get(f"{model} {name}") for model in models.values())
-            yield label(name), *(f"{r['speedup_b1']:.2f}x / {r['speedup_b8']:.2f}x" if r else "" for r in found)
+            yield name, *(f"{r['speedup_b1']:.2f}x / {r['speedup_b8']:.2f}x" if r else "" for r in found)
 
     return _by_device("int8-speed", ("", *models), rows_of)
 
 
 def floor() -> str:
-    """Latency of each class of operators of the INT8 DeiT-Tiny, and its lower bound."""
+    """Return the latency of each class of operators of the INT8 DeiT-Tiny, and its lower bound."""
     head = ("", "operators", "FP32, ms", "INT8, ms", "lower bound, ms")
 
     def rows_of(rows: dict[str, Any]) -> Iterator[Sequence[str]]:
-        dense, best = rows["FP32"], rows["vitslim auto"]
-        for name, row in sorted(best.items(), key=lambda item: -item[1]["ms"]):
+        dense, int8 = rows["FP32"], rows["vitslim INT8, placement: auto"]
+        for name, row in sorted(int8.items(), key=lambda item: -item[1]["ms"]):
             before = f"{dense[name]['ms']:.2f}" if name in dense else ""
-            yield label(name), str(row["n"]), before, f"{row['ms']:.2f}", f"{row['floor_ms']:.2f}"
+            yield name, str(row["n"]), before, f"{row['ms']:.2f}", f"{row['floor_ms']:.2f}"
 
     return _by_device("int8-floor", head, rows_of)
 
 
 def int8_architectures() -> str:
-    """INT8 of timm's architectures, with the reason where there is no file."""
+    """Return the summary of INT8 over timm, with the error of each model without a file."""
     rows = read_rows("int8-timm-*.csv")
     s = int8_summary(rows)
     failed = {row["model"]: row["error"].partition("\n")[0] for row in rows if row["stage"] != "done"}
@@ -159,7 +116,7 @@ def int8_architectures() -> str:
 
 
 def coverage() -> str:
-    """Summary of axis inference and pruning over timm."""
+    """Return the summary of axis inference and pruning over timm."""
     s = axes_summary(read_rows("axes-timm-*.csv"))
     rows = {
         "models: the smallest of each timm module, and the vision-transformer family": f"{s['models']:.0f}",
@@ -180,7 +137,7 @@ def coverage() -> str:
 
 
 def importances() -> str:
-    """DeiT-Tiny pruned with each importance: agreement with the dense model and KL divergence from it."""
+    """Return the agreement and KL divergence of DeiT-Tiny pruned with each importance."""
     head = ("MACs kept", "importance", "parameters", "agreement after pruning", "KL", "agreement after distillation",
             "KL")  # fmt: skip
     rows = (row for row in load("depgraph-deit-tiny.json")["rows"] if "importance" in row)
@@ -193,17 +150,17 @@ def importances() -> str:
 
 
 def sparse() -> str:
-    """DeiT-Tiny by GPUSQ, step by step."""
+    """Return the steps of GPUSQ on DeiT-Tiny."""
     head = ("", "agreement, 500 classes", "agreement, val", "top-1, 500 classes", "SQNR", "MB on the device", "seconds")
     return table(head, (
-        (label(name), *(f"{row[key]:.1%}" for key in ("agreement_samples", "agreement_val", "top1_samples")),
+        (name, *(f"{row[key]:.1%}" for key in ("agreement_samples", "agreement_val", "top1_samples")),
          f"{row['sqnr_db_samples']:.1f} dB", f"{row['device_mb']:.2f}", f"{row['seconds']:,.0f}")
         for name, row in load("gpusq-deit-tiny.json")["rows"].items()
     ))  # fmt: skip
 
 
 def gpu_gemms() -> str:
-    """GEMMs of DeiT-B on a GPU: speedup over dense FP16."""
+    """Return the speedups over dense FP16 of the GEMMs of DeiT-B on a GPU."""
     found = load("torch-cuda.json")
     by_shape: dict[tuple[int, int, int], list[float]] = {}
     for one in found["gemms"]:
@@ -216,7 +173,7 @@ def gpu_gemms() -> str:
 
 
 def gpu_errors() -> str:
-    """Errors of the tensor-core model on GEMMs outside the fit, beside a roofline model and the noise of the data."""
+    """Return the errors on held-out GEMMs of the tensor-core model and a roofline model, and the noise of the data."""
     figures = load("gpu-model.json")["figures"]
 
     def errors(model: str, kind: str) -> str:
@@ -229,7 +186,7 @@ def gpu_errors() -> str:
 
 
 def scalesim() -> str:
-    """SCALE-Sim and the closed form on the same GEMMs."""
+    """Return cycles and time of SCALE-Sim and of the closed form on the same GEMMs."""
     figures = load("systolic.json")["figures"]
     arrays = (name.removesuffix(", ratio") for name in figures if name.endswith(", ratio"))
     return table(("array", "SCALE-Sim 3.0.0", "closed form", "speedup", "GEMMs with equal cycles"), (
@@ -240,10 +197,10 @@ def scalesim() -> str:
 
 
 def whole_models() -> str:
-    """Published and simulated speedups of whole models, in columns of their own."""
+    """Return published and simulated speedups of whole models, in separate columns."""
     rows = load("published.json")["rows"]
     return table(("", "published", "simulated", "source of the difference"), (
-        (row["name"], f"{row['published']:.2f}x", f"{row['simulated']:.2f}x", label(row["why"])) for row in rows
+        (row["name"], f"{row['published']:.2f}x", f"{row['simulated']:.2f}x", row["why"]) for row in rows
     ))  # fmt: skip
 
 

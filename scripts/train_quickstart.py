@@ -36,7 +36,7 @@ class Bars(Silent):
     """Progress bars on standard error."""
 
     def track(self, items, label, total=None):  # type: ignore[no-untyped-def]
-        """Draw a bar."""
+        """Draw a progress bar."""
         return iter(track(items, label, total=total, console=Console(stderr=True)))
 
 

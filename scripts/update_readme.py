@@ -1,4 +1,4 @@
-"""Write the measured numbers into README.md, and scripts/results/README.md as a whole.
+"""Write the measured tables of README.md, and all of scripts/results/README.md.
 
 Use: bash scripts/vitslim run quickstart && .venv/bin/python scripts/update_readme.py
 """
@@ -49,7 +49,7 @@ SECTIONS = (
     Section(
         "INT8 and INT4 of DeiT-Tiny", "int8", "int8-deit-tiny.*.json",
         "DeiT-Tiny with pretrained weights, post-training quantization from 256 training images, one thread, 3 seconds "
-        "per file and batch size. Judged on 500 classes (500 images) and the Imagenette validation set (1,000 images). "
+        "per file and batch size. Evaluated on 500 classes (500 images) and 1,000 validation images of Imagenette. "
         "Rows in OpenVINO are compared with FP32 in OpenVINO, all others with FP32 in ONNX Runtime.",
         tables.quantized,
     ),
@@ -74,8 +74,8 @@ SECTIONS = (
     Section(
         "GPUSQ on DeiT-Tiny, step by step", "gpusq", "gpusq-deit-tiny.json",
         "2:4 sparsity, distillation without labels, then quantization. Masks use 256 calibration images unless the row "
-        "gives another number; training uses Imagenette's training images. Judged on 500 classes (500 images) and 500 "
-        "validation images. MB on the device is the size in the compressed 2:4 format.",
+        "gives another number; distillation runs for two epochs on Imagenette's training images. Evaluated on 500 "
+        "classes (500 images) and 500 validation images. MB on the device is the size in the compressed 2:4 format.",
         tables.sparse,
     ),
     Section(
@@ -103,7 +103,7 @@ SECTIONS = (
     ),
     Section(
         "Whole models on the simulated A100", "published", "published.json",
-        "Published speedups beside speedups that `sim:a100` estimates. Launch overhead, attention and operators other "
+        "Published speedups and the speedups that `sim:a100` estimates. Launch overhead, attention and operators other "
         "than GEMMs rest on assumed constants.",
         tables.whole_models,
     ),
@@ -156,7 +156,7 @@ def _anchor(title: str) -> str:
 
 
 def main() -> None:
-    """Write both pages; a block without a source keeps its text."""
+    """Write both pages; without runs/quickstart, the quickstart block of README.md keeps its text."""
     text = README.read_text(encoding="utf-8")
     for name, block in BLOCKS.items():
         if name == "quickstart" and not QUICKSTART.exists():

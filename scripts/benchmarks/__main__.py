@@ -15,19 +15,19 @@ from vitslim.backends.environment import environment
 from vitslim.errors import closest
 
 BENCHMARKS = {
-    "axes": "axis inference, pruning, one training step and export of every timm architecture; resumable",
-    "depgraph": "importance scores on DeiT-Tiny at 85, 70 and 50 % of the MACs, beside Torch-Pruning",
-    "gpu-model": "error of the simulated A100 on GEMMs outside the fit (five folds), beside a roofline model",
-    "gpusq": "2:4 sparsity, distillation, INT8 and INT4 of DeiT-Tiny, step by step; resumable, hours",
-    "int8": "latency, size, fidelity and top-1 of INT8 and INT4 DeiT-Tiny, beside other tools",
-    "int8-floor": "latency of each class of operators of the INT8 DeiT-Tiny, and its lower bound on this processor",
-    "int8-speed": "latency of INT8 DeiT-S, Swin-T and ViT-B, beside quantize_dynamic",
-    "int8-timm": "INT8 of every timm architecture: whether the file runs, fused GEMMs, fidelity; resumable",
-    "published": "published speedups of whole models beside those of sim:a100",
-    "quickstart": "`vitslim run quickstart` from scratch: seconds, accuracy, size and speedup",
-    "startup": "seconds of `vitslim --help` and `plan quickstart --no-trace`, and whether they import torch",
-    "systolic": "compute cycles of DeiT-Tiny's GEMMs by SCALE-Sim and by the closed form",
-    "torch-cuda": "FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU",
+    "axes": "Traces, prunes, trains for one step and exports every timm architecture; continues after an interruption.",
+    "depgraph": "Compares the importance scores of DepGraph and Torch-Pruning on DeiT-Tiny at 85, 70 and 50 % of MACs.",
+    "gpu-model": "Computes the error of the simulated A100 and of a roofline model on held-out GEMMs.",
+    "gpusq": "Measures the steps of GPUSQ on DeiT-Tiny: 2:4 sparsity, distillation, INT8 and INT4 (half an hour).",
+    "int8": "Compares latency, size, agreement and top-1 of INT8 and INT4 DeiT-Tiny with other tools.",
+    "int8-floor": "Compares the latency of each class of operators of INT8 DeiT-Tiny with its lower bound.",
+    "int8-speed": "Compares the latency of INT8 DeiT-S, Swin-T and ViT-B with quantize_dynamic.",
+    "int8-timm": "Quantizes every timm architecture and runs its file; continues after an interruption.",
+    "published": "Compares published speedups of whole models with those of sim:a100.",
+    "quickstart": "Runs `vitslim run quickstart` from scratch and prints seconds, accuracy, size and speedup.",
+    "startup": "Times `vitslim --help` and `plan quickstart --no-trace`, and checks whether they import torch.",
+    "systolic": "Compares the compute cycles of SCALE-Sim and of sim:systolic on the GEMMs of DeiT-Tiny.",
+    "torch-cuda": "Measures FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU.",
 }
 """Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
 imported, because some need packages that others do not."""

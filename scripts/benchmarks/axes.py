@@ -1,7 +1,7 @@
-"""Coverage of timm: one row for each model in scripts/results/axes-timm-VERSION.csv, written as soon as it is known.
+"""Axis inference and pruning of timm architectures: one row for each model in scripts/results/axes-timm-VERSION.csv.
 
-A run that was interrupted goes on where it stopped; delete the table to begin anew. Where Torch-Pruning is installed
-(`uv pip install torch-pruning`) it halves the same model right afterwards, for the time that takes.
+Rows are written as soon as they are known, so an interrupted run continues; delete the table to start again. Where
+Torch-Pruning is installed (`uv pip install torch-pruning`), it prunes the same models for comparison.
 """
 
 from __future__ import annotations

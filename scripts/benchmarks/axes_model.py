@@ -1,7 +1,8 @@
-"""One row of the coverage table, in a process of its own: `python axes_model.py MODEL` prints JSON.
+"""One row of the table of `axes`: `python axes_model.py MODEL` prints it as JSON.
 
-Everything that can be cut is halved, by random indices: export, inference, permutation, forward, backward, and the ONNX
-file of what is left against the graph. A step that fails ends the row; its reason stands in `error`.
+Every prunable axis is halved at random indices. The row records the trace, axis inference, the permutation test, one
+training step, and the comparison of the ONNX file with the graph. A step that fails ends the row; `error` holds the
+reason.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ IMAGES = 2
 
 
 def measure(model: str) -> Row:
-    """The row of one model, as far as it got."""
+    """Return the row of one model, up to the first step that fails."""
     torch.manual_seed(0)
     return filled_row(model, _fill)
 
@@ -46,7 +47,7 @@ def _fill(row: Row, model: str) -> None:
     start = perf_counter()
     graph = trace_timm(model, kwargs)
     row["trace_s"] = perf_counter() - start
-    # Many models begin with a classifier of zeros, whose outputs could not go wrong.
+    # The classifier of many models is initialized with zeros, so that all outputs would be equal.
     draw_weights(graph.module, torch.Generator().manual_seed(0))
     row["stage"] = "prune"
     pruned = _prune(row, graph)
@@ -54,13 +55,13 @@ def _fill(row: Row, model: str) -> None:
     found = verify_axes(graph)
     row |= {"permutation_error": found.max_error, "permutation_dtype": found.dtype, "holds": found.holds}
     row["stage"] = "train"
-    row["finite_gradients"] = _trains(pruned)
+    row["finite_gradients"] = _has_finite_gradients(pruned)
     row["stage"] = "onnx"
-    row["onnx_relative_error"] = _exports(pruned)
+    row["onnx_relative_error"] = _onnx_error(pruned)
 
 
 def _prune(row: Row, graph: ModelGraph) -> ModelGraph:
-    """The model with every axis halved, no tensor's dimension more than once."""
+    """Return the model with every axis halved; no dimension of a tensor is halved twice."""
     infer_s, prune_s = [], []
     for _ in range(RUNS):
         graph.forget_axes()
@@ -73,15 +74,15 @@ def _prune(row: Row, graph: ModelGraph) -> ModelGraph:
         pruned = slice_axes(graph, kept)
         prune_s.append(perf_counter() - start)
     before, after = (sum(w.numel() for w in g.parameters().values()) for g in (graph, pruned))
-    # A sketch infers the axes that it needs, so the second figure holds both.
+    # `sketch` infers the axes, so `prune_s` includes the inference.
     row |= {"infer_s": min(infer_s), "prune_s": min(prune_s), "params_before": before, "params_after": after}
     row |= {"axes": len(graph.axes.axes), "prunable_axes": len(graph.axes.prunable), "cut_axes": len(keep)}
     row |= {"prunable_share": prunable_share(graph), "unknown_ops": " ".join(graph.axes.unknown_ops)}
     return pruned
 
 
-def _trains(graph: ModelGraph) -> bool:
-    """One step forward and back; whether every parameter that got a gradient got a finite one."""
+def _has_finite_gradients(graph: ModelGraph) -> bool:
+    """Run one forward and backward pass, and return whether all gradients are finite."""
     copy = graph.copy()
     logits = copy.module(torch.randn(IMAGES, *graph.source.image))
     logits.square().mean().backward()
@@ -89,8 +90,8 @@ def _trains(graph: ModelGraph) -> bool:
     return bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def _exports(graph: ModelGraph) -> float:
-    """Relative error of the ONNX file on images of which there are more than the export has seen."""
+def _onnx_error(graph: ModelGraph) -> float:
+    """Return the relative error of the ONNX file, at another batch size than the one of the export."""
     images = torch.randn(IMAGES + 1, *graph.source.image)
     with TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
@@ -99,7 +100,7 @@ def _exports(graph: ModelGraph) -> float:
 
 
 def main(model: str) -> None:
-    """Print the row, then what Torch-Pruning adds to it where it is installed: two lines, so that none is lost."""
+    """Print the row, then the columns of Torch-Pruning on a second line, so that a crash there keeps the row."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     row = measure(model)

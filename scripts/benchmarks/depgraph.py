@@ -1,16 +1,14 @@
-"""DeiT-Tiny with real weights and images: each importance score beside Torch-Pruning, in one run.
+"""Importance scores of DepGraph on DeiT-Tiny with pretrained weights, compared with Torch-Pruning in one run.
 
 Every model is pruned to the same fraction of the MACs, compared with the dense model on the same validation images,
-distilled from the dense model for the same few steps, and compared again. Torch-Pruning gets the same
-calibration batches and as many parameters as vitslim's Taylor model of that share. Needs `uv pip install torch-pruning`
-and the folder that VITSLIM_SHARED_DATA names, with deit_tiny/model.safetensors and imagenette/.
+distilled from the dense model for the same few steps, and compared again. Torch-Pruning gets the same calibration
+batches, and prunes to the number of parameters of vitslim's Taylor model. Needs `uv pip install torch-pruning` and the
+folder that VITSLIM_SHARED_DATA names, with deit_tiny/model.safetensors and imagenette/.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,12 +19,13 @@ import timm
 import torch
 import torch_pruning
 from paired_bootstrap import difference
+from paths import RESULTS, SHARED, require_shared
+from result_file import write_result
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as f
 from torch_pruning_model import pruner_of, write_back
 
-from vitslim.backends.environment import environment
 from vitslim.data import DataModule, Dataset, load_data
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
@@ -43,9 +42,8 @@ from vitslim.training import LOSS, Objective, train
 from vitslim.training.evaluate import predict
 from vitslim.training.losses import soft_loss
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
-RESULT = ROOT / "scripts" / "results" / "depgraph-deit-tiny.json"
+RESULT = RESULTS / "depgraph-deit-tiny.json"
+WEIGHTS = SHARED / "deit_tiny" / "model.safetensors"
 
 MODEL = "deit_tiny_patch16_224"
 SHARES = (0.85, 0.7, 0.5)
@@ -64,11 +62,9 @@ TRAIN = Train(epochs=1, batch=32, lr=1e-4, images=960)
 
 def run() -> dict[str, float]:
     """Fill scripts/results/depgraph-deit-tiny.json, and return the agreement by fraction, importance and phase."""
-    if not (SHARED / "imagenette").exists():
-        sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
-    graph = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
-    data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=BATCHES * BATCH),
-                     graph.source, 0)  # fmt: skip
+    folder = require_shared("imagenette")
+    graph = trace_timm(MODEL, {}, WEIGHTS)
+    data = load_data(Data(kind="imagefolder", root=str(folder), calibration=BATCHES * BATCH), graph.source, 0)
     val, images = data.val.balanced(VAL_IMAGES), data.train.balanced(TRAIN.images)
     dense, labels = predict(graph.module, val, BATCH, Silent(), "")
     teacher, _ = predict(graph.module, images, BATCH, Silent(), "")
@@ -88,9 +84,7 @@ def run() -> dict[str, float]:
             rows.append(row)
             print(json.dumps(row), flush=True)
         rows += _contrasts(share, kept)
-        RESULT.write_text(
-            json.dumps({"environment": environment().model_dump(), "seconds": seconds, "rows": rows}, indent=1) + "\n"
-        )
+        write_result(RESULT, seconds=seconds, rows=rows)
     return {
         f"{row['share']:g} {row['importance']} {phase}": row[f"{phase}_agreement"]
         for row in rows if "importance" in row for phase in ("pruned", "distilled")
@@ -131,7 +125,7 @@ def _peer_pruned(ratio: float, importance: Any, batches: list[tuple[Tensor, Tens
 
 def _peer_model() -> nn.Module:
     net: nn.Module = timm.create_model(MODEL, pretrained=False).eval()
-    net.load_state_dict(load_file(SHARED / "deit_tiny" / "model.safetensors"))
+    net.load_state_dict(load_file(WEIGHTS))
     return net
 
 

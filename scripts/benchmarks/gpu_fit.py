@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from paths import RESULTS, ROOT
+from result_file import write_result
 from ruamel.yaml import YAML
 from scipy.optimize import least_squares
 
-from vitslim.backends.environment import environment
 from vitslim.backends.gemm_errors import by_class, noise, speedups
 from vitslim.backends.gemm_list import Gemm, read_gemms
 from vitslim.backends.simulated.gpu.gemm_times import gemm_us, roofline_us, widths
@@ -33,8 +33,8 @@ from vitslim.backends.simulated.gpu.tensor_core import TILES, Chip, Constants, W
 
 Floats = npt.NDArray[np.float64]
 
-SPECS = Path(__file__).resolve().parents[2] / "vitslim" / "backends" / "simulated" / "gpu"
-RESULT = Path(__file__).resolve().parents[1] / "results" / "gpu-model.json"
+SPECS = ROOT / "vitslim" / "backends" / "simulated" / "gpu"
+RESULT = RESULTS / "gpu-model.json"
 HEADER = """# Written by scripts/calibrate_gpu.py. Never edit a constant by hand.
 # errors: percent of the measured time, on held-out folds.
 """
@@ -96,23 +96,24 @@ def fit(shapes: Floats, measured_us: Sequence[Floats], chip: Chip, ops: float, w
 
 
 SIDE_MAX = 65_535
-CLASSES = {"fp16": ("FP16", "BF16"), "int8": ("INT8",)}
+"""GEMMs with a larger dimension are not used: some of them are outliers."""
+PRECISIONS = {"fp16": ("FP16", "BF16"), "int8": ("INT8",)}
 
 
 def usable(gemms: Sequence[Gemm]) -> list[Gemm]:
-    """Return measured GEMMs without the largest, of which some are outliers."""
+    """Return the measured GEMMs with no dimension above `SIDE_MAX`."""
     return [g for g in gemms if g.measured_us is not None and max(g.m, g.n, g.k) <= SIDE_MAX]
 
 
 def fitted(gemms: Sequence[Gemm], spec: GpuSpec, starts: int = STARTS) -> FittedPrecisions:
-    """Fit the constants of all classes; FP16 and BF16 share theirs."""
+    """Fit the constants of all precisions, dense and 2:4; FP16 and BF16 share theirs."""
     pairs = {}
-    for precision, dtypes in CLASSES.items():
+    for precision, dtypes in PRECISIONS.items():
         kinds = {}
         for name, sparse in (("dense", False), ("sparse", True)):
             rows = [g for g in gemms if g.dtype in dtypes and g.sparse is sparse]
             if not rows:
-                sys.exit(f"there are no measured {name} GEMMs of {' or '.join(dtypes)}: add some")
+                sys.exit(f"error: the file has no measured {name} GEMMs of {' or '.join(dtypes)}\nhint: add some")
             shapes = sorted({(g.m, g.n, g.k) for g in rows})
             times = [{(g.m, g.n, g.k): g.measured_us for g in rows if g.dtype == dtype} for dtype in dtypes]
             measured = [np.array([one[shape] for shape in shapes], np.float64) for one in times if len(one)]
@@ -153,7 +154,7 @@ def calibrate(path: Path, chip: str, folds: int) -> None:
     """Fit the constants, evaluate them on held-out folds, and write them into the packaged settings of the chip."""
     spec = load_gpu(chip)
     gemms = usable(read_gemms(path))
-    everything = fitted(gemms, spec)
+    constants = fitted(gemms, spec)
     predicted = unseen_us(gemms, spec, folds)
     statistics = by_class(gemms, predicted)
     write_summary(summary(gemms, predicted, spec), path)
@@ -166,11 +167,11 @@ def calibrate(path: Path, chip: str, folds: int) -> None:
         lengths=lengths(gemms),
         errors={s.name: Errors(rows=s.rows, mean=_percent(s.mean), median=_percent(s.median), p90=_percent(s.p90))
                 for s in statistics},
-        constants=everything,
+        constants=constants,
     )  # fmt: skip
     write_calibration(calibration, SPECS / f"{chip}.calibration.yaml")
     if not spec.calibrated:
-        print(f"to use it, set calibrated_on: {chip} in {SPECS / chip}.yaml")
+        print(f"to use the constants, set `calibrated_on: {chip}` in {SPECS / chip}.yaml")
     for s in statistics:
         print(f"{s.name:12} n {s.rows:4}  mean {s.mean:6.1%}  median {s.median:6.1%}  p90 {s.p90:6.1%}")
 
@@ -194,20 +195,19 @@ def summary(gemms: Sequence[Gemm], predicted: Floats, spec: GpuSpec) -> dict[str
                         (("mean", s.mean), ("median", s.median), ("p90", s.p90))}  # fmt: skip
     for one in speedups(gemms, predicted):
         figures |= {
-            f"speed-up, {one.name}, rank correlation": one.rank_correlation,
-            f"speed-up, {one.name}, mean error": one.mean_error,
-            f"speed-up, {one.name}, direction right": one.direction_right,
-            f"speed-up, {one.name}, slow-downs": one.slowdowns,
-            f"speed-up, {one.name}, caught": one.caught,
-            f"speed-up, {one.name}, false": one.false_slowdowns,
+            f"2:4 speedup, {one.name}, rank correlation": one.rank_correlation,
+            f"2:4 speedup, {one.name}, mean error": one.mean_error,
+            f"2:4 speedup, {one.name}, correct direction": one.direction_right,
+            f"2:4 speedup, {one.name}, slowdowns": one.slowdowns,
+            f"2:4 speedup, {one.name}, predicted slowdowns": one.caught,
+            f"2:4 speedup, {one.name}, false slowdowns": one.false_slowdowns,
         }
     return figures
 
 
 def write_summary(figures: dict[str, float], source: Path) -> None:
-    """Write the figures for the README."""
-    result = {"source": source.name, "environment": environment().model_dump(), "figures": figures}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    """Write the figures and the name of the file with the measured GEMMs."""
+    write_result(RESULT, source=source.name, figures=figures)
 
 
 def write_calibration(calibration: Calibration, target: Path) -> None:

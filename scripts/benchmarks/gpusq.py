@@ -1,19 +1,17 @@
-"""GPUSQ on DeiT-Tiny with pretrained weights and without labels: each step of the method beside the one before it.
+"""GPUSQ on DeiT-Tiny with pretrained weights and without labels, step by step, each compared with an earlier step.
 
 Masks, distillation and quantization use Imagenette's training images only; models are evaluated on 500 images of its
 validation folder and on one image of each of 500 ImageNet classes. Models, logits and training states are kept in
-runs/gpusq-bench, so that an interrupted run continues; delete the folder to start again. Takes about two and a half
-hours on two idle cores with AVX512-BF16. One row needs a GPU and is skipped without one. Needs the folder that
+runs/gpusq-bench, so that an interrupted run continues; delete the folder to start again. Takes about half an hour on
+two idle cores with AVX512-BF16. The last row needs a GPU and is skipped without one. Needs the folder that
 VITSLIM_SHARED_DATA names.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +20,10 @@ from time import perf_counter
 import torch
 from gpusq_steps import CALIBRATION, CONTRASTS, STEPS
 from paired_bootstrap import difference
+from paths import RESULTS, RUNS, SHARED, require_shared
+from result_file import write_result
 from safetensors.torch import load_file, save_file
 
-from vitslim.backends.environment import environment
 from vitslim.data import DataModule, load_data
 from vitslim.data.load import calibration_set
 from vitslim.graph.model_graph import ModelGraph
@@ -38,10 +37,8 @@ from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.training.evaluate import predict, sqnr_db
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
-RESULT = ROOT / "scripts" / "results" / "gpusq-deit-tiny.json"
-FOLDER = ROOT / "runs" / "gpusq-bench"
+RESULT = RESULTS / "gpusq-deit-tiny.json"
+FOLDER = RUNS / "gpusq-bench"
 
 MODEL = "deit_tiny_patch16_224"
 BATCH = 25
@@ -50,27 +47,26 @@ VAL_IMAGES = 500
 
 def run() -> dict[str, float]:
     """Fill scripts/results/gpusq-deit-tiny.json, and return the agreement of each row on 500 classes."""
-    if not (SHARED / "imagenette").exists():
-        sys.exit(f"no images at {SHARED}: set VITSLIM_SHARED_DATA")
+    images = require_shared("imagenette")
     dense = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
-    data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=256,
+    data = load_data(Data(kind="imagefolder", root=str(images), calibration=256,
                           also_evaluate={"samples": str(SHARED / "imagenet_samples")}), dense.source, 0)  # fmt: skip
     results = {"dense": StageResult(dense)}
     reference = _predictions(dense, data)
-    equal: dict[str, torch.Tensor] = {}
+    agreeing: dict[str, torch.Tensor] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, (source, make) in STEPS.items():
         if not (torch.cuda.is_available() or _kept_at(name).exists()) and _needs_gpu(make()):
             print(f"{name}: skipped, needs a GPU", flush=True)
             continue
-        results[name] = _made(name, results, source, make, data)
+        results[name] = _make(name, results, source, make, data)
         found = _kept_predictions(name, results[name].graph, data)
-        equal[name] = (found["samples"].argmax(dim=1) == reference["samples"].argmax(dim=1)).float()
+        agreeing[name] = (found["samples"].argmax(dim=1) == reference["samples"].argmax(dim=1)).float()
         rows[name] = _row(results[name], found, reference, data)
         print(json.dumps({name: rows[name]}), flush=True)
-        contrasts = {f"{a} - {b}": difference(equal[a], equal[b]) for a, b in CONTRASTS if {a, b} <= equal.keys()}
-        result = {"environment": environment().model_dump(), "rows": rows, "contrasts": contrasts}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        pairs = [(a, b) for a, b in CONTRASTS if {a, b} <= agreeing.keys()]
+        contrasts = {f"{a} - {b}": difference(agreeing[a], agreeing[b]) for a, b in pairs}
+        write_result(RESULT, rows=rows, contrasts=contrasts)
     return {name: row["agreement_samples"] for name, row in rows.items()}
 
 
@@ -83,7 +79,7 @@ def _kept_at(name: str) -> Path:
     return FOLDER / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / "metrics.json"
 
 
-def _made(
+def _make(
     name: str, results: dict[str, StageResult], source: str, make: Callable[[], Stage], data: DataModule
 ) -> StageResult:
     """Apply a step to the model that it starts from, or load the result that an earlier run kept."""
@@ -91,13 +87,13 @@ def _made(
     if metrics_file.exists():
         return StageResult(load_graph(folder), metrics=json.loads(metrics_file.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
-    before, keep = {**results, "previous": results[source]}, folder / "training"
+    sources, keep = {**results, "previous": results[source]}, folder / "training"
     if name in CALIBRATION:
         data = replace(data, calibration=calibration_set(data.train, CALIBRATION[name], 0))
-    context = StageContext(data, 0, Silent(), before.__getitem__, folder, keep=keep)
+    context = StageContext(data, 0, Silent(), sources.__getitem__, folder, keep=keep)
     start = perf_counter()
     result = make().apply(results[source].graph, context)
-    # A training that was interrupted reports the seconds of all of its steps.
+    # An interrupted training reports the seconds of all of its parts.
     result.metrics["seconds"] = max(perf_counter() - start, result.metrics.get("seconds", 0))
     save_graph(result.graph, folder)
     metrics_file.write_text(json.dumps(result.metrics), encoding="utf-8")

@@ -1,21 +1,21 @@
-"""Speed of INT8 on larger models, one thread: vitslim's forms beside quantize_dynamic, every file of a model in one
-interleaved run; and DeiT-S with fewer tokens and half the MLP on top.
+"""INT8 latency of larger models with one thread: vitslim compared with quantize_dynamic, into scripts/results.
 
-Weights are random and calibration is short: figures are of speed alone. Twenty minutes.
+All files of a model are measured in one interleaved run. DeiT-S is also measured with fewer tokens and half of the MLP
+units. Weights are random and calibration is short, because only latency is measured. Takes about twenty minutes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from by_processor import result_here
-from int8 import ort_dynamic
+from by_processor import reduce_range_here, result_here
 from latency_row import latency_row
+from other_quantizers import ort_dynamic
+from result_file import write_result
 
-from vitslim.backends.environment import environment
 from vitslim.backends.registry import Measured
 from vitslim.data import load_data
 from vitslim.graph.trace import trace_timm
@@ -30,7 +30,7 @@ from vitslim.stages.registry import make_stage
 RESULT = "int8-speed"
 BACKEND = "onnxruntime:cpu"
 BATCHES, SECONDS = (1, 8), 3.0
-QUICK = {"rounding": "nearest", "bias_correction": False}
+QUICK: dict[str, Any] = {"rounding": "nearest", "bias_correction": False, "reduce_range": reduce_range_here()}
 SMALLER = (
     DepGraph(method="depgraph", pruning_ratio=0, pruning_ratios=PruningRatios(mlp=0.5)),
     Etps(method="etps", blocks=(3, 6, 9), keep_rate=0.7),
@@ -39,7 +39,7 @@ MODELS = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224", "vit_base_pa
 
 
 def run() -> dict[str, float]:
-    """Fill this processor's table in scripts/results; speed-ups over FP32 by model, variant and batch size."""
+    """Write the result of this processor; return speedups over FP32 by model, variant and batch size."""
     rows: dict[str, dict[str, float]] = {}
     for model in MODELS:
         with TemporaryDirectory() as folder:
@@ -47,8 +47,7 @@ def run() -> dict[str, float]:
             found = Measured(BACKEND).measure(files, "FP32", BATCHES, (1,), SECONDS, Silent())
             for name, path in files.items():
                 rows[f"{model} {name}"] = latency_row(found[name]) | {"mb": path.stat().st_size / 1e6}
-        result = {"environment": environment().model_dump(), "rows": rows}
-        result_here(RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_result(result_here(RESULT), rows=rows)
         print(f"{model}: measured", flush=True)
     return {f"{name} {key}": row[key] for name, row in rows.items() for key in row if key.startswith("speedup")}
 
@@ -59,21 +58,28 @@ def _files(model: str, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "FP32", dense
     yield "ORT quantize_dynamic", folder / "dynamic.onnx"
     ort_dynamic(dense, folder / "dynamic.onnx")
-    for name, stages, profile in _variants(model):
+    for name, (stages, profile) in _variants(model).items():
         path = folder / f"{name}.onnx"
         _write(model, stages, path, profile)
         yield name, path
 
 
-def _variants(model: str) -> Iterator[tuple[str, tuple[StageConfig, ...], Profile]]:
-    yield "vitslim portable", (Ptq(**QUICK),), PORTABLE
-    yield "vitslim static", (Ptq(**QUICK),), ORT_CPU
-    yield "vitslim dynamic", (Ptq(**QUICK, activations="dynamic"),), ORT_CPU
-    yield "vitslim static, attention too", (Ptq(**QUICK, attention=True),), ORT_CPU
+def _variants(model: str) -> dict[str, tuple[tuple[StageConfig, ...], Profile]]:
+    """Return the stages and the export profile of each row."""
+    static, dynamic, attention = Ptq(**QUICK), Ptq(**QUICK, activations="dynamic"), Ptq(**QUICK, attention=True)
+    found: dict[str, tuple[tuple[StageConfig, ...], Profile]] = {
+        "vitslim INT8, profile: portable": ((static,), PORTABLE),
+        "vitslim INT8, static": ((static,), ORT_CPU),
+        "vitslim INT8, dynamic": ((dynamic,), ORT_CPU),
+        "vitslim INT8, static, attention matmuls": ((attention,), ORT_CPU),
+    }
     if model == MODELS[0]:
-        yield "vitslim static, smaller", (*SMALLER, Ptq(**QUICK)), ORT_CPU
-        yield "vitslim dynamic, smaller", (*SMALLER, Ptq(**QUICK, activations="dynamic")), ORT_CPU
-        yield "vitslim static, attention too, smaller", (*SMALLER, Ptq(**QUICK, attention=True)), ORT_CPU
+        found |= {
+            "vitslim INT8, static, pruned and token-squeezed": ((*SMALLER, static), ORT_CPU),
+            "vitslim INT8, dynamic, pruned and token-squeezed": ((*SMALLER, dynamic), ORT_CPU),
+            "vitslim INT8, static, attention matmuls, pruned and token-squeezed": ((*SMALLER, attention), ORT_CPU),
+        }
+    return found
 
 
 def _write(model: str, stages: tuple[StageConfig, ...], path: Path, profile: Profile) -> None:

@@ -1,7 +1,7 @@
-"""One row of the INT8 table, in a process of its own: `python int8_timm_model.py MODEL` prints JSON.
+"""One row of the table of `int8-timm`: `python int8_timm_model.py MODEL` prints it as JSON.
 
-Quantize with the defaults, write the portable file, run it in ONNX Runtime with batches of two sizes, ask what is
-fused. A step that fails ends the row; its reason stands in `error`.
+Quantizes with the defaults, writes the portable file, runs it in ONNX Runtime at two batch sizes, and counts the fused
+GEMMs. A step that fails ends the row; `error` holds the reason.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from vitslim.training.evaluate import agreement, sqnr_db
 BITS = 8
 CALIBRATION_MIN, CALIBRATION_MAX = 2, 16
 WORK = 7e13
-"""Images times pixels times parameters: what 16 images of 224 pixels are for 86 million. Larger models take fewer."""
+"""Largest product of images, pixels and parameters: 16 images of 224 x 224 pixels and 86 million parameters. Larger
+models get fewer calibration images."""
 BATCHES = (1, 7)
-"""The exporter has seen a batch of two."""
+"""Batch sizes of the runs; the export uses a batch of two."""
 
 
 def measure(model: str) -> Row:
-    """The row of one model, as far as it got."""
+    """Return the row of one model, up to the first step that fails."""
     torch.manual_seed(0)
     start = perf_counter()
     return filled_row(model, _fill) | {"seconds": perf_counter() - start}
@@ -49,13 +50,13 @@ def measure(model: str) -> Row:
 
 def _fill(row: Row, model: str) -> None:
     graph = trace_timm(model, classifier_for(model))
-    # Many models begin with a classifier of zeros, whose outputs could not go wrong.
+    # The classifier of many models is initialized with zeros, so that all outputs would be equal.
     draw_weights(graph.module, torch.Generator().manual_seed(0))
     data = load_data(Data(kind="digits", calibration=_calibration(graph)), graph.source, 0)
     row["stage"] = "quantize"
     with TemporaryDirectory() as folder:
         context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), Path(folder))
-        quantized = PtqStage(Ptq(method="ptq")).apply(graph, context).graph
+        quantized = PtqStage(Ptq(reduce_range=True)).apply(graph, context).graph
         row |= {"layers": len(layer_nodes(graph.module)), "layers_quantized": len(quantized_layers(quantized.module))}
         row["stage"] = "export"
         path = Path(folder) / "model.onnx"
@@ -74,7 +75,7 @@ def _calibration(graph: ModelGraph) -> int:
 
 
 def _run(graph: ModelGraph, path: Path, data: DataModule) -> Row:
-    """Agreement with the float model over batches of every size."""
+    """Return agreement and SQNR against the float model over all batch sizes."""
     file = OnnxFile(path, exact=False)
     expected, found = [], []
     for number, size in enumerate(BATCHES):
@@ -90,11 +91,12 @@ def _run(graph: ModelGraph, path: Path, data: DataModule) -> Row:
 
 
 def _fused(inspection: Inspection) -> Row:
-    """Linear layers with codes as inputs, how many of them ONNX Runtime computes in integers, and promises broken."""
+    """Return the numbers of linear layers with quantized activations, of their integer kernels, and of violations."""
     layers = [one for one in inspection.contents.layers if one.type != "Conv" and one.activation_bits <= BITS]
     fused = [one for one in layers if inspection.kernel(one) in INTEGER_KERNELS]
-    broken = [f"{one}" for one in inspection.violations]
-    return {"linears": len(layers), "linears_fused": len(fused), "broken": len(broken), "first_broken": broken[:1]}
+    violations = [f"{one}" for one in inspection.violations]
+    fields = {"linears": len(layers), "linears_fused": len(fused)}
+    return fields | {"broken": len(violations), "first_broken": violations[:1]}
 
 
 def main(model: str) -> None:

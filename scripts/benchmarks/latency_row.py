@@ -1,4 +1,4 @@
-"""Figures of a file in a table, at every batch size."""
+"""Latency columns of a result row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitslim.results import Measurement
 
 
 def latency_row(measurements: Sequence[Measurement]) -> dict[str, float]:
-    """`ms_b1`, `spread_ms_b1`, `n_b1` and `speedup_b1` for batch 1, and so on; the speed-up of the baseline is 1."""
+    """Return `ms_b1`, `spread_ms_b1`, `n_b1` and `speedup_b1` for batch 1, and so on; the baseline has speedup 1."""
     return {
         f"{key}_b{m.batch}": value
         for m in measurements

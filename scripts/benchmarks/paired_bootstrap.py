@@ -1,4 +1,4 @@
-"""Paired bootstrap: how sure a difference between two models on the same images is."""
+"""Paired bootstrap: confidence interval of the difference between two models on the same images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RESAMPLES = 10_000
 
 
 def difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
-    """Mean of `first - second` and its 95 % interval over resampled images. Both float (images,), image by image."""
+    """Return the mean of `first - second` and its 95 % interval over resampled images; both float (images,)."""
     each = (first - second).numpy()
     chosen = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
     low, high = np.quantile(each[chosen].mean(axis=1), (0.025, 0.975))

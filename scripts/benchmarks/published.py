@@ -1,34 +1,34 @@
-"""Whole models: what the simulated A100 says of them beside what was published, and why the two differ.
+"""Published speedups of whole models, compared with the simulated A100, into scripts/results/published.json.
 
-The models are written down as workloads by their dimensions, with the kernels that vitslim finds in an exported file of
-the same model, so that no weights and no export are needed. Fills scripts/results/published.json.
+Workloads are built from the dimensions of the models, with the kernels that vitslim finds in an exported file of the
+same model. No weights and no export are needed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from time import process_time
 
-from vitslim.backends.environment import environment
+from paths import RESULTS
+from result_file import write_result
+
 from vitslim.backends.simulated.gpu.estimate import estimate
 from vitslim.backends.simulated.gpu.spec import load_gpu
 from vitslim.backends.simulated.systolic.estimate import estimate as estimate_array
 from vitslim.backends.simulated.systolic.spec import load_spec
 from vitslim.workload import Kernel, Operator, Workload
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "scripts" / "results" / "published.json"
+RESULT = RESULTS / "published.json"
 BITS = 16
+"""Bits of weights and activations."""
 RUNS = 5
 
 
 @dataclass(frozen=True)
 class Block:
-    """Lengths of one block."""
+    """Dimensions of one transformer block."""
 
     heads: int
     qk: int
@@ -36,12 +36,12 @@ class Block:
     mlp: int
     tokens_attention: int
     tokens_mlp: int
-    """After token selection, which lies between attention and MLP."""
+    """Tokens after the selection between attention and MLP."""
 
 
 @dataclass(frozen=True)
 class Vit:
-    """A plain vision transformer."""
+    """Dimensions of a vision transformer."""
 
     width: int
     blocks: tuple[Block, ...]
@@ -50,23 +50,23 @@ class Vit:
 
 
 def plain(width: int, depth: int, heads: int, tokens: int = 197, patch: int = 16) -> Vit:
-    """Every block alike, four times as wide in the MLP."""
+    """Return a model of equal blocks whose MLP is four times as wide as the embedding."""
     block = Block(heads, width // heads, width // heads, 4 * width, tokens, tokens)
     return Vit(width, (block,) * depth, patch, tokens - 1)
 
 
-def evit(width: int, depth: int, heads: int, keep: float) -> Vit:
-    """EViT with fusion at blocks 3, 6 and 9: ceil(keep * patches), then a fused token more."""
+def evit(width: int, depth: int, heads: int, keep_rate: float) -> Vit:
+    """Return EViT, which keeps ceil(keep_rate * patches) tokens and one fused token at blocks 3, 6 and 9."""
     blocks, tokens = [], 197
     for index in range(depth):
-        after = 1 + ceil(keep * (tokens - 1)) + 1 if index in (3, 6, 9) else tokens
+        after = 1 + ceil(keep_rate * (tokens - 1)) + 1 if index in (3, 6, 9) else tokens
         blocks.append(Block(heads, width // heads, width // heads, 4 * width, tokens, after))
         tokens = after
     return Vit(width, tuple(blocks))
 
 
 def revit(width: int) -> Vit:
-    """ReViT as its script was released, 198 tokens."""
+    """Return ReViT with the dimensions of its released script, for 198 tokens."""
     h, q = round(width * 0.005), round(width * 0.05 / 8)
     heads = [10, 2 * h, 2 * h, *(4 * h,) * 6, 2 * h, 2 * h, 10]
     qk = [16 * q, 8 * q, 8 * q, *(16 * q,) * 6, 8 * q, 8 * q, 16 * q]
@@ -75,7 +75,7 @@ def revit(width: int) -> Vit:
 
 
 class _Writer:
-    """Collects operators and the kernels around them."""
+    """Collects the operators and kernels of a workload."""
 
     def __init__(self, batch: int, two_four: bool) -> None:
         self.batch, self._sparsity = batch, "2:4" if two_four else ""
@@ -83,7 +83,7 @@ class _Writer:
         self.kernels: list[Kernel] = []
 
     def kernel(self, operators: Sequence[Operator], read: int, written: int) -> None:
-        """One launch; elements for one image."""
+        """Add one launch; `read` and `written` are elements for one image."""
         first = len(self.operators)
         self.operators += operators
         self.kernels.append(
@@ -91,18 +91,18 @@ class _Writer:
         )
 
     def linear(self, role: str, rows: int, n: int, k: int, further: int = 0, prunable: bool = True) -> None:
-        """A layer with everything that is fused to it; `further` is what it reads besides its input."""
+        """Add a layer with the operators fused to it; `further`: elements that it reads besides its input."""
         operator = Operator(role, "gemm", "MatMul", m=rows * self.batch, n=n, k=k, weight=True, weight_bits=BITS,
                             activation_bits=BITS, role=role, sparsity=self._sparsity if prunable else "")  # fmt: skip
         self.kernel([operator], rows * k + further, rows * n)
 
     def other(self, kind: str, op: str, read: int, written: int) -> None:
-        """A kernel that is no product."""
+        """Add a kernel without GEMM."""
         self.kernel([Operator(kind, op, kind)], read, written)  # type: ignore[arg-type]
 
 
 def workload(model: Vit, batch: int, two_four: bool = False) -> Workload:
-    """Everything that one inference does; 2:4 in the four layers of every block."""
+    """Return the workload of one inference; `two_four`: 2:4 weights in the four layers of every block."""
     w, width = _Writer(batch, two_four), model.width
     w.linear("patch_embed.proj", model.patches, width, 3 * model.patch**2, prunable=False)
     for b in model.blocks:
@@ -110,12 +110,12 @@ def workload(model: Vit, batch: int, two_four: bool = False) -> Workload:
         w.other("LayerNormalization", "norm", n * width, n * width)
         qkv, value = b.heads * (2 * b.qk + b.v), b.heads * b.v
         w.linear("attn.qkv", n, qkv, width)
-        products = [
+        matmuls = [
             Operator(role, "attention", "MatMul", m=n, n=columns, k=reduce, count=b.heads * batch, weight_bits=BITS,
                      activation_bits=BITS, role=role)
             for role, columns, reduce in (("QK^T", n, b.qk), ("PV", b.v, n))
         ]  # fmt: skip
-        w.kernel(products, n * qkv, n * value)
+        w.kernel(matmuls, n * qkv, n * value)
         w.linear("attn.proj", n, width, value, n * width)
         if after != n:
             w.other("TopK", "select", n, after)
@@ -129,20 +129,21 @@ def workload(model: Vit, batch: int, two_four: bool = False) -> Workload:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published ratio."""
+    """One published speedup, and the two workloads that give the simulated one."""
 
     name: str
     published: float
     before: Workload
     after: Workload
     why: str
+    """Source of the difference between published and simulated."""
 
 
 def comparisons() -> list[Comparison]:
-    """What is compared, and why simulated and published values may differ."""
+    """Return all comparisons."""
     base = workload(plain(768, 12, 12), 256)
     huge = plain(1280, 32, 16, 257, 14)
-    small = {keep: workload(evit(384, 12, 6, keep), 256) for keep in (0.9, 0.7, 0.5)}
+    small = {rate: workload(evit(384, 12, 6, rate), 256) for rate in (0.9, 0.7, 0.5)}
     rows = [
         Comparison("ViT-B/16, batch 256, 2:4", 1.024, base, workload(plain(768, 12, 12), 256, True), COPY),
         Comparison("ViT-H/14, batch 256, 2:4", 1.068, workload(huge, 256), workload(huge, 256, True), SEARCH),
@@ -158,14 +159,14 @@ def comparisons() -> list[Comparison]:
     return rows + [Comparison(name, ratio, base, workload(m, 256), V100) for name, (ratio, m) in others.items()]
 
 
-COPY = "the copy of every transposed result is assumed to be a kernel of its own"
-SEARCH = "the same; the fit has the best algorithm of a search, PyTorch takes the default one"
-FUSED = "simulated with fused attention and FP16; published with PyTorch of 2022"
-V100 = "published on a V100 by PyTorch, kernel by kernel; simulated as an engine runs it, where narrow models gain more"
+COPY = "the simulation assumes a separate kernel for each transposed copy"
+SEARCH = "as above; constants are fitted to the best algorithm of a search, PyTorch uses the default"
+FUSED = "simulated: fused attention, FP16; published: PyTorch in 2022"
+V100 = "published: V100, eager PyTorch; simulated: fused kernels, which favor narrow models"
 
 
 def _milliseconds() -> dict[str, float]:
-    """Processor time of estimates of ViT-B/16 at batch 1, the best of several."""
+    """Return the shortest CPU time of an estimate of ViT-B/16 at batch 1, by target."""
     model = workload(plain(768, 12, 12), 1)
     gpu, array = load_gpu("a100"), load_spec({"energy": "horowitz45"})
     targets: dict[str, Callable[[], object]] = {
@@ -182,7 +183,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def run() -> dict[str, float]:
-    """Simulate every pair."""
+    """Simulate both models of each comparison and return all speedups."""
     spec = load_gpu("a100")
     figures: dict[str, float] = {}
     rows = []
@@ -196,6 +197,5 @@ def run() -> dict[str, float]:
     dense, sparse = (estimate(workload(tiny, 1, on), spec).latency_ms for on in (False, True))
     figures |= {"DeiT-T batch 1, dense ms": dense, "DeiT-T batch 1, 2:4 ms": sparse}
     figures |= {f"ViT-B/16 estimate on {name}, ms": ms for name, ms in _milliseconds().items()}
-    result = {"environment": environment().model_dump(), "rows": rows, "figures": figures}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result(RESULT, rows=rows, figures=figures)
     return figures

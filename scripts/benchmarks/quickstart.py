@@ -1,4 +1,4 @@
-"""The README's first command, from start to artifact."""
+"""The quickstart recipe, from start to artifact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitslim.results import Report
 
 
 def run() -> dict[str, float]:
-    """Figures of the run's own report, and the wall time around it."""
+    """Return the wall-clock seconds of the run and the figures of its report."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "quickstart"
         seconds = vitslim("run", "quickstart", "--out", str(out))

@@ -1,4 +1,4 @@
-"""How long vitslim takes to answer when it has nothing to compute."""
+"""Startup time of commands that compute nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RUNS = 5
 
 
 def run() -> dict[str, float]:
-    """Milliseconds of each command, and 1 where it loads torch."""
+    """Return the shortest milliseconds of each command, and 1 for commands that import torch."""
     figures = {}
     for name, arguments in COMMANDS.items():
         figures[f"{name}_ms"] = 1e3 * min(vitslim(*arguments) for _ in range(RUNS))

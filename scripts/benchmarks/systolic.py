@@ -1,15 +1,13 @@
-"""The closed form of the systolic target against SCALE-Sim, in one run: compute cycles and time.
+"""Compute cycles of the systolic target by its closed form and by SCALE-Sim, and the CPU time of both.
 
-The six GEMMs of DeiT-Tiny's blocks on four configurations. SCALE-Sim needs an older NumPy than vitslim, so it
-gets an environment of its own in build/scalesim, made with uv on the first call. It works in a process of its own that
-times its simulation without Python's start; its traces are switched off as far as its interface allows. Times are of
-the processor, not of the clock, so that other programs do not count.
+Simulates the six GEMMs of a DeiT-Tiny block on four configurations. SCALE-Sim needs an older NumPy than vitslim, so uv
+creates an environment for it in build/scalesim on the first call. It runs in a process of its own, whose start does not
+count; its traces are switched off as far as its interface allows.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
@@ -18,13 +16,13 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from paths import RESULTS, ROOT
+from result_file import write_result
 
-from vitslim.backends.environment import environment
 from vitslim.backends.simulated.systolic.cycles import Array, compute_cycles
 
-ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "build" / "scalesim"
-RESULT = ROOT / "scripts" / "results" / "systolic.json"
+RESULT = RESULTS / "systolic.json"
 PACKAGES = ("scalesim==3.0.0", "numpy<2.3")
 REPEATS, INNER = 20, 50
 
@@ -68,7 +66,7 @@ RandomNumberGeneratorSeed: 40
 InterfaceBandwidth: CALC
 UseRamulatorTrace: False
 """
-"""Every section is mandatory."""
+"""SCALE-Sim requires every section."""
 
 DRIVER = """import sys, time
 from scalesim.scale_sim import scalesim
@@ -82,7 +80,7 @@ print("seconds", time.process_time() - start)
 
 
 def run() -> dict[str, float]:
-    """Run both on each configuration; stop where a cycle differs."""
+    """Simulate each configuration with both and return cycles and seconds; exit if any cycles differ."""
     python = _environment()
     figures: dict[str, float] = {}
     for array in ARRAYS:
@@ -90,22 +88,16 @@ def run() -> dict[str, float]:
         seconds, cycles = _scalesim(python, array)
         ours, found = _closed_form(array)
         if found != cycles:
-            sys.exit(f"{name}: SCALE-Sim says {cycles}, the closed form {found}")
+            sys.exit(f"error: {name}: SCALE-Sim counts {cycles} cycles, the closed form {found}")
         figures |= {f"{name}, SCALE-Sim s": seconds, f"{name}, closed form s": ours, f"{name}, ratio": seconds / ours,
                     f"{name}, equal cycles": float(len(found))}  # fmt: skip
-        least = min(value for key, value in figures.items() if key.endswith("ratio"))
-        _write(figures | {"least times faster": least})
-    return figures | {"least times faster": least}
-
-
-def _write(figures: dict[str, float]) -> None:
-    """Keep what there is for the README."""
-    result = {"environment": environment().model_dump(), "packages": PACKAGES, "figures": figures}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    figures["minimum speedup"] = min(value for key, value in figures.items() if key.endswith(", ratio"))
+    write_result(RESULT, packages=PACKAGES, figures=figures)
+    return figures
 
 
 def _environment() -> Path:
-    """Python of SCALE-Sim's environment."""
+    """Return the Python interpreter of SCALE-Sim's environment, which is created if it does not exist."""
     python = HOME / "bin" / "python"
     if not (HOME / ".ready").exists():
         uv = shutil.which("uv") or str(ROOT / ".venv" / "uv" / "bin" / "uv")
@@ -116,7 +108,7 @@ def _environment() -> Path:
 
 
 def _scalesim(python: Path, array: Array) -> tuple[float, list[int]]:
-    """Processor seconds of the simulation, and the compute cycles of each product."""
+    """Return the CPU seconds of the simulation and the compute cycles of each GEMM."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         values = {"rows": array.rows, "columns": array.columns, "dataflow": array.dataflow}
@@ -129,7 +121,7 @@ def _scalesim(python: Path, array: Array) -> tuple[float, list[int]]:
         command = [str(python), str(folder / "driver.py"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
-            sys.exit(f"SCALE-Sim failed: {done.stderr.strip()[-600:]}")
+            sys.exit(f"error: SCALE-Sim failed: {done.stderr.strip()[-600:]}")
         seconds = float(next(line for line in done.stdout.splitlines() if line.startswith("seconds")).split()[1])
         with (folder / "run" / "COMPUTE_REPORT.csv").open(newline="", encoding="utf-8") as file:
             report = list(csv.DictReader(file, skipinitialspace=True))
@@ -138,7 +130,7 @@ def _scalesim(python: Path, array: Array) -> tuple[float, list[int]]:
 
 
 def _closed_form(array: Array) -> tuple[float, list[int]]:
-    """Processor seconds for all six at once, the best of many, and their cycles."""
+    """Return the shortest CPU seconds for all GEMMs together, and the compute cycles of each."""
     m, n, k = np.array(list(GEMMS.values())).T
     seconds = []
     for _ in range(REPEATS):

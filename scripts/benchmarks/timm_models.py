@@ -1,4 +1,4 @@
-"""The models of the coverage table: the smallest of each timm module, and a list of the vision-transformer family."""
+"""The models of the timm tables: the smallest of each timm module, and a list of the vision-transformer family."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ VIT_FAMILY = Path(__file__).with_name("vit_family.txt")
 
 
 def vit_family() -> list[str]:
-    """78 models, one or more of every vision-transformer architecture that timm has."""
+    """Return at least one model of every vision-transformer architecture in timm."""
     return VIT_FAMILY.read_text(encoding="utf-8").split()
 
 
 def smallest_models(cache: Path) -> dict[str, str]:
-    """Module of timm to its model with the fewest parameters; building all of them takes minutes, so it is kept."""
+    """Return the model with the fewest parameters of each timm module.
+
+    Building all models takes minutes, so the result is kept in `cache`.
+    """
     if cache.exists():
         return dict(line.split(",") for line in cache.read_text(encoding="utf-8").splitlines()[1:])
     found = {}
@@ -39,12 +42,15 @@ def smallest_models(cache: Path) -> dict[str, str]:
 
 
 def classifier_for(name: str) -> dict[str, int]:
-    """Arguments that give a classifier to a model that has none, whose channels could not be cut; otherwise none."""
+    """Return the arguments that add a classifier to a model without one; empty for other models.
+
+    Without a classifier, the output channels could not be pruned.
+    """
     return {} if get_pretrained_cfg_value(name, "num_classes") else {"num_classes": CLASSES}
 
 
 def _parameters(name: str) -> int:
-    """Counted on a model without memory. A model that cannot be built so is never the smallest."""
+    """Return the number of parameters; 2**62 for a model that cannot be built on the meta device."""
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
@@ -54,13 +60,13 @@ def _parameters(name: str) -> int:
 
 
 def filled_row(model: str, fill: Callable[[Row, str], None]) -> Row:
-    """The row of one model of a table, as far as `fill` got: `stage` says where, `error` why it went no further."""
+    """Return the row of one model: `stage` is the last step that `fill` began, `error` the reason if it failed."""
     row: Row = {"model": model, "stage": "trace"}
     try:
         fill(row, model)
         row |= {"stage": "done", "error": ""}
     except VitslimError as error:
         row["error"] = str(error)
-    except Exception as error:  # noqa: BLE001 - a row must say what went wrong, whatever it was
+    except Exception as error:  # noqa: BLE001 - the row reports every failure
         row["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return row

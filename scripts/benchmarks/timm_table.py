@@ -1,4 +1,4 @@
-"""A table with a row for each model of timm, written as soon as it is known; a run that was interrupted goes on."""
+"""A CSV table with one row for each timm model, written row by row, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from paths import RESULTS
 from rich.progress import track
 from timm_models import smallest_models, vit_family
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 MODELS = RESULTS / f"smallest-timm-{timm.__version__}.csv"
 LIMIT_S = 900
+"""Time limit of one model."""
 
 
 def table_of(name: str) -> Path:
-    """Where the table of a benchmark lies: `axes-timm-1.0.31.csv`."""
+    """Return the path of the table of a benchmark, such as `axes-timm-1.0.31.csv`."""
     return RESULTS / f"{name}-timm-{timm.__version__}.csv"
 
 
 def fill_table(table: Path, columns: Sequence[str], script: str) -> None:
-    """Add a row for every model that has none: what `script MODEL` prints as JSON, in a process of its own."""
+    """Add the missing rows. `script MODEL` prints a row as JSON; it runs in a process of its own."""
     RESULTS.mkdir(exist_ok=True)
     models = _models()
     done = {row["model"] for row in read_rows(table)} if table.exists() else set()
     if not done:
         table.write_text(",".join(columns) + "\n", encoding="utf-8")
-    # Small ones first: a run that is interrupted has most of the rows.
+    # Small models first, so that an interrupted run has most of the rows.
     size = _axes_parameters()
     todo = sorted((model for model in models if model not in done), key=lambda model: size.get(model, sys.maxsize))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -44,19 +45,19 @@ def fill_table(table: Path, columns: Sequence[str], script: str) -> None:
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """The table as it stands."""
+    """Return the rows of a table."""
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def _models() -> dict[str, str]:
-    """Model to module: the smallest of each module and the vision-transformer family."""
+    """Return the timm module of each model: the smallest of each module, and the vision-transformer family."""
     by_module = {name: module for module, name in smallest_models(MODELS).items()}
     return by_module | {name: by_module.get(name, "") for name in vit_family()}
 
 
 def _axes_parameters() -> dict[str, int]:
-    """Model to its number of parameters, as the table of axes has them."""
+    """Return the number of parameters of each model in the table of `axes`."""
     table = table_of("axes")
     rows = read_rows(table) if table.exists() else []
     return {row["model"]: int(row["params_before"]) for row in rows if row["params_before"]}
@@ -67,10 +68,10 @@ def _row(script: str, model: str) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
-        output, fate = run.stdout, f"died with {run.returncode}"
-    except subprocess.TimeoutExpired as late:
-        output, fate = (late.stdout or b"").decode(), f"not finished after {LIMIT_S} s"
-    row: dict[str, Any] = {"model": model, "error": fate}
+        output, error = run.stdout, f"ended with exit code {run.returncode}"
+    except subprocess.TimeoutExpired as expired:
+        output, error = (expired.stdout or b"").decode(), f"not finished after {LIMIT_S} s"
+    row: dict[str, Any] = {"model": model, "error": error}
     for line in _json_lines(output):
         row |= json.loads(line)
     return row

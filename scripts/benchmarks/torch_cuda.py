@@ -1,13 +1,11 @@
-"""Whole models on an NVIDIA GPU: FP16, INT8 and 2:4 beside dense FP16, into scripts/results/torch-cuda.json.
+"""Speedups of INT8 and 2:4 over dense FP16 on an NVIDIA GPU, into scripts/results/torch-cuda.json.
 
-DeiT-S and -B and ViT-L with random weights, batches 1, 64 and 256, all variants beside FP16 in CUDA graphs; and the
-matrix products of DeiT-B alone. Minutes on one GPU; the models are made first, on the CPU, and kept in runs/torch-cuda.
-Needs a GPU, and no images.
+Measures DeiT-S, DeiT-B and ViT-L with random weights at batch 1, 64 and 256 in CUDA graphs, and the GEMMs of DeiT-B
+alone. The models are prepared on the CPU first and kept in runs/torch-cuda. Takes minutes on one GPU; needs no images.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,8 +14,10 @@ from typing import Any
 
 import torch
 from latency_row import latency_row
+from paths import RESULTS, RUNS
+from result_file import write_result
 
-from vitslim.backends.environment import cores, environment
+from vitslim.backends.environment import cores
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.registry import Measured
 from vitslim.data import load_data
@@ -32,36 +32,35 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "scripts" / "results" / "torch-cuda.json"
-FOLDER = ROOT / "runs" / "torch-cuda"
+RESULT = RESULTS / "torch-cuda.json"
+FOLDER = RUNS / "torch-cuda"
 VARIANTS = ("FP16", "FP16 2:4", "INT8", "INT8 2:4")
 MODELS = ("deit_small_patch16_224", "deit_base_patch16_224", "vit_large_patch16_224")
 BATCHES = (1, 64, 256)
 SECONDS = 2.0
 WIDTH, TOKENS = 768, 197
-"""Of DeiT-B."""
+"""Embedding width and tokens of DeiT-B."""
 
 
 def run() -> dict[str, float]:
-    """Speed-ups over dense FP16, by model, variant and batch size."""
+    """Return speedups over dense FP16 by model, variant and batch size."""
     backend = Measured("torch:cuda")
     backend.require()
     rows: dict[str, dict[str, Any]] = {}
-    result = {"environment": environment().model_dump(), "rows": rows}
     for model, files in _prepared():
         rows |= _measured(backend, model, files)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_result(RESULT, rows=rows)
         print(f"{model}: measured", flush=True)
-    result["gemms"] = _gemms(backend)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result(RESULT, rows=rows, gemms=_gemms(backend))
     return {f"{name} {key}": value for name, row in rows.items() for key, value in row.items()
             if key.startswith("speedup")}  # fmt: skip
 
 
 def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """A row for each variant, of one interleaved run; where one refuses to run, each beside FP16 alone, and what
-    refused with its reason in place of figures."""
+    """Return a row for each variant, measured in one interleaved run.
+
+    If a variant cannot run, each one is measured with FP16 alone, and the row of that variant holds the error.
+    """
     try:
         found = backend.measure(files, "FP16", BATCHES, (1,), SECONDS, Silent())
     except BackendUnavailableError as error:
@@ -73,8 +72,10 @@ def _measured(backend: Measured, model: str, files: dict[str, Path]) -> dict[str
 
 
 def _prepared() -> Iterator[tuple[str, dict[str, Path]]]:
-    """Each model with the files of its variants, kept for the next run. All models are made before the first is given:
-    that takes longer than measuring, and would disturb it."""
+    """Yield each model with the files of its variants, which are kept for the next run.
+
+    All models are prepared before the first is measured, because the preparation would disturb the measurement.
+    """
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         ready = list(pool.map(_prepare, MODELS))
     return zip(MODELS, ready, strict=True)
@@ -91,29 +92,29 @@ def _prepare(model: str) -> dict[str, Path]:
 
 
 def _variants(model: str) -> tuple[ModelGraph, ...]:
-    """In the order of VARIANTS."""
+    """Return the graphs in the order of VARIANTS."""
     dense = trace_timm(model, {})
     data = load_data(Data(kind="digits", calibration=4), dense.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(dense), Path())
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(dense, context).graph
-    small = PtqStage(Ptq(symmetric=True, rounding="nearest", bias_correction=False))
-    return dense, sparse, small.apply(dense, context).graph, small.apply(sparse, context).graph
+    ptq = PtqStage(Ptq(symmetric=True, rounding="nearest", bias_correction=False, reduce_range=False))
+    return dense, sparse, ptq.apply(dense, context).graph, ptq.apply(sparse, context).graph
 
 
 def _gemms(backend: Measured) -> list[dict[str, Any]]:
-    """Microseconds of the linear layers of DeiT-B."""
-    products = [
+    """Return the microseconds of the linear layers of DeiT-B at each data type, dense and 2:4."""
+    gemms = [
         Gemm(m=batch * TOKENS, n=n * WIDTH, k=k * WIDTH, dtype=dtype, sparse=sparse, count=1)
         for batch in BATCHES
         for n, k in ((3, 1), (1, 1), (4, 1), (1, 4))
         for dtype in ("FP16", "INT8")
         for sparse in (False, True)
     ]
-    return [{"m": g.m, "n": g.n, "k": g.k, "dtype": g.dtype, "sparse": g.sparse, **_gemm(backend, g)} for g in products]
+    return [{"m": g.m, "n": g.n, "k": g.k, "dtype": g.dtype, "sparse": g.sparse, **_gemm(backend, g)} for g in gemms]
 
 
-def _gemm(backend: Measured, product: Gemm) -> dict[str, Any]:
+def _gemm(backend: Measured, gemm: Gemm) -> dict[str, Any]:
     try:
-        return {"us": backend.gemm_us([product], 1, Silent())[0]}
+        return {"us": backend.gemm_us([gemm], 1, Silent())[0]}
     except RuntimeError as error:
         return {"error": str(error).partition("\n")[0]}

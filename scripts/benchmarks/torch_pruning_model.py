@@ -1,7 +1,7 @@
 """Torch-Pruning on one timm model.
 
-Set up as its documentation asks for attention: the classifier is left alone, the number of heads is declared for every
-module that has one, and head counts and widths are written back after pruning. Half of the channels go.
+Follows its documentation for attention: the classifier is ignored, the number of heads is declared for every module
+with heads, and head counts and widths are written back after pruning. Half of the channels are pruned.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ from torch import nn
 
 RUNS = 2
 PROJECTIONS = ("qkv", "q", "k", "v", "q_proj", "k_proj", "v_proj", "kv", "qk")
-
-
+"""Names of attention projections in timm."""
 LIMIT_S = 60
-"""Several times what any model takes here that it finishes at all."""
+"""Time limit of one model, several times the longest successful run."""
 
 
 def measure(model: str) -> dict[str, Any]:
-    """Seconds to build groups and prune, best of the runs, and whether the pruned model still runs."""
+    """Return the shortest seconds to build groups and prune, and whether the pruned model runs."""
     row: dict[str, Any] = {"peer_ok": False, "peer_error": ""}
-    signal.signal(signal.SIGALRM, _give_up)
+    signal.signal(signal.SIGALRM, _raise_timeout)
     signal.alarm(LIMIT_S)
     try:
         row |= _measured(model)
-    except Exception as error:  # noqa: BLE001 - whatever another tool raises is its result
+    except Exception as error:  # noqa: BLE001 - the row reports every failure
         row["peer_error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     finally:
         signal.alarm(0)
     return row
 
 
-def _give_up(*_: object) -> None:
+def _raise_timeout(*_: object) -> None:
     raise TimeoutError(f"not finished after {LIMIT_S} s")
 
 
@@ -58,15 +57,15 @@ def _measured(model: str) -> dict[str, Any]:
     return {"peer_ok": True, "peer_s": min(seconds), "peer_params_after": sum(w.numel() for w in net.parameters())}
 
 
-def pruner_of(net: nn.Module, image: torch.Tensor, importance: Any, ratio: float, round_to: int) -> Any:
-    """Its pruner for a timm model: uniform, heads stay, head widths shrink together."""
+def pruner_of(net: nn.Module, image: torch.Tensor, importance: Any, pruning_ratio: float, round_to: int) -> Any:
+    """Return the pruner of a timm model: uniform ratios, no heads removed, equal head widths."""
     classifier = net.get_classifier() if hasattr(net, "get_classifier") else None
     classifiers = list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]
     return torch_pruning.pruner.BasePruner(
         net,
         image,
         importance=importance,
-        pruning_ratio=ratio,
+        pruning_ratio=pruning_ratio,
         round_to=round_to,
         ignored_layers=[layer for layer in classifiers if isinstance(layer, nn.Linear)],
         num_heads=dict(_heads(net)),
@@ -86,7 +85,7 @@ def _heads(net: nn.Module) -> list[tuple[nn.Module, int]]:
 
 
 def write_back(pruner: Any) -> None:
-    """Heads and widths after pruning, where a module keeps them."""
+    """Write the number and width of heads after pruning into the modules that store them."""
     for module in pruner.model.modules():
         for name in PROJECTIONS:
             projection = getattr(module, name, None)
