@@ -59,13 +59,13 @@ def test_legal_orders(stages: list[Any]) -> None:
         (["export", DEPGRAPH], "stages.0.export", "export must be the last stage, but prune comes after it"),
         ([TWO_FOUR, DEPGRAPH, "export"], "stages.1.prune", "structural pruning must come before two-four"),
         ([PTQ, DEPGRAPH, "export"], "stages.1.prune", "structural pruning must come before quantize"),
-        ([TWO_FOUR, DISTILL, TWO_FOUR, "export"], "stages.2.prune", "two-four comes after two-four: a mask is chosen"),
+        ([TWO_FOUR, DISTILL, TWO_FOUR, "export"], "stages.2.prune", "a model has at most one mask"),
         ([PTQ, TWO_FOUR, "export"], "stages.1.prune", "a sparsity mask must come before quantize"),
         ([UNSTRUCTURED, DEPGRAPH, "export"], "stages.1.prune", "structural pruning must come before unstructured"),
         ([UNSTRUCTURED, DEPTH, "export"], "stages.1.prune", "structural pruning must come before unstructured"),
         ([TWO_FOUR, BRANCHES, "export"], "stages.1.prune", "structural pruning must come before two-four"),
         ([PTQ, DEPTH, "export"], "stages.1.prune", "structural pruning must come before quantize"),
-        ([UNSTRUCTURED, UNSTRUCTURED, "export"], "stages.1.prune", "a mask is chosen once"),
+        ([UNSTRUCTURED, UNSTRUCTURED, "export"], "stages.1.prune", "a model has at most one mask"),
         ([TWO_FOUR, UNSTRUCTURED, "export"], "stages.1.prune", "unstructured comes after two-four"),
         ([UNSTRUCTURED, TWO_FOUR, "export"], "stages.1.prune", "two-four comes after unstructured"),
         ([PTQ, UNSTRUCTURED, "export"], "stages.1.prune", "must see the sparse weights"),
@@ -88,7 +88,7 @@ def test_all_illegal_orders_are_reported_at_once() -> None:
 def test_squeeze_after_quantize_is_a_warning() -> None:
     errors, warnings = _check(PTQ, SQUEEZE, "export")
     assert errors == {}
-    assert "calibration included tokens that are removed now" in warnings["stages.1.token-squeeze"]
+    assert "calibration included the tokens that this stage removes" in warnings["stages.1.token-squeeze"]
     assert "stages.1.token-squeeze" in warnings["stages.1.token-squeeze"]
 
 
@@ -175,7 +175,7 @@ def test_a_loss_of_weight_zero_is_refused(distill: dict[str, Any]) -> None:
     ("parts", "where", "message"),
     [
         ({"data": {"kind": "digits", "root": "x"}}, "data.root", "no folder"),
-        ({"data": {"kind": "digits", "also_evaluate": {"a": "b"}}}, "data.also_evaluate", "no further folders"),
+        ({"data": {"kind": "digits", "also_evaluate": {"a": "b"}}}, "data.also_evaluate", "no further data sets"),
         ({"data": {"kind": "imagefolder", "also_evaluate": {"val": "b"}}}, "data.also_evaluate.val", "validation set"),
         ({"model": {"timm": "x", "checkpoint": "package:../secret"}}, "model.checkpoint", "expected package:NAME"),
         ({"model": {"timm": "x", "checkpoint": "package:"}}, "model.checkpoint", "expected package:NAME"),
@@ -246,7 +246,7 @@ def test_a_packaged_file_is_not_a_teacher() -> None:
             {"group_size": 32, "bits": 4, "zero_points": True},
             "ort-cpu",
             "zero_points",
-            "no zero points with",
+            "`zero_points` needs `activations: float`",
         ),
         ({"activations": "float", "symmetric": True}, "portable", "symmetric", "does not use"),
         ({"activations": "float", "placement": "auto"}, "ort-cpu", "placement", "does not use"),
@@ -258,17 +258,17 @@ def test_a_packaged_file_is_not_a_teacher() -> None:
             {"smooth": False, "activation_scaling": "per-token"},
             "portable",
             "activation_scaling",
-            "scales no",
+            "needs `smooth: true`",
         ),
         ({"zero_points": True, "activations": "float"}, "portable", "zero_points", "needs weight groups"),
         ({"activations": "float", "reduce_range": False}, "portable", "reduce_range", "does not use"),
         ({"bits": 7, "reduce_range": True}, "ort-cpu", "reduce_range", "no effect on weights of 7 bits"),
-        ({"average_bits": 8}, "portable", "average_bits", "not above the 8 bits"),
+        ({"average_bits": 8}, "portable", "average_bits", "expected more than `bits: 8`"),
         (
             {"bits": 4, "average_bits": 3.5},
             "portable",
             "average_bits",
-            "3.5 bits is not above the 4 bits",
+            "got `average_bits: 3.5`, expected more than `bits: 4`",
         ),
         ({"activations": "dynamic", "activation_bits": 4}, "ort-cpu", "activation_bits", "does not use"),
         ({"activations": "dynamic"}, "portable", "activations", "static scales only"),

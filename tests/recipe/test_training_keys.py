@@ -60,7 +60,7 @@ def test_losses_with_a_target_are_accepted(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("stages", "where", "says"),
     [
-        ([{"quantize": {"method": "qat", "feature_weight": {}}}], "stages.0.quantize.feature_weight", "switched off"),
+        ([{"quantize": {"method": "qat", "feature_weight": {}}}], "stages.0.quantize.feature_weight", "weight zero"),
         ([{"distill": {"loss": {"feature": 1}, "name": "sparse"}},
           {"quantize": {"method": "qat", "loss": {"feature": 1}, "feature_weight": {"stage": "sparce"}}}],
          "stages.1.quantize.feature_weight.stage", "no stage 'sparce'"),

@@ -10,7 +10,7 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a packaged recipe, or path of a YAML file.")
 ]
 MoreValues = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Further values to change, as with --set.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="More values to change, as with --set.")
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -10,7 +10,7 @@ import typer
 
 from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
 
-app = typer.Typer(help="List, show, describe, check and start recipes.")
+app = typer.Typer(help="List, show, validate and describe recipes, or print a new one.")
 
 
 @app.command("list")
@@ -74,7 +74,10 @@ def describe(
 
 
 @app.command()
-def new(name: str, timm: str = typer.Option("deit_tiny_patch16_224", help="timm model of the recipe.")) -> None:
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the recipe.")],
+    timm: Annotated[str, typer.Option(metavar="MODEL", help="Name of the timm model.")] = "deit_tiny_patch16_224",
+) -> None:
     """Print a commented recipe to start from."""
     from vitslim.recipe import new_recipe_text
 

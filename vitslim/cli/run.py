@@ -13,13 +13,13 @@ from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetO
 def run(
     recipe: RecipeArgument,
     more: MoreValues = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result; runs/NAME when left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result. Default: runs/NAME.")] = None,
     overrides: SetOption = None,
     data: Annotated[Path | None, typer.Option(help="Image folder; short for --set data.root=DIR.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights (safetensors); short for --set model.checkpoint=FILE.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage again, also finished ones.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, including finished ones.")] = False,
     output: FormatOption = "table",
 ) -> None:
     """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""

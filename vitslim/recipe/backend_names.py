@@ -20,7 +20,7 @@ SPEC_SUFFIXES = (".yaml", ".yml")
 
 
 def known_backends() -> tuple[str, ...]:
-    """Every backend that ships with vitslim: `onnxruntime:cpu`, `sim:a100`, and so on."""
+    """Return every backend that ships with vitslim: `onnxruntime:cpu`, `sim:a100`, and so on."""
     return (*MEASURED, *(f"{SIM}{target}" for target in SIMULATED_TARGETS))
 
 
@@ -33,7 +33,7 @@ def backend_name(value: str | Mapping[str, Any]) -> str:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is a backend that ships with vitslim, or a simulated target in a settings file."""
+    """Return whether a name is a backend that ships with vitslim, or a simulated target in a settings file."""
     return name in known_backends() or (name.startswith(SIM) and name.endswith(SPEC_SUFFIXES))
 
 

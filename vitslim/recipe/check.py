@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from types import NoneType
 from typing import Any
 
@@ -27,10 +28,11 @@ _TYPES: Mapping[str, Any] = {
     "array": list | tuple,
     "object": dict,
 }
-_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+_WORDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_TEXT = 4096
 _SHOWN = 40
+_NEARLY_SAME = 0.75
 
 
 def check(value: object, schema: Schema, where: str = "") -> list[Problem]:
@@ -58,8 +60,13 @@ def missing(where: str, schema: Schema) -> Problem:
 
 
 def unknown(where: str, key: str, allowed: Mapping[str, object]) -> Problem:
-    """Return the problem of an unknown key, with the closest allowed key as a hint."""
-    return Problem(join(where, key[:_SHOWN]), "unknown key", closest(key[:_SHOWN], allowed))
+    """Return the problem of an unknown key. The hint lists the allowed keys unless one of them is nearly the same."""
+    word = key[:_SHOWN]
+    if get_close_matches(word, allowed, n=1, cutoff=_NEARLY_SAME):
+        hint = closest(word, allowed)
+    else:
+        hint = f"allowed: {', '.join(sorted(allowed))}"
+    return Problem(join(where, word), "unknown key", hint)
 
 
 def join(where: str, key: str | int) -> str:

@@ -35,7 +35,7 @@ KeepRate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Phase(Enum):
-    """The place of a stage in the order of a recipe; `rules.py` says which phase may follow which."""
+    """The phase of a stage in a recipe; `rules.py` defines which phase may follow which."""
 
     STRUCTURE = "structural pruning"
     TOKENS = "token squeezing"

@@ -94,7 +94,7 @@ def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | No
 
 
 def _definitions() -> dict[str, Any]:
-    """Return the schema of each stage config and of all that they hold; `method` is optional where it has no rival."""
+    """Return the schemas of all stage configs and of their parts; `method` is optional for kinds with one method."""
     _, top = models_json_schema([(config, "validation") for config in METHODS])
     definitions: dict[str, Any] = top["$defs"]
     for classes in kinds().values():

@@ -81,7 +81,7 @@ def _base(name: Any, path: Path, chain: tuple[Path, ...]) -> Path:
         )
     if len(chain) > MAX_EXTENDS:
         message = f"more than {MAX_EXTENDS} recipes extend each other"
-        raise RecipeError([Problem(EXTENDS, message, "copy the values of some into one")], str(path))
+        raise RecipeError([Problem(EXTENDS, message, "merge some of them into one file")], str(path))
     return base
 
 
@@ -120,10 +120,10 @@ def _missing_root(document: Mapping[str, Any]) -> list[Problem]:
     data, model = document.get("data"), document.get("model")
     if not isinstance(data, dict) or data.get("kind") != "imagefolder" or data.get("root") is not None:
         return []
-    hint = "--set data.root=DIR, where DIR holds train/ and val/ with one folder a class"
+    hint = "--set data.root=DIR, where DIR holds train/ and val/ with one folder per class"
     if isinstance(model, dict) and model.get("checkpoint") is None:
         hint += "; --set model.checkpoint=FILE for trained weights"
-    return [Problem(join("data", "root"), "an image folder is needed", hint)]
+    return [Problem(join("data", "root"), "required key missing, expected an image folder", hint)]
 
 
 def _not_a_mapping(document: object) -> Problem:

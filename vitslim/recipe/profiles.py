@@ -1,6 +1,6 @@
 """Export profiles: which forms of quantizers, weights and layers an ONNX file has.
 
-Export passes and refusals ask the properties of a profile, never its name. A new profile is one more value of
+Export passes and checks read the properties of a profile, never its name. A new profile is one more value of
 `PROFILES`.
 """
 
@@ -21,9 +21,9 @@ class Profile:
     """Whether the file can hold integers."""
     unsigned_activations: bool = False
     """True: quantized activations are unsigned, with a zero point where signed ones have none. False: they are signed,
-    with zero points of 0; the bias of the layer makes up for the offset."""
+    with zero points of 0; the bias of the layer compensates for the offset."""
     integer_attention: bool = False
-    """Whether the matmuls of attention may be quantized: softmax outputs are unsigned integers."""
+    """Whether attention matmuls may be quantized: softmax outputs are unsigned integers."""
     dynamic_activations: bool = False
     """Whether scales of activations may be computed at run time."""
     integer_group_scales: bool = False

@@ -1,4 +1,4 @@
-"""Which recipes make sense: the order of phases, the names of stages, and the problems that each stage config reports.
+"""Checks of whole recipes: the order of phases, the names of stages, and the problems that each stage config reports.
 
 Everything here needs only the recipe. Problems that depend on the model are reported by each stage when a plan is made.
 """
@@ -17,7 +17,7 @@ from vitslim.recipe.stages.training import PACKAGE, TEACHERS
 
 FORBIDDEN: dict[tuple[Phase, Phase], str] = {
     (Phase.MASK, Phase.STRUCTURE): "removing channels would break the pattern of the mask",
-    (Phase.MASK, Phase.MASK): "a mask is chosen once",
+    (Phase.MASK, Phase.MASK): "a model has at most one mask",
     (Phase.PRECISION, Phase.STRUCTURE): "it changes the ranges that calibration measured",
     (Phase.PRECISION, Phase.MASK): "calibration must see the sparse weights",
     (Phase.PRECISION, Phase.TRAIN): "it trains in floating point, without the scales that calibration found",
@@ -26,7 +26,7 @@ FORBIDDEN: dict[tuple[Phase, Phase], str] = {
 """Earlier phase and later phase that must not follow it, with the reason. Everything else is allowed."""
 
 DISCOURAGED: dict[tuple[Phase, Phase], str] = {
-    (Phase.PRECISION, Phase.TOKENS): "calibration included tokens that are removed now",
+    (Phase.PRECISION, Phase.TOKENS): "calibration included the tokens that this stage removes",
 }
 """The same for orders that only give a warning."""
 
@@ -70,7 +70,9 @@ def _export_problems(stages: tuple[StageConfig, ...]) -> Iterator[Problem]:
             "stages", "there is no export stage, so the run would write no model", "add `- export` at the end"
         )
     for position in exports[1:]:
-        yield Problem(_path(position, stages[position]), "a second export stage", "keep one, as the last stage")
+        yield Problem(
+            _path(position, stages[position]), "there is a second export stage", "keep one, as the last stage"
+        )
     if exports and exports[-1] != len(stages) - 1:
         message = f"export must be the last stage, but {stages[exports[-1] + 1].kind} comes after it"
         yield Problem(_path(exports[-1], stages[exports[-1]]), message, "move `- export` to the end")
@@ -144,10 +146,12 @@ def _file_problems(recipe: Recipe) -> Iterator[Problem]:
     if data.kind == "digits" and data.root is not None:
         yield Problem("data.root", "the digits ship with vitslim and have no folder", "use `data.kind: imagefolder`")
     if data.kind == "digits" and data.also_evaluate:
-        yield Problem("data.also_evaluate", "the digits have no further folders", "use `data.kind: imagefolder`")
+        yield Problem("data.also_evaluate", "the digits have no further data sets", "use `data.kind: imagefolder`")
     if VALIDATION_SET in data.also_evaluate:
         path = f"data.also_evaluate.{VALIDATION_SET}"
-        yield Problem(path, f"'{VALIDATION_SET}' is the validation set of data.root", "choose another name")
+        yield Problem(
+            path, f"'{VALIDATION_SET}' is reserved for the validation set of data.root", "choose another name"
+        )
 
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:

@@ -18,26 +18,28 @@ class Model(Config):
 
     timm: TimmName
     checkpoint: str | None = Field(None, description="safetensors file; `package:NAME`: a file that ships with vitslim")
-    kwargs: dict[str, int | float | str | bool] = Field({}, description="passed to timm.create_model")
+    kwargs: dict[str, int | float | str | bool] = Field({}, description="arguments of timm.create_model")
 
 
 class Data(Config):
     """The images of a run; `root` of an image folder holds train/ and val/."""
 
-    kind: Literal["digits", "imagefolder"]
-    root: str | None = None
+    kind: Literal["digits", "imagefolder"] = Field(
+        description="digits: handwritten digits that ship with scikit-learn; imagefolder: the images below `root`"
+    )
+    root: str | None = Field(None, description="folder that holds train/ and val/ with one folder per class")
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")
-    also_evaluate: dict[str, str] = Field({}, description="name to folder of further labeled images")
+    also_evaluate: dict[str, str] = Field({}, description="further labeled image folders by name")
 
 
 class ReportConfig(Config):
-    """Backends, batch sizes and threads that the report covers."""
+    """Backends, batch sizes and thread counts of the report."""
 
     backends: tuple[str | dict[str, Any], ...] = Field(
         ("onnxruntime:cpu",), description="names, or {sim: TARGET or FILE.yaml} with settings of the target"
     )
-    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="batch sizes")
     threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="thread counts of measured CPU backends")
     seconds: Annotated[float, Field(gt=0)] = Field(
         2.0, description="measuring time of each file, batch size and thread count"
@@ -45,18 +47,18 @@ class ReportConfig(Config):
 
 
 class Gates(Config):
-    """Budgets: the run exits with code 1 if one is broken."""
+    """Limits on the results: the run exits with code 1 if one is violated."""
 
     top1_drop_max: float | None = Field(None, description="largest loss of top-1 on val, in points")
     top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="smallest top-1 on val, in percent"
     )
     size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="dense ONNX bytes over compressed ONNX bytes"
+        None, description="smallest size ratio: dense ONNX bytes over compressed ONNX bytes"
     )
-    macs_ratio_min: Annotated[float, Field(gt=0)] | None = None
+    macs_ratio_min: Annotated[float, Field(gt=0)] | None = Field(None, description="dense MACs over compressed MACs")
     speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="backend to speedup over the dense model at the first batch size and thread count"
+        {}, description="smallest speedup over the dense model by backend, at the first batch size and thread count"
     )
 
 

@@ -44,7 +44,7 @@ report:
   backends: [onnxruntime:cpu, sim:systolic]
   batches: [1, 8]
 
-# The run exits with code 1 if the result breaks one of these.
+# The run exits with code 1 if the result violates one of these.
 gates:
   top1_drop_max: 2.0      # points
   size_ratio_min: 4.0     # dense over compressed ONNX file

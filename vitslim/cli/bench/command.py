@@ -26,7 +26,7 @@ def bench(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", help="onnxruntime:cpu, openvino:cpu, sim:a100, sim:FILE.yaml; may be repeated."),
+        typer.Option("--backend", help="Backend, such as onnxruntime:cpu, sim:a100 or sim:FILE.yaml; may be repeated."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,

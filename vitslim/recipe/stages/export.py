@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
+
 from vitslim.recipe.config import Phase, StageConfig, one_of
 from vitslim.recipe.profiles import PROFILES, Profile
 
@@ -15,8 +17,8 @@ class Export(StageConfig):
     phase: ClassVar[Phase] = Phase.EXPORT
 
     method: Literal["onnx"] = "onnx"
-    opset: Literal[21] = 21
-    profile: Annotated[str, one_of(PROFILES, "the form of the file")] = "portable"
+    opset: Literal[21] = Field(21, description="version of the ONNX operator set")
+    profile: Annotated[str, one_of(PROFILES, "form of the file")] = "portable"
 
     @property
     def export_profile(self) -> Profile:

@@ -1,4 +1,4 @@
-"""Configs of `prune` stages: one frozen, typed config a method. `vitslim/stages/prune` carries them out."""
+"""Configs of `prune` stages: one frozen, typed config per method. `vitslim/stages/prune` runs them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ IMPORTANCES = {
 SCORES = {
     "magnitude": "the largest weights stay",
     "wanda": "magnitude times the norm of the input activation",
-    "sparsegpt": "loss that the other weights of the row cannot compensate; these are then updated",
-    "kfac": "as sparsegpt, with compensation across rows by the Kronecker-factored curvature; the most accurate and "
+    "sparsegpt": "loss that the other weights of the row cannot compensate; they are then updated",
+    "kfac": "like sparsegpt, with compensation across rows by the Kronecker-factored curvature; the most accurate and "
     "the slowest",
 }
 """Names of the scores that choose a 2:4 mask. All but magnitude use the calibration images."""
@@ -55,9 +55,9 @@ class PruningRatios(Config):
 class Budget(Config):
     """Fraction of the stage's input model that may remain; exactly one of `macs`, `params` and `latency`."""
 
-    macs: KeepRate | None = None
-    params: KeepRate | None = None
-    latency: KeepRate | None = None
+    macs: KeepRate | None = Field(None, description="fraction of the MACs that may remain")
+    params: KeepRate | None = Field(None, description="fraction of the parameters that may remain")
+    latency: KeepRate | None = Field(None, description="fraction of the latency that may remain; needs `table`")
     table: str | None = Field(None, description="latency table written by `vitslim bench --table`")
 
     def problems(self) -> Iterator[Problem]:
@@ -91,32 +91,40 @@ class DepGraph(Prune):
     method: Literal["depgraph"]
     importance: Annotated[str, one_of(IMPORTANCES, "score of each index of an axis")] = "magnitude_l2"
     pruning_ratio: PruningRatio | tuple[PruningRatio, ...] = Field(
-        0.5, description="fraction of the indices that is removed, or a list with one entry per block"
+        0.5, description="fraction of each axis that is removed, or a list with one entry per block"
     )
     pruning_ratios: PruningRatios = PruningRatios()
     axes: dict[str, PruningRatio] = Field(
         {}, description="fraction removed from single axes, by the names that `vitslim axes` shows"
     )
     budget: Budget | None = Field(None, description="scale all pruning ratios until the model fits the budget")
-    scope: Literal["local", "global", "isomorphic"] = Field("local", description="indices that are ranked together")
-    mode: Literal["uniform", "bottleneck"] = Field("uniform", description="bottleneck: keep the embedding as it is")
+    scope: Literal["local", "global", "isomorphic"] = Field(
+        "local",
+        description="indices that are ranked together. local: those of one axis; global: those of all axes, with heads "
+        "apart; isomorphic: those of axes that couple layers in the same way",
+    )
+    mode: Literal["uniform", "bottleneck"] = Field(
+        "uniform", description="uniform: prune all kinds of axes; bottleneck: keep the embedding"
+    )
     round_to: PositiveInt = Field(16, description="round the number of kept indices down to a multiple of this")
-    max_pruning_ratio: PruningRatio = Field(0.95, description="largest fraction that any axis loses")
+    max_pruning_ratio: PruningRatio = Field(0.95, description="largest fraction removed from any axis")
     steps: PositiveInt = Field(1, description="number of pruning steps, each with new scores")
-    group_sparsity: GroupSparsity | None = None
+    group_sparsity: GroupSparsity | None = Field(
+        None, description="sparse training before the cut, which pushes weak groups toward zero; default: none"
+    )
     batches: PositiveInt = Field(8, description="calibration batches for Taylor and Hessian importance")
-    batch: PositiveInt = 32
+    batch: PositiveInt = Field(32, description="images per calibration batch")
 
     @property
     def schedule(self) -> Train | None:
-        """The schedule of sparse training, if there is any."""
+        """The schedule of sparse training; None without it."""
         return None if self.group_sparsity is None else self.group_sparsity.train
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""
         yield from super().problems(before, after)
         if self.mode == "bottleneck" and self.pruning_ratios.embed is not None:
-            message = "`mode: bottleneck` keeps the embedding as it is"
+            message = "`mode: bottleneck` does not prune the embedding"
             yield Problem("pruning_ratios.embed", message, "remove it, or use `mode: uniform`")
         for problem in self.budget.problems() if self.budget is not None else ():
             yield Problem(f"budget.{problem.where}".rstrip("."), problem.message, problem.hint)
@@ -131,7 +139,7 @@ class Depth(Prune):
     remove: PositiveInt = Field(1, description="number of blocks or branches to remove")
     unit: Literal["block", "branch"] = Field("block", description="branch: attention and MLP are removed separately")
     batches: PositiveInt = Field(4, description="calibration batches for the sensitivity")
-    batch: PositiveInt = 32
+    batch: PositiveInt = Field(32, description="images per calibration batch")
 
     @property
     def removes_attention(self) -> bool:
@@ -146,7 +154,7 @@ class TwoFour(Prune):
 
     method: Literal["two-four"]
     layers: Literal["gemm"] | tuple[str, ...] = Field(
-        "gemm", description="gemm: all eligible layers but the head; or names of layers"
+        "gemm", description="gemm: all eligible layers except the head; or names of layers"
     )
     pattern: str = Field(
         "2:4",
@@ -157,8 +165,7 @@ class TwoFour(Prune):
     score: Annotated[str, one_of(SCORES, "criterion that chooses the mask")] = "magnitude"
     permute: tuple[PermutedAxis, ...] = Field(
         (),
-        description="axes whose channels are reordered before the mask so that it keeps more magnitude; the model "
-        "computes the same",
+        description="axes whose channels are reordered so that the mask keeps more magnitude; outputs do not change",
     )
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
@@ -176,9 +183,11 @@ class Unstructured(Prune):
 
     method: Literal["unstructured"]
     sparsity: PruningRatio = Field(0.5, description="fraction of the weights that become zero")
-    scope: Literal["local", "global"] = Field("global", description="weights that are ranked together")
+    scope: Literal["local", "global"] = Field(
+        "global", description="weights that are ranked together: those of each layer, or of all layers"
+    )
     layers: Literal["gemm"] | tuple[str, ...] = Field(
-        "gemm", description="gemm: all layers but the head; or names of layers"
+        "gemm", description="gemm: all layers except the head; or names of layers"
     )
 
     def warnings(self) -> Iterator[Problem]:

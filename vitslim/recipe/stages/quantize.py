@@ -10,7 +10,7 @@ from pydantic import Field
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig
 from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
-from vitslim.recipe.stages.training import FeatureWeight, Teacher, TrainedWithTeacher
+from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teacher, TrainedWithTeacher
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
@@ -22,7 +22,7 @@ UNUSED_KEYS = {
               "reduce_range", "placement"),
     "dynamic": ("activation_bits", "calibrate", "symmetric"),
 }  # fmt: skip
-"""Value of `activations` to the keys that have no effect beside it."""
+"""Value of `activations` to the keys that have no effect with it."""
 
 _Found = tuple[str, str, str]
 
@@ -30,9 +30,9 @@ _Found = tuple[str, str, str]
 class Floor(Config):
     """Fidelity to the float model that `placement: auto` must keep, measured on calibration images."""
 
-    sqnr_db: float = Field(23.0, description="signal-to-quantization-noise ratio of the logits, in decibels")
+    sqnr_db: float = Field(23.0, description="smallest signal-to-quantization-noise ratio of the logits, in decibels")
     agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.985, description="top-1 agreement; a candidate fails if the images show less beyond chance"
+        0.985, description="smallest top-1 agreement; a candidate fails if its agreement is significantly lower"
     )
 
 
@@ -61,15 +61,15 @@ class Quantize(StageConfig):
     )
     reduce_range: Literal["auto"] | bool = Field(
         "auto",
-        description="keep sums of two adjacent products within 16 bits, for CPUs without VNNI. auto: on if a measured "
-        "backend needs it; the lock file and the report hold the resolved value",
+        description="limit weights so that sums of two adjacent products fit into 16 bits, for CPUs without VNNI. auto: on "
+        "if a measured backend needs it; the lock file and the report show the resolved value",
     )
     placement: Literal["fixed", "auto"] = Field(
         "fixed",
-        description="fixed: every activation as `activations` says. auto: choose static, dynamic or float activations "
-        "per layer by measured latency on the first backend that runs ONNX files, subject to `floor`",
+        description="fixed: quantize all activations as `activations` specifies. auto: choose static, dynamic or float "
+        "activations per layer by measured latency on the first backend that runs ONNX files, subject to `floor`",
     )
-    floor: Floor = Field(Floor(), description="for `placement: auto`")
+    floor: Floor = Field(Floor(), description="fidelity that `placement: auto` must keep")
     activations: str
     symmetric: bool
 
@@ -106,7 +106,7 @@ class Quantize(StageConfig):
 
     @property
     def needs_measured_backend(self) -> str:
-        """The key that measures candidates; empty if there is none."""
+        """The key whose value requires measurements of candidates; empty if there is none."""
         return "placement" if self.placement == "auto" else ""
 
     @property
@@ -114,7 +114,7 @@ class Quantize(StageConfig):
         return 8 in (self.bits, self.first_last_bits)
 
     def _group_contradictions(self, profile: Profile) -> Iterator[_Found]:
-        """Yield problems of integer group scales, which integer activations need."""
+        """Yield problems of integer group scales, which integer activations require."""
         if not self.group_size or self.activations == "float":
             return
         if self.bits > GROUP_BITS_MAX:
@@ -136,9 +136,13 @@ class Ptq(Quantize):
         "weights are quantized",
     )
     symmetric: bool = Field(
-        False, description="activations without zero point; false: with a zero point where it narrows the range"
+        False, description="quantize activations without zero point; false: use a zero point where it narrows the range"
     )
-    calibrate: Literal["minmax", "mse"] = Field("minmax", description="choice of the activation range")
+    calibrate: Literal["minmax", "mse"] = Field(
+        "minmax",
+        description="activation range. minmax: from the smallest to the largest value; mse: the range with the least "
+        "squared error",
+    )
     rotate: bool = Field(
         False,
         description="compute residual streams in a random orthogonal basis, folded into the weights (QuaRot); streams "
@@ -153,11 +157,11 @@ class Ptq(Quantize):
     attention: bool = Field(False, description="quantize both attention matmuls (QK^T and PV)")
     average_bits: Annotated[float, Field(gt=2, le=8)] | None = Field(
         None,
-        description="upper limit of the average bits of all quantized weights: those whose rounding harms the outputs "
-        "most for their size get 8 bits; default: all have `bits`",
+        description="upper limit of the average bits of all quantized weights: weights whose rounding adds the most "
+        "noise for their size get 8 bits; default: all weights have `bits`",
     )
     zero_points: bool = Field(
-        False, description="a zero point for each weight group beside its scale; TensorRT does not read these"
+        False, description="store a zero point with the scale of each weight group; TensorRT does not support this"
     )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", description="gptq: later weights of a row compensate for the rounding errors of earlier ones"
@@ -170,17 +174,18 @@ class Ptq(Quantize):
 
     def _contradictions(self, profile: Profile) -> Iterator[_Found]:
         if self.zero_points and self.activations != "float":
-            message = f"weights have no zero points with `activations: {self.activations}`"
+            message = f"`zero_points` needs `activations: float`, got `activations: {self.activations}`"
             yield "zero_points", message, "set `group_size: 32` and `activations: float`, or remove `zero_points`"
         elif self.zero_points and not self.group_size:
-            message = "`zero_points` needs weight groups"
+            message = "`zero_points` needs weight groups, got `group_size: 0`"
             yield "zero_points", message, "set `group_size: 32`, or remove `zero_points`"
         if self.average_bits is not None and self.average_bits <= self.bits:
-            message = f"an average of {self.average_bits:g} bits is not above the {self.bits} bits of all weights"
+            message = f"got `average_bits: {self.average_bits:g}`, expected more than `bits: {self.bits}`"
             yield "average_bits", message, "raise `average_bits`, lower `bits`, or remove `average_bits`"
         yield from super()._contradictions(profile)
         if not self.smooth and self.activation_scaling == "per-token":
-            yield "activation_scaling", "`smooth: false` scales no activations", "remove one of the two keys"
+            message = "`activation_scaling: per-token` needs `smooth: true`, got `smooth: false`"
+            yield "activation_scaling", message, "remove one of the two keys"
 
 
 class Qat(Quantize, TrainedWithTeacher):
@@ -195,16 +200,23 @@ class Qat(Quantize, TrainedWithTeacher):
         description="static: learned scales; float: only weights are quantized",
     )
     symmetric: bool = Field(
-        True, json_schema_extra={ASSUMED: True}, description="activations without zero point; false: with one"
+        True, json_schema_extra={ASSUMED: True}, description="quantize activations without zero point; false: with one"
     )
     calibrate: Literal["minmax", "mse"] = Field(
-        "mse", json_schema_extra={ASSUMED: True}, description="choice of the activation range before training"
+        "mse",
+        json_schema_extra={ASSUMED: True},
+        description="initial activation range. minmax: from the smallest to the largest value; mse: the range with the "
+        "least squared error",
     )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", json_schema_extra={ASSUMED: True}, description="initial rounding of weights"
     )
-    feature_weight: FeatureWeight | None = Field(None, description="default: all blocks have the same weight")
-    teacher: Teacher = "previous"
+    feature_weight: FeatureWeight | None = Field(
+        None,
+        description="weights of the blocks in the feature loss, from the feature losses of an earlier stage; default: "
+        "equal weights",
+    )
+    teacher: Teacher = Field("previous", description=TEACHER_WORDS)
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield keys that contradict each other, the export profile or the earlier stages."""

@@ -28,7 +28,7 @@ class TokenSqueeze(StageConfig):
         for block in self.squeezed_blocks:
             if block in owner:
                 message = f"block {block} is already squeezed by {owner[block]}"
-                yield Problem("blocks", message, "name each block once")
+                yield Problem("blocks", message, "list each block once")
             owner.setdefault(block, "this stage")
 
 

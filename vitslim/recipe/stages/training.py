@@ -21,25 +21,32 @@ PACKAGE = "package:"
 class TeacherModel(Config):
     """A teacher that is another timm model."""
 
-    timm: TimmName
-    checkpoint: str | None = None
+    timm: TimmName = Field(description="name of the timm model")
+    checkpoint: str | None = Field(None, description="safetensors file; without it the weights are random")
 
 
 Teacher = str | TeacherModel
 """`none`, `previous`, `dense`, the name of an earlier stage, or another timm model."""
 
+TEACHER_WORDS = (
+    "model whose outputs the student learns: none, dense, previous (the model before this stage), the name of an "
+    "earlier stage, or {timm: NAME, checkpoint: FILE}"
+)
+
 
 class Train(Config):
-    """One training schedule: AdamW with a cosine learning-rate schedule."""
+    """Training with AdamW and a cosine learning-rate schedule."""
 
-    epochs: PositiveInt = 3
-    batch: PositiveInt = 64
+    epochs: PositiveInt = Field(3, description="passes over the training images")
+    batch: PositiveInt = Field(64, description="images per optimizer step")
     lr: PositiveFloat = Field(5e-5, description="peak learning rate", json_schema_extra={ASSUMED: True})
     wd: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay", json_schema_extra={ASSUMED: True})
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of all steps")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="fraction of the steps in which the learning rate rises"
+    )
     clip: PositiveFloat = Field(1.0, description="maximum gradient norm")
     images: PositiveInt | None = Field(None, description="train on at most N images, balanced over classes")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing of the hard loss")
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="light: crops of at least 70 % of the area; strong: of at least 10 %, and color jitter"
     )
@@ -54,7 +61,7 @@ class Train(Config):
 
 
 class Loss(Config):
-    """Weights of the distillation terms; a weight of zero switches a term off."""
+    """Weights of the distillation terms; a term of weight zero is not computed."""
 
     hard: Annotated[float, Field(ge=0)] = Field(1.0, description="cross-entropy with the labels")
     soft: Annotated[float, Field(ge=0)] = Field(1.0, description="KL divergence from the teacher's predictions")
@@ -64,12 +71,16 @@ class Loss(Config):
 
 
 class Features(Config):
-    """Block outputs that the feature loss compares, and the images it counts (GPUSQ)."""
+    """Block outputs that the feature loss compares, and the images that it includes (GPUSQ)."""
 
     blocks: Literal["last_third", "all"] | tuple[str, ...] = Field(
-        "last_third", json_schema_extra={ASSUMED: True}, description="or names of blocks, such as blocks.11"
+        "last_third",
+        json_schema_extra={ASSUMED: True},
+        description="last_third, all, or names of blocks such as blocks.11",
     )
-    only_agreeing: bool = Field(True, description="only images on which teacher and student predict the same class")
+    only_agreeing: bool = Field(
+        True, description="include only images on which teacher and student predict the same class"
+    )
 
 
 class TrainedWithTeacher(StageConfig):
@@ -77,9 +88,7 @@ class TrainedWithTeacher(StageConfig):
 
     phase: ClassVar[Phase] = Phase.TRAIN
 
-    teacher: Teacher = Field(
-        "dense", description="none, previous, dense, the name of an earlier stage, or {timm: NAME, checkpoint: FILE}"
-    )
+    teacher: Teacher = Field("dense", description=TEACHER_WORDS)
     loss: Loss = Loss()
     labels: Literal["dataset", "teacher"] = Field(
         "dataset", description="target of the hard loss. teacher: its predicted classes, so that images need no labels"
@@ -145,17 +154,29 @@ def _teacher_problems(
 
 
 class FeatureWeight(Config):
-    """Weights of the blocks in the feature loss: n * softmax(sign * L / tau) of an earlier stage's final losses L."""
+    """Weights of n blocks in the feature loss: n * softmax(sign * L / tau) of an earlier stage's final losses L."""
 
     stage: str = Field("distill", description="the stage whose feature losses are read")
-    sign: Literal[-1, 1] = Field(-1, json_schema_extra={ASSUMED: True})
-    tau: PositiveFloat = Field(1.0, json_schema_extra={ASSUMED: True})
+    sign: Literal[-1, 1] = Field(
+        -1,
+        description="-1: larger weights for blocks with a small loss; 1: for blocks with a large loss",
+        json_schema_extra={ASSUMED: True},
+    )
+    tau: PositiveFloat = Field(
+        1.0, description="temperature; larger values make the weights more equal", json_schema_extra={ASSUMED: True}
+    )
 
     def problems(self, feature: float, before: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield problems given the weight of the feature loss and the stages before; `where` is relative to the key."""
         sources = names_of([config for config in before if config.has_feature_loss])
         if feature == 0:
-            yield Problem("", "the feature loss is switched off, so its weights have no effect", "set `loss.feature`")
+            yield Problem(
+                "",
+                "the feature loss has weight zero, so the weights of its blocks have no effect",
+                "set `loss.feature`",
+            )
         elif self.stage not in sources:
             message = f"no stage '{self.stage}' with a feature loss comes before this one"
-            yield Problem("stage", message, closest(self.stage, sources) if sources else "set `loss.feature` there")
+            yield Problem(
+                "stage", message, closest(self.stage, sources) if sources else "set `loss.feature` in an earlier stage"
+            )
