@@ -68,15 +68,15 @@ def fourth_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_val, r"val is missing"),
-        (no_train, r"train is missing"),
-        (shutil.rmtree, r"food is missing"),
+        (no_val, r"val does not exist"),
+        (no_train, r"train does not exist"),
+        (shutil.rmtree, r"food does not exist"),
         (val_is_a_file, r"val is not a folder"),
         (empty_train, r"train has no class folders"),
         (class_without_images, r"class folders without images: bread"),
         (zero_bytes, r"1 image cannot be read: .*apple/1\.png \(0 bytes\)"),
         (no_image, r"1 image cannot be read: .*apple/1\.png \(unknown image format\)"),
-        (unknown_class_in_val, r"no class of the model: dates"),
+        (unknown_class_in_val, r"not classes of the model: dates"),
         (fourth_class, r"4 class folders, the model has 3 classes"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_missing_root_key_is_refused(folder_source: ModelSource) -> None:
 
 def test_a_missing_evaluation_folder_is_refused(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root), also_evaluate={"more": str(image_root / "nowhere")})
-    refused(config, folder_source, "nowhere is missing")
+    refused(config, folder_source, "nowhere does not exist")
 
 
 def test_an_evaluation_folder_cannot_be_named_val(image_root: Path, folder_source: ModelSource) -> None:
@@ -110,7 +110,7 @@ def test_three_unreadable_files_are_named_and_the_others_counted(image_root: Pat
 
 def test_folders_of_an_imagenet_model_must_be_imagenet_classes(image_root: Path, folder_source: ModelSource) -> None:
     config = Data(kind="imagefolder", root=str(image_root))
-    refused(config, replace(folder_source, classes=1000), "no ImageNet class: apple, bread, cheese")
+    refused(config, replace(folder_source, classes=1000), "not ImageNet classes: apple, bread, cheese")
 
 
 def test_a_wordnet_id_outside_imagenet_1k_is_refused(
@@ -120,7 +120,7 @@ def test_a_wordnet_id_outside_imagenet_1k_is_refused(
         write_images(tmp_path / split / "n01440764", 1)
         write_images(tmp_path / split / "n00004475", 1)
     config = Data(kind="imagefolder", root=str(tmp_path))
-    refused(config, replace(folder_source, classes=1000), "no ImageNet class: n00004475")
+    refused(config, replace(folder_source, classes=1000), "not ImageNet classes: n00004475")
 
 
 @pytest.mark.parametrize("name", ["0.JPEG", "1.png"])

@@ -29,7 +29,7 @@ class ClassMap:
 def map_classes(root: Path, folders: Sequence[str], classes: int) -> ClassMap:
     """Map WordNet ids to ImageNet's classes for a model with 1000 classes, and number other folders in sorted order.
 
-    `folders` are the sorted class folders of `root`. Raises InputError for folders that are no class of the model.
+    `folders` are the sorted class folders of `root`. Raises InputError for folders that are not a class of the model.
     """
     if len(folders) > classes:
         raise InputError(
@@ -46,7 +46,7 @@ def labels_of(root: Path, folders: Sequence[str], class_map: ClassMap) -> dict[s
     unknown = [name for name in folders if name not in class_map.index]
     if unknown:
         raise InputError(
-            f"{root} has class folders that are no class of the model: {join_names(unknown)}",
+            f"{root} has class folders that are not classes of the model: {join_names(unknown)}",
             hint=f"name the folders as in train/, such as {join_names(sorted(class_map.index))}",
         )
     return {name: class_map.index[name] for name in folders}
@@ -58,7 +58,7 @@ def _imagenet(root: Path, folders: Sequence[str]) -> ClassMap:
     unknown = [name for name in folders if name not in index]
     if unknown:
         raise InputError(
-            f"{root} has class folders that are no ImageNet class: {join_names(unknown)}",
+            f"{root} has class folders that are not ImageNet classes: {join_names(unknown)}",
             hint="a 1000-class model needs folders named by WordNet id, such as n01440764 for tench",
         )
     return ClassMap(index, tuple(info.label_descriptions()))

@@ -46,7 +46,7 @@ def scan_folder(root: Path) -> ImageFolder:
     Raises InputError for a folder that is missing or empty, a class folder without images, and unreadable files.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is {'not a folder' if root.exists() else 'missing'}", hint=LAYOUT_HINT)
+        raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}", hint=LAYOUT_HINT)
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError as error:

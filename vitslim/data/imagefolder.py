@@ -75,7 +75,7 @@ def load_folder_sets(
 ) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
     """Return `train` and `val` below `root`, and further folders by name, labeled with the model's classes.
 
-    Raises InputError for missing folders, unreadable images, and folders that are no class of the model.
+    Raises InputError for missing folders, unreadable images, and folders that are not a class of the model.
     """
     if source.image[0] not in MODES:
         raise InputError(
@@ -83,7 +83,8 @@ def load_folder_sets(
             hint="set model.kwargs.in_chans to 3",
         )
     if not root.is_dir():
-        raise InputError(f"{root} is missing", hint="set data.root to a folder that holds train/ and val/")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"{root} {problem}", hint="set data.root to a folder that holds train/ and val/")
     folders = {name: scan_folder(path) for name, path in {"train": root / "train", "val": root / "val", **also}.items()}
     class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes)
     sets = {name: _labeled(name, folder, class_map, source) for name, folder in folders.items()}

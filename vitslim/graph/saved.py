@@ -74,7 +74,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"'{path}' is missing", "run the recipe again") from error
+        raise InputError(f"'{path}' does not exist", "run the recipe again") from error
     except SafetensorError as error:
         raise InputError(f"'{path}' is not a valid safetensors file: {error}", "run the recipe again") from error
 

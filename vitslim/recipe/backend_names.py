@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,5 +53,6 @@ def wrong_backends(backends: Sequence[str | dict[str, Any]], gated: Iterable[str
     for backend in gated:
         if backend not in named:
             message = f"the gate needs a result of '{backend}', which is not among report.backends"
-            hint = closest(backend, named) if named else f"add it: report.backends=[{backend}]"
+            is_near = difflib.get_close_matches(backend, named, n=1)
+            hint = closest(backend, named) if is_near else "add it to report.backends, or remove the gate"
             yield Problem(f"gates.speedup_min.{backend}", message, hint)

@@ -1,4 +1,4 @@
-"""The contract of stages. A stage only wires: its mathematics is in pure functions beside its `stage.py`."""
+"""The contract of stages. A `stage.py` only wires; the mathematics is in pure functions in other files."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ class Stage(Protocol):
         ...
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
-        """Return the violated promises of the stage. Called after it ran."""
+        """Return the violated postconditions of the stage. Called after it ran."""
         ...

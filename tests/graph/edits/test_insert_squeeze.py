@@ -157,7 +157,7 @@ def test_impossible_places_and_counts(graph: ModelGraph, keep: dict[str, int], w
 
 def test_a_block_is_squeezed_once(graph: ModelGraph) -> None:
     squeezed = insert_squeeze(graph, KEEP)
-    with pytest.raises(StageError, match=r"'blocks\.0' is squeezed already"):
+    with pytest.raises(StageError, match=r"'blocks\.0' is already squeezed"):
         insert_squeeze(squeezed, {"blocks.0": 4})
     with pytest.raises(StageError, match="a later block keeps 5"):
         insert_squeeze(squeezed, {"blocks.1": 4})
@@ -168,7 +168,7 @@ def test_a_block_is_squeezed_once(graph: ModelGraph) -> None:
     [
         ("beit_base_patch16_224", {}, "bias for each pair"),
         ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "no class token"),
-        ("vit_small_patch16_rope_224", {}, "table of positions"),
+        ("vit_small_patch16_rope_224", {}, "position table"),
         ("vit_small_patch16_18x2_224", {}, "MLP does not follow"),
     ],
 )

@@ -184,7 +184,7 @@ def test_the_only_reader_of_other_layers_stays() -> None:
     module = normalize(exported.module())
     found = find_branches(module, tensor_shapes(module, (3, 4, 4)))
     assert {branch.name: branch.obstacle for branch in found} == {
-        "blocks.0": "other layers work for it alone",
+        "blocks.0": "other layers serve only this branch",
         "blocks.1": "",
     }
 

@@ -38,7 +38,7 @@ def vit(embed: int = 192, heads: int = 3, dim: int = 64, mlp: int = 768, classes
     return ModelSketch(
         axes={**sizes, "tokens": 197, "classes": classes},
         kinds={**kinds, "tokens": "tokens", "classes": "classes"},
-        frozen={"tokens": "counts tokens", "classes": "model output"},
+        frozen={"tokens": "is a token position", "classes": "model output"},
         matmuls=matmuls,
         parameters={p.weight: p.reduce * p.columns for p in matmuls},
         blocks=("blocks.0",),
@@ -185,7 +185,7 @@ def test_all_problems_of_layers_at_once() -> None:
 
 def test_no_layer_at_all_is_a_problem() -> None:
     (problem,) = TwoFourStage(TwoFour(method="two-four", layers=())).requires(vit())
-    assert problem.message == "names no layer"
+    assert problem.message == "the list is empty"
     (problem,) = two_four().requires(vit(embed=10, mlp=10))
     assert "no layer of this model" in problem.message
 

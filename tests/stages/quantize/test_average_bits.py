@@ -114,7 +114,7 @@ def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
         "average_bits", "an average of 4.2 bits is too low for 8 bits in any weight"
     )  # fmt: skip
     ends = mean_of(_with_ends(tiny_graph))
-    assert problem.hint == f"write more than {ends:.2f}"
+    assert problem.hint == f"set it above {ends:.2f}"
 
 
 def _with_ends(graph: ModelGraph) -> ModelGraph:

@@ -56,7 +56,7 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
             assert float(tensor_of(result.graph.module, activation_scale_name(PATCHES))) == pytest.approx(PIXEL)
             assert note.result.endswith("INT8 activations") and note.reason == "reads the 8-bit pixels"
         elif "activations" not in keys:
-            assert note.reason == "the image stays in float"
+            assert note.reason == "reads the image, which stays in float"
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callabl
     stage = PtqStage(Ptq())
     result = stage.apply(graph, context)
     assert constant not in quantized_layers(result.graph.module)
-    assert {note.layer: note.reason for note in result.skipped}[constant] == "the same for every image"
+    assert {note.layer: note.reason for note in result.skipped}[constant] == "does not depend on the image"
     assert stage.estimate(sketch(graph)).cost() == sketch(result.graph).cost()
     with torch.no_grad():
         images = torch.stack([context.data.calibration[i][0] for i in range(8)])

@@ -156,7 +156,7 @@ def test_recipes_that_do_not_fit(keys: dict[str, Any], where: str, words: str, t
         (
             "swin_tiny_patch4_window7_224",
             {"img_size": 56, "embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4), "num_classes": 5},
-            "sees windows",
+            "attends within windows",
         ),
         ("beit_base_patch16_224", {"depth": 2, "embed_dim": 64, "num_heads": 2, "num_classes": 5}, "pair of positions"),
         ("vit_base_patch16_siglip_224", {"depth": 2, "embed_dim": 64, "num_heads": 2}, "no class token"),

@@ -135,7 +135,7 @@ def _branch(flow: _Flow, add: Node, shapes: Mapping[Node, tuple[int, ...]]) -> B
     if not obstacle and inside & ~gone & flow.layers:
         obstacle = USED_ELSEWHERE
     if not obstacle and gone & ~inside & flow.layers:
-        obstacle = "other layers work for it alone"
+        obstacle = "other layers serve only this branch"
     nodes = frozenset(flow.members(gone))
     obstacle = obstacle or _in_place_obstacle(nodes, add, sides[stem])
     parameters = tuple(str(node.target) for node in flow.members(gone & flow.parameters))

@@ -23,16 +23,16 @@ def squeeze_obstacle(anatomy: Anatomy) -> str:
         if reason:
             return reason
     table = _position_table(anatomy)
-    return f"a table of positions enters inside the blocks (at '{table}')" if table else ""
+    return f"a position table is added inside the blocks (at '{table}')" if table else ""
 
 
 def _fixed_positions(block: Block) -> str:
     if block.attention is None:
         return ""
     if block.attention.windowed:
-        return f"attention of '{block.name}' sees windows of tokens, which must stay full"
+        return f"attention of '{block.name}' attends within windows of tokens, which must stay full"
     if block.attention.biased:
-        return f"attention of '{block.name}' adds a bias for each pair of positions, which squeezing would mix up"
+        return f"attention of '{block.name}' adds a bias for each pair of positions, which squeezing would misassign"
     return ""
 
 
@@ -40,9 +40,9 @@ def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
     """Why a block is not attention over all tokens, an addition, and then an MLP; empty when it is."""
     attention, residual = block.attention, block.attention_residual
     if attention is None or residual is None:
-        return f"'{block.name}' is no block of attention with a residual"
+        return f"'{block.name}' has no attention with a residual connection"
     if token_node not in ancestors(attention.q):
-        return f"the class token is not there yet in '{block.name}'"
+        return f"the class token is missing in '{block.name}'"
     if anatomy.shapes[attention.q][2] != anatomy.shapes[attention.k][2]:
         return f"in '{block.name}' only some of the tokens attend"
     after = set(descendants(residual))

@@ -1,4 +1,4 @@
-"""Axis inference: one rule for each node, in the order of the graph."""
+"""Axis inference: apply one rule to each node, in the order of the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from vitslim.graph.axes.kinds import find_attention_kinds
 from vitslim.graph.axes.rules import RULES
 from vitslim.graph.axes.rules.elementwise import elementwise
-from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
+from vitslim.graph.axes.rules.tokens import IS_TOKENS
 from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.table import AxisTable, build_table
 from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
@@ -25,7 +25,7 @@ def infer_axes(
     rules: Mapping[Any, Rule] = RULES,
     new_tokens: Node | None = None,
 ) -> AxisTable:
-    """The axes of a graph that takes one tensor (batch, *image).
+    """Return the axes of a graph that takes one tensor (batch, *image).
 
     Never fails: an operator without a rule freezes the axes that it touches and is counted in `unknown_ops`, and axes
     about which rules conflict are frozen with the reason. After `new_tokens`, dimension 1 of its result is an axis of
@@ -98,7 +98,7 @@ def _channels(scope: Scope, parameters: Iterable[Dims]) -> set[Prim]:
 
 
 def _with_new_tokens(scope: Scope, dims: Dims) -> Dims:
-    (tokens,) = scope.fresh((size(dims[1]),), COUNTS_TOKENS)
+    (tokens,) = scope.fresh((size(dims[1]),), IS_TOKENS)
     return (dims[0], tokens, *dims[2:])
 
 
@@ -139,5 +139,5 @@ def _opaque(scope: Scope, node: Node, reason: str) -> Results:
         for dims in results if isinstance(results, list) else [results]:
             scope.freeze(dims, reason)
     shape = scope.shapes[node]
-    comes_out = f"comes out of {node.target}"
+    comes_out = f"is a result of {node.target}"
     return [scope.fresh(s, comes_out) for s in shape] if isinstance(shape, list) else scope.fresh(shape, comes_out)

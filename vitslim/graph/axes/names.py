@@ -85,13 +85,13 @@ def _blocks(ties: Mapping[Prim, Sequence[Tie]], kinds: Mapping[Prim, str]) -> fr
 
 
 def _numbered(module: str) -> Iterator[str]:
-    """Every part of a path that ends with a number: `stages.0` and `stages.0.blocks.3`."""
+    """Return every prefix of a path that ends with a number: `stages.0` and `stages.0.blocks.3`."""
     parts = module.split(".")
     return (".".join(parts[: end + 1]) for end, part in enumerate(parts) if part.isdigit())
 
 
 def _kind(ties: Sequence[Tie], blocks: frozenset[str]) -> str:
-    """Kind of an axis without a known kind: mlp between two layers of one block, embed across blocks, else other."""
+    """Return the kind of an axis: mlp between two layers of one block, embed across blocks, else other."""
     here = {_block_of(parameter, blocks) for parameter, _ in ties}
     if here & blocks and len(here) > 1:
         return "embed"
@@ -117,17 +117,17 @@ def _candidates(kind: str, ties: Sequence[Tie], blocks: frozenset[str], matrices
 
 
 def _block_of(parameter: str, blocks: frozenset[str]) -> str:
-    """The innermost block that holds a parameter; empty if there is none."""
+    """Return the innermost block that holds a parameter; empty if there is none."""
     return max((block for block in blocks if parameter.startswith(block + ".")), key=len, default="")
 
 
 def _scope(ties: Sequence[Tie]) -> str:
-    """The module that holds all of these parameters."""
+    """Return the module that holds all of these parameters."""
     return _common(parameter.rpartition(".")[0] for parameter, _ in ties)
 
 
 def _common(paths: Iterable[str]) -> str:
-    """The common prefix of dotted paths."""
+    """Return the common prefix of dotted paths."""
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 

@@ -59,30 +59,30 @@ class Scope:
     """Kinds of terms (tokens, heads, ...), the most certain first."""
 
     def of(self, operand: Any) -> Dims:
-        """Terms of an operand, one per dimension; empty for a number and for None."""
+        """Return the terms of an operand, one per dimension; empty for a number and for None."""
         dims = self.results.get(operand, ()) if isinstance(operand, Node) else ()
         return tuple(self.terms.find(term) for term in dims) if isinstance(dims, tuple) else ()
 
     def operands(self, node: Node, *names: str) -> list[Dims]:
-        """Terms of several operands by their names in the operator's schema."""
+        """Return the terms of several operands by their names in the operator's schema."""
         return [self.of(self.value(node, name)) for name in names]
 
     def value(self, node: Node, name: str) -> Any:
-        """An argument by its name in the operator's schema, or its default.
+        """Return an argument by its name in the operator's schema, or its default.
 
         Raises ConflictError when this overload of the operator has no such argument.
         """
         if name not in _schema(node.target):
-            raise ConflictError(f"enters {node.target}, whose arguments the rule does not know")
+            raise ConflictError(f"enters {node.target}, whose overload the rule does not support")
         position, default = _schema(node.target)[name]
         return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
     def dim(self, node: Node, rank: int, name: str = "dim") -> int:
-        """An argument that names a dimension, counted from the front."""
+        """Return an argument that is a dimension, counted from the front."""
         return int(self.value(node, name)) % rank
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node with one result tensor."""
+        """Return the shape of a node with one result tensor."""
         shape: tuple[int, ...] = self.shapes[node]
         return shape
 
@@ -111,7 +111,7 @@ class Scope:
             self.freeze((a, b), str(conflict))
 
     def pair(self, *operands: Dims) -> Dims:
-        """Tie operands from the right as an elementwise operator pairs them; a dimension of one index stretches."""
+        """Tie operands from the right, as an elementwise operator broadcasts them."""
         rank = max(map(len, operands), default=0)
         result = []
         for back in range(rank, 0, -1):
@@ -124,9 +124,9 @@ class Scope:
         return tuple(result)
 
     def regroup(self, dims: Dims, shape: Sequence[int]) -> Dims:
-        """The dimensions of a reshape of `dims` to `shape`.
+        """Return the dimensions of a reshape of `dims` to `shape`.
 
-        Groups that cross, as windows of 7 and pairs in a grid of 56, freeze the dimensions they are in, not the others.
+        Groups that overlap, such as windows of 7 and pairs in a grid of 56, freeze only the dimensions that hold them.
         """
         result: list[Term] = []
         for run, lengths in _runs([size(dim) for dim in dims], shape):
@@ -152,7 +152,7 @@ class Scope:
             self.size(node, name, term, item)
 
     def offset(self, node: Node, name: str, before: Term, after: Term) -> None:
-        """Declare that an argument is the place between two terms: the size of the one, or from the end the other's."""
+        """Declare that an argument is the boundary of two terms: the size of `before`, or minus that of `after`."""
         value = self.value(node, name)
         if value < 0:
             self._declare(node, self._place(node, name, None), after, value, -1)
@@ -181,7 +181,7 @@ class Scope:
         batch = set(prims(self.terms.find(self.batch)))
         for prim in prims(self.terms.find(term)):
             if prim not in batch:
-                self.terms.freeze(prim, "enters a size that is computed when the model runs")
+                self.terms.freeze(prim, "enters a size that is computed at run time")
 
     def _place(self, node: Node, name: str, item: int | None) -> tuple[int | str, ...]:
         position, _ = _schema(node.target)[name]
@@ -195,13 +195,13 @@ Rule = Callable[[Scope, Node], Results]
 
 @cache
 def _schema(target: Any) -> dict[str, tuple[int, Any]]:
-    """Name of each argument of an operator to its position and default."""
+    """Map the name of each argument of an operator to its position and default."""
     arguments = target._schema.arguments
     return {argument.name: (i, argument.default_value) for i, argument in enumerate(arguments)}
 
 
 def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """The shortest runs of dimensions of two shapes that have equally many elements."""
+    """Yield the shortest runs of dimensions of two shapes with equal numbers of elements."""
     i = j = 0
     while i < len(old) or j < len(new):
         start, left, right = (i, j), 1, 1

@@ -15,7 +15,7 @@ from vitslim.graph.axes.names import Named, Tie, name_axes
 from vitslim.graph.axes.scope import Pin, Scope, SizeArgument
 from vitslim.graph.axes.terms import Dims, Prim, Term, prims, size
 
-IN_NO_PARAMETER = "occurs in no parameter"
+IN_NO_PARAMETER = "is in no parameter"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class AxisTable:
         return self._scope.terms.find(term)
 
     def key(self, term: Term) -> Term:
-        """Equal for two terms exactly when they are the same axes in the same arrangement."""
+        """Return a key that is equal for two terms exactly if they are the same axes in the same arrangement."""
         return self._scope.terms.find(term)
 
     def size(self, term: Term) -> int:
@@ -171,7 +171,7 @@ def _prims_of_nodes(scope: Scope) -> Iterator[Prim]:
 
 
 def _kinds(scope: Scope) -> dict[Prim, str]:
-    """Kinds of axes; of several kinds the first that was declared."""
+    """Return the kind of each axis: the first one that was declared."""
     kinds: dict[Prim, str] = {}
     for term, kind in scope.kinds:
         for prim in prims(scope.terms.find(term)):

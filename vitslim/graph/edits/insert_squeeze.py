@@ -63,7 +63,7 @@ def _insert(graph: ModelGraph, anatomy: Anatomy, name: str, keep: int) -> bool:
     if residual is None or attention is None:
         raise StageError(f"token-squeeze: '{name}' has no attention with a residual", "name another block")
     if block.squeeze is not None:
-        raise StageError(f"token-squeeze: '{name}' is squeezed already", "squeeze each block once")
+        raise StageError(f"token-squeeze: '{name}' is already squeezed", "squeeze each block once")
     patches = anatomy.shapes[residual][1] - anatomy.prefix_tokens
     later = _fewest_needed_later(anatomy, name)
     if not max(1, later) <= keep <= patches:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from vitslim.errors import StageError
 from vitslim.graph.axes import AxisTable, Prim, Sum, infer_axes
 from vitslim.graph.axes.indices import Indices, kept_positions
-from vitslim.graph.axes.rules.tokens import COUNTS_TOKENS
+from vitslim.graph.axes.rules.tokens import IS_TOKENS
 from vitslim.graph.axes.scope import SizeArgument
 from vitslim.graph.axes.table import IN_NO_PARAMETER
 from vitslim.graph.axes.terms import Term, prims, size
@@ -115,7 +115,7 @@ def resize_tokens(graph: ModelGraph, source: Node, length: int) -> None:
     free = _free_tokens(table, tokens)
     lengths = {free: free.size + length - size(tokens)}
     if lengths[free] < 1:
-        raise StageError(f"tokens cannot be squeezed to {length}: {size(tokens) - free.size} have a fixed place")
+        raise StageError(f"tokens cannot be squeezed to {length}: {size(tokens) - free.size} have fixed positions")
     for argument in table.size_arguments:
         _resize(argument.node, argument, table.find(argument.term), lengths)
     graph.module.recompile()
@@ -134,9 +134,9 @@ def _free_tokens(table: AxisTable, tokens: Term) -> Prim:
     last = tokens.parts[-1] if isinstance(tokens, Sum) else tokens
     if not isinstance(last, Prim):
         raise StageError("tokens cannot be squeezed: later blocks arrange them in windows or maps")
-    others = [reason for reason in table.reasons(last) if reason not in {COUNTS_TOKENS, IN_NO_PARAMETER}]
+    others = [reason for reason in table.reasons(last) if reason not in {IS_TOKENS, IN_NO_PARAMETER}]
     if others:
-        raise StageError(f"tokens cannot be squeezed: later on, their axis {others[0]}")
+        raise StageError(f"tokens cannot be squeezed: after that, their axis {others[0]}")
     return last
 
 
@@ -166,7 +166,7 @@ def _resize(node: Node, argument: SizeArgument, term: Term, lengths: Mapping[Pri
     if new == size(term):
         return
     if argument.computed:
-        raise StageError(f"'{node.name}' computes a size that would have to change", "leave this axis as it is")
+        raise StageError(f"'{node.name}' computes a size that the cut would change", "do not prune this axis")
     where, *items = argument.place
     value: Any = argument.sign * new
     if items:

@@ -54,7 +54,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                 "convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')",
             ) from error
         raise InputError(
-            f"checkpoint '{path}' is corrupt or no safetensors file ({error})", "download or copy it again"
+            f"checkpoint '{path}' is not a valid safetensors file ({error})", "download or copy it again"
         ) from error
 
 

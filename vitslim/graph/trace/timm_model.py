@@ -94,7 +94,7 @@ def _example_logits(model: torch.nn.Module, example: torch.Tensor, timm_name: st
             f"'{timm_name}' does not take images of {size}: {_first_line(error)}", "set model.kwargs.img_size"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise UsageError(f"'{timm_name}' with these arguments is no classifier", "check model.kwargs")
+        raise UsageError(f"'{timm_name}' with these arguments is not a classifier", "check model.kwargs")
     return logits
 
 

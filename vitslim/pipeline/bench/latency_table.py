@@ -1,4 +1,4 @@
-"""Building of latency tables: the matmul shapes that pruning can reach, their latencies, and a monotone grid."""
+"""Build latency tables: the matmul shapes that pruning can reach, their latencies, and a monotone grid."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ DENSE = "00-dense"
 
 @dataclass
 class StageRunner:
-    """Runs the stages of one recipe in order; `finished` grows by one a stage, the dense model first."""
+    """Runs the stages of one recipe in order; `finished` holds their results, the dense model first."""
 
     recipe: Recipe
     data: DataModule
@@ -43,7 +43,7 @@ class StageRunner:
     """Notes on resolved keys, by position of the stage in the recipe."""
 
     def run_dense(self, graph: ModelGraph, key: str) -> None:
-        """Evaluate and export the model as it came."""
+        """Evaluate and export the dense model."""
         stored = self.store.find(DENSE, key)
         if stored is None:
             with self.store.writing(DENSE, key) as scratch:
@@ -51,7 +51,7 @@ class StageRunner:
         self.finished.append(stored)
 
     def run_stage(self, config: StageConfig, key: str) -> None:
-        """Apply one stage of the recipe to what the stage before it left."""
+        """Apply one stage of the recipe to the result of the stage before it."""
         name = stage_name(len(self.finished), config)
         stored = self.store.find(name, key)
         if stored is None:
@@ -78,7 +78,7 @@ class StageRunner:
             error.message = f"stage {name} (after {self.finished[-1].record.name}): {error.message}"
             raise
         if broken:
-            raise StageError(f"stage {name} broke its promise: {_first(broken)}", broken[0].hint)
+            raise StageError(f"stage {name} violated its contract: {_first(broken)}", broken[0].hint)
         resolved = (self.notes[position],) if position in self.notes else ()
         return replace(result, changes=(*resolved, *result.changes))
 

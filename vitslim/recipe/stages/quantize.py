@@ -61,8 +61,8 @@ class Quantize(StageConfig):
     )
     reduce_range: Literal["auto"] | bool = Field(
         "auto",
-        description="limit weights so that sums of two adjacent products fit into 16 bits, for CPUs without VNNI. auto: on "
-        "if a measured backend needs it; the lock file and the report show the resolved value",
+        description="limit weights so that sums of two adjacent products fit into 16 bits, for CPUs without VNNI. "
+        "auto: on if a measured backend needs it; the lock file and the report show the resolved value",
     )
     placement: Literal["fixed", "auto"] = Field(
         "fixed",

@@ -26,7 +26,7 @@ def layer_problems(choice: LayerChoice, sketch: ModelSketch) -> list[Problem]:
     if choice == "gemm":
         return []
     if not choice:
-        return [Problem("layers", "names no layer", "write `gemm` for all eligible layers")]
+        return [Problem("layers", "the list is empty", "write `gemm` for all eligible layers")]
     return [_unknown(name, sketch) for name in choice if not _named(name, sketch)]
 
 

@@ -20,7 +20,9 @@ def model_problems(scheme: QuantScheme, sketch: ModelSketch) -> list[Problem]:
     """Return the keys that do not fit the model."""
     problems = list(_key_problems(scheme, sketch))
     if not problems and not sketched_layers(sketch, scheme.skip):
-        problems.append(Problem("skip", "every layer is skipped: nothing is left to quantize", "shorten the list"))
+        problems.append(
+            Problem("skip", "all layers are in `skip`, so there is nothing to quantize", "remove layers from the list")
+        )
     if scheme.attention and not sketch.attending:
         problems.append(Problem("attention", "the model has no attention that can be quantized", "remove it"))
     return problems
@@ -55,11 +57,11 @@ def _key_problems(scheme: QuantScheme, sketch: ModelSketch) -> Iterator[Problem]
     if sketch.bits:
         yield Problem("method", "the model is already quantized", "keep one quantize stage")
     if scheme.first_last_bits is not None and not any(one.role in FIRST_LAST_ROLES for one in sketch.linears):
-        yield Problem("first_last_bits", "the model has no patch embedding and no head that is a layer", "remove it")
+        yield Problem("first_last_bits", "the model has no patch embedding and no head", "remove it")
     linears = sketched_layers(sketch, scheme.skip)
     if linears and scheme.average_bits is not None and not _raised(scheme, linears):
         message = f"an average of {scheme.average_bits:g} bits is too low for 8 bits in any weight"
-        yield Problem("average_bits", message, f"write more than {_average_bits(scheme, linears):.2f}")
+        yield Problem("average_bits", message, f"set it above {_average_bits(scheme, linears):.2f}")
 
 
 def _average_bits(scheme: QuantScheme, linears: Sequence[SketchLinear]) -> float:

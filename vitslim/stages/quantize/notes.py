@@ -39,7 +39,7 @@ def skipped_notes(before: ModelGraph, quantized: Collection[str]) -> tuple[Layer
         LayerNote(
             layer=weight,
             result="stays in float",
-            reason="the same for every image" if weight in constant else "listed in skip",
+            reason="does not depend on the image" if weight in constant else "listed in skip",
         )
         for weight in layer_nodes(before.module)
         if weight not in quantized
@@ -80,7 +80,9 @@ def _reason(scheme: QuantScheme, site: FakeQuantSite, graph: ModelGraph, first_o
     if scheme.group_size and not site.group_size:
         return f"groups of {scheme.group_size} do not divide its reduction"
     if scheme.integer_matmuls and reads_image(graph.module, site.weight):
-        return "the image stays in float" if site.activation_bits == FLOAT_BITS else "reads the 8-bit pixels"
+        return (
+            "reads the image, which stays in float" if site.activation_bits == FLOAT_BITS else "reads the 8-bit pixels"
+        )
     if site.activation_bits == FLOAT_BITS and scheme.integer_matmuls:
         return "chosen by `placement: auto`"
     return scheme.calibrate if site.activation_bits < FLOAT_BITS and not site.dynamic else ""

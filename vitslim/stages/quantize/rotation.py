@@ -106,7 +106,7 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Smoothable]) -
         elif is_op(node, aten.mul.Tensor):
             scales.append(_layer_scale(graph, node, axis))
         elif not _is_linear(table, node, axis):
-            raise FixedAxisError(f"passes {node.target}")
+            raise FixedAxisError(f"passes through {node.target}")
     places = _places(graph, axis)
     if masked := [name for name, _ in places if name in graph.masks]:
         raise FixedAxisError(f"'{masked[0]}' has a mask of zeros")
@@ -164,7 +164,7 @@ def _layer_scale(graph: ModelGraph, product: Node, axis: Prim) -> LayerScale:
         names = [factors, weight, *([bias] if argument(layer, 2) is not None else [])]
         if all(name and used_once(graph.module, name) for name in names):
             return LayerScale(factors, weight, bias)
-    raise FixedAxisError(f"passes {product.target}")
+    raise FixedAxisError(f"passes through {product.target}")
 
 
 def _places(graph: ModelGraph, axis: Prim) -> tuple[tuple[str, int], ...]:

@@ -51,14 +51,18 @@ def block_problems(sketch: ModelSketch, blocks: Sequence[int]) -> list[Problem]:
     """Return a problem for an empty list, and for blocks that do not exist, are listed twice or already squeezed."""
     count = len(sketch.blocks)
     problems = [
-        Problem("blocks", f"block {index} does not exist: the model has {count} blocks, 0 to {count - 1}")
+        Problem(
+            "blocks",
+            f"block {index} does not exist: the model has {count} blocks, 0 to {count - 1}",
+            "remove it from `blocks`",
+        )
         for index in blocks
         if index >= count
     ]
     if not blocks:
-        problems.append(Problem("blocks", "names no block", "list block numbers, such as [3, 6, 9]"))
+        problems.append(Problem("blocks", "the list is empty", "list positions of blocks, such as [3, 6, 9]"))
     if len(set(blocks)) < len(blocks):
-        problems.append(Problem("blocks", "names a block twice", "list each block once"))
+        problems.append(Problem("blocks", "a block is listed twice", "list each block once"))
     problems += [
         Problem("blocks", f"block {index} is already squeezed by an earlier stage", "squeeze each block once")
         for index in blocks

@@ -168,7 +168,7 @@ def test_the_file_names_the_pattern_and_no_reader_takes_it_for_2_4(prune: Prune,
     [
         ({"sparsity": 0.0}, "removes none of"),
         ({"layers": ("qvk",)}, "no layer is called 'qvk'"),
-        ({"layers": ()}, "names no layer"),
+        ({"layers": ()}, "the list is empty"),
     ],
 )
 def test_keys_without_effect_are_refused(prune: Prune, config: dict[str, Any], message: str) -> None:

@@ -3,7 +3,7 @@
 Keys are operator names, with or without the overload: `aten.mean` is for all overloads of mean that have no rule of
 their own. A name and not the operator itself, so that vitslim's own operators need not be registered.
 
-A rule for a new operator, which reverses nothing but the halves of a dimension, would be
+A rule for a new operatorthat swaps the halves of a dimension would be
 
     def halves_swapped(scope: Scope, node: Node) -> Dims:
         (x,) = scope.operands(node, "self")                             # terms of the operand, one a dimension

@@ -12,7 +12,7 @@ from vitslim.graph.axes.traits import Trait, Traits
 
 
 def elementwise(scope: Scope, node: Node) -> Dims:
-    """All operands are paired from the right. Also the rule of every operator with `torch.Tag.pointwise`."""
+    """Pair all operands from the right. Also the rule of every operator with `torch.Tag.pointwise`."""
     return scope.pair(*(scope.of(operand) for operand in node.all_input_nodes))
 
 
@@ -22,7 +22,7 @@ def same(scope: Scope, node: Node) -> Dims:
 
 
 def reduction(scope: Scope, node: Node) -> Dims:
-    """Mean, sum, maximum, norm, ...: the order of what is reduced does not matter."""
+    """Mean, sum, maximum, norm, ...: the order of the reduced indices does not matter."""
     (x,) = scope.operands(node, "self")
     dims, keep = scope.value(node, "dim"), scope.value(node, "keepdim")
     named = range(len(x)) if dims is None or dims == [] else dims if isinstance(dims, (list, tuple)) else (dims,)
@@ -38,38 +38,38 @@ def moments(scope: Scope, node: Node) -> Results:
 def extreme(scope: Scope, node: Node) -> Results:
     """The largest or smallest value and its position; users of the position depend on the order."""
     if any(user.args[1] == 1 for user in node.users):
-        place(scope, node)
+        arg_extreme(scope, node)
     return [reduction(scope, node)] * 2
 
 
-def place(scope: Scope, node: Node) -> Dims:
-    """The position of a value along a dimension."""
+def arg_extreme(scope: Scope, node: Node) -> Dims:
+    """The position of the largest or smallest value along a dimension."""
     (x,) = scope.operands(node, "self")
     dim = scope.value(node, "dim")
-    scope.freeze(x if dim is None else (x[int(dim)],), "is searched for a place")
+    scope.freeze(x if dim is None else (x[int(dim)],), "is searched for the position of a value")
     return reduction(scope, node)
 
 
 def copied(scope: Scope, node: Node) -> Dims:
-    """A tensor, or the part of one that a view shows, is overwritten."""
+    """A tensor, or the part of it in a view, is overwritten."""
     return scope.pair(*scope.operands(node, "self", "src"))
 
 
-def total(scope: Scope, node: Node) -> Dims:  # noqa: ARG001 - any operand will do
+def total(scope: Scope, node: Node) -> Dims:  # noqa: ARG001 - the same for every operand
     """A reduction to one number."""
     return ()
 
 
 def filled(scope: Scope, node: Node) -> Dims:
-    """A tensor of one repeated number, with the requested size."""
+    """A tensor of one repeated number, of the given size."""
     result = scope.fresh(scope.shape(node))
     scope.sizes(node, "size", result)
     return result
 
 
-def numbered(scope: Scope, node: Node) -> Dims:
-    """Values that depend on the position."""
-    return scope.fresh(scope.shape(node), "numbers positions")
+def positional(scope: Scope, node: Node) -> Dims:
+    """A tensor whose values depend on their position."""
+    return scope.fresh(scope.shape(node), "is a range of positions")
 
 
 REDUCTIONS = (
@@ -82,7 +82,7 @@ UNCHANGED = (
 )  # fmt: skip
 UNTAGGED = ("hardswish", "hardsigmoid", "hardtanh", "relu6", "mish")
 """Elementwise operators without torch's pointwise tag."""
-NUMBERED = ("arange", "linspace", "eye", "scalar_tensor")
+POSITIONAL = ("arange", "linspace", "eye", "scalar_tensor")
 FILLED = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 
 RULES: dict[Any, Rule] = {
@@ -91,13 +91,13 @@ RULES: dict[Any, Rule] = {
     "aten.std_mean": moments,
     "aten.max.dim": extreme,
     "aten.min.dim": extreme,
-    "aten.argmax": place,
-    "aten.argmin": place,
+    "aten.argmax": arg_extreme,
+    "aten.argmin": arg_extreme,
     **{f"aten.{name}.default": total for name in ("mean", "sum", "max", "min")},
     **{f"aten.{name}": same for name in UNCHANGED},
     "aten.copy_": copied,
     **{f"aten.{name}": elementwise for name in UNTAGGED},
-    **{f"aten.{name}": numbered for name in NUMBERED},
+    **{f"aten.{name}": positional for name in POSITIONAL},
     **{f"aten.{name}": filled for name in FILLED},
 }
 

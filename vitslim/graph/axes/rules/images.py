@@ -1,4 +1,4 @@
-"""Operators on images: pooling, interpolation, patches taken out and put back, and pixels that become channels."""
+"""Operators on images: pooling, interpolation, extraction of patches and its inverse, and pixel shuffles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def patches(scope: Scope, node: Node) -> Dims:
     (x,) = scope.operands(node, "self")
     scope.freeze(x[2:], "is a position in an image that is cut into patches")
     kernel = scope.fresh([int(length) for length in scope.value(node, "kernel_size")], IN_PATCH)
-    (count,) = scope.fresh(scope.shape(node)[2:], "counts patches")
+    (count,) = scope.fresh(scope.shape(node)[2:], "is a patch position")
     return (x[0], product((x[1], *kernel)), count)
 
 
@@ -43,13 +43,13 @@ def from_patches(scope: Scope, node: Node) -> Dims:
 
 
 def windows(scope: Scope, node: Node) -> Dims:
-    """unfold: windows that slide along one dimension; a new last dimension holds what each one sees."""
+    """unfold: windows that slide along one dimension; a new last dimension holds the positions in a window."""
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x), "dimension")
     scope.freeze((x[dim],), "is a position that a window slides over")
     shape = scope.shape(node)
-    count, seen = scope.fresh((shape[dim], shape[-1]), "is a position in a window")
-    return (*x[:dim], count, *x[dim + 1 :], seen)
+    count, inside = scope.fresh((shape[dim], shape[-1]), "is a position in a window")
+    return (*x[:dim], count, *x[dim + 1 :], inside)
 
 
 def pixel_shuffle(scope: Scope, node: Node) -> Dims:
@@ -73,7 +73,7 @@ def pixel_unshuffle(scope: Scope, node: Node) -> Dims:
 
 
 def channel_shuffle(scope: Scope, node: Node) -> Dims:
-    """Groups of channels are dealt out in turn."""
+    """Channels of all groups are interleaved."""
     (x,) = scope.operands(node, "self")
     group, inner = scope.terms.factor(x[1], int(scope.value(node, "groups")))
     scope.size(node, "groups", group)

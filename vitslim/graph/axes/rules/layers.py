@@ -20,7 +20,7 @@ def linear(scope: Scope, node: Node) -> Dims:
 
 
 def convolution(scope: Scope, node: Node) -> Dims:
-    """Weight (out, in / groups, *kernel). Channels are led by the index of the group; depthwise is all group."""
+    """Weight (out, in / groups, *kernel). The group is the leading factor of the channels."""
     x, weight, bias = scope.operands(node, "input", "weight", "bias")
     groups = int(scope.value(node, "groups"))
     group, inner = scope.terms.factor(x[1], groups)
@@ -34,7 +34,7 @@ def convolution(scope: Scope, node: Node) -> Dims:
 
 
 def transposed_convolution(scope: Scope, node: Node) -> Dims:
-    """Weight (in, out / groups, *kernel), the inputs led by the index of the group."""
+    """Weight (in, out / groups, *kernel); the group is the leading factor of the inputs."""
     x, weight, bias = scope.operands(node, "input", "weight", "bias")
     scope.tie(x[1], weight[0])
     group, _ = scope.terms.factor(x[1], int(scope.value(node, "groups")))
@@ -46,7 +46,7 @@ def transposed_convolution(scope: Scope, node: Node) -> Dims:
 
 
 def _slide(scope: Scope, places: Dims, kernel: Dims, shape: tuple[int, ...]) -> Dims:
-    """Positions after a kernel went over them: those that only one was looked at for stay what they were."""
+    """Output positions of a kernel; with a kernel of one position they are the input positions."""
     result = []
     for place, width, length in zip(places, kernel, shape, strict=True):
         if size(width) == 1 and size(place) == length:
@@ -60,7 +60,7 @@ def _slide(scope: Scope, places: Dims, kernel: Dims, shape: tuple[int, ...]) -> 
 
 
 def layer_norm(scope: Scope, node: Node) -> Dims:
-    """Weight and bias run along the last dimensions, which also stand in `normalized_shape`."""
+    """Weight and bias have the last dimensions, which are also in `normalized_shape`."""
     x, weight, bias = scope.operands(node, "input", "weight", "bias")
     normed = x[len(x) - len(scope.value(node, "normalized_shape")) :]
     for other in (weight, bias):
@@ -70,7 +70,7 @@ def layer_norm(scope: Scope, node: Node) -> Dims:
 
 
 def rms_norm(scope: Scope, node: Node) -> Dims:
-    """As layer_norm, without bias."""
+    """Like layer_norm, without bias."""
     x, weight = scope.operands(node, "input", "weight")
     normed = x[len(x) - len(scope.value(node, "normalized_shape")) :]
     scope.pair(normed, weight)
@@ -79,7 +79,7 @@ def rms_norm(scope: Scope, node: Node) -> Dims:
 
 
 def batch_norm(scope: Scope, node: Node) -> Dims:
-    """Weight, bias, mean and variance run along dimension 1."""
+    """Weight, bias, mean and variance have dimension 1."""
     x, *others = scope.operands(node, "input", "weight", "bias", "running_mean", "running_var")
     for other in others:
         scope.pair(x[1:2], other)
@@ -87,7 +87,7 @@ def batch_norm(scope: Scope, node: Node) -> Dims:
 
 
 def group_norm(scope: Scope, node: Node) -> Dims:
-    """Dimension 1 is groups of channels; weight and bias run along all of it."""
+    """Dimension 1 is a product of groups and channels; weight and bias have all of it."""
     x, weight, bias = scope.operands(node, "input", "weight", "bias")
     groups, _ = scope.terms.factor(x[1], int(scope.value(node, "num_groups")))
     for other in (weight, bias):
@@ -97,7 +97,7 @@ def group_norm(scope: Scope, node: Node) -> Dims:
 
 
 def lstm(scope: Scope, node: Node) -> Results:
-    """Four gates lead the rows of every weight; both directions share one hidden axis, as the states do.
+    """The four gates lead the rows of every weight; both directions and the states share one hidden axis.
 
     params, a layer and direction: weights (4 H, in) and (4 H, H), biases (4 H). Result (a, b, directions H), states.
     """
@@ -109,7 +109,7 @@ def lstm(scope: Scope, node: Node) -> Results:
     below = [x[-1]] * directions
     for place, param in enumerate(params):
         gate, rows = scope.terms.factor(param[0], 4)
-        scope.freeze((gate,), "is a gate")
+        scope.freeze((gate,), "is a gate index")
         scope.tie(rows, hidden)
         number, kind = divmod(place, 4 if scope.value(node, "has_biases") else 2)
         if kind == 0:
@@ -118,7 +118,7 @@ def lstm(scope: Scope, node: Node) -> Results:
             scope.tie(param[1], hidden)
     for state in states:
         scope.tie(state[-1], hidden)
-    scope.freeze(x[:2], "is a place in a sequence")
+    scope.freeze(x[:2], "is a position in a sequence")
     return [(*x[:2], join([hidden] * directions)), *states]
 
 

@@ -39,21 +39,21 @@ def baddbmm(scope: Scope, node: Node) -> Dims:
 
 
 def attention(scope: Scope, node: Node) -> Dims:
-    """softmax(q k^T * scale + mask) v with q (..., n, d), k (..., m, d), v (..., m, e); the scale stays as it was."""
+    """softmax(q k^T * scale + mask) v with q (..., n, d), k (..., m, d), v (..., m, e); the scale does not change."""
     q, k, v, mask = scope.operands(node, "query", "key", "value", "attn_mask")
     heads = scope.pair(q[:-2], k[:-2], v[:-2])
     scope.tie(q[-1], k[-1])
     scope.tie(k[-2], v[-2])
     scope.pair((*heads, q[-2], k[-2]), mask)
     if scope.value(node, "is_causal"):
-        scope.freeze((q[-2], k[-2]), "is read in its order by causal attention")
+        scope.freeze((q[-2], k[-2]), "is ordered by causal attention")
     if scope.value(node, "scale") is None:
         scope.pin(node, "scale", float(size(q[-1])) ** -0.5)
     return (*heads, q[-2], v[-1])
 
 
 def einsum(scope: Scope, node: Node) -> Dims:
-    """Equal letters are equal axes; what the result does not name is summed over."""
+    """Equal letters are equal axes; letters that the result lacks are summed over."""
     equation = str(scope.value(node, "equation")).replace(" ", "")
     operands = [scope.of(tensor) for tensor in scope.value(node, "tensors")]
     inputs, arrow, output = equation.partition("->")
@@ -63,14 +63,14 @@ def einsum(scope: Scope, node: Node) -> Dims:
     found: dict[str, Term] = {}
     for letters, dims in zip(names, operands, strict=True):
         if len(set(letters)) != len(letters):
-            raise ConflictError("is on both sides of a diagonal")
+            raise ConflictError("occurs twice in an operand of einsum")
         for letter, term in zip(letters, dims, strict=True):
             scope.tie(found.setdefault(letter, term), term)
     return tuple(found[letter] for letter in _letters(output, len(scope.shape(node))))
 
 
 def _letters(part: str, rank: int) -> Sequence[str]:
-    """One name a dimension; those that an ellipsis stands for are counted from its right end."""
+    """Return one name per dimension; those of an ellipsis are counted from its right end."""
     before, dots, after = part.partition("...")
     hidden = range(rank - len(before) - len(after), 0, -1) if dots else ()
     return [*before, *(f"...{place}" for place in hidden), *after]

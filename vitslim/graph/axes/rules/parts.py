@@ -19,7 +19,7 @@ def _replace(dims: Dims, dim: int, *terms: Term) -> Dims:
 
 
 def _cuts(scope: Scope, term: Term, sizes: Sequence[int]) -> list[Term]:
-    """A term as consecutive parts of these sizes."""
+    """Return a term as consecutive parts of these sizes."""
     parts = []
     for length in sizes:
         part, term = scope.terms.cut(term, length)
@@ -35,7 +35,7 @@ def cat(scope: Scope, node: Node) -> Dims:
 
 
 def stack(scope: Scope, node: Node) -> Dims:
-    """The new dimension is a concatenation of one index per tensor: none of them can be removed or moved."""
+    """The new dimension concatenates one index per tensor; none of them can be removed or moved."""
     operands = [scope.of(tensor) for tensor in scope.value(node, "tensors")]
     dim = scope.dim(node, len(operands[0]) + 1)
     dims = scope.pair(*operands)
@@ -70,7 +70,7 @@ def select(scope: Scope, node: Node) -> Dims:
     (x,) = scope.operands(node, "self")
     dim, index = scope.dim(node, len(x)), scope.value(node, "index")
     if not isinstance(index, int):
-        raise ConflictError("is read at an index computed when the model runs")
+        raise ConflictError("is indexed by a value computed at run time")
     before, rest = scope.terms.cut(x[dim], index % size(x[dim]))
     scope.terms.cut(rest, 1)
     scope.offset(node, "index", before, rest)
@@ -83,7 +83,7 @@ def slice_(scope: Scope, node: Node) -> Dims:
     dim = scope.dim(node, len(x))
     start, end, step = scope.value(node, "start") or 0, scope.value(node, "end"), int(scope.value(node, "step"))
     if not isinstance(start, int) or not isinstance(end, int | None):
-        raise ConflictError("is cut at a place computed when the model runs")
+        raise ConflictError("is sliced at a position computed at run time")
     total = size(x[dim])
     first, last, _ = slice(start, end).indices(total)
     if step != 1:
@@ -99,9 +99,9 @@ def slice_(scope: Scope, node: Node) -> Dims:
 
 def _stride(scope: Scope, term: Term, first: int, last: int, step: int) -> Term:
     if first >= step or last != size(term) or size(term) % step:
-        raise ConflictError("is read in steps that do not divide it")
+        raise ConflictError("is sliced with a step that does not divide it")
     head, tail = scope.terms.factor(term, size(term) // step)
-    scope.freeze((tail,), "is read in steps")
+    scope.freeze((tail,), "is sliced with a step")
     return head
 
 
@@ -110,7 +110,7 @@ def narrow(scope: Scope, node: Node) -> Dims:
     (x,) = scope.operands(node, "self")
     dim, start = scope.dim(node, len(x)), scope.value(node, "start")
     if not isinstance(start, int):
-        raise ConflictError("is cut at a place computed when the model runs")
+        raise ConflictError("is sliced at a position computed at run time")
     before, rest = scope.terms.cut(x[dim], start)
     taken, _ = scope.terms.cut(rest, int(scope.value(node, "length")))
     scope.offset(node, "start", before, rest)
@@ -119,7 +119,7 @@ def narrow(scope: Scope, node: Node) -> Dims:
 
 
 def glu(scope: Scope, node: Node) -> Dims:
-    """The first half times a gate made of the second."""
+    """The first half times a gate computed from the second."""
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x))
     first, second = _cuts(scope, x[dim], [size(x[dim]) // 2] * 2)

@@ -11,16 +11,16 @@ from vitslim.graph.axes.scope import Results, Rule, Scope
 from vitslim.graph.axes.terms import ConflictError, Dims, size
 from vitslim.graph.axes.traits import Trait, Traits
 
-TABLE = "is read by a table of indices"
+TABLE = "is indexed by a tensor"
 
 
 def index(scope: Scope, node: Node) -> Dims:
-    """Neighboring dimensions read by tensors of indices, whose dimensions come in their place."""
+    """Adjacent dimensions are indexed by tensors, whose dimensions replace them."""
     (x,) = scope.operands(node, "self")
     indices = scope.value(node, "indices")
     read = [dim for dim, tensor in enumerate(indices) if tensor is not None]
     if read != list(range(read[0], read[-1] + 1)):
-        raise ConflictError("is read by indices of dimensions that are not neighbors")
+        raise ConflictError("is indexed together with a dimension that is not adjacent")
     scope.freeze(x[read[0] : read[-1] + 1], TABLE)
     return (*x[: read[0]], *scope.pair(*(scope.of(indices[dim]) for dim in read)), *x[read[-1] + 1 :])
 
@@ -39,7 +39,7 @@ def embedding(scope: Scope, node: Node) -> Dims:
 
 
 def gather(scope: Scope, node: Node) -> Dims:
-    """Read along one dimension at the places that `index` holds; the others are walked through side by side."""
+    """Read along one dimension at the positions in `index`; the other dimensions of both tensors are paired."""
     x, places = scope.operands(node, "self", "index")
     dim = scope.dim(node, len(x))
     for place, (old, new) in enumerate(zip(x, places, strict=True)):
@@ -50,32 +50,32 @@ def gather(scope: Scope, node: Node) -> Dims:
     return places
 
 
-def in_order(scope: Scope, node: Node) -> Dims:
+def cumulative(scope: Scope, node: Node) -> Dims:
     """Cumulative sums: each index needs those before it."""
     (x,) = scope.operands(node, "self")
-    scope.freeze((x[scope.dim(node, len(x))],), "is read in its order")
+    scope.freeze((x[scope.dim(node, len(x))],), "is summed in order")
     return x
 
 
 def ranked(scope: Scope, node: Node) -> Results:
-    """The largest along a dimension, or all of it sorted: values and their places."""
+    """The largest values along a dimension, or all of them sorted, with their positions."""
     (x,) = scope.operands(node, "self")
     dim = scope.dim(node, len(x))
     scope.freeze((x[dim],), "is sorted")
-    (length,) = scope.fresh((scope.shapes[node][0][dim],), "counts what is sorted")
+    (length,) = scope.fresh((scope.shapes[node][0][dim],), "is a rank in a sorted dimension")
     return [(*x[:dim], length, *x[dim + 1 :])] * 2
 
 
 def shifted(scope: Scope, node: Node) -> Dims:
-    """Roll and flip: indices move to other places of the same dimensions."""
+    """Roll and flip: indices move within the same dimensions."""
     (x,) = scope.operands(node, "self")
     for dim in scope.value(node, "dims") or range(len(x)):
-        scope.freeze((x[int(dim)],), "is shifted or turned round")
+        scope.freeze((x[int(dim)],), "is rolled or flipped")
     return x
 
 
 def pad(scope: Scope, node: Node) -> Dims:
-    """Amounts before and after, in pairs, from the last dimension backward."""
+    """Pairs of padding before and after, from the last dimension backward."""
     (x,) = scope.operands(node, "self")
     amounts: Sequence[object] = scope.value(node, "pad")
     result = list(x)
@@ -92,8 +92,8 @@ RULES: dict[Any, Rule] = {
     "aten.index_select": index_select,
     "aten.embedding": embedding,
     "aten.gather": gather,
-    "aten.cumsum": in_order,
-    "aten.cumprod": in_order,
+    "aten.cumsum": cumulative,
+    "aten.cumprod": cumulative,
     "aten.flip": shifted,
     "aten.sort": ranked,
     "aten.topk": ranked,

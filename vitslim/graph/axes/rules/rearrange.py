@@ -12,7 +12,7 @@ from vitslim.graph.axes.traits import Trait, Traits
 
 
 def reshape(scope: Scope, node: Node) -> Dims:
-    """Row-major regrouping; the sizes asked for are those of the result."""
+    """Row-major regrouping to the given sizes."""
     (x,) = scope.operands(node, "self")
     result = scope.regroup(x, scope.shape(node))
     scope.sizes(node, "shape", result)
@@ -27,7 +27,7 @@ def view(scope: Scope, node: Node) -> Dims:
 
 
 def reshape_as(scope: Scope, node: Node) -> Dims:
-    """The sizes are those of another tensor, so its dimensions must stay as long as the result's."""
+    """The sizes are those of another tensor, so its dimensions are paired with those of the result."""
     x, other = scope.operands(node, "self", "other")
     result = scope.regroup(x, scope.shape(node))
     return scope.pair(result, other)
@@ -60,8 +60,8 @@ def transpose(scope: Scope, node: Node) -> Dims:
     return tuple(dims)
 
 
-def turned(scope: Scope, node: Node) -> Dims:
-    """The last two dimensions change places."""
+def swap_last_dims(scope: Scope, node: Node) -> Dims:
+    """The last two dimensions are swapped."""
     (x,) = scope.operands(node, "self")
     return (*x[:-2], *reversed(x[-2:]))
 
@@ -73,7 +73,7 @@ def unsqueeze(scope: Scope, node: Node) -> Dims:
 
 
 def squeeze(scope: Scope, node: Node) -> Dims:
-    """Only named dimensions: what an edit makes one index long must not vanish."""
+    """Remove only the named dimensions: one that an edit cuts to a single index must stay."""
     (x,) = scope.operands(node, "self")
     named = scope.value(node, "dim")
     gone = {int(dim) % len(x) for dim in (named if isinstance(named, (list, tuple)) else (named,))}
@@ -81,7 +81,7 @@ def squeeze(scope: Scope, node: Node) -> Dims:
 
 
 def expand(scope: Scope, node: Node) -> Dims:
-    """A dimension of one index is repeated: the copies are an axis of their own."""
+    """A dimension of one index is repeated; the copies are a new axis."""
     (x,) = scope.operands(node, "self")
     shape = scope.shape(node)
     old = (UNIT,) * (len(shape) - len(x)) + x
@@ -95,12 +95,12 @@ def expand_as(scope: Scope, node: Node) -> Dims:
 
 
 def repeat(scope: Scope, node: Node) -> Dims:
-    """The whole dimension several times end to end: copies times what there was."""
+    """Repeat a whole dimension end to end: the product of the copies and the dimension."""
     return _repeat(scope, node, "repeats")
 
 
 def tile(scope: Scope, node: Node) -> Dims:
-    """As repeat; counts that are missing on the left are one."""
+    """Like repeat; missing leading counts are 1."""
     return _repeat(scope, node, "dims")
 
 
@@ -114,7 +114,7 @@ def _repeat(scope: Scope, node: Node, name: str) -> Dims:
 
 
 def repeat_interleave(scope: Scope, node: Node) -> Dims:
-    """Every index several times in a row: what there was times copies."""
+    """Repeat each index in a row: the product of the dimension and the copies."""
     (x,) = scope.operands(node, "self")
     if scope.value(node, "dim") is None:
         raise ConflictError("is repeated without a dimension, which has no rule")
@@ -126,8 +126,8 @@ def repeat_interleave(scope: Scope, node: Node) -> Dims:
     return (*x[:dim], repeated, *x[dim + 1 :])
 
 
-def moved(scope: Scope, node: Node) -> Dims:
-    """Named dimensions go to other places, the rest keeps its order."""
+def movedim(scope: Scope, node: Node) -> Dims:
+    """Move the named dimensions; the others keep their order."""
     (x,) = scope.operands(node, "self")
     source, target = ([int(dim) % len(x) for dim in _listed(scope.value(node, n))] for n in ("source", "destination"))
     rest = iter(dim for dim in range(len(x)) if dim not in source)
@@ -140,7 +140,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def meshgrid(scope: Scope, node: Node) -> Results:
-    """One dimension for each tensor; with indexing `xy` the first two change places."""
+    """One dimension for each tensor; with indexing `xy` the first two are swapped."""
     dims = [term for tensor in scope.value(node, "tensors") for term in scope.of(tensor)]
     if node.kwargs.get("indexing") == "xy":
         dims[:2] = reversed(dims[:2])
@@ -157,8 +157,8 @@ RULES: dict[Any, Rule] = {
     "aten.unflatten.int": unflatten,
     "aten.permute": permute,
     "aten.transpose.int": transpose,
-    "aten.t": turned,
-    "aten.mT": turned,
+    "aten.t": swap_last_dims,
+    "aten.mT": swap_last_dims,
     "aten.unsqueeze": unsqueeze,
     "aten.squeeze.dim": squeeze,
     "aten.squeeze.dims": squeeze,
@@ -167,7 +167,7 @@ RULES: dict[Any, Rule] = {
     "aten.repeat": repeat,
     "aten.tile": tile,
     "aten.repeat_interleave.self_int": repeat_interleave,
-    "aten.movedim": moved,
+    "aten.movedim": movedim,
     "aten.meshgrid": meshgrid,
 }
 

@@ -10,7 +10,7 @@ from vitslim.graph.axes.scope import Rule, Scope
 from vitslim.graph.axes.terms import Dims, join, size
 from vitslim.graph.axes.traits import Trait, Traits
 
-COUNTS_TOKENS = "counts tokens"
+IS_TOKENS = "is a token position"
 
 
 def class_attention(scope: Scope, node: Node) -> Dims:
@@ -18,7 +18,7 @@ def class_attention(scope: Scope, node: Node) -> Dims:
     q, k = scope.operands(node, "q", "k")
     batch, _, tokens, _ = scope.pair(q, k)
     _, patches = scope.terms.cut(tokens, int(scope.value(node, "prefix")))
-    scope.freeze((patches,), COUNTS_TOKENS)
+    scope.freeze((patches,), IS_TOKENS)
     return (batch, patches)
 
 
@@ -28,7 +28,7 @@ def squeeze_tokens(scope: Scope, node: Node) -> Dims:
     prefix, patches = scope.terms.cut(x[1], size(x[1]) - size(score[1]))
     scope.tie(patches, score[1])
     scope.tie(x[0], score[0])
-    (kept,) = scope.fresh((int(scope.value(node, "keep")),), COUNTS_TOKENS)
+    (kept,) = scope.fresh((int(scope.value(node, "keep")),), IS_TOKENS)
     scope.set_kind(kept, "tokens")
     return (x[0], join((prefix, kept)), x[2])
 

@@ -79,7 +79,7 @@ def plan_lengths(
     found = fit(schedule, costs, limit, most)
     if found is None:
         reach = costs(schedule(most)) / costs({})
-        message = f"{share:g} of the {WORDS[key]} cannot be reached: with every axis at its limit {reach:.3f} remains"
+        message = f"{share:g} of the {WORDS[key]} cannot be reached: {reach:.3f} remains with every axis at its limit"
         hint = "raise the budget or max_pruning_ratio, lower round_to, or prune more axes"
         return Problem(f"budget.{key}", message, hint)
     return _scaled(schedule, *found)

@@ -35,7 +35,8 @@ def permute_channels(
     found = [(axis.name, _readers(graph, axis.name, weights)) for axis in graph.axes.prunable if axis.kind in kinds]
     matrices = {name: torch.cat(readers) for name, readers in found if readers}
     orders = {
-        name: find_permutation(matrix) for name, matrix in progress.track(list(matrices.items()), "two-four: channels")
+        name: find_permutation(matrix)
+        for name, matrix in progress.track(list(matrices.items()), "two-four: reordering channels")
     }
     reordered = tuple(Reordered(name, efficacy(matrices[name], order)) for name, order in orders.items())
     return slice_axes(graph, {name: order.tolist() for name, order in orders.items()}), reordered

@@ -65,7 +65,7 @@ def smooth_activations(
 def split_images(graph: ModelGraph, context: StageContext) -> tuple[Dataset, Dataset]:
     """Return the calibration images of some predicted classes and those of all others; a single image twice."""
     images, batch = context.data.calibration, images_at_once(graph, FORWARD_BATCH)
-    logits, _ = predict(graph.module, images, batch, context.progress, "classes of calibration images")
+    logits, _ = predict(graph.module, images, batch, context.progress, "smoothing: predicted classes")
     half = split_by_class(logits.argmax(dim=1))
     first, second = (images.subset(torch.nonzero(one).flatten().tolist()) for one in (half, ~half))
     return first, second if len(second) else first
@@ -79,7 +79,7 @@ def channel_ranges(
     ranges = {name: ChannelRanges() for name in places}
     operands = {n: [(node, 0) for reader in one.readers for node in layers[reader]] for n, one in places.items()}
     observer = Observer(graph.module, ranges, operands)
-    predict(observer, images, images_at_once(graph, FORWARD_BATCH), progress, "ranges of channels")
+    predict(observer, images, images_at_once(graph, FORWARD_BATCH), progress, "smoothing: channel ranges")
     return {name: one.found for name, one in ranges.items()}
 
 
@@ -102,7 +102,7 @@ def observe_gradients(
     names, module = with_activations(graph, readers)
     generator = torch.Generator().manual_seed(context.seed)
     batches = images.batches(images_at_once(graph, BATCH, backward=True))
-    for batch, _ in context.progress.track(batches, "strength of smoothing"):
+    for batch, _ in context.progress.track(batches, "smoothing: strengths"):
         activations, gradients = random_gradients(module, batch, generator)
         for name, x, gradient in zip(names, activations, gradients, strict=True):
             losses[name].observe(x, gradient)
