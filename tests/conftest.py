@@ -37,13 +37,13 @@ def tiny_session_graph() -> ModelGraph:
 
 @pytest.fixture
 def tiny_graph(tiny_session_graph: ModelGraph) -> ModelGraph:
-    """A traced two-block ViT with random weights; the test may do with it what it likes."""
+    """A traced two-block ViT with random weights; the test may change it."""
     return tiny_session_graph.copy()
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real weights and images; tests that need them are skipped where they are not."""
+    """Real weights and images; tests that need them are skipped without them."""
     folder = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "deit_tiny" / "model.safetensors").is_file():
         pytest.skip("real weights and images are not here (set VITSLIM_SHARED_DATA)")
@@ -52,7 +52,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def digits_context(tmp_path: Path) -> Callable[..., StageContext]:
-    """Makes the context of a stage that sees digits and no earlier stage."""
+    """Return a function that makes the context of a stage with the digits and no earlier stage."""
 
     def make(graph: ModelGraph, calibration: int = 40, seed: int = 0, progress: Progress | None = None) -> StageContext:
         data = load_data(Data(kind="digits", calibration=calibration), graph.source, seed=0)

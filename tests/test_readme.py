@@ -1,4 +1,4 @@
-"""Every code block of README.md and recipes/README.md works, and their tables are those that the script writes."""
+"""Every code block of README.md and recipes/README.md works, and their tables are those of the script."""
 
 from __future__ import annotations
 

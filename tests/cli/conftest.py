@@ -20,7 +20,7 @@ class Outcome:
 
 @pytest.fixture
 def vitslim(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Call the command line with arguments; gives exit code, stdout and stderr."""
+    """Call the command line with arguments and return exit code, stdout and stderr."""
 
     def call(*arguments: object) -> Outcome:
         capfd.readouterr()

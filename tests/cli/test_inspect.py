@@ -177,7 +177,7 @@ def test_integers_are_those_of_the_graph(
 
 
 def test_integers_of_shifted_activations_are_those_of_the_graph(tiny_session_graph: ModelGraph, tmp_path: Path) -> None:
-    """The file subtracts a constant and stores signed integers for unsigned ones; here both ends also saturate."""
+    """The file subtracts a constant and stores signed integers for unsigned ones; here both limits also saturate."""
     name = "blocks.1.mlp.fc2.weight"
     weight = tiny_session_graph.parameters()[name].detach()
     scales = {

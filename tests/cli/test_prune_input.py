@@ -29,7 +29,7 @@ WITHOUT_THE_MODEL = [
     ("pruning_ratio: 1", ["stages.0.prune.pruning_ratio", "got 1", "from 0 to below 1"]),
     ("pruning_ratio: [0.5, 1.0]", ["stages.0.prune.pruning_ratio.1", "got 1", "from 0 to below 1"]),
     ("pruning_ratio: half", ["stages.0.prune.pruning_ratio", "got 'half'"]),
-    ("pruning_ratios: {mpl: 0.5}", ["pruning_ratios.mpl", "did you mean 'mlp'"]),
+    ("pruning_ratios: {mpl: 0.5}", ["pruning_ratios.mpl", "allowed: embed, head_dim, heads, mlp"]),
     ("scope: globl", ["'globl'", "did you mean 'global'"]),
     ("steps: 0", ["stages.0.prune.steps", "got 0", "above 0"]),
     ("budget: {}", ["stages.0.prune.budget", "none of them", "exactly one of macs, params and latency"]),
@@ -80,14 +80,14 @@ def expect(outcome: Any, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("keys", "expected"), WITHOUT_THE_MODEL, ids=[keys for keys, _ in WITHOUT_THE_MODEL])
-def test_wrong_by_itself(
+def test_invalid_keys_are_refused_without_a_model(
     vitslim: Callable[..., Any], recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
     expect(vitslim("plan", recipe(keys), "--no-trace"), expected)
 
 
 @pytest.mark.parametrize(("keys", "expected"), WITH_THE_MODEL, ids=[keys for keys, _ in WITH_THE_MODEL])
-def test_wrong_for_the_model(
+def test_keys_that_do_not_fit_the_model_are_refused(
     tiny_session_graph: ModelGraph, recipe: Callable[[str], Path], keys: str, expected: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as error:

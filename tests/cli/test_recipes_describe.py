@@ -21,7 +21,7 @@ def test_without_a_method_all_methods_are_listed(vitslim: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_no_word_is_cut_off(vitslim: Callable[..., Any], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_word_is_truncated(vitslim: Callable[..., Any], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     for info in describe_methods():
         outcome = vitslim("recipes", "describe", info.method)

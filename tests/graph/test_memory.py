@@ -1,4 +1,4 @@
-"""How many images go through a graph at once."""
+"""Batch sizes within the memory limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitslim.graph.trace import trace_timm
 SMALL: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 
-def test_large_images_and_backward_passes_go_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_and_backward_passes_have_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (trace_timm("vit_tiny_patch16_224", SMALL | {"img_size": size}) for size in (32, 128))
     assert images_at_once(small, 256) == 256
     monkeypatch.setattr(memory, "MEMORY_BYTES", 4 * 2**20)
@@ -22,7 +22,7 @@ def test_large_images_and_backward_passes_go_fewer_at_a_time(monkeypatch: pytest
     assert images_at_once(small, 10**6, copies=2) == few // 2
     assert images_at_once(small, 10**6, backward=True) < few / 2
     assert images_at_once(small, 3) == 3
-    # hidden units of an MLP before and behind GELU are the most that is held at once, and the residual beside them
+    # the peak is the hidden units of an MLP before and after GELU, and the residual
     held = 4 * 17 * (2 * 128 + 32)
     assert few == 4 * 2**20 // held
     monkeypatch.setattr(memory, "MEMORY_BYTES", 1)

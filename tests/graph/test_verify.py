@@ -1,4 +1,4 @@
-"""Verification finds what a broken rule forgot, also where a fresh model's weights would hide it."""
+"""Verification finds wrong rules, also where the initial weights of a model would hide them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vitslim.graph.verify import MAX_ERROR, verify_axes
 
 
 def _forgets_columns(scope: Scope, node: Node) -> Dims:
-    """Reading a table does not tie its columns to those of the result."""
+    """An embedding rule that does not tie the columns of the table to those of the result."""
     return (*RULES["aten.index.Tensor"](scope, node)[:-1], *scope.fresh(scope.shape(node)[-1:]))  # type: ignore[misc]
 
 
 def _forgets_factor(scope: Scope, node: Node) -> Dims:
-    """A product does not tie its operands."""
+    """A multiplication rule that does not tie its operands."""
     return max((scope.of(operand) for operand in node.all_input_nodes), key=len)
 
 
-def test_a_table_of_zeros_hides_nothing(tiny_kwargs: dict[str, Any]) -> None:
+def test_a_table_of_zeros_does_not_hide_a_wrong_rule(tiny_kwargs: dict[str, Any]) -> None:
     graph = trace_timm("beit_base_patch16_224", tiny_kwargs)
     assert verify_axes(graph).max_error < MAX_ERROR
     assert verify_axes(graph, rules={**RULES, "aten.index.Tensor": _forgets_columns}).max_error > 100 * MAX_ERROR
 
 
-def test_a_layer_scale_near_zero_hides_nothing(tiny_kwargs: dict[str, Any]) -> None:
+def test_a_layer_scale_near_zero_does_not_hide_a_wrong_rule(tiny_kwargs: dict[str, Any]) -> None:
     graph = trace_timm("deit3_small_patch16_224", tiny_kwargs)
     assert verify_axes(graph, rules={**RULES, "aten.mul.Tensor": _forgets_factor}).max_error > 100 * MAX_ERROR
 
@@ -47,7 +47,7 @@ def test_axes_one_by_one(tiny_graph: ModelGraph) -> None:
     assert verify_axes(tiny_graph) == verify_axes(tiny_graph)
 
 
-def test_verifying_changes_nothing(tiny_graph: ModelGraph) -> None:
+def test_verifying_does_not_change_the_graph(tiny_graph: ModelGraph) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_graph.module.state_dict().items()}
     verify_axes(tiny_graph)
     after = tiny_graph.module.state_dict()
@@ -55,30 +55,30 @@ def test_verifying_changes_nothing(tiny_graph: ModelGraph) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "says"),
+    ("name", "kwargs", "message"),
     [
         ("beit_base_patch16_224", {}, "attn.relative_position_index' has an entry for each token"),
         ("vit_small_patch16_rope_224", {}, "has an entry for each token"),
         ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, ""),
     ],
 )
-def test_tokens_tied_to_positions_stay(
-    name: str, kwargs: dict[str, Any], says: str, tiny_kwargs: dict[str, Any]
+def test_tokens_tied_to_positions_cannot_be_squeezed(
+    name: str, kwargs: dict[str, Any], message: str, tiny_kwargs: dict[str, Any]
 ) -> None:
     graph = trace_timm(name, {**tiny_kwargs, **kwargs})
     residual = find_anatomy(graph).blocks[0].attention_residual
     assert residual is not None
     written = graph.module.code
-    if not says:
+    if not message:
         resize_tokens(graph, residual, 9)
         assert graph.module.code != written
         return
-    with pytest.raises(StageError, match=says):
+    with pytest.raises(StageError, match=message):
         resize_tokens(graph, residual, 9)
     assert graph.module.code == written
 
 
-def test_windows_stay() -> None:
+def test_windows_cannot_be_squeezed() -> None:
     graph = trace_timm(
         "swin_tiny_patch4_window7_224", {"img_size": 56, "embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4)}
     )

@@ -1,4 +1,4 @@
-"""The graph and the ONNX file that comes out of it are counted by different code: both must say the same."""
+"""The costs of a graph and of its ONNX file, which different code computes, are equal."""
 
 from __future__ import annotations
 

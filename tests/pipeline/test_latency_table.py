@@ -136,7 +136,7 @@ def test_noise_is_smoothed_and_gaps_are_filled() -> None:
     assert grids.at((2, 4, 8, 8)) == 2.0
 
 
-def test_a_table_survives_the_disk(simulated: LatencyTable, file: Path) -> None:
+def test_a_written_table_is_read_back(simulated: LatencyTable, file: Path) -> None:
     assert read_table(file) == simulated
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 

@@ -79,7 +79,7 @@ def test_artifact_files_match_the_manifest(artifact: Artifact) -> None:
     assert not list(artifact.folder.parent.glob(".*"))
 
 
-def test_reported_accuracy_is_what_onnx_runtime_gives(artifact: Artifact) -> None:
+def test_reported_accuracy_is_that_of_onnx_runtime(artifact: Artifact) -> None:
     from vitslim.data import batches, load_data
 
     graph = load_graph(artifact.folder)
@@ -113,7 +113,7 @@ def test_second_run_reuses_every_stage(artifact: Artifact) -> None:
     assert [s.accuracies for s in again.report.stages] == [s.accuracies for s in artifact.report.stages]
 
 
-def test_a_changed_stage_reruns_itself_and_what_follows(artifact: Artifact) -> None:
+def test_a_changed_stage_reruns_with_all_later_stages(artifact: Artifact) -> None:
     changed = recipe().model_dump(mode="json")
     stages = list(recipe().stages)
     stages[4] = stages[4].model_copy(update={"calibrate": "mse"})
@@ -188,7 +188,7 @@ SLOW = ("2:4, train, export in float",)
     "stages",
     [pytest.param(stages, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, stages in ORDERS.items()],
 )
-def test_any_legal_order_runs(stages: list[Any], tmp_path: Path) -> None:
+def test_every_legal_order_runs_and_matches_its_plan(stages: list[Any], tmp_path: Path) -> None:
     """Every stage keeps its contract, and the costs of the plan are those of the report."""
     ordered = recipe(stages=stages)
     report = vitslim.run(ordered, tmp_path / "out").report

@@ -28,7 +28,7 @@ def document() -> dict[str, Any]:
 
 @pytest.fixture
 def problems() -> Callable[..., dict[str, Problem]]:
-    """Calls a function that must raise RecipeError and gives its problems by place."""
+    """Call a function that must raise RecipeError and return its problems by path."""
 
     def collect(function: Callable[..., object], *arguments: Any, **options: Any) -> dict[str, Problem]:
         with pytest.raises(RecipeError) as caught:

@@ -47,7 +47,7 @@ class TestFinding:
     def test_the_recipes_that_ship(self) -> None:
         assert {"quickstart", "deit-tiny-demo"} <= {info.name for info in packaged_recipes()}
 
-    def test_the_demo_says_what_to_set(self, problems: Problems) -> None:
+    def test_the_demo_lists_the_keys_to_set(self, problems: Problems) -> None:
         hint = problems(load_recipe, "deit-tiny-demo")["data.root"].hint
         assert "--set data.root=DIR" in hint
         assert "--set model.checkpoint=FILE" in hint
@@ -160,7 +160,7 @@ class TestExtends:
         assert (recipe.seed, recipe.model.checkpoint) == (2, None)
 
     @pytest.mark.parametrize(
-        ("files", "says", "hint"),
+        ("files", "message", "hint"),
         [
             ({"a.yaml": "extends: a.yaml\n"}, "circle: a.yaml -> a.yaml", "remove one `extends`"),
             ({"a.yaml": "extends: b.yaml\n", "b.yaml": "extends: ./a.yaml\n"}, "a.yaml -> b.yaml -> a.yaml", ""),
@@ -176,11 +176,13 @@ class TestExtends:
             ),
         ],
     )  # fmt: skip
-    def test_refusals(self, problems: Problems, write: Write, files: dict[str, str], says: str, hint: str) -> None:
+    def test_invalid_bases_are_refused(
+        self, problems: Problems, write: Write, files: dict[str, str], message: str, hint: str
+    ) -> None:
         paths = [write(name, text) for name, text in files.items()]
         found = problems(load_recipe, paths[0])
         assert list(found) == ["extends"]
-        assert says in found["extends"].message
+        assert message in found["extends"].message
         assert hint in found["extends"].hint
 
     def test_a_broken_base_is_named(self, problems: Problems, write: Write) -> None:
@@ -230,7 +232,7 @@ class TestOverrides:
         assert load_recipe(base, ["seed=1", "seed=2"]).seed == 2
 
     @pytest.mark.parametrize(
-        ("override", "where", "says", "hint"),
+        ("override", "where", "message", "hint"),
         [
             ("seed", "--set", "got 'seed', expected KEY=VALUE", "such as"),
             ("=3", "--set", "expected KEY=VALUE", ""),
@@ -252,10 +254,12 @@ class TestOverrides:
             ("stages.2.prune.scope=local", "stages.2.prune", "of kind 'export', not 'prune'", "write stages.2.export"),
         ],
     )  # fmt: skip
-    def test_refusals(self, problems: Problems, base: Path, override: str, where: str, says: str, hint: str) -> None:
+    def test_invalid_overrides_are_refused(
+        self, problems: Problems, base: Path, override: str, where: str, message: str, hint: str
+    ) -> None:
         found = problems(load_recipe, base, [override])
         assert list(found) == [where]
-        assert says in found[where].message
+        assert message in found[where].message
         assert hint in found[where].hint
 
     def test_their_problems_come_with_those_of_the_file(self, problems: Problems, write: Write) -> None:
@@ -277,7 +281,7 @@ def test_a_new_recipe_is_valid_and_legal(write: Write) -> None:
     ("name", "timm", "hint"),
     [("My ViT!", "x", "such as 'my-vit'"), ("!", "x", "such as 'my-model'"), ("a", "x: {y", "deit_tiny_patch16_224")],
 )
-def test_a_new_recipe_needs_fit_names(name: str, timm: str, hint: str) -> None:
+def test_a_new_recipe_needs_valid_names(name: str, timm: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         new_recipe_text(name, timm)
     assert hint in caught.value.hint

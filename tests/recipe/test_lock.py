@@ -1,4 +1,4 @@
-"""Recipes written out again: resolved text, lock file, schema, assumptions; and a room without torch."""
+"""Resolved recipes, lock files, the schema and assumptions; without torch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_assumptions_are_the_unconfirmed_defaults_in_use(document: dict[str, Any
     }
 
 
-def test_the_room_starts_without_torch() -> None:
+def test_recipes_load_without_torch() -> None:
     program = (
         "import sys, vitslim.recipe; vitslim.recipe.load_recipe('quickstart')\n"
         "print([name for name in ('torch', 'timm', 'numpy') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Every way in which the values of a recipe can be wrong: the place, what was found, what is allowed, the hint."""
+"""Invalid values of a recipe: path, received value, allowed values and hint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_valid_recipe_has_typed_stages(document: Document) -> None:
     assert recipe.stages[1].train.lr == 1e-4
 
 
-def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document) -> None:
+def test_lists_become_tuples_and_integers_become_floats(document: Document) -> None:
     document["report"] = {"batches": [1, 8], "seconds": 1}
     document["gates"] = {"top1_drop_max": 2, "speedup_min": {"onnxruntime:cpu": 1}}
     recipe = validate(document)
@@ -33,7 +33,7 @@ def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says", "hint"),
+    ("key", "value", "message", "hint"),
     [
         ("name", "My Model", "got 'My Model', expected lower-case letters", ""),
         ("name", "../x", "expected lower-case letters", ""),
@@ -88,10 +88,10 @@ def test_lists_become_tuples_and_whole_numbers_become_floats(document: Document)
         ("stages.2.quantize", 8, "got 8, expected a mapping", "write `- quantize: {method: ptq}`"),
     ],
 )  # fmt: skip
-def test_wrong_value(problems: Problems, document: Document, key: str, value: object, says: str, hint: str) -> None:
+def test_wrong_value(problems: Problems, document: Document, key: str, value: object, message: str, hint: str) -> None:
     found = problems(validate, _with(document, key, value))
     assert list(found) == [key]
-    assert says in found[key].message
+    assert message in found[key].message
     assert hint in found[key].hint
 
 
@@ -116,7 +116,7 @@ def test_unknown_key(problems: Problems, document: Document, key: str, hint: str
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "message"),
     [
         ("name", "required key missing, expected lower-case letters"),
         ("model", "required key missing, expected a mapping"),
@@ -126,7 +126,7 @@ def test_unknown_key(problems: Problems, document: Document, key: str, hint: str
         ("stages.0.prune.method", "required key missing, expected one of 'depgraph', 'two-four'"),
     ],
 )
-def test_missing_key(problems: Problems, document: Document, key: str, says: str) -> None:
+def test_missing_key(problems: Problems, document: Document, key: str, message: str) -> None:
     *parents, last = key.split(".")
     holder: Any = document
     for step in parents:
@@ -134,11 +134,11 @@ def test_missing_key(problems: Problems, document: Document, key: str, says: str
     del holder[last]
     found = problems(validate, document)
     assert list(found) == [key]
-    assert says in found[key].message
+    assert message in found[key].message
 
 
 @pytest.mark.parametrize(
-    ("entry", "where", "says", "hint"),
+    ("entry", "where", "message", "hint"),
     [
         ("exprt", "", "got 'exprt', expected a stage kind", "did you mean 'export'?"),
         ({"prun": {"method": "depgraph"}}, "", "got 'prun', expected a stage kind", "did you mean 'prune'?"),
@@ -160,12 +160,12 @@ def test_missing_key(problems: Problems, document: Document, key: str, says: str
     ],
 )  # fmt: skip
 def test_wrong_stage_entry(
-    problems: Problems, document: Document, entry: object, where: str, says: str, hint: str
+    problems: Problems, document: Document, entry: object, where: str, message: str, hint: str
 ) -> None:
     document["stages"].insert(1, entry)
     found = problems(validate, document)
     assert f"stages.1{where}" in found
-    assert says in found[f"stages.1{where}"].message
+    assert message in found[f"stages.1{where}"].message
     assert hint in found[f"stages.1{where}"].hint
 
 

@@ -188,7 +188,7 @@ def test_a_loss_of_weight_zero_is_refused(distill: dict[str, Any]) -> None:
         ({"gates": {"speedup_min": {"sim:systolic": 2}}}, "gates.speedup_min.sim:systolic", "not among"),
     ],
 )  # fmt: skip
-def test_other_references(parts: dict[str, Any], where: str, message: str) -> None:
+def test_references_must_exist(parts: dict[str, Any], where: str, message: str) -> None:
     errors, _ = _check("export", **parts)
     assert list(errors) == [where]
     assert message in errors[where]
@@ -208,7 +208,7 @@ def test_a_systolic_array_can_come_from_a_file() -> None:
     assert _check("export", report={"backends": ["sim:my-array.yaml"]})[0] == {}
 
 
-def test_a_backend_with_settings_can_be_judged() -> None:
+def test_a_backend_with_settings_can_have_a_gate() -> None:
     backends = [{"sim": "systolic", "array": [32, 32], "dataflow": "os"}]
     gates = {"speedup_min": {"sim:systolic(array=[32, 32], dataflow=os)": 2}}
     assert _check("export", report={"backends": backends}, gates=gates)[0] == {}

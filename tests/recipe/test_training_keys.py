@@ -58,7 +58,7 @@ def test_losses_with_a_target_are_accepted(keys: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "where", "says"),
+    ("stages", "where", "message"),
     [
         ([{"quantize": {"method": "qat", "feature_weight": {}}}], "stages.0.quantize.feature_weight", "weight zero"),
         ([{"distill": {"loss": {"feature": 1}, "name": "sparse"}},
@@ -70,7 +70,7 @@ def test_losses_with_a_target_are_accepted(keys: dict[str, Any]) -> None:
          "break the pattern of the mask"),
     ],
 )  # fmt: skip
-def test_wrong_feature_weights_and_orders_are_refused(stages: list[Any], where: str, says: str) -> None:
+def test_wrong_feature_weights_and_orders_are_refused(stages: list[Any], where: str, message: str) -> None:
     errors = errors_of(*stages)
     assert list(errors) == [where]
-    assert says in errors[where][0]
+    assert message in errors[where][0]

@@ -42,7 +42,7 @@ def _results(found: Mapping[str, StageResult]) -> Any:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, context: StageContext, bits: int) -> None:
+def test_training_learns_scales_and_keeps_the_mask(tiny_graph: ModelGraph, context: StageContext, bits: int) -> None:
     pattern = "2:4-pairs" if bits == 4 else "2:4"
     sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(tiny_graph, context).graph
     earlier = StageResult(sparse, metrics={"feature_loss.blocks.1": 0.3})
@@ -67,7 +67,7 @@ def test_training_learns_steps_and_keeps_the_mask(tiny_graph: ModelGraph, contex
     assert OnnxFile(path)(torch.randn(3, *tiny_graph.source.image)).shape == (3, 10)
 
 
-def test_scales_of_blocks_are_learned_beside_float_inputs(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_group_scales_are_learned_with_float_activations(tiny_graph: ModelGraph, context: StageContext) -> None:
     there = replace(context, result=_results({"previous": StageResult(tiny_graph)}))
     keys: dict[str, Any] = {
         "bits": 4,

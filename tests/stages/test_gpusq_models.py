@@ -1,4 +1,4 @@
-"""What a device reads of whole models: 2:4 in the stored integers of every layer, and their bytes."""
+"""Whole models: 2:4 in the stored integers of every layer, and their bytes on a device."""
 
 from __future__ import annotations
 

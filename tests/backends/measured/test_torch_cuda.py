@@ -46,7 +46,7 @@ def pictures(graph: ModelGraph, count: int = 3) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_integer_layers_compute_what_the_quantized_graph_does(
+def test_integer_layers_compute_the_quantized_graph(
     tiny_graph: ModelGraph,
     digits_context: Callable[..., StageContext],
     monkeypatch: pytest.MonkeyPatch,

@@ -50,7 +50,7 @@ def test_plain_transformers(name: str, prefix: int, heads: int, tiny_kwargs: dic
         assert block.squeeze is None
 
 
-def test_swin_has_windowed_attention_made_of_products() -> None:
+def test_swin_has_windowed_attention_of_matmuls() -> None:
     anatomy = anatomy_of("swin_tiny_patch4_window7_224", SWIN)
     assert [block.name for block in anatomy.blocks] == ["layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0"]
     assert roles(anatomy) == ["patch_embed", *ROLES, *ROLES, "other", *ROLES, "head"]
@@ -64,7 +64,7 @@ def test_swin_has_windowed_attention_made_of_products() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224"])
-def test_residual_stands_between_attention_and_second_norm(name: str, tiny_kwargs: dict[str, Any]) -> None:
+def test_the_residual_is_between_attention_and_the_second_norm(name: str, tiny_kwargs: dict[str, Any]) -> None:
     for block in anatomy_of(name, tiny_kwargs).blocks:
         residual = block.attention_residual
         assert residual is not None
@@ -72,7 +72,7 @@ def test_residual_stands_between_attention_and_second_norm(name: str, tiny_kwarg
         assert [norm.args[2].target for norm in norms] == [f"{block.name}.norm2.weight"]
 
 
-def test_swin_residual_is_found_behind_the_way_back_from_windows() -> None:
+def test_the_swin_residual_is_found_after_windows_are_merged() -> None:
     residuals = [block.attention_residual for block in anatomy_of("swin_tiny_patch4_window7_224", SWIN).blocks]
     assert all(node is not None and node.target is torch.ops.aten.add.Tensor for node in residuals)
 

@@ -1,4 +1,4 @@
-"""Axes of real models: names, permutation, deliberately broken rules, and what insertion leaves alone."""
+"""Axes of real models: names, permutation, wrong rules, and insertion of operators."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_deit_tiny_has_49_axes(deit_tiny: ModelGraph) -> None:
         assert axis.frozen or axis.kind in {"embed", "heads", "qk", "v", "mlp"}
 
 
-def test_sites_say_where_an_axis_lies(deit_tiny: ModelGraph) -> None:
+def test_sites_list_the_dimensions_of_an_axis(deit_tiny: ModelGraph) -> None:
     heads = {(site.parameter, site.dim): site.index for site in deit_tiny.axes["blocks.2.heads"].sites}
     assert set(heads) == {
         ("blocks.2.attn.qkv.weight", 0), ("blocks.2.attn.qkv.bias", 0), ("blocks.2.attn.proj.weight", 1)
@@ -60,7 +60,7 @@ def test_sites_say_where_an_axis_lies(deit_tiny: ModelGraph) -> None:
         pytest.param("beit_base_patch16_224", 49, marks=pytest.mark.slow),
     ],
 )
-def test_permuting_every_axis_changes_nothing(name: str, axes: int | None) -> None:
+def test_permuting_every_axis_changes_no_output(name: str, axes: int | None) -> None:
     graph = trace_timm(name, {})
     found = verify_axes(graph)
     assert found.max_error < MAX_ERROR
@@ -97,8 +97,8 @@ def test_a_broken_rule_is_caught(tiny_graph: ModelGraph, operator: str, broken: 
     assert verify_axes(tiny_graph).max_error > 1000 * MAX_ERROR
 
 
-def test_an_unknown_operator_freezes_what_it_touches(tiny_graph: ModelGraph) -> None:
-    """One MLP has its hidden units read in their order: only this axis stays, and the table says why."""
+def test_an_unknown_operator_freezes_only_its_axes(tiny_graph: ModelGraph) -> None:
+    """The hidden units of one MLP enter an operator without a rule: only this axis is frozen, with the reason."""
     gelu = next(n for n in tiny_graph.module.graph.nodes if "gelu" in str(n.target))
     with tiny_graph.module.graph.inserting_after(gelu):
         strange = tiny_graph.module.graph.call_function(torch.ops.aten.logcumsumexp.default, (gelu, -1))
@@ -116,7 +116,7 @@ def _names(graph: ModelGraph) -> set[str]:
     return {axis.name for axis in graph.axes.axes}
 
 
-def test_insertion_leaves_the_axes_alone(tiny_graph: ModelGraph) -> None:
+def test_insertion_does_not_change_the_axes(tiny_graph: ModelGraph) -> None:
     before = prunable(tiny_graph)
     squeezed = insert_squeeze(tiny_graph, {"blocks.0": 7})
     assert prunable(squeezed) == before

@@ -1,4 +1,4 @@
-"""Axis inference on other families of timm than plain ViT: nothing unknown, everything named, all of it true."""
+"""Axis inference on timm families other than plain ViT: no unknown operator, all axes named and verified."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SLOW = (
     ("name", "kwargs"),
     [*FAST.items(), *(pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in SLOW)],
 )
-def test_a_family_is_understood_and_can_be_halved(name: str, kwargs: dict[str, Any]) -> None:
+def test_every_family_has_known_operators_and_can_be_halved(name: str, kwargs: dict[str, Any]) -> None:
     graph = trace_timm(name, kwargs)
     assert graph.axes.unknown_ops == {}
     assert verify_axes(graph).holds
@@ -76,6 +76,6 @@ NAMES: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_say_what_an_axis_is(name: str) -> None:
+def test_names_contain_the_kind_of_an_axis(name: str) -> None:
     found = {axis.name for axis in trace_timm(name, FAST[name]).axes.prunable}
     assert found >= NAMES[name]

@@ -1,4 +1,4 @@
-"""What rules declare, on networks of a few lines: any cut of any axis leaves a network that runs and means the same."""
+"""Axis rules on networks of a few lines: after any cut of any axis a network runs and computes the same function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = ModelSource("small", {}, (3, 8, 8), 5, Preprocessing((0.0,) * 3, (1.0,)
 
 
 class Small(nn.Module):
-    """Eight features of the mean color, something in between, and five logits of `width` features."""
+    """Eight features of the mean color, an operator under test, and five logits of `width` features."""
 
     def __init__(self, between: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
@@ -101,9 +101,9 @@ def test_any_cut_runs(case: str) -> None:
     assert every.module(torch.randn(3, 3, 8, 8)).shape == (3, 5)
 
 
-def test_frozen_axes_say_why() -> None:
+def test_frozen_axes_have_a_reason() -> None:
     reasons = {case: graph_of(Small(*CASES[case][:2])).axes for case in ("shift", "unknown", "all pairs")}
-    assert "shifted" in _of(reasons["shift"]).frozen
+    assert "rolled" in _of(reasons["shift"]).frozen
     assert "cummax" in _of(reasons["unknown"]).frozen
     assert reasons["unknown"].unknown_ops == {"aten.cummax.default": 1}
     assert "twice" in _of(reasons["all pairs"]).frozen
@@ -217,7 +217,7 @@ def test_attention_without_a_scale_keeps_that_of_its_old_width() -> None:
     assert scales == [8**-0.5]
 
 
-def test_a_rule_that_is_wrong_about_shapes_is_not_believed(tiny_graph: ModelGraph) -> None:
+def test_a_rule_with_a_wrong_shape_freezes_its_axes(tiny_graph: ModelGraph) -> None:
     from vitslim.graph.axes import RULES
 
     table = infer_axes(

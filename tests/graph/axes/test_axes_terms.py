@@ -1,4 +1,4 @@
-"""Terms and their unification: refinement, conflicts, and where indices lie."""
+"""Terms and their unification: refinement, conflicts, and positions of indices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_sums_meet_in_their_common_refinement() -> None:
 
 
 def test_a_sum_of_equal_parts_is_a_product_whose_lead_cannot_be_cut() -> None:
-    """Split into q, k, v, and reshaped as (3, 4): the parts become one axis, and of three units nothing can go."""
+    """Split into q, k, v, and reshaped as (3, 4): the parts become one axis, and the axis of three cannot be cut."""
     terms, (q, k, v), (lead, rest) = Terms(), (Prim(4), Prim(4), Prim(4)), (Prim(3), Prim(4))
     terms.unify(Sum((q, k, v)), Prod((lead, rest)))
     assert terms.find(q) is terms.find(k) is terms.find(v) is terms.find(rest)
@@ -77,7 +77,7 @@ def test_conflicts(a: Term, b: Term) -> None:
         Terms().unify(a, b)
 
 
-def test_freezing_reaches_everything_tied_before_and_after() -> None:
+def test_freezing_covers_axes_tied_before_and_after() -> None:
     terms, a, b, c = Terms(), Prim(6), Prim(6), Prim(6)
     terms.unify(a, b)
     terms.freeze(a, "because")
@@ -87,7 +87,7 @@ def test_freezing_reaches_everything_tied_before_and_after() -> None:
     assert [terms.reasons(prim) for prim in (*prims(head), *prims(tail))] == [("because", "also")] * 2
 
 
-def test_an_axis_that_multiplies_itself_is_told() -> None:
+def test_an_axis_that_multiplies_itself_is_found() -> None:
     a, b = Prim(3), Prim(2)
     assert repeated(Prod((a, a))) == {a}
     assert repeated(Sum((Prod((a, b)), Prod((a, b))))) == set()
@@ -128,7 +128,7 @@ TREES = st.recursive(LEAVES, _grow, max_leaves=6)
 
 
 def _meaning(terms: Terms, term: Term) -> dict[Prim, list[int]]:
-    """Where each index of each axis lies: `a * (b + c)` and `a*b + a*c` differ in form, not in this."""
+    """Return the positions of each index of each axis: equal for `a * (b + c)` and `a*b + a*c`."""
     found = terms.find(term)
     return {prim: axis_indices(found, prim).tolist() for prim in prims(found)}
 
@@ -136,7 +136,7 @@ def _meaning(terms: Terms, term: Term) -> dict[Prim, list[int]]:
 @example(a=product([fresh(2), fresh(2)]), b=join([fresh(2), fresh(1), fresh(1)]), at=0)
 @given(a=TREES, b=TREES, at=st.integers(0, 40))
 def test_operations_keep_sizes_and_meaning(a: Term, b: Term, at: int) -> None:
-    """Whatever is unified, cut or factored: sizes stay, both sides read the same, and a second time nothing is new."""
+    """Unifying, cutting and factoring keep sizes, give equal terms, and change nothing the second time."""
     terms, total = Terms(), size(a)
     try:
         left, right = terms.cut(a, at % (total + 1))

@@ -46,7 +46,7 @@ def test_scales_go_along_their_axis() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(values=VALUES, scale=SCALES)
-def test_twice_is_once_zero_stays_and_errors_are_half_a_step(values: object, scale: float) -> None:
+def test_quantizing_is_idempotent_keeps_zero_and_errs_by_half_a_scale(values: object, scale: float) -> None:
     x, s = torch.as_tensor(values), torch.tensor(scale)
     x[0, 0] = 0.0
     once = fake_quant(x, s, 0, None, -127, 127, 0)
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_learned_step_sizes() -> None:
     assert scale.grad.item() == pytest.approx((inside + 3 - 3) / math.sqrt(4 * 3), abs=1e-6)
 
 
-def test_gradients_of_channel_scales_stay_apart() -> None:
+def test_gradients_of_channel_scales_are_independent() -> None:
     x = torch.tensor([[0.3, 0.2], [9.0, 9.0]])
     scale = torch.tensor([0.5, 0.5], requires_grad=True)
     fake_quant(x, scale, 0, 0, -3, 3, 0).sum().backward()
@@ -75,13 +75,13 @@ def test_gradients_of_channel_scales_stay_apart() -> None:
     torch.testing.assert_close(scale.grad, expected)
 
 
-def test_operator_keeps_the_rules_of_torch() -> None:
+def test_the_operator_passes_opcheck() -> None:
     x = torch.randn(4, 6, requires_grad=True)
     torch.library.opcheck(fake_quant, (x, torch.rand(4, requires_grad=True) + 0.1, 0, 0, -127, 127, 0))
     torch.library.opcheck(fake_quant, (x, torch.tensor(0.1, requires_grad=True), 0, None, -128, 127, 0))
 
 
-def test_weights_take_the_narrow_range_inputs_the_full_one() -> None:
+def test_weights_have_the_narrow_range_and_activations_the_full_one() -> None:
     assert integer_range(8, narrow=True) == (-127, 127)
     assert integer_range(8, narrow=False) == (-128, 127)
     assert weight_range(4, group_size=0) == (-7, 7)
@@ -117,7 +117,7 @@ def test_fine_scales_change_little_and_everything_can_be_trained(tiny_graph: Mod
     assert all(p.grad is not None and p.grad.isfinite().all() for p in quantized.parameters().values())
 
 
-def test_structure_can_be_built_first_and_scales_loaded_later(tiny_graph: ModelGraph) -> None:
+def test_scales_can_be_loaded_after_the_insertion(tiny_graph: ModelGraph) -> None:
     first = insert_fake_quant(tiny_graph, sites_of(tiny_graph))
     with torch.no_grad():
         for name, parameter in first.parameters().items():

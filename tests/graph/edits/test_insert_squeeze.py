@@ -1,4 +1,4 @@
-"""Squeezing inside a graph against the same thing written by hand on the timm module, and together with pruning."""
+"""Squeezing inside a graph, compared with squeezing by hand in the timm module, and together with pruning."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images(batch: int) -> torch.Tensor:
 
 
 def by_hand(name: str, kwargs: dict[str, Any], keep: dict[int, int], x: torch.Tensor) -> torch.Tensor:
-    """The timm model run block by block, with squeezing between attention and MLP."""
+    """Run the timm model block by block, with squeezing between attention and MLP."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = timm.create_model(name, **kwargs).eval()
@@ -66,7 +66,7 @@ def test_equals_the_model_squeezed_by_hand(name: str, kwargs: dict[str, Any]) ->
             torch.testing.assert_close(squeezed.module(images(batch)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_leaves_its_input_alone_and_records_the_edit(graph: ModelGraph) -> None:
+def test_the_input_graph_does_not_change_and_the_edit_is_recorded(graph: ModelGraph) -> None:
     before = graph.module(images(2))
     squeezed = insert_squeeze(graph, KEEP)
     assert torch.equal(graph.module(images(2)), before)
@@ -120,7 +120,7 @@ def test_exports_with_constant_token_counts_and_equals_onnx_runtime(graph: Model
 
 
 def cut(graph: ModelGraph) -> ModelGraph:
-    """Every kind of axis gets shorter."""
+    """Cut an axis of every kind."""
     sizes = {axis.name: axis.size for axis in graph.axes.prunable}
     return slice_axes(graph, {name: range(1, 1 + max(1, size // 2)) for name, size in sizes.items()})
 
@@ -150,7 +150,7 @@ def test_axes_stay_the_same_and_permute(graph: ModelGraph) -> None:
         ({"blocks.0": 4, "blocks.1": 5}, "cannot keep 5 of 4"),
     ],
 )
-def test_impossible_places_and_counts(graph: ModelGraph, keep: dict[str, int], words: str) -> None:
+def test_invalid_blocks_and_counts_are_refused(graph: ModelGraph, keep: dict[str, int], words: str) -> None:
     with pytest.raises(StageError, match=words):
         insert_squeeze(graph, keep)
 
@@ -172,7 +172,7 @@ def test_a_block_is_squeezed_once(graph: ModelGraph) -> None:
         ("vit_small_patch16_18x2_224", {}, "MLP does not follow"),
     ],
 )
-def test_models_that_cannot_be_squeezed_say_why(
+def test_models_that_cannot_be_squeezed_have_a_reason(
     name: str, extra: dict[str, Any], words: str, kwargs: dict[str, Any]
 ) -> None:
     with pytest.raises(StageError, match=words) as error:

@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def images(count: int, size: int = 32) -> torch.Tensor:
-    """Photographs of noise: pixels of 8 bits, normalized."""
+    """Return random 8-bit images, normalized."""
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)) / 255
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
@@ -64,7 +64,7 @@ def test_the_integers_are_the_pixels_without_loss(tiny_graph: ModelGraph) -> Non
         ({"stride": 4, "groups": 3}, False),
     ],
 )
-def test_only_windows_side_by_side_are_patches(keys: Any, patches: bool) -> None:
+def test_only_adjacent_windows_are_patches(keys: Any, patches: bool) -> None:
     graph = torch.fx.Graph()
     image, weight = graph.placeholder("image"), graph.get_attr("weight")
     layer = graph.call_function(aten.conv2d.default, (image, weight), keys)

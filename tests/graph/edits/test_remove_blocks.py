@@ -1,4 +1,4 @@
-"""Residual branches are found in any graph, and what is removed leaves nothing behind."""
+"""Residual branches are found in any graph, and are removed with all their parameters."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_vit_has_two_branches_a_block(four_blocks: ModelGraph) -> None:
     assert found[5].parameters == tuple(p + leaf for p in (norm, *layers) for leaf in ("weight", "bias"))
 
 
-def test_a_removed_block_is_one_that_adds_nothing(four_blocks: ModelGraph) -> None:
-    """The graph without a block computes what the graph computes whose block adds zero."""
+def test_removing_a_block_equals_one_that_adds_zero(four_blocks: ModelGraph) -> None:
+    """Removing a block gives the same outputs as setting its branches to zero."""
     silent = four_blocks.copy()
     with torch.no_grad():
         for layer in ("attn.proj", "mlp.fc2"):
@@ -70,7 +70,7 @@ def test_a_removed_block_is_one_that_adds_nothing(four_blocks: ModelGraph) -> No
 
 
 @pytest.mark.parametrize("names", [("blocks.1",), ("blocks.3.attn",), ("blocks.0", "blocks.2.mlp", "blocks.1.attn")])
-def test_exactly_its_parameters_vanish(four_blocks: ModelGraph, names: tuple[str, ...]) -> None:
+def test_only_the_parameters_of_the_block_are_removed(four_blocks: ModelGraph, names: tuple[str, ...]) -> None:
     before = {name: tensor.clone() for name, tensor in four_blocks.module.state_dict().items()}
     dead = {p for b in branches(four_blocks) for p in b.parameters if {b.name, b.block} & set(names)}
     shorter = remove_blocks(four_blocks, names)
@@ -82,7 +82,7 @@ def test_exactly_its_parameters_vanish(four_blocks: ModelGraph, names: tuple[str
 
 
 @pytest.mark.parametrize("names", [("blocks.1",), ("blocks.3", "blocks.0"), ("blocks.3.attn", "blocks.0.mlp")])
-def test_the_sketch_foretells_the_cost(four_blocks: ModelGraph, names: tuple[str, ...]) -> None:
+def test_the_sketch_has_the_cost_of_the_edited_graph(four_blocks: ModelGraph, names: tuple[str, ...]) -> None:
     members = [b.name for b in branches(four_blocks) if {b.name, b.block} & set(names)]
     foretold, found = sketch(four_blocks).with_removed(members), sketch(remove_blocks(four_blocks, names))
     assert foretold.cost() == found.cost()
@@ -95,7 +95,7 @@ def test_the_sketch_foretells_the_cost(four_blocks: ModelGraph, names: tuple[str
     }
 
 
-def test_what_stays_keeps_its_names_and_can_be_pruned_squeezed_saved_and_exported(
+def test_remaining_blocks_keep_their_names_and_can_be_pruned_squeezed_saved_and_exported(
     four_blocks: ModelGraph, tmp_path: Path
 ) -> None:
     graph = remove_blocks(four_blocks, ["blocks.1"])
@@ -130,7 +130,7 @@ def test_a_block_without_attention_is_still_a_block(four_blocks: ModelGraph) -> 
     assert {layer.role for layer in found.linears if layer.block == "blocks.3"} == {"fc1", "fc2"}
 
 
-def test_attention_that_scores_tokens_stays(four_blocks: ModelGraph) -> None:
+def test_attention_that_scores_tokens_cannot_be_removed(four_blocks: ModelGraph) -> None:
     squeezed = insert_squeeze(four_blocks, {"blocks.1": 8})
     stuck = {b.name: b.obstacle for b in branches(squeezed) if b.obstacle}
     assert stuck == {"blocks.1.attn": "its result is used elsewhere"}
@@ -149,8 +149,8 @@ def test_unknown_names_are_refused(four_blocks: ModelGraph) -> None:
         remove_blocks(four_blocks, ["blocks.1", "blocks.1"])
 
 
-def test_a_block_that_changes_its_shape_cannot_go() -> None:
-    """ResNet: the first block of a stage has a projection beside it; operators in place are no hindrance."""
+def test_a_block_with_a_projection_cannot_be_removed() -> None:
+    """ResNet: the first block of a stage has a projection in its shortcut; in-place operators are supported."""
     graph = trace_timm("resnet18", {"num_classes": 10})
     stuck = {b.name: b.obstacle for b in branches(graph) if b.obstacle}
     assert stuck == {
@@ -164,7 +164,7 @@ def test_a_block_that_changes_its_shape_cannot_go() -> None:
 
 
 class Reader(nn.Module):
-    """A query that reads what a trunk says about the image, in one residual branch."""
+    """A query that reads the features of a trunk in one residual branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Reader(nn.Module):
         return result
 
 
-def test_the_only_reader_of_other_layers_stays() -> None:
+def test_the_only_reader_of_other_layers_cannot_be_removed() -> None:
     exported = export(Reader(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=({0: Dim("batch")},))
     module = normalize(exported.module())
     found = find_branches(module, tensor_shapes(module, (3, 4, 4)))

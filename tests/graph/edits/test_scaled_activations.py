@@ -82,7 +82,7 @@ def test_scaling_activations_changes_no_output_and_unknown_layers_are_refused(ti
         scale_activations(tiny_graph, ["blocks.9.mlp.fc2.weight"])
 
 
-def test_layers_that_are_not_there_or_not_linear_are_refused(tiny_graph: ModelGraph) -> None:
+def test_unknown_and_nonlinear_layers_are_refused(tiny_graph: ModelGraph) -> None:
     with pytest.raises(StageError, match=r"no linear layer has a weight 'blocks\.9") as found:
         divide_tokens(tiny_graph, {"blocks.9.mlp.fc2.weight": 1.0})
     assert "mlp.fc2" in str(found.value.hint)

@@ -1,4 +1,4 @@
-"""Slicing axes: the same function where it must be, consistent shapes everywhere, and errors for people."""
+"""Slicing axes: equal outputs where expected, consistent shapes, and error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitslim.graph.trace import trace_timm
 
 
 def test_cutting_hidden_units_equals_zeroing_them(tiny_graph: ModelGraph) -> None:
-    """No norm runs over MLP and value axes: without their output weights they are as good as gone."""
+    """No norm runs over MLP and value axes: without their output weights they have no effect."""
     images = torch.randn(2, 3, 32, 32)
     kept_mlp, kept_v = range(0, 256, 2), range(8, 32)
     cut = slice_axes(tiny_graph, {"blocks.0.mlp": kept_mlp, "blocks.1.v": kept_v})
@@ -73,7 +73,7 @@ def test_two_cuts_are_one(tiny_graph: ModelGraph) -> None:
     assert once.edits == (Slice({"blocks.0.mlp": tuple(range(0, 128, 2))}),)
 
 
-def test_the_graph_given_stays_as_it_is(tiny_graph: ModelGraph) -> None:
+def test_slicing_does_not_change_the_input_graph(tiny_graph: ModelGraph) -> None:
     images = torch.randn(2, 3, 32, 32)
     before = tiny_graph.module(images)
     slice_axes(tiny_graph, {"embed": range(32)})
@@ -107,7 +107,7 @@ def test_swin_halves_and_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "says"),
+    ("kept", "message"),
     [
         ({"blocks.0.mpl": [0]}, "blocks.0.mpl"),
         ({"patch_embed.proj.weight:2": [0]}, "cannot be cut"),
@@ -117,8 +117,8 @@ def test_swin_halves_and_runs() -> None:
         ({"embed": [-1]}, "0 to 63"),
     ],
 )
-def test_wrong_cuts(tiny_graph: ModelGraph, kept: dict[str, list[int]], says: str) -> None:
-    with pytest.raises(StageError, match=says) as caught:
+def test_invalid_cuts_are_refused(tiny_graph: ModelGraph, kept: dict[str, list[int]], message: str) -> None:
+    with pytest.raises(StageError, match=message) as caught:
         slice_axes(tiny_graph, kept)
-    if "mpl" in says:
+    if "mpl" in message:
         assert "blocks.0.mlp" in caught.value.hint

@@ -20,7 +20,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def fuse_by_loops(reserved: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
-    """The definition, one image, one token at a time, in float64."""
+    """Fuse by the definition, one token at a time, in float64."""
     out = torch.empty_like(reserved, dtype=torch.float64)
     r, p = reserved.double(), pruned.double()
     cosine = torch.tensor([[float(a @ b) / ((a.norm() + 1e-6) * (b.norm() + 1e-6)) for b in r] for a in p])
@@ -49,7 +49,7 @@ def test_fusion_follows_the_definition() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 1000))
 def test_weights_of_each_host_sum_to_one(hosts: int, guests: int, seed: int) -> None:
-    """Tokens that share one constant feature keep it: only weights that sum to one do that."""
+    """Tokens with one constant feature keep it only if the weights sum to one."""
     reserved, pruned = random(2, hosts, 6, seed=seed), random(2, guests, 6, seed=seed + 1)
     reserved[..., 0], pruned[..., 0] = 3.0, 3.0
     fused = fuse(reserved, pruned)
@@ -84,7 +84,7 @@ def test_zero_tokens_give_finite_results_and_gradients() -> None:
 
 
 def kept_indices(score: torch.Tensor, keep: int) -> torch.Tensor:
-    """Which tokens survive: they are marked by one-hot features, so no fusion hides them."""
+    """Return the kept tokens: each has a one-hot feature, which fusion does not change."""
     tokens = torch.eye(score.shape[1])[None].expand(len(score), -1, -1)
     return squeeze_tokens(torch.cat([tokens[:, :1], tokens], 1), score, keep)[:, 1:].argmax(-1)
 

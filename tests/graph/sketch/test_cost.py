@@ -1,4 +1,4 @@
-"""Costs against published and derived figures, and estimates against the graphs they foretell."""
+"""Costs compared with published and derived figures, and estimates with edited graphs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_params_are_those_of_the_module(tiny_graph: ModelGraph) -> None:
     assert cost(tiny_graph).params == sum(p.numel() for p in tiny_graph.module.parameters())
 
 
-def test_a_sketch_foretells_the_edited_graph(tiny_graph: ModelGraph) -> None:
-    """What `plan` announces is what the stages make: pruning, squeezing and quantizing, alone and together."""
+def test_estimates_equal_the_cost_of_the_edited_graph(tiny_graph: ModelGraph) -> None:
+    """Estimates of pruning, squeezing and quantizing, alone and together."""
     foretold, graph = sketch(tiny_graph), tiny_graph
     cuts = {"blocks.0.mlp": 96, "blocks.1.qk": 16, "blocks.0.v": 8, "embed": 48}
     foretold, graph = foretold.with_sizes(cuts), slice_axes(graph, {name: range(n) for name, n in cuts.items()})
@@ -69,7 +69,7 @@ def deit_tiny() -> ModelGraph:
 
 @pytest.mark.parametrize(("keep_ratio", "gmacs"), [(0.9, 1.08), (0.7, 0.81), (0.5, 0.62)])
 def test_etps_cost_table(deit_tiny: ModelGraph, keep_ratio: float, gmacs: float) -> None:
-    """DeiT-T, floor counts, one product of matching counted (the paper's convention leaves the fusion out)."""
+    """DeiT-T, floor counts, with the similarity matmul and without the fusion, as the paper counts them."""
     dense = sketch(deit_tiny)
     keep = {f"blocks.{b}": int(196 * keep_ratio**stage) for stage, b in enumerate((3, 6, 9), start=1)}
     squeezed = dense.with_squeeze(keep)
@@ -78,14 +78,14 @@ def test_etps_cost_table(deit_tiny: ModelGraph, keep_ratio: float, gmacs: float)
 
 
 def test_cost_of_a_graph_in_training_mode(tiny_graph: ModelGraph) -> None:
-    """Costing must not disturb the model: the same outputs before and after."""
+    """Computing the cost does not change the outputs."""
     images = torch.randn(2, 3, 32, 32)
     before = tiny_graph.module(images)
     cost(tiny_graph)
     assert torch.equal(tiny_graph.module(images), before)
 
 
-def test_positions_of_a_stem_are_not_taken_for_tokens() -> None:
+def test_positions_of_a_stem_are_not_tokens() -> None:
     """EfficientFormer: convolutions come before the blocks with tokens; the stem makes 112x112 positions."""
     found = sketch(trace_timm("efficientformer_l1", {"depths": (1, 1, 1, 2), "num_classes": 10}))
     stem = next(product for product in found.matmuls if product.name == "stem.conv1.weight")

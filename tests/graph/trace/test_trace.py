@@ -1,4 +1,4 @@
-"""The traced graph is the timm model: same numbers, same names, any batch; and what goes wrong says why."""
+"""The traced graph equals the timm model: same outputs, same names, any batch size; errors have a reason."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_rope_model_is_traced_through_its_autocast_regions() -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, "beit_base_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_fused_qkv_becomes_a_split_and_no_op_nodes_go(name: str, tiny_kwargs: dict[str, Any]) -> None:
+def test_fused_qkv_becomes_a_split_and_no_op_nodes_are_removed(name: str, tiny_kwargs: dict[str, Any]) -> None:
     graph = trace_timm(name, small(name, tiny_kwargs))
     calls = [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
     assert aten.split_with_sizes.default in calls
@@ -104,7 +104,7 @@ def test_every_buffer_has_one_use() -> None:
     assert all(len(node.users) == 1 for node in uses)
 
 
-def test_seed_decides_the_weights_and_leaves_the_global_generator_alone(tiny_kwargs: dict[str, Any]) -> None:
+def test_the_seed_determines_the_weights_and_the_global_generator_is_unchanged(tiny_kwargs: dict[str, Any]) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -162,7 +162,7 @@ def test_half_precision_checkpoint_is_widened(
     assert all(torch.equal(state[key], half[key].float()) for key in half)
 
 
-def test_unknown_name_names_the_closest() -> None:
+def test_an_unknown_model_gets_the_closest_name_as_a_hint() -> None:
     with pytest.raises(UsageError, match="no model 'deit_tinny_patch16_224'") as error:
         trace_timm("deit_tinny_patch16_224", {})
     assert error.value.exit_code == 2
@@ -170,7 +170,7 @@ def test_unknown_name_names_the_closest() -> None:
 
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/deit_tiny_patch16_224.fb_in1k", "", "zzzz"])
-def test_names_that_are_no_local_model_are_refused(name: str) -> None:
+def test_names_of_remote_models_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         trace_timm(name, {})
 
@@ -196,7 +196,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_unreadable_checkpoints_say_what_is_wrong(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
+def test_unreadable_checkpoints_are_refused_with_the_reason(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.pth")
     cases = {
         tmp_path / "absent.safetensors": "does not exist",
@@ -231,7 +231,7 @@ def test_checkpoint_of_another_architecture_names_parameters(tiny_kwargs: dict[s
         trace_timm(NAME, {**tiny_kwargs, "depth": 3, "embed_dim": 96}, path)
 
 
-def test_checkpoint_with_another_number_of_classes_says_so(
+def test_a_checkpoint_with_another_number_of_classes_is_refused(
     tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path
 ) -> None:
     save_file(tiny_graph.module.state_dict(), tmp_path / "model.safetensors")

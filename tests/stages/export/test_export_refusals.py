@@ -30,8 +30,8 @@ def test_differing_logits_are_caught_but_ties_are_not() -> None:
 
 
 @pytest.mark.parametrize(("others", "refused"), [(4, False), (6, False), (8, True)])
-def test_a_few_other_classes_of_few_images_are_chance(others: int, refused: bool) -> None:
-    """Codes of 4 bits cascade: 60 of 64 equal predictions are no proof of fewer than 95 % in the long run."""
+def test_few_differences_on_few_images_are_within_chance(others: int, refused: bool) -> None:
+    """60 of 64 equal predictions do not prove an agreement below 95 %."""
     expected = torch.tensor([[3.0, 1.0, 0.0]] * 64)
     found = torch.cat([expected[:others].flip(1), expected[others:]])
     if refused:

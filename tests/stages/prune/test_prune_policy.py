@@ -66,12 +66,12 @@ def test_uniform_cuts_everything_but_heads() -> None:
     assert cuts.skipped == ()
 
 
-def test_bottleneck_leaves_the_embedding() -> None:
+def test_bottleneck_keeps_the_embedding() -> None:
     assert choose_cuts(vit(), depgraph(mode="bottleneck")).keep.keys() == {"blocks.0.qk", "blocks.0.v", "blocks.0.mlp"}
 
 
 @pytest.mark.parametrize(("heads", "dim", "kept"), [(3, 64, 16), (4, 64, 24), (12, 64, 24), (6, 40, 16), (16, 20, 8)])
-def test_head_dims_are_as_fine_as_the_layers_allow(heads: int, dim: int, kept: int) -> None:
+def test_head_dims_have_the_finest_step_that_the_layers_allow(heads: int, dim: int, kept: int) -> None:
     cuts = choose_cuts(vit(heads=heads, dim=dim), depgraph(pruning_ratio=0.6))
     assert cuts.keep["blocks.0.qk"] == cuts.keep["blocks.0.v"] == kept
     assert heads * kept % 16 == 0

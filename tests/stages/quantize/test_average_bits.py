@@ -1,4 +1,4 @@
-"""`average_bits`: weights whose few bits harm the outputs most keep eight, as far as the mean allows."""
+"""`average_bits`: weights whose rounding adds most noise get eight bits, as far as the average allows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mean_of(graph: ModelGraph) -> float:
     return sum(site.weight_bits * sizes[site.weight] for site in quantizer_sites(graph).values()) / sum(sizes.values())
 
 
-def test_the_most_harmful_for_their_size_are_eight_bit_weights() -> None:
+def test_weights_of_most_noise_for_their_size_get_eight_bits() -> None:
     shares = {"small": 0.1, "large": 0.5, "harmless": 0.0, "end": 0.9}
     sizes = {"small": 10, "large": 100, "harmless": 10, "end": 10}
     bits = {"small": 4, "large": 4, "harmless": 4, "end": 8}
@@ -60,7 +60,7 @@ def test_the_most_harmful_for_their_size_are_eight_bit_weights() -> None:
     assert eight_bit_weights(shares, sizes, bits, 8.0) == {"small", "large", "harmless"}
 
 
-def test_noise_of_weights_is_that_of_the_logits_less_a_bias() -> None:
+def test_weight_noise_is_the_change_of_the_logits_without_the_bias() -> None:
     graph = trace_timm("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1,
                                                 "num_heads": 2, "num_classes": 10})  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +85,7 @@ def test_noise_of_weights_is_that_of_the_logits_less_a_bias() -> None:
     "keys",
     [{}, {"group_size": 16}, {"group_size": 16, "activations": "float"}, {"first_last_bits": 8, "group_size": 16}],
 )
-def test_more_bits_are_closer_and_keep_to_the_mean(
+def test_more_bits_are_more_accurate_and_keep_the_average(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     x = torch.stack([context.data.calibration[i][0] for i in range(50)])
@@ -107,23 +107,23 @@ def test_more_bits_are_closer_and_keep_to_the_mean(
     assert {layer.weight_bits for layer in facts.layers} == {4, 8}
 
 
-def test_a_mean_without_room_is_refused(tiny_graph: ModelGraph) -> None:
-    stage = PtqStage(Ptq(bits=4, first_last_bits=8, average_bits=4.2))  # the ends take more
+def test_an_average_without_room_is_refused(tiny_graph: ModelGraph) -> None:
+    stage = PtqStage(Ptq(bits=4, first_last_bits=8, average_bits=4.2))  # the first and the last layer need more
     (problem,) = stage.requires(sketch(tiny_graph))
     assert (problem.where, problem.message) == (
         "average_bits", "an average of 4.2 bits is too low for 8 bits in any weight"
     )  # fmt: skip
-    ends = mean_of(_with_ends(tiny_graph))
-    assert problem.hint == f"set it above {ends:.2f}"
+    average = mean_of(_with_first_and_last(tiny_graph))
+    assert problem.hint == f"set it above {average:.2f}"
 
 
-def _with_ends(graph: ModelGraph) -> ModelGraph:
+def _with_first_and_last(graph: ModelGraph) -> ModelGraph:
     bits = {"patch_embed.proj.weight": 8, "head.weight": 8}
     found = [FakeQuantSite(weight, bits.get(weight, 4), 32) for weight in layer_nodes(graph.module)]
     return insert_fake_quant(graph, found)
 
 
-def test_plan_guesses_the_bytes_to_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_the_plan_has_the_bytes_to_within_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:
     stage = PtqStage(Ptq(bits=4, average_bits=6))
     guess = stage.estimate(sketch(tiny_graph))
     assert guess.data_dependent

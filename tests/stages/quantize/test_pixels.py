@@ -1,4 +1,4 @@
-"""Images read as the codes that their pixels are, and patches multiplied as matrices."""
+"""Patch embeddings that read 8-bit pixels, and patch convolutions as matmuls."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_
 
 
 def images(count: int, size: int = 32) -> torch.Tensor:
-    """Photographs of noise: pixels of 8 bits, normalized."""
+    """Return random 8-bit images, normalized."""
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)) / 255
     return (pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
-def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
+def test_patch_embeddings_of_8_bit_activations_read_pixels(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     for keys, bits in (
@@ -68,7 +68,7 @@ def test_quantizing_reads_pixels_where_inputs_have_eight_bits(
     ],
 )
 @pytest.mark.parametrize("profile", [PORTABLE, ORT_CPU])
-def test_patches_are_multiplied_as_matrices(
+def test_patch_embeddings_become_matmuls(
     model: str, keys: Any, size: int, profile: Profile, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     if model.startswith("convnext"):
@@ -83,7 +83,7 @@ def test_patches_are_multiplied_as_matrices(
     batch = images(3, graph.source.image[1])
     with torch.no_grad():
         expected = quantized.module(batch)
-        # A code on the edge of rounding falls to either side.
+        # A value halfway between two integers may be rounded to either.
         assert (rows.module(batch) - expected).square().mean() < 1e-4 * expected.square().mean()
     path = tmp_path / "model.onnx"
     export_onnx(quantized, path, profile)
@@ -93,7 +93,7 @@ def test_patches_are_multiplied_as_matrices(
     assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
 
 
-def test_patches_that_leave_a_rim_out_stay_a_convolution(digits_context: Callable[..., StageContext]) -> None:
+def test_patches_that_do_not_cover_the_image_stay_a_convolution(digits_context: Callable[..., StageContext]) -> None:
     graph = trace_timm("swin_tiny_patch4_window7_224", SWIN)
     quantized = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=8)).graph
     found = {}

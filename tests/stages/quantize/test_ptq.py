@@ -43,9 +43,9 @@ def test_minmax_scale_reaches_the_peak() -> None:
     assert minmax_scale(torch.tensor([127.0, 63.5, 0.0]), 127).tolist() == [1.0, 0.5, 1.0]
 
 
-def test_mse_scale_of_exact_codes_is_their_step() -> None:
-    codes = torch.arange(128.0)[None]
-    assert mse_scale(codes * 0.25, (-127, 127)).item() == 0.25
+def test_mse_scale_of_exact_multiples_is_their_unit() -> None:
+    integers = torch.arange(128.0)[None]
+    assert mse_scale(integers * 0.25, (-127, 127)).item() == 0.25
 
 
 def test_mse_scale_clips_when_one_outlier_costs_less_than_everyone_else() -> None:
@@ -91,7 +91,7 @@ def test_histogram_of_zeros_gives_a_usable_scale() -> None:
     assert histogram.find_range(8, "mse") == Range(1.0, None)
 
 
-def test_a_zero_point_comes_where_values_lie_to_one_side() -> None:
+def test_one_sided_values_get_a_zero_point() -> None:
     skewed, centered = Histogram(), Histogram()
     skewed.observe(torch.tensor([-0.17, 0.0, 5.0]))
     centered.observe(torch.tensor([-5.0, 0.0, 4.9]))
@@ -119,7 +119,7 @@ def test_ranges_are_usable_and_minmax_clips_nothing(values: object, bits: int, m
         assert ((quantized - x).abs() <= 0.51 * scale + 1e-6).all()
 
 
-def test_weight_scales_are_per_output_channel_or_block() -> None:
+def test_weight_scales_are_per_output_channel_or_group() -> None:
     weight = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -8.0), torch.zeros(3, 4, 4)])
     scale = weight_scale(weight, (-127, 127))
     assert scale.shape == (3,)
@@ -131,7 +131,7 @@ def test_weight_scales_are_per_output_channel_or_block() -> None:
     torch.testing.assert_close(exact, torch.tensor([[1.0, 0.5]]), rtol=0.02, atol=0)
 
 
-def test_blocks_to_one_side_of_zero_take_all_codes() -> None:
+def test_one_sided_groups_use_all_integers() -> None:
     weight = torch.tensor([[0.0, 1.5, 0.7, 0.2, -3.0, 0.0, -0.4, -1.0], [0, 0, 0, 0, -0.8, 0.7, -0.1, 0.3]])
     scale, zeros = group_range(weight, (-8, 7), 4)
     assert zeros.tolist()[0] == [-8, 7] and (zeros == zeros.round()).all()
@@ -143,7 +143,7 @@ def test_blocks_to_one_side_of_zero_take_all_codes() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(arrays.arrays("float32", (3, 32), elements=st.floats(-4, 9, width=32)))
-def test_zero_points_of_blocks_are_codes_and_do_no_harm(values: object) -> None:
+def test_zero_points_of_groups_are_integers_and_never_increase_the_error(values: object) -> None:
     weight = torch.as_tensor(values)
     scale, zeros = group_range(weight, (-8, 7), 16)
     assert (scale > 0).all() and ((zeros >= -8) & (zeros <= 7) & (zeros == zeros.round())).all()
@@ -152,11 +152,11 @@ def test_zero_points_of_blocks_are_codes_and_do_no_harm(values: object) -> None:
     assert ((found - weight).abs() <= 0.4 * widest + 1e-6).all()
 
 
-def test_pairs_of_products_fit_16_bits() -> None:
+def test_scales_are_raised_until_adjacent_sums_fit_16_bits() -> None:
     weight = torch.randn(8, 31, generator=torch.Generator().manual_seed(0))
     scale = reduced_range_scale(weight, weight_scale(weight, (-127, 127)))
-    codes = (weight / scale[:, None]).round()
-    pairs = torch.nn.functional.pad(codes, (0, 1)).reshape(8, -1, 2)
+    integers = (weight / scale[:, None]).round()
+    pairs = torch.nn.functional.pad(integers, (0, 1)).reshape(8, -1, 2)
     assert (255 * pairs.clamp(min=0).sum(2) <= 32767).all()
     assert (255 * pairs.clamp(max=0).sum(2) >= -32768).all()
     assert (scale >= weight_scale(weight, (-127, 127))).all()
@@ -164,9 +164,9 @@ def test_pairs_of_products_fit_16_bits() -> None:
     torch.testing.assert_close(reduced_range_scale(alone, torch.tensor([1.0])), torch.tensor([1.0]))
 
 
-def test_codes_of_a_pair_give_way() -> None:
-    codes = torch.tensor([[127.0, 100.0, -127.0, -2.0, 127.0, -127.0, 90.0]])
-    assert limit_adjacent_sums(codes).tolist() == [[28.0, 100.0, -126.0, -2.0, 127.0, -127.0, 90.0]]
+def test_the_larger_of_two_adjacent_integers_is_reduced() -> None:
+    integers = torch.tensor([[127.0, 100.0, -127.0, -2.0, 127.0, -127.0, 90.0]])
+    assert limit_adjacent_sums(integers).tolist() == [[28.0, 100.0, -126.0, -2.0, 127.0, -127.0, 90.0]]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -179,19 +179,19 @@ def test_scales_of_four_bits_are_refined(tiny_graph: ModelGraph, context: StageC
     assert torch.equal(found[0][name], found[1][name]) == (bits == 8)
 
 
-def test_codes_of_four_bits_alone_know_what_outputs_have_in_common(
+def test_only_weights_of_four_bits_use_the_curvature_of_outputs(
     tiny_graph: ModelGraph, context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the memory of all layers at once, and codes of 8 bits do not ask for it."""
-    told: list[bool] = []
+    """The curvature of outputs needs memory for all layers at once; 8-bit weights do not use it."""
+    is_joint: list[bool] = []
 
     def spy(weight: torch.Tensor, scale: torch.Tensor, curvature: Curvature, *others: Any) -> torch.Tensor:
-        told.append(bool((curvature.outputs - torch.diag(curvature.outputs.diagonal())).any()))
+        is_joint.append(bool((curvature.outputs - torch.diag(curvature.outputs.diagonal())).any()))
         return gptq(weight, scale, curvature, *others)
 
     monkeypatch.setattr("vitslim.stages.quantize.weights.rounding.gptq", spy)
     PtqStage(Ptq(method="ptq", bits=4, first_last_bits=8)).apply(tiny_graph, context)
-    assert told == [False, *[True] * 8, False]
+    assert is_joint == [False, *[True] * 8, False]
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
@@ -213,9 +213,7 @@ def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageCont
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_inputs_of_the_largest_calibration_value_are_not_clipped_by_minmax(
-    tiny_graph: ModelGraph, context: StageContext
-) -> None:
+def test_minmax_does_not_clip_the_largest_calibration_value(tiny_graph: ModelGraph, context: StageContext) -> None:
     result = PtqStage(Ptq(method="ptq", symmetric=True, activation_scaling="none")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
     seen = ChannelRanges()

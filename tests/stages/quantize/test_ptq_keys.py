@@ -1,4 +1,4 @@
-"""Keys of `quantize: {method: ptq}`: each changes the result; equalization, noise and placements on traced models."""
+"""Keys of `quantize: {method: ptq}`: each changes the result; smoothing and noise on traced models."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_each_key_changes_the_result(tiny_graph: ModelGraph, context: StageConte
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
+def test_adjacent_sums_fit_16_bits_only_with_reduce_range(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, rounding: str
 ) -> None:
-    """On processors without VNNI sums of two products are cut off; multiplied as floats they never are."""
+    """On processors without VNNI sums of two products saturate; float matmuls have no such limit."""
     cases: tuple[dict[str, Any], ...] = (
         {"smooth": False},
         {"smooth": False, "reduce_range": False},
@@ -96,21 +96,21 @@ def test_pairs_of_weights_keep_within_16_bits_unless_they_need_not(
     assert rounding == "gptq" or errors[2] == pytest.approx(errors[1])
 
 
-def test_blocks_change_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_group_size_changes_the_scales(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"activations": "float", "bits": 4}
-    whole, blocks = (quantize(tiny_graph, context, **keys, group_size=block) for block in (0, 16))
+    channel, group = (quantize(tiny_graph, context, **keys, group_size=size) for size in (0, 16))
     name = "vitslim.q.blocks.0.mlp.fc1.weight_scale"
-    assert whole.parameters()[name].shape == (256,)
-    assert blocks.parameters()[name].shape == (256, 4)
+    assert channel.parameters()[name].shape == (256,)
+    assert group.parameters()[name].shape == (256, 4)
     reference = logits(tiny_graph, context)
-    errors = [(logits(graph, context) - reference).square().sum() for graph in (whole, blocks)]
+    errors = [(logits(graph, context) - reference).square().sum() for graph in (channel, group)]
     assert errors[1] < errors[0]
 
 
-BLOCKS: dict[str, Any] = {"activations": "float", "bits": 4, "group_size": 16}
+GROUPS: dict[str, Any] = {"activations": "float", "bits": 4, "group_size": 16}
 
 
-@pytest.mark.parametrize("keys", [{}, BLOCKS, BLOCKS | {"zero_points": True}, {"activations": "dynamic"}])
+@pytest.mark.parametrize("keys", [{}, GROUPS, GROUPS | {"zero_points": True}, {"activations": "dynamic"}])
 def test_a_saved_graph_comes_back_equal(
     tiny_graph: ModelGraph, context: StageContext, keys: dict[str, Any]
 ) -> None:  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_saved_graph_comes_back_equal(
     assert [axis.name for axis in graph.axes.axes if not axis.frozen] != []
 
 
-def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
+def test_groups_with_zero_points_are_more_accurate_and_stored_as_integers(
     tiny_graph: ModelGraph, context: StageContext
 ) -> None:
     one_sided, path = tiny_graph.copy(), context.workdir / "model.onnx"
@@ -131,36 +131,36 @@ def test_blocks_with_zero_points_are_closer_and_stored_as_integers(
             if name.endswith("weight") and "blocks" in name and parameter.ndim > 1:
                 parameter.abs_()
     reference, found = logits(one_sided, context), []
-    for asked in (False, True):
-        graph = quantize(one_sided, context, **BLOCKS, zero_points=asked)
+    for zero_points in (False, True):
+        graph = quantize(one_sided, context, **GROUPS, zero_points=zero_points)
         found.append(sqnr_db(reference, logits(graph, context)))
         for profile in (PORTABLE, ORT_CPU):
             export_onnx(graph, path, profile)
             check_stored_weights(path, graph)
             images = torch.stack([context.data.calibration[i][0] for i in range(8)])
-            assert sqnr_db(logits(graph, context), OnnxFile(path)(images)) > 80  # weights alone have codes
+            assert sqnr_db(logits(graph, context), OnnxFile(path)(images)) > 80  # only weights are integers
             inspected = inspect(path)
             layer = next(one for one in inspected.contents.layers if one.name == "blocks.0.mlp.fc1")
             assert inspected.violations == () and inspected.kernel(layer) == "MatMulNBits"
     assert found[1] > found[0] + 3
 
 
-def test_the_estimate_is_what_comes_out(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_the_estimate_equals_the_quantized_cost(tiny_graph: ModelGraph, context: StageContext) -> None:
     for keys in ({"bits": 4, "activations": "float", "group_size": 16}, {"bits": 3}, {"activations": "dynamic"},
                  {"bits": 4, "activations": "float", "group_size": 16, "first_last_bits": 8}):  # fmt: skip
         stage = PtqStage(Ptq(method="ptq", **keys))  # type: ignore[arg-type]
         assert sketch(stage.apply(tiny_graph, context).graph).cost() == stage.estimate(sketch(tiny_graph)).cost()
 
 
-def test_both_ends_have_bits_of_their_own(tiny_graph: ModelGraph, context: StageContext) -> None:
+def test_the_first_and_last_layer_have_their_own_bits(tiny_graph: ModelGraph, context: StageContext) -> None:
     keys: dict[str, Any] = {"bits": 4, "group_size": 16, "activations": "float"}
     found = {site.weight: (site.weight_bits, site.group_size) for site in sites(quantize(tiny_graph, context, **keys))}
-    ends = {site.weight: (site.weight_bits, site.group_size)
+    first_last = {site.weight: (site.weight_bits, site.group_size)
             for site in sites(quantize(tiny_graph, context, **keys, first_last_bits=8))}  # fmt: skip
-    assert ends == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
+    assert first_last == found | {"patch_embed.proj.weight": (8, 0), "head.weight": (8, 0)}
 
 
-def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -> None:
+def test_first_last_bits_are_refused_without_such_layers(tiny_graph: ModelGraph) -> None:
     whole = sketch(tiny_graph)
     middle = replace(whole, matmuls=tuple(p for p in whole.matmuls if p.role not in {"patch_embed", "head"}))
     stage = PtqStage(Ptq(first_last_bits=8))
@@ -168,8 +168,8 @@ def test_bits_of_ends_that_a_model_has_not_are_refused(tiny_graph: ModelGraph) -
     assert [problem.where for problem in stage.requires(middle)] == ["first_last_bits"]
 
 
-def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callable[..., StageContext]) -> None:
-    # So many positions that the exporter leaves their bias to the runtime.
+def test_layers_that_do_not_depend_on_the_image_stay_in_float(digits_context: Callable[..., StageContext]) -> None:
+    # With this many positions, the exporter does not fold their bias.
     graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depth": 1,
                                                         "num_heads": 2, "num_classes": 10})  # fmt: skip
     context, constant = digits_context(graph), "blocks.0.attn.rel_pos.mlp.fc1.weight"
@@ -187,7 +187,7 @@ def test_what_is_the_same_for_every_image_stays_in_float(digits_context: Callabl
 
 
 def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
-    """Large for all tokens alike where channels are to be scaled, for few of them where tokens are."""
+    """Enlarge a hidden unit: for all tokens where channels are scaled, for few of them where tokens are."""
     graph = graph.copy()
     with torch.no_grad():
         if scaling == "per-channel":
@@ -199,12 +199,12 @@ def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
     return graph
 
 
-@pytest.mark.parametrize(("asked", "kind"), [("per-channel", ScaleActivations), ("per-token", DivideTokens)])
-def test_inputs_behind_gelu_are_scaled_and_the_file_does_the_same(
-    tiny_graph: ModelGraph, context: StageContext, asked: str, kind: type[ScaleActivations] | type[DivideTokens]
+@pytest.mark.parametrize(("scaling", "kind"), [("per-channel", ScaleActivations), ("per-token", DivideTokens)])
+def test_activations_after_gelu_are_scaled_in_the_graph_and_the_file(
+    tiny_graph: ModelGraph, context: StageContext, scaling: str, kind: type[ScaleActivations] | type[DivideTokens]
 ) -> None:
-    large = with_a_large_hidden_unit(tiny_graph, asked)
-    plain, scaled = (quantize(large, context, activation_scaling=one) for one in ("none", asked))
+    large = with_a_large_hidden_unit(tiny_graph, scaling)
+    plain, scaled = (quantize(large, context, activation_scaling=one) for one in ("none", scaling))
     (weights,) = [scaled_layers(edit) for edit in scaled.edits if isinstance(edit, kind)]
     assert "blocks.1.mlp.fc2.weight" in weights
     assert all(weight.endswith("mlp.fc2.weight") for weight in weights)
@@ -247,7 +247,7 @@ def test_removing_quantizers_gives_the_float_graph_back(tiny_graph: ModelGraph, 
     assert torch.equal(logits(again, context), logits(graph, context))
 
 
-def test_equalizing_makes_ranges_equal_and_centered() -> None:
+def test_smoothing_factors_make_ranges_equal_and_centered() -> None:
     low, high = torch.tensor([-1.0, 0.0, -8.0, 2.0]), torch.tensor([1.0, 4.0, 0.0, 2.0])
     shift, factor = smoothing_factors(low, high, 1.0, shifts=True)
     assert shift.tolist() == [0, 2, -4, 2]
@@ -268,7 +268,7 @@ def test_equalizing_makes_ranges_equal_and_centered() -> None:
         ("xcit_nano_12_p16_224", {"depth": 1}, None),
     ],
 )
-def test_equalizing_leaves_the_function_alone(name: str, kwargs: dict[str, Any], places: int | None) -> None:
+def test_smoothing_changes_no_output(name: str, kwargs: dict[str, Any], places: int | None) -> None:
     graph = trace_timm(name, kwargs)
     generator = torch.Generator().manual_seed(0)
     found = find_smoothable(graph)

@@ -1,4 +1,4 @@
-"""Attention whose products are of codes: what it computes, that it is kept, found, written and refused."""
+"""Quantized attention matmuls: their values, saving and loading, removal, export and refusals."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def rounded(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     return (x / scale).round().clamp(low, high) * scale
 
 
-def test_both_products_see_codes(tiny_graph: ModelGraph) -> None:
-    """Softmax and products of the two heads by hand, from the output of the first qkv layer."""
+def test_both_attention_matmuls_read_quantized_operands(tiny_graph: ModelGraph) -> None:
+    """The softmax and the matmuls of both heads by hand, from the output of the first qkv layer."""
     scales = {attention_scale_name("blocks.0", name): torch.tensor(value) for name, value in SCALES.items()}
     graph = quantize_attention(tiny_graph, ("blocks.0",), 8, scales)
     seen = {}
@@ -69,7 +69,7 @@ def test_both_products_see_codes(tiny_graph: ModelGraph) -> None:
 
 
 @pytest.mark.parametrize(("model", "keys"), [("vit_tiny_patch16_224", None), ("swin_tiny_patch4_window7_224", SWIN)])
-def test_it_is_kept_found_again_and_taken_away(
+def test_quantized_attention_is_saved_loaded_and_removed(
     model: str, keys: Any, tiny_kwargs: dict[str, Any], digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     graph = trace_timm(model, keys or tiny_kwargs)
@@ -95,7 +95,9 @@ def test_it_is_kept_found_again_and_taken_away(
     assert sketch(quantized).cost().bops < sketch(plain).cost().bops
 
 
-def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> None:
+def test_scales_match_the_calibrated_ranges(
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+) -> None:
     result = PtqStage(Ptq(attention=True)).apply(tiny_graph, digits_context(tiny_graph))
     scale = {name: float(tensor_of(result.graph.module, attention_scale_name("blocks.1", name))) for name in SCALES}
     assert 1 / 17 / 255 <= scale["probability"] <= 1 / 255
@@ -105,7 +107,7 @@ def test_scales_fit_what_is_seen(tiny_graph: ModelGraph, digits_context: Callabl
     assert notes[0].result == "INT8 queries, keys and values, UINT8 probabilities"
 
 
-def test_the_file_multiplies_codes_and_keeps_its_promises(
+def test_the_file_runs_integer_attention_without_violations(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
     context = digits_context(tiny_graph)

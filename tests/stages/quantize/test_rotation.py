@@ -1,4 +1,4 @@
-"""Residual streams in another basis: what the model computes stays, and nothing that cannot be turned is."""
+"""Rotation of residual streams: outputs do not change, and streams that cannot be rotated stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "dep
 
 
 def perturbed(graph: ModelGraph) -> ModelGraph:
-    """Weights as if it had been trained: no norm, bias or layer scale is what it is at the start."""
+    """Return the graph with weights like trained ones: no norm, bias or layer scale has its initial value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in graph.parameters().values():
@@ -41,12 +41,12 @@ def logits(graph: ModelGraph) -> torch.Tensor:
         return graph.module(images)
 
 
-def test_a_rotation_keeps_lengths_and_the_ones() -> None:
-    turned = rotation(24, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(turned @ turned.T, torch.eye(24, dtype=torch.float64))
-    torch.testing.assert_close(turned.sum(dim=1), torch.ones(24, dtype=torch.float64))
-    assert turned.abs().amax() < 0.9
-    assert not torch.equal(turned, rotation(24, torch.Generator().manual_seed(1)))
+def test_a_rotation_keeps_lengths_and_the_vector_of_ones() -> None:
+    rotated = rotation(24, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotated @ rotated.T, torch.eye(24, dtype=torch.float64))
+    torch.testing.assert_close(rotated.sum(dim=1), torch.ones(24, dtype=torch.float64))
+    assert rotated.abs().amax() < 0.9
+    assert not torch.equal(rotated, rotation(24, torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,16 @@ def test_a_rotation_keeps_lengths_and_the_ones() -> None:
         ("cait_xxs24_224", {"depth_token_only": 1}, ["embed"], 6),
     ],
 )
-def test_turned_models_compute_the_same(timm: str, kwargs: dict[str, Any], axes: list[str], scales: int) -> None:
+def test_rotated_models_compute_the_same(timm: str, kwargs: dict[str, Any], axes: list[str], scales: int) -> None:
     graph = traced(timm, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2, **kwargs)
     streams, fixed = find_streams(graph)
     assert [stream.name for stream in streams] == axes
     assert not fixed
     assert len(streams[0].scales) == scales
-    turned = rotate(graph, streams, seed=0)
-    torch.testing.assert_close(logits(turned), logits(graph), rtol=1e-4, atol=1e-4)
+    rotated = rotate(graph, streams, seed=0)
+    torch.testing.assert_close(logits(rotated), logits(graph), rtol=1e-4, atol=1e-4)
     name = "blocks.0.attn.proj.weight"
-    assert not torch.allclose(tensor_of(turned.module, name), tensor_of(graph.module, name), atol=0.01)
+    assert not torch.allclose(tensor_of(rotated.module, name), tensor_of(graph.module, name), atol=0.01)
 
 
 def test_tokens_are_squeezed_alike_in_any_basis(tiny_graph: ModelGraph) -> None:
@@ -76,7 +76,7 @@ def test_tokens_are_squeezed_alike_in_any_basis(tiny_graph: ModelGraph) -> None:
     torch.testing.assert_close(logits(rotate(squeezed, streams, 0)), logits(squeezed), rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_last_stream_of_swin_stands_alone() -> None:
+def test_only_the_last_stream_of_swin_can_be_rotated() -> None:
     graph = traced("swin_tiny_patch4_window7_224", **SWIN)
     streams, fixed = find_streams(graph)
     assert [stream.name for stream in streams] == ["layers.1.embed"]
@@ -91,7 +91,9 @@ def test_only_the_last_stream_of_swin_stands_alone() -> None:
         ({"num_classes": 0}, "is an output of the model"),
     ],
 )
-def test_what_cannot_be_turned_says_why(tiny_kwargs: dict[str, Any], kwargs: dict[str, Any], why: str) -> None:
+def test_streams_that_are_not_rotated_have_a_reason(
+    tiny_kwargs: dict[str, Any], kwargs: dict[str, Any], why: str
+) -> None:
     streams, fixed = find_streams(perturbed(trace_timm("vit_tiny_patch16_224", tiny_kwargs | kwargs)))
     assert streams == ()
     assert [why in reason for reason in fixed.values()] == [True]
@@ -105,7 +107,7 @@ def test_zeros_of_a_mask_stay(tiny_graph: ModelGraph) -> None:
     assert name in fixed["embed"]
 
 
-def test_a_channel_of_large_values_harms_no_more(
+def test_rotation_removes_the_error_of_an_outlier_channel(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     graph, context = perturbed(tiny_graph), digits_context(tiny_graph, calibration=40)
@@ -113,16 +115,16 @@ def test_a_channel_of_large_values_harms_no_more(
         tensor_of(graph.module, "pos_embed")[..., 5] += 30
     images = torch.stack([context.data.calibration[i][0] for i in range(8)])
     found = {}
-    for asked in (False, True):
+    for is_rotated in (False, True):
         keys: dict[str, Any] = {"smooth": False, "activation_scaling": "none", "symmetric": True, "bits": 8}
-        result = PtqStage(Ptq(method="ptq", rotate=asked, **keys)).apply(graph, context)
+        result = PtqStage(Ptq(method="ptq", rotate=is_rotated, **keys)).apply(graph, context)
         with torch.no_grad():
-            found[asked] = sqnr_db(graph.module(images), result.graph.module(images))
-        assert ("embed" in {note.layer for note in result.changes}) == asked
+            found[is_rotated] = sqnr_db(graph.module(images), result.graph.module(images))
+        assert ("embed" in {note.layer for note in result.changes}) == is_rotated
     assert found[True] > found[False] + 5
 
 
-def test_streams_that_stay_are_in_the_report(
+def test_streams_that_are_not_rotated_are_in_the_report(
     tiny_kwargs: dict[str, Any], digits_context: Callable[..., StageContext]
 ) -> None:
     graph = trace_timm("vit_tiny_patch16_224", tiny_kwargs | {"qkv_bias": False})

@@ -1,4 +1,4 @@
-"""Rounding of weights that makes up for what it rounds away."""
+"""Rounding of weights with compensation of the rounding errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitslim.stages.reconstruction.gptq import gptq, refine
 from vitslim.stages.reconstruction.sensitivity import Sensitivity
 
 
-def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> None:
+def test_gptq_is_better_than_rounding_on_its_inputs_and_keeps_zeros() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
     weight = torch.randn(10, 24, generator=generator)
@@ -32,7 +32,7 @@ def test_gptq_is_better_than_rounding_on_the_inputs_it_saw_and_keeps_zeros() -> 
 
 @pytest.mark.parametrize("block", [0, 8])
 @pytest.mark.parametrize("rows_alike", [False, True])
-def test_refined_codes_and_scales_cost_less_than_those_of_gptq(block: int, rows_alike: bool) -> None:
+def test_refined_integers_and_scales_cost_less_than_those_of_gptq(block: int, rows_alike: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, outputs = (
         torch.randn(400, n, generator=generator) @ (torch.eye(n) + 0.4 * torch.randn(n, n, generator=generator))
@@ -61,7 +61,7 @@ def test_refined_codes_and_scales_cost_less_than_those_of_gptq(block: int, rows_
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e25])
-def test_a_refinement_is_the_same_whatever_the_size_of_inputs(factor: float) -> None:
+def test_a_refinement_does_not_depend_on_the_scale_of_inputs(factor: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(60, 16, generator=generator), torch.randn(8, 16, generator=generator)
     scale = weight_scale(weight, (-7, 7))
@@ -88,7 +88,7 @@ def test_grams_of_very_small_and_large_inputs_do_not_overflow(factor: float) -> 
     assert torch.allclose(scaled, plain, rtol=0, atol=1e-5 * float(plain.amax()))
 
 
-def test_gradients_that_are_no_numbers_are_refused(tiny_graph: ModelGraph) -> None:
+def test_gradients_that_are_not_finite_are_refused(tiny_graph: ModelGraph) -> None:
     layers = [(name, node) for name, nodes in layer_nodes(tiny_graph.module).items() for node in nodes]
     with torch.no_grad():
         tensor_of(tiny_graph.module, "blocks.1.mlp.fc2.weight").mul_(float("inf"))

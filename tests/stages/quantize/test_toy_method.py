@@ -32,7 +32,7 @@ from vitslim.units import FLOAT_BITS
 
 
 class Fixed(Quantize):
-    """One fixed scale for all weights of a tensor."""
+    """One fixed scale per weight tensor."""
 
     method: Literal["fixed-scale"]
     activations: Literal["float"] = "float"

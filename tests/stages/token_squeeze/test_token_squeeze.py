@@ -43,7 +43,7 @@ def deit_tiny_sketch(deit_tiny: ModelGraph) -> ModelSketch:
 
 @pytest.fixture
 def context(tmp_path: Path) -> StageContext:
-    """A stage that needs neither data nor earlier results asks for none."""
+    """A context without data and earlier results, which the stage does not use."""
     return StageContext(
         data=None,  # type: ignore[arg-type]
         seed=0, progress=Silent(), result=lambda name: pytest.fail(f"requested {name}"), workdir=tmp_path,
@@ -139,7 +139,7 @@ def test_a_second_stage_counts_from_the_tokens_of_the_first(tiny_graph: ModelGra
     ("keys", "where", "words"),
     [
         ({}, "blocks", "block 3 does not exist: the model has 2 blocks, 0 to 1"),
-        ({"blocks": ()}, "blocks", "no block"),
+        ({"blocks": ()}, "blocks", "the list is empty"),
         ({"blocks": (1, 1)}, "blocks", "twice"),
         ({"blocks": (0,), "keep_rate": 0.05, "rounding": "floor"}, "keep_rate", "0 of 16"),
     ],

@@ -59,7 +59,7 @@ def test_time_is_never_below_the_roofline(m: int, n: int, k: int, kind: tuple[st
     assert gemm_us([gemm], A100)[0] > roofline_us([gemm], A100)[0]
 
 
-def test_many_at_once_are_each_by_itself() -> None:
+def test_a_batch_of_gemms_is_timed_as_single_gemms() -> None:
     generator = np.random.default_rng(0)
     gemms = [Gemm(*map(int, generator.integers(1, 5000, 3)), "INT8", bool(i % 2)) for i in range(50)]
     assert gemm_us(gemms, A100) == pytest.approx([gemm_us([g], A100)[0] for g in gemms])
@@ -83,7 +83,7 @@ def test_small_int8_gemms_are_not_slower_with_two_four(side: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SIZES, st.integers(256, 20_000), st.booleans())
 def test_more_bits_are_not_faster_above_the_floor(m: int, n: int, k: int, sparse: bool) -> None:
-    """With results of the same width; shorter products are bound by what they write, where the fits cross."""
+    """With results of the same width; shorter GEMMs are bound by the result that they write."""
     sizes = np.array([[1.0, m, n, k]])
     chip = A100.device()
     wide, narrow = (

@@ -93,7 +93,7 @@ def test_input_stationary_is_weight_stationary_with_m_and_n_swapped(m: int, n: i
 
 
 @given(SIZES, st.integers(1, 10), st.integers(1, 10), SIDES, SIDES)
-def test_one_beyond_a_multiple_of_the_array_adds_one_set_of_folds(
+def test_one_row_above_a_multiple_of_the_array_adds_one_set_of_folds(
     m: int, down: int, across: int, r: int, c: int
 ) -> None:
     array = Array(r, c, "ws")
@@ -104,7 +104,7 @@ def test_one_beyond_a_multiple_of_the_array_adds_one_set_of_folds(
 
 
 @given(st.integers(1, 5000), st.integers(1, 7), st.integers(8, 16))
-def test_any_pattern_shrinks_k(k: int, kept: int, size: int) -> None:
+def test_any_pattern_reduces_k(k: int, kept: int, size: int) -> None:
     compact = compacted_k(k, "layer", (kept, size))
     assert k * kept / size <= compact < k * kept / size + 1
     assert compacted_k(k, "row", (kept, size)) == size * -(-k // (2 * size))
@@ -118,7 +118,7 @@ def test_two_four_gains_nothing_when_k_fits_the_rows(m: int, n: int, array: Arra
 
 
 @given(SIZES, SIZES, SIZES, ARRAYS)
-def test_clean_counters_read_back_what_they_write_too_often(m: int, n: int, k: int, array: Array) -> None:
+def test_clean_counters_read_back_partial_sums(m: int, n: int, k: int, array: Array) -> None:
     clean, tool = sram_traffic(m, n, k, array), sram_traffic(m, n, k, array, "scalesim")
     assert clean.output_writes - clean.output_reads == m * n
     assert clean.output_writes <= tool.output_writes

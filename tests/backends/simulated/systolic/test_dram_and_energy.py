@@ -27,12 +27,12 @@ def traffic(
     return float(found.inputs[0]), float(found.weights[0]), float(found.outputs[0])
 
 
-def test_what_fits_goes_through_dram_once() -> None:
+def test_operands_that_fit_move_once() -> None:
     assert traffic(197, 576, 192) == (197 * 192, 192 * 576, 197 * 576)
 
 
 @pytest.mark.parametrize(("dataflow", "inputs", "weights"), [("ws", 24, 1), ("os", 24, 24), ("is", 1, 24)])
-def test_what_does_not_fit_is_read_for_every_fold(dataflow: str, inputs: int, weights: int) -> None:
+def test_operands_that_do_not_fit_move_for_every_fold(dataflow: str, inputs: int, weights: int) -> None:
     side = 24 * 128
     assert traffic(side, side, side, spec=DATAFLOWS[dataflow]) == (inputs * side**2, weights * side**2, side**2)
 
@@ -80,7 +80,7 @@ def test_energy_is_the_sum_of_its_parts() -> None:
     assert estimate(deit_tiny_gemms(), load_spec()).energy is None
 
 
-def test_the_tools_counters_do_not_touch_the_energy() -> None:
+def test_scalesim_counters_do_not_change_the_energy() -> None:
     clean, tool = (
         estimate(deit_tiny_gemms(), load_spec({"energy": "horowitz45", "counters": counters, "array": [32, 32]})).energy
         for counters in ("clean", "scalesim")
@@ -111,7 +111,7 @@ def test_no_work_takes_no_energy(name: str) -> None:
     assert load_table("jouppi7").assumed
 
 
-def test_a_width_that_a_table_does_not_hold() -> None:
+def test_a_width_that_a_table_lacks_is_refused() -> None:
     with pytest.raises(UsageError, match="no 16-bit multiply") as caught:
         estimate(deit_tiny_gemms(), load_spec({"energy": "stc45", "bits": {"act": 16}}))
     assert caught.value.hint

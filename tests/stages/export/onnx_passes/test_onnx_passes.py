@@ -1,4 +1,4 @@
-"""ONNX passes on small models: what they compute stays the same."""
+"""ONNX passes on small models: outputs do not change."""
 
 from __future__ import annotations
 

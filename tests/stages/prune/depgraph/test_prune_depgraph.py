@@ -31,7 +31,7 @@ DigitsContext = Callable[..., StageContext]
 
 @pytest.fixture
 def prune(tiny_graph: ModelGraph, digits_context: DigitsContext) -> Prune:
-    """Prune the two-block ViT; checks the stage's promises on the way."""
+    """Prune the two-block ViT; checks the postconditions of the stage."""
 
     def run(graph: ModelGraph | None = None, seed: int = 0, **keys: Any) -> StageResult:
         before = graph or tiny_graph
@@ -222,7 +222,7 @@ def test_taylor_without_images_is_refused(tiny_graph: ModelGraph, digits_context
     assert "data.calibration" in error.value.hint
 
 
-def test_broken_weights_are_refused(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_weights_that_are_not_finite_are_refused(tiny_graph: ModelGraph, prune: Prune) -> None:
     with torch.no_grad():
         tiny_graph.parameters()["blocks.1.mlp.fc2.weight"][0, 0] = torch.nan
     with pytest.raises(StageError, match="not finite"):

@@ -40,7 +40,7 @@ def test_keep_count_grows_with_the_size(size: int, ratio: float, step: int) -> N
         (100, 0.0, 1, 100),
     ],
 )
-def test_keep_count_of_known_cases(size: int, ratio: float, step: int, kept: int) -> None:
+def test_keep_count_of_known_sizes(size: int, ratio: float, step: int, kept: int) -> None:
     assert keep_count(size, ratio, step) == kept
 
 
@@ -80,7 +80,7 @@ def test_scores_follow_a_permutation_of_the_axis(case: tuple[int, int, int]) -> 
     torch.testing.assert_close(renamed[order], scores)
 
 
-def test_member_takes_the_mean_of_repeats_and_leaves_out_strangers() -> None:
+def test_a_member_averages_repeats_and_ignores_absent_indices() -> None:
     weight = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [7.0, 7.0]])
     index = torch.tensor([0, 1, 0, -1])
     assert member_scores(slice_sums(magnitude_l2(weight), 0), index, 2).tolist() == [3.0, 9.0]

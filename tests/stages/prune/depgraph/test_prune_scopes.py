@@ -32,7 +32,7 @@ def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext])
 
 @pytest.fixture
 def prune(tiny_graph: ModelGraph, context: StageContext) -> Prune:
-    """Prune the two-block ViT; checks the stage's promises on the way, and that the result runs."""
+    """Prune the two-block ViT; checks the postconditions of the stage, and that the result runs."""
 
     def run(seed: int = 0, **keys: Any) -> StageResult:
         stage = DepGraphStage(DepGraph(method="depgraph", **{"round_to": 1, **keys}))
@@ -63,7 +63,7 @@ def weaken(graph: ModelGraph, block: int, share: float = 0.5) -> None:
         weights[f"blocks.{block}.mlp.fc2.weight"][:, :units] *= 0.01
 
 
-def test_global_scope_cuts_where_scores_are_low(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_global_scope_removes_the_lowest_scores(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1)
     found = kept(prune(pruning_ratio=0.2, scope="global"))
     # A fifth of 64 + 2 * (32 + 32 + 256) indices is removed, the 128 weak ones first.
@@ -71,7 +71,7 @@ def test_global_scope_cuts_where_scores_are_low(tiny_graph: ModelGraph, prune: P
     assert len(found.get("blocks.0.mlp", range(256))) > 230
 
 
-def test_isomorphic_scope_ranks_like_with_like(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_isomorphic_scope_ranks_axes_of_one_pattern_together(tiny_graph: ModelGraph, prune: Prune) -> None:
     weaken(tiny_graph, 1)
     after = sizes(prune(pruning_ratio=0.25, scope="isomorphic"))
     assert (after["blocks.0.mlp"], after["blocks.1.mlp"]) == (256, 128)
@@ -107,7 +107,7 @@ def test_steps_are_parts_of_the_original_size(prune: Prune) -> None:
     assert {note.layer: note.result for note in result.changes}["blocks.0.mlp"] == "kept 64 of 256"
 
 
-def test_scores_are_taken_afresh_before_each_step(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_scores_are_computed_again_before_each_step(tiny_graph: ModelGraph, prune: Prune) -> None:
     """Dims of `embed` whose weight lies in hidden units that are removed first lose their rank with them."""
     weaken(tiny_graph, 0)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_a_budget_out_of_reach_is_refused(prune: Prune) -> None:
         prune(budget=Budget(macs=0.01), scope="global")
 
 
-def test_broken_promises_are_found(tiny_graph: ModelGraph, prune: Prune) -> None:
+def test_violated_postconditions_are_found(tiny_graph: ModelGraph, prune: Prune) -> None:
     half = prune(pruning_ratio=0.5).graph
 
     def problems(**keys: Any) -> dict[str, str]:

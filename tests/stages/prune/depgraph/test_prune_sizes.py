@@ -49,7 +49,7 @@ def test_sizes_of_timm(name: str, kwargs: dict[str, Any], digits_context: Callab
 
 @pytest.mark.parametrize(("ratio", "dims"), [(0.54, (353, 29, 29, 1413)), (0.5, (384, 32, 32, 1536))])
 def test_dims_of_vit_base(base_block: ModelSketch, ratio: float, dims: tuple[int, ...]) -> None:
-    """What Torch-Pruning 1.6 leaves of ViT-B (DepGraph, section 9)."""
+    """The sizes that Torch-Pruning 1.6 gives for ViT-B (DepGraph, section 9)."""
     keep = choose_cuts(base_block, DepGraph(method="depgraph", pruning_ratio=ratio, round_to=1)).keep
     assert tuple(keep[name] for name in ("embed", "blocks.0.qk", "blocks.0.v", "blocks.0.mlp")) == dims
 
@@ -62,7 +62,7 @@ def base_block() -> ModelSketch:
 
 def test_resnet18_at_one_half() -> None:
     """11.69 to 3.06 M parameters. Torch-Pruning prints 1.822 and 0.487 GMACs: about three more an element of each
-    batch norm's output, 7.8 and 3.9 M, than matrix products alone (DepGraph, section 9)."""
+    batch norm's output, 7.8 and 3.9 M, than matmuls alone (DepGraph, section 9)."""
     before = sketch(trace_timm("resnet18", {}))
     after = DepGraphStage(DepGraph(method="depgraph", pruning_ratio=0.5)).estimate(before)
     assert before.cost().params / 1e6 == pytest.approx(11.69, abs=0.005)

@@ -112,7 +112,7 @@ def test_a_budget_scales_ratios_alike(tiny: ModelSketch) -> None:
 
 
 class Cycles:
-    """A latency that jumps at multiples of 16 columns: how a table behaves."""
+    """A latency that jumps at multiples of 16 columns, as a measured table does."""
 
     def estimate_ms(self, gemms: Iterable[tuple[int, int, int, int]]) -> float:
         return sum(count * rows * reduce * -(-columns // 16) for count, rows, reduce, columns in gemms) / 1e6
@@ -169,12 +169,12 @@ def test_lists_and_ratios_are_ranked_apart() -> None:
     assert ranked(apart, 1.0, a=[1, 1, 1, 1], b=[0, 0, 0, 0]) == {"a": 2, "b": 3}
 
 
-def test_ranked_lengths_are_rounded_down_and_untouched_ones_stay() -> None:
+def test_ranked_lengths_are_rounded_down_and_others_do_not_change() -> None:
     targets = [target("a", size=6, step=4, least=4), target("b", size=6, step=4, least=4)]
     assert ranked(targets, 1 / 6, a=[1, 5, 5, 5, 5, 5], b=[9.0] * 6) == {"a": 4, "b": 6}
 
 
-def test_later_steps_count_from_the_size_at_first() -> None:
+def test_later_steps_count_from_the_original_size() -> None:
     assert ranked([target("a", size=8), target("b", size=8)], 1.0, a=[1, 2, 3, 4], b=[1.5, 5, 6, 7, 8]) == {
         "a": 3, "b": 5
     }  # fmt: skip

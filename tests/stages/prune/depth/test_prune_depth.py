@@ -69,7 +69,7 @@ def shorten(graph: ModelGraph, context: StageContext) -> Shorten:
 
 
 def silence(graph: ModelGraph, branch: str, factor: float = 1e-3) -> None:
-    """Make a branch add next to nothing."""
+    """Make a branch add almost zero."""
     layer = "proj" if branch.endswith("attn") else "fc2"
     with torch.no_grad():
         for leaf in ("weight", "bias"):
@@ -192,7 +192,7 @@ def test_masked_and_quantized_models_are_refused(graph: ModelGraph, shorten: Sho
         shorten(sparse)
 
 
-def test_broken_weights_are_refused(graph: ModelGraph, shorten: Shorten) -> None:
+def test_weights_that_are_not_finite_are_refused(graph: ModelGraph, shorten: Shorten) -> None:
     with torch.no_grad():
         graph.parameters()["head.weight"][0, 0] = torch.nan
     with pytest.raises(StageError, match="not finite"):

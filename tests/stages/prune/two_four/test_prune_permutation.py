@@ -35,7 +35,7 @@ def test_an_order_is_a_permutation_that_never_keeps_less(seed: int, runs: int, r
     assert -1e-9 <= efficacy(weight, order) <= 1 + 1e-9
 
 
-def test_no_swap_of_two_columns_is_left_that_gains() -> None:
+def test_no_swap_of_two_columns_gains_magnitude() -> None:
     weight = drawn(6, 16)
     size = weight.abs().T[find_permutation(weight)].double()
     best = kept_magnitude(size).sum()

@@ -42,7 +42,7 @@ def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "2:4-pairs"])
-def test_sparsegpt_loses_less_than_magnitude(pattern: str) -> None:
+def test_sparsegpt_has_a_smaller_error_than_magnitude(pattern: str) -> None:
     found = parse_pattern(pattern)
     assert found is not None
     weight = drawn(24, 32)
@@ -108,8 +108,8 @@ def test_a_score_sees_images_of_all_classes(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch, score: Any,
     fit: int, draws: int,
 ) -> None:  # fmt: skip
-    """Calibration images come class by class; those that fit into memory must not all be of the first. A joint score
-    uses at least 1,024 gradients."""
+    """Calibration images are sorted by class; those that fit into memory must not all be of the first class. A joint
+    score uses at least 1,024 gradients."""
     context = digits_context(tiny_graph, calibration=400)
     by_class = context.data.calibration.subset(sorted(range(400), key=context.data.calibration.labels.__getitem__))
     context = replace(context, data=replace(context.data, calibration=by_class))

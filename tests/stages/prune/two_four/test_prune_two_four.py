@@ -141,7 +141,7 @@ def test_a_second_mask_is_refused(sparsify: Sparsify) -> None:
         sparsify(graph=sparsify("fc1").graph)
 
 
-def test_broken_promises_are_found(sparsify: Sparsify, tiny_graph: ModelGraph) -> None:
+def test_violated_postconditions_are_found(sparsify: Sparsify, tiny_graph: ModelGraph) -> None:
     stage = TwoFourStage(TwoFour(method="two-four"))
     result = sparsify().graph
     result.masks["blocks.0.mlp.fc1.weight"][0, :4] = True

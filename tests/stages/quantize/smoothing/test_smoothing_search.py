@@ -92,7 +92,7 @@ def test_the_loss_is_the_error_of_quantizing(strength: float) -> None:
     found, rounded = held.losses(nothing, 127), held.losses(nothing, 127, clips=False)
     assert float(found - rounded) == pytest.approx(float(clipped), rel=1e-4)
     assert clipped > 0
-    # Rows beyond the codes are not rounded to within a step as well; the estimate counts them.
+    # Clipped rows are not rounded to within a scale; the estimate includes their error.
     assert float(rounded) == pytest.approx(float(rounding), rel=0.35)
 
 

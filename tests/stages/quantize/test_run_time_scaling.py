@@ -1,4 +1,4 @@
-"""Inputs scaled at run time, by channel or token by token: what that costs, and graphs that compute the same."""
+"""Activations scaled at run time, per channel or per token: noise, and graphs with the same outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FC2 = [f"blocks.{block}.mlp.fc2.weight" for block in (0, 1)]
 
 
 def tokens(bounded: bool) -> tuple[Tensor, Tensor]:
-    """Inputs of tokens of very different size, behind GELU if bounded, and gradients: float (2, 500, 24) each."""
+    """Return activations of tokens of different size, after GELU if bounded, and gradients: float (2, 500, 24) each."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.rand(2, 500, 1, generator=generator).pow(3) * 8 + 0.3
     x = torch.randn(2, 500, 24, generator=generator) * sizes
@@ -44,7 +44,7 @@ def rounded(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def noise(x: Tensor, gradient: Tensor, floor: float, bounded: bool) -> float:
-    """What rounding does in fact, where tokens are divided."""
+    """Return the measured rounding noise of divided tokens."""
     divisor = (x if bounded else x.abs()).amax(dim=-1, keepdim=True).clamp(min=floor)
     low = x.amin() / floor if bounded else torch.tensor(-1.0)
     return float(((rounded(x / divisor, low, torch.tensor(1.0)) * divisor - x) * gradient).square().sum())
@@ -66,7 +66,7 @@ def test_the_best_floor_is_the_one_that_rounding_finds(bounded: bool) -> None:
         assert found < 1.05 * noise(x, gradient, best.floor * factor, bounded)
 
 
-def test_tokens_of_one_size_gain_nothing_and_empty_ones_have_no_floor() -> None:
+def test_tokens_of_equal_size_gain_nothing_and_zero_tokens_have_no_floor() -> None:
     seen, empty = TokenNoise(bounded_below=True), TokenNoise(bounded_below=True)
     x = torch.rand(100, 8)
     x[:, 0] = 1.0
@@ -78,7 +78,7 @@ def test_tokens_of_one_size_gain_nothing_and_empty_ones_have_no_floor() -> None:
     assert empty.best() is None
 
 
-def test_a_gradient_that_is_no_number_is_refused() -> None:
+def test_a_token_gradient_that_is_not_finite_is_refused() -> None:
     with pytest.raises(StageError, match="not finite"):
         TokenNoise(bounded_below=True).observe(torch.ones(1, 8), torch.full((1, 8), torch.inf))
 
@@ -89,10 +89,10 @@ def same(first: ModelGraph, second: ModelGraph, batch: int = 3) -> None:
         torch.testing.assert_close(first.module(images), second.module(images), rtol=1e-4, atol=1e-5)
 
 
-def test_the_report_says_whose_tokens_are_divided(
+def test_the_report_lists_layers_with_divided_tokens(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And such activations are never dynamic: their range does not depend on the image."""
+    """These activations are never dynamic: their range does not depend on the image."""
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.places.WORTH_A_DIVISION", float("inf"))
     context = digits_context(tiny_graph, calibration=20)
     result = PtqStage(Ptq(activation_scaling="per-token")).apply(tiny_graph, context)
@@ -112,8 +112,8 @@ def test_factors_shrink_large_channels_alone() -> None:
     assert outlier_factors(torch.zeros(3), torch.zeros(3), 1.0).tolist() == [1, 1, 1]
 
 
-def test_what_is_read_and_rows_go_through_divisions(tiny_graph: ModelGraph) -> None:
-    """The class token alone is divided in the last block, and nothing between rows is restored."""
+def test_divisions_work_on_unused_tokens_and_on_matrices(tiny_graph: ModelGraph) -> None:
+    """In the last block only the class token is divided, and no activation is reshaped between row-wise operators."""
     draw_weights(tiny_graph.module, torch.Generator().manual_seed(0))
     plain, divided = tiny_graph.copy(), divide_tokens(tiny_graph, dict.fromkeys(FC2, 1.0))
     for graph in (plain, divided):
