@@ -75,7 +75,7 @@ class EstimateRow(Value):
     dram_bytes: int = 0
     energy_uj: float | None = None
     calibration: str = ""
-    """Source of the constants behind this row, or `uncalibrated`."""
+    """Source of the constants of this row, or `uncalibrated`."""
     expected_error: str = ""
     """Expected relative error of the latency; empty when unknown."""
 

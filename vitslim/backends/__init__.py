@@ -1,1 +1,1 @@
-"""Backends report the latency of a model: `measured` ones run it and take the time, `simulated` ones compute it."""
+"""Backends report the latency of a model: `measured` ones run and time it, `simulated` ones compute it."""

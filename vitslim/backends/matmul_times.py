@@ -1,4 +1,4 @@
-"""Latencies of single matmuls and of the whole dense model: what latency tables are built from."""
+"""Latencies of single matmuls and of the whole dense model, from which latency tables are built."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input."""
+    """Preprocessing of an image into the model's input."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Everything that can be refused by the text of a recipe alone. Starts without torch."""
+"""Checks that need only the text of a recipe. Imports no torch."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from vitslim.units import format_bytes, format_count, format_ms, format_percent,
 
 @dataclass(frozen=True)
 class Fact:
-    """One headline figure: `3.1x` `faster`, with the values behind it."""
+    """One headline figure: `3.1x` `faster`, with the values of both models."""
 
     figure: str
     words: str

@@ -20,7 +20,7 @@ from vitslim.results import LayerNote, Measurement
 
 @dataclass(frozen=True)
 class Deployment:
-    """The way from a graph to the measured file, for stages that choose among candidates.
+    """Functions that write, run and measure candidates, for stages that choose among them.
 
     The batch is the first of the recipe. Logits and latency are of that batch: dynamic ranges depend on it.
     """

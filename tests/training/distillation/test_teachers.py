@@ -1,4 +1,4 @@
-"""Which teachers are accepted, and the logits that they give."""
+"""Accepted and refused teachers, and their logits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Backends that run the model and take the time: one file a runtime."""
+"""Backends that run and time the model: one file per runtime."""

@@ -34,7 +34,7 @@ def rotated(items: Sequence[T], start: int) -> list[T]:
 
 
 Rounds = Sequence[Sequence[float]]
-"""Seconds of single runs, one sequence a round."""
+"""Seconds of single runs, one sequence per round."""
 
 
 def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:

@@ -30,7 +30,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime: how to find it, how to open a model in it, and what it can time."""
+    """A runtime: its package, and the functions that open and time models in it."""
 
     name: str
     """Name of the backend, such as `onnxruntime:cpu`."""

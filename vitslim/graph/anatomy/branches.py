@@ -1,4 +1,4 @@
-"""Residual branches `x + f(x)` of a graph: the nodes and parameters of `f`, and why it cannot be removed.
+"""Residual branches `x + f(x)` of a graph: the nodes and parameters of `f`, and the reason that it cannot be removed.
 
 Independent of model families. A branch ends in an addition whose other operand, the stem, is an input of the branch. It
 is named by the module that holds its layers (`blocks.3.attn`), and its block by the numbered module around it.
@@ -38,7 +38,7 @@ class Branch:
     parameters: tuple[str, ...]
     """Names of the parameters that are removed with it, in graph order."""
     obstacle: str = ""
-    """Why it cannot be removed, as the end of a sentence; empty when it can."""
+    """Reason that it cannot be removed, as the end of a sentence; empty if it can be."""
 
 
 def find_branches(module: GraphModule, shapes: Mapping[Node, tuple[int, ...]]) -> tuple[Branch, ...]:

@@ -10,7 +10,7 @@ from vitslim.graph.axes.operators import Trait, has_trait
 
 
 def squeeze_obstacle(anatomy: Anatomy) -> str:
-    """Why eTPS cannot squeeze tokens of a model, as the end of a sentence; empty when it can."""
+    """Return the reason that eTPS cannot squeeze tokens of a model, as the end of a sentence; empty if it can."""
     if not any(block.attention for block in anatomy.blocks):
         return "it has no attention over tokens"
     fixed = [reason for block in anatomy.blocks if (reason := _fixed_positions(block))]
@@ -37,7 +37,7 @@ def _fixed_positions(block: Block) -> str:
 
 
 def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
-    """Why a block is not attention over all tokens, an addition, and then an MLP; empty when it is."""
+    """Return the reason that a block is not attention over all tokens, an addition and an MLP; empty if it is."""
     attention, residual = block.attention, block.attention_residual
     if attention is None or residual is None:
         return f"'{block.name}' has no attention with a residual connection"
@@ -53,7 +53,7 @@ def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
 
 
 def _position_table(anatomy: Anatomy) -> str:
-    """Name of a node in or after the first attention that combines tokens with a constant per token."""
+    """Return the name of a node in or after the first attention that combines tokens with a constant per token."""
     attentions = [block.attention for block in anatomy.blocks if block.attention]
     nodes = list(descendants(attentions[0].node))
     for attention in attentions:
@@ -69,5 +69,5 @@ def _position_table(anatomy: Anatomy) -> str:
 
 
 def _counts_tokens(shape: tuple[int, ...], result: tuple[int, ...]) -> bool:
-    """Whether a constant operand has one row per token (second dimension from the end)."""
+    """Return whether a constant operand has one row per token (second dimension from the end)."""
     return len(shape) >= 2 and shape[-2] > 1 and shape[-2] == result[-2]

@@ -1,4 +1,4 @@
-"""Axis inference: which dimensions of a model belong together, index by index."""
+"""Axis inference: find the dimensions of a model that belong together, index by index."""
 
 from vitslim.graph.axes.infer import infer_axes
 from vitslim.graph.axes.rules import RULES

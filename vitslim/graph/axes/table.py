@@ -1,4 +1,4 @@
-"""The result of axis inference: named axes, where each occurs, and why some cannot be cut."""
+"""The result of axis inference: named axes, their parameters, and the reasons that some cannot be cut."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Axis:
     size: int
     sites: tuple[Site, ...]
     frozen: str
-    """Why the axis cannot be cut, as the end of a sentence; empty when it can."""
+    """Reason that the axis cannot be cut, as the end of a sentence; empty if it can be."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AxisTable:
 
     axes: tuple[Axis, ...]
     unknown_ops: dict[str, int]
-    """Operators without a rule, and how often each occurs."""
+    """Operator without a rule to the number of its calls."""
     attributes: Mapping[str, Dims]
     """Parameters and buffers, one term per dimension."""
     _scope: Scope
@@ -126,7 +126,7 @@ class AxisTable:
         return size(term)
 
     def reasons(self, prim: Prim) -> tuple[str, ...]:
-        """All reasons why an axis is frozen."""
+        """Return all reasons that an axis is frozen."""
         return self._scope.terms.reasons(prim)
 
     def is_batch(self, prim: Prim) -> bool:

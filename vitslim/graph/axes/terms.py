@@ -45,7 +45,7 @@ Dims = tuple[Term, ...]
 UNIT = Prod(())
 """The dimension of one index."""
 EMPTY = Sum(())
-"""The dimension without any."""
+"""The dimension without indices."""
 
 
 class ConflictError(Exception):
@@ -53,24 +53,24 @@ class ConflictError(Exception):
 
 
 def fresh(size: int) -> Term:
-    """A dimension about which nothing is known but its size."""
+    """Return a new dimension of which only the size is known."""
     return Prim(size) if size > 1 else (EMPTY, UNIT)[size]
 
 
 def product(factors: Iterable[Term]) -> Term:
-    """The row-major product in normal form: no product inside a product, none of a single factor."""
+    """Return the row-major product in normal form: no product inside a product, no product of a single factor."""
     flat = [inner for f in factors for inner in (f.factors if isinstance(f, Prod) else (f,))]
     return flat[0] if len(flat) == 1 else Prod(tuple(flat))
 
 
 def join(parts: Iterable[Term]) -> Term:
-    """The concatenation in normal form: no sum inside a sum, none of a single part."""
+    """Return the concatenation in normal form: no sum inside a sum, no sum of a single part."""
     flat = [inner for p in parts for inner in (p.parts if isinstance(p, Sum) else (p,))]
     return flat[0] if len(flat) == 1 else Sum(tuple(flat))
 
 
 def size(term: Term, sizes: Mapping[Prim, int] | None = None) -> int:
-    """The number of indices of a term, `sizes` replacing the sizes of some of its axes."""
+    """Return the number of indices of a term; `sizes` replaces the sizes of some of its axes."""
     match term:
         case Prim():
             return sizes.get(term, term.size) if sizes else term.size
@@ -81,7 +81,7 @@ def size(term: Term, sizes: Mapping[Prim, int] | None = None) -> int:
 
 
 def prims(term: Term) -> Iterator[Prim]:
-    """The axes of a term from left to right, each as often as it occurs."""
+    """Yield the axes of a term from left to right, each as often as it occurs."""
     match term:
         case Prim():
             yield term
@@ -91,14 +91,14 @@ def prims(term: Term) -> Iterator[Prim]:
 
 
 class Terms:
-    """Everything that is known about a set of terms: which are equal, and which axes are frozen and why."""
+    """Equal terms and frozen axes of a graph."""
 
     def __init__(self) -> None:
         self._bound: dict[Prim, Term] = {}
         self._frozen: dict[Prim, dict[str, None]] = {}
 
     def find(self, term: Term) -> Term:
-        """The normal form of a term: every axis replaced by what it is known to be."""
+        """Return the normal form of a term: every bound axis is replaced by its term."""
         match term:
             case Prim():
                 if term not in self._bound:
@@ -111,16 +111,19 @@ class Terms:
                 return join(self.find(part) for part in parts)
 
     def reasons(self, prim: Prim) -> tuple[str, ...]:
-        """Why an axis is frozen, the first reason first; empty when it is not."""
+        """Return the reasons that an axis is frozen, the first one first; empty if it is not."""
         return tuple(self._frozen.get(prim, ()))
 
     def freeze(self, term: Term, reason: str) -> None:
-        """No index of any axis of a term may go or move."""
+        """Declare that no index of any axis of a term may be removed or moved."""
         for prim in prims(self.find(term)):
             self._frozen.setdefault(prim, {})[reason] = None
 
     def unify(self, a: Term, b: Term) -> None:
-        """Both terms list the same indices. Raises ConflictError, having unified what comes before the conflict."""
+        """Declare that both terms list the same indices.
+
+        Raises ConflictError after unifying the parts before the conflict.
+        """
         a, b = self.find(a), self.find(b)
         if a == b:
             return
@@ -136,7 +139,10 @@ class Terms:
             self._unify_sums(a, b)
 
     def factor(self, term: Term, head_size: int) -> tuple[Term, Term]:
-        """A term as the product of a head of that size and a tail. Raises ConflictError if it has no such form."""
+        """Return a term as the product of a head of that size and a tail.
+
+        Raises ConflictError if it has no such form.
+        """
         term, total = self.find(term), size(term)
         if head_size == 1:
             return UNIT, term
@@ -155,7 +161,10 @@ class Terms:
                 return self._factor_sum(parts, total // head_size)
 
     def cut(self, term: Term, at: int) -> tuple[Term, Term]:
-        """A term as the concatenation of its first `at` indices and the rest. Raises ConflictError as `factor` does."""
+        """Return a term as the concatenation of its first `at` indices and the rest.
+
+        Raises ConflictError if it has no such form.
+        """
         term, total = self.find(term), size(term)
         if at <= 0:
             return EMPTY, term
@@ -176,7 +185,7 @@ class Terms:
                 return self._cut_sum(parts, at)
 
     def regroup(self, dims: Sequence[Term], shape: Sequence[int]) -> Dims:
-        """The dimensions of a reshape of `dims` to `shape`, which has as many elements. Raises ConflictError."""
+        """Return the dimensions of a reshape of `dims` to `shape`, of equal size. Raises ConflictError."""
         rest, result = product(self.find(dim) for dim in dims), []
         for length in shape:
             head, rest = self.factor(rest, length)

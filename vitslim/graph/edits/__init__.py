@@ -1,4 +1,4 @@
-"""Changes of a graph, one file each: the record, the function that applies it, its replay, and JSON in and out.
+"""Changes of a graph, one file each: the record, the function that applies it, its replay, and its JSON form.
 
 A new edit is a new file and one line in `EDITS`.
 """

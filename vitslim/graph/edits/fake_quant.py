@@ -34,7 +34,7 @@ _REDUCTION_AXIS = 1
 
 @dataclass(frozen=True)
 class FakeQuantSite:
-    """How the input activation and the weight of one linear or convolution are quantized.
+    """Quantization of the input activation and the weight of one linear or convolution.
 
     Scales and zero points are parameters and buffers of the graph and are saved with the weights.
     """

@@ -27,7 +27,7 @@ TIE_FLOOR = 1e-50
 def class_attention(q: torch.Tensor, k: torch.Tensor, scale: float, prefix: int) -> torch.Tensor:
     """Return the attention of the class token to each patch token, averaged over heads.
 
-    q, k: (B, H, N, d) float, the class token first. `prefix` counts the tokens that are no patches (class token,
+    q, k: (B, H, N, d) float, the class token first. `prefix` counts the tokens that are not patches (class token,
     distillation token, registers): they take part in the softmax and are then left out.
     Returns (B, N - prefix), each entry in [0, 1].
     """

@@ -46,7 +46,7 @@ class Matmul:
 
 
 class LayerBits(NamedTuple):
-    """How the operands of a layer are quantized."""
+    """Quantization of the operands of a layer."""
 
     weight: int
     activation: int
@@ -69,7 +69,7 @@ class SketchBranch:
     parameters: tuple[str, ...]
     """Names of the parameters that are removed with it."""
     obstacle: str = ""
-    """Why it cannot be removed, as the end of a sentence; empty when it can."""
+    """Reason that it cannot be removed, as the end of a sentence; empty if it can be."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class ModelSketch:
     """Block name to the axis that counts tokens after the block's attention; blocks without a token axis are absent."""
     prefix_tokens: int
     squeeze_obstacle: str = ""
-    """Why tokens cannot be squeezed in this model; empty when they can."""
+    """Reason that tokens cannot be squeezed in this model; empty if they can be."""
     squeezed: tuple[str, ...] = ()
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
-    """Weight name to how its layer is quantized."""
+    """Weight name to the quantization of its layer."""
     attention_bits: Mapping[str, int] = field(default_factory=dict)
     """Block name to bits of the operands of its attention matmuls; absent blocks compute them in float."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class ModelSketch:
         """Return the sketch with new lengths of some axes."""
         return replace(self, axes={**self.axes, **sizes})
 
-    def as_guess(self) -> ModelSketch:
+    def as_approximate(self) -> ModelSketch:
         """Return the same sketch, marked as dependent on data."""
         return replace(self, data_dependent=True)
 

@@ -1,4 +1,4 @@
-"""How a stage writes, runs and measures candidates: with the export profile and the backends of the recipe."""
+"""Write, run and measure candidates of a stage, with the export profile and the backends of the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that an exported file computes what the graph computes.
+"""Compare an exported file with its graph.
 
 The logits of a float file must be equal within a tolerance. Those of a quantized file cannot be: a value between two
 integers may be rounded to either, and the difference grows from layer to layer, to an SQNR of about 30 dB. For such a
@@ -66,8 +66,8 @@ class OnnxFile:
     def __init__(self, path: Path, exact: bool = True) -> None:
         """Raises StageError when ONNX Runtime rejects the file.
 
-        Processors without VNNI add pairs of INT8 products in 16 bits, where sums above 32767 are cut off; with `exact`
-        nothing is fused and products are in float, so that the file alone is judged.
+        Processors without VNNI add pairs of INT8 products in 16 bits, where sums above 32767 saturate; with `exact`
+        nothing is fused and matmuls run in float, so that only the file is tested.
         """
         try:
             self._model = OnnxModel(path, fuse=not exact)
@@ -97,7 +97,7 @@ def compare_logits(expected: Tensor, found: Tensor) -> Parity:
 
 
 def check_parity(parity: Parity, exact: bool) -> None:
-    """Raise StageError if the file does not compute what the graph computes.
+    """Raise StageError if the outputs of the file differ from those of the graph.
 
     exact: compare the logits; otherwise compare the predicted classes, for quantized and half-precision files.
     """

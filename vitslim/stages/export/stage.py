@@ -1,4 +1,4 @@
-"""The stage `export`: write the ONNX file and check that it computes what the graph computes."""
+"""The stage `export`: write the ONNX file and compare it with the graph."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ExportStage:
 
 
 def _unsupported(sketch: ModelSketch, profile: Profile) -> Problem | None:
-    """The first quantizer of a model that a profile has no form for."""
+    """Return a problem for the first quantizer of a model that a profile cannot store."""
     if sketch.bits and not profile.quantized:
         allowed = profiles_with(lambda other: other.quantized)
         message = f"`profile: {profile.name}` stores floats only, and the model is quantized"

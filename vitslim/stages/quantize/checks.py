@@ -29,14 +29,14 @@ def model_problems(scheme: QuantScheme, sketch: ModelSketch) -> list[Problem]:
 
 
 def quantized_sketch(scheme: QuantScheme, sketch: ModelSketch) -> ModelSketch:
-    """Return the sketch with fewer bits in all quantized layers; a guess if calibration chooses weights with more."""
+    """Return the sketch with fewer bits in all quantized layers; approximate with `average_bits`."""
     linears = sketched_layers(sketch, scheme.skip)
     raised = _raised(scheme, linears)
     for linear in linears:
         sketch = sketch.with_bits({linear.weight}, _bits(scheme, linear, linear.weight in raised))
     if scheme.attention:
         sketch = sketch.with_attention_bits(scheme.activation_bits)
-    return sketch.as_guess() if scheme.average_bits is not None else sketch
+    return sketch.as_approximate() if scheme.average_bits is not None else sketch
 
 
 def graph_problems(scheme: QuantScheme, before: ModelGraph, after: ModelGraph) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Which layers of a model are quantized."""
+"""The layers of a model that are quantized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotate residual streams: every weight that writes into a stream, and every one that reads it, is multiplied.
+"""Rotate residual streams: multiply the weights that write into a stream or read it by an orthogonal matrix.
 
 A residual stream has few channels of large values. In a random orthogonal basis these spread over all channels, so
 activations and weights have no outlier channels: QuaRot (Ashkboos et al., NeurIPS 2024), SpinQuant (Liu et al., ICLR

@@ -1,4 +1,4 @@
-"""How a model is quantized, as plain data: the one value that every quantization method makes and shared code reads."""
+"""The quantization of a model as plain data, which every quantization method makes and shared code reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FULL_RANGE_SUM = 254
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """How weights and activations are quantized. Fields without a counterpart in a config keep the values below."""
+    """Quantization of weights and activations. Fields without a counterpart in a config keep the values below."""
 
     bits: int = 8
     """Bits of weights."""
@@ -48,7 +48,7 @@ class QuantScheme:
     """`nearest` or `gptq`."""
     bias_correction: bool = False
     sites: tuple[FakeQuantSite, ...] = ()
-    """How each layer is quantized; empty until the quantizers are placed."""
+    """Quantization of each layer; empty until the quantizers are placed."""
 
     @classmethod
     def of(cls, config: Quantize) -> QuantScheme:

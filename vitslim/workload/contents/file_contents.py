@@ -103,9 +103,9 @@ class Violation:
     layer: str
     """Empty for a claim about the whole file."""
     claim: str
-    """What should hold, such as `2:4 weights`."""
+    """The expected property, such as `2:4 weights`."""
     found: str
-    """What holds instead."""
+    """The property found instead."""
 
 
 @dataclass(frozen=True)

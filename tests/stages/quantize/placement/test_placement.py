@@ -201,7 +201,7 @@ def test_layers_with_unused_tokens_cost_less(tiny_graph: ModelGraph, context: St
     assert all(macs.values())
 
 
-def test_the_estimate_is_a_guess(tiny_graph: ModelGraph) -> None:
+def test_the_estimate_is_approximate(tiny_graph: ModelGraph) -> None:
     assert PtqStage(Ptq(placement="auto")).estimate(sketch(tiny_graph)).data_dependent
     assert not PtqStage(Ptq()).estimate(sketch(tiny_graph)).data_dependent
 

@@ -40,13 +40,13 @@ class GraphPass:
 
 GRAPH_PASSES = (
     GraphPass(
-        "do not compute tokens that no later operator reads",
+        "remove the computation of unused tokens",
         remove_unused_tokens,
         lambda graph, profile: profile.optimized_float or _is_quantized(graph, profile),
     ),
     GraphPass("turn quantized patch convolutions into linear layers", rewrite_patch_convolutions),
     GraphPass(
-        "compute quantized linear layers, and what lies between them, on matrices",
+        "compute quantized linear layers, and row-wise operators between them, on matrices",
         flatten_to_matrices,
         lambda _graph, profile: profile.integer_gemms,
     ),

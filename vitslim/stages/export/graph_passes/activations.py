@@ -1,6 +1,6 @@
 """Rewrite the quantizers of activations to the integer type that a profile asks for.
 
-The integers keep their meaning: every layer computes what it computed before.
+The outputs of every layer stay the same.
 """
 
 from __future__ import annotations

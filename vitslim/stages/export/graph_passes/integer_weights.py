@@ -24,15 +24,15 @@ DEQUANTIZE = dequantize._opoverload
 
 
 class WeightForm(Enum):
-    """How a file turns stored integers into the operand of a matmul."""
+    """Conversion of stored integers into the operand of a matmul."""
 
     DEQUANTIZE = "DequantizeLinear, which runtimes fuse into the matmul that reads it"
     WIDEN = "a cast from INT4 to INT8 at load, then DequantizeLinear"
-    MULTIPLY = "a product with the scales at load, so that the matmul has a float weight"
+    MULTIPLY = "a multiplication by the scales at load, so that the matmul has a float weight"
 
 
 class WeightStorage(NamedTuple):
-    """How a file stores one quantized weight."""
+    """Storage of one quantized weight in a file."""
 
     bits: int
     """Bits of the stored integers."""
@@ -54,7 +54,7 @@ def store_integer_weights(graph: ModelGraph) -> None:
 
 
 def weight_storage(graph: ModelGraph, profile: Profile) -> dict[str, WeightStorage]:
-    """Return how the file is to store each weight of a graph after `store_integer_weights`, by name."""
+    """Return the storage of each weight of a graph after `store_integer_weights`, by name."""
     sites, found = quantizer_sites(graph), {}
     for node in graph.module.graph.nodes:
         if is_op(node, DEQUANTIZE):

@@ -27,12 +27,12 @@ STORAGE = "weight_storage"
 
 
 def plan_storage(model: ir.Model, storage: Mapping[str, WeightStorage]) -> None:
-    """Note on a model how `store_weights` is to store each quantized weight, by name."""
+    """Record on a model the storage of each quantized weight, by name, for `store_weights`."""
     model.meta[STORAGE] = storage
 
 
 def store_weights(model: ir.Model) -> None:
-    """In place: give integer weights the type and the form that `plan_storage` noted.
+    """In place: give integer weights the type and the form that `plan_storage` recorded.
 
     Runs after constant folding, which would compute casts and products of small constants and store floats.
     """

@@ -1,6 +1,6 @@
 """The length of each axis after structural pruning, computed from the sketch alone.
 
-`plan` and the stage call the same function, so that the stage does what the plan announced.
+`plan` and the stage call the same function, so that the result equals the plan.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class DepGraphStage:
         split, which has the same ratios and the same budget.
         """
         after = sketch.with_sizes(choose_cuts(sketch, self.config, self.latency).keep)
-        return after if self.config.scope == "local" else after.as_guess()
+        return after if self.config.scope == "local" else after.as_approximate()
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Verify the axes by permutation, run the sparse training if there is any, then score and cut step by step.

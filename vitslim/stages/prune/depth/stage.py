@@ -57,10 +57,10 @@ class DepthStage:
         return []
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Return the sketch without its last blocks or branches. A guess: the removed ones depend on data."""
+        """Return the sketch without its last blocks or branches. Approximate: the removed units depend on data."""
         units = find_units(sketch.branches, self.config.unit).removable
         chosen = list(units.values())[-self.config.remove :]
-        return sketch.with_removed([name for names in chosen for name in names]).as_guess()
+        return sketch.with_removed([name for names in chosen for name in names]).as_approximate()
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Measure the sensitivity of every unit and remove the least sensitive; repeat until enough are removed."""

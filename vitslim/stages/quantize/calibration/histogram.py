@@ -21,7 +21,7 @@ WORTH_A_ZERO_POINT = 0.9
 
 
 class Range(NamedTuple):
-    """How an activation is quantized: `round(x / scale) + zero_point`."""
+    """Quantization of an activation: `round(x / scale) + zero_point`."""
 
     scale: float
     zero_point: int | None

@@ -1,4 +1,4 @@
-"""How each layer is quantized, and with which scales, from the calibration images."""
+"""The quantizers of each layer, with scales from the calibration images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vitslim.units import FLOAT_BITS
 def find_sites(
     graph: ModelGraph, scheme: QuantScheme, context: StageContext, weights: Collection[str]
 ) -> tuple[dict[str, FakeQuantSite], dict[str, Tensor]]:
-    """Return how each layer is quantized, by weight, and the scales by parameter name."""
+    """Return the quantizers of each layer, by weight, and the scales by parameter name."""
     histograms: Mapping[str, Histogram] = {}
     if scheme.activations == "static":
         histograms = {weight: Histogram() for weight in weights}

@@ -1,4 +1,4 @@
-"""Which activations stay in float: those whose quantization adds most noise for the matmul that float costs."""
+"""Choose the activations that stay in float: those whose quantization adds most noise per MAC of their layer."""
 
 from __future__ import annotations
 

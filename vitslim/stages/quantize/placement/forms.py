@@ -28,7 +28,7 @@ class Form:
     attention: bool
     """Whether both attention matmuls are quantized."""
     sites: Mapping[str, FakeQuantSite]
-    """How each layer is quantized, by weight."""
+    """Quantization of each layer, by weight."""
     float_graph: ModelGraph
     """The graph without quantizers of layers; its weights are rounded."""
     scales: Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""The step of a quantize stage that `placement` asks for."""
+"""The placement of quantizers in a quantize stage."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ class PtqStage:
         return model_problems(self.scheme, sketch)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Return the sketch with fewer bits; a guess if measurements choose which activations stay in float."""
+        """Return the sketch with fewer bits; approximate if measurements choose which activations stay in float."""
         after = quantized_sketch(self.scheme, sketch)
-        return after.as_guess() if self.config.placement == "auto" else after
+        return after.as_approximate() if self.config.placement == "auto" else after
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Quantize the float graph on the calibration images."""

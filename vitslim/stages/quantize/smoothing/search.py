@@ -1,4 +1,4 @@
-"""The passes over calibration images that choose how each activation is smoothed."""
+"""Choose the smoothing of each activation, in passes over the calibration images."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def channel_ranges(
 def held_out_losses(
     scheme: QuantScheme, places: Mapping[str, ChannelPlace], ranges: Mapping[str, Limits]
 ) -> dict[str, HeldOutLoss]:
-    """Return the losses of all strengths, still without rows, by place."""
+    """Return the losses of all strengths, before any row is observed, by place."""
     bits, symmetric = scheme.activation_bits, scheme.symmetric
     return {n: HeldOutLoss(ranges[n], one.candidates(ranges[n], bits, symmetric)) for n, one in places.items()}
 

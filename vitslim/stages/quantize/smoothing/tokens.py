@@ -1,4 +1,4 @@
-"""Noise that a scale for each token would leave. Pure tensor mathematics.
+"""Rounding noise with one scale per token. Pure tensor mathematics.
 
 An activation has one scale, which its largest value determines, so tokens of small values are rounded as coarsely as
 the largest token. After division by its own largest magnitude, each token is rounded relative to its size.

@@ -1,4 +1,4 @@
-"""How the weight of each layer is quantized: bits, group size, and the form of its scales."""
+"""Quantization of the weight of each layer: bits, group size, and the form of its scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MORE_BITS = 8
 
 
 class WeightForm(NamedTuple):
-    """How the weight of a layer is quantized."""
+    """Quantization of the weight of a layer."""
 
     bits: int
     group_size: int = 0

@@ -14,7 +14,7 @@ from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.gptq import Limits, gptq, refine
 
 REFINED_BITS = 4
-"""Weights of at most so many bits are refined after GPTQ, together with their scales."""
+"""Largest number of bits of weights that are refined after GPTQ, together with their scales."""
 
 
 def weight_scales(weight: Tensor, site: FakeQuantSite, sum_max: int) -> dict[str, Tensor]:
