@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitslim.errors import StageError
-from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.edits.read_pixels import MIDDLE, PIXEL, pixel_layers, read_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op
@@ -68,4 +68,4 @@ def test_only_adjacent_windows_are_patches(keys: Any, patches: bool) -> None:
     graph = torch.fx.Graph()
     image, weight = graph.placeholder("image"), graph.get_attr("weight")
     layer = graph.call_function(aten.conv2d.default, (image, weight), keys)
-    assert is_of_patches(layer, torch.empty(6, 3 // keys.get("groups", 1), 4, 4)) == patches
+    assert is_patch_convolution(layer, torch.empty(6, 3 // keys.get("groups", 1), 4, 4)) == patches

@@ -84,13 +84,13 @@ def test_only_the_parameters_of_the_block_are_removed(four_blocks: ModelGraph, n
 @pytest.mark.parametrize("names", [("blocks.1",), ("blocks.3", "blocks.0"), ("blocks.3.attn", "blocks.0.mlp")])
 def test_the_sketch_has_the_cost_of_the_edited_graph(four_blocks: ModelGraph, names: tuple[str, ...]) -> None:
     members = [b.name for b in branches(four_blocks) if {b.name, b.block} & set(names)]
-    foretold, found = sketch(four_blocks).with_removed(members), sketch(remove_blocks(four_blocks, names))
-    assert foretold.cost() == found.cost()
-    assert foretold.blocks == found.blocks
-    assert foretold.parameters == found.parameters
-    assert foretold.branches == found.branches
-    assert set(foretold.token_axes) == set(found.token_axes)
-    assert {n: s for n, s in foretold.axes.items() if not n.startswith("tokens")} == {
+    planned, found = sketch(four_blocks).with_removed(members), sketch(remove_blocks(four_blocks, names))
+    assert planned.cost() == found.cost()
+    assert planned.blocks == found.blocks
+    assert planned.parameters == found.parameters
+    assert planned.branches == found.branches
+    assert set(planned.token_axes) == set(found.token_axes)
+    assert {n: s for n, s in planned.axes.items() if not n.startswith("tokens")} == {
         n: s for n, s in found.axes.items() if not n.startswith("tokens")
     }
 
@@ -134,8 +134,8 @@ def test_attention_that_scores_tokens_cannot_be_removed(four_blocks: ModelGraph)
     squeezed = insert_squeeze(four_blocks, {"blocks.1": 8})
     stuck = {b.name: b.obstacle for b in branches(squeezed) if b.obstacle}
     assert stuck == {"blocks.1.attn": "its result is used elsewhere"}
-    foretold = sketch(four_blocks).with_squeeze({"blocks.1": 8})
-    assert {b.name: b.obstacle for b in foretold.branches if b.obstacle} == stuck
+    planned = sketch(four_blocks).with_squeeze({"blocks.1": 8})
+    assert {b.name: b.obstacle for b in planned.branches if b.obstacle} == stuck
     with pytest.raises(StageError, match=r"'blocks\.1\.attn' cannot be removed: its result is used elsewhere"):
         remove_blocks(squeezed, ["blocks.1"])
     assert cost(remove_blocks(squeezed, ["blocks.1.mlp"])).params < cost(squeezed).params

@@ -36,16 +36,16 @@ def test_params_are_those_of_the_module(tiny_graph: ModelGraph) -> None:
 
 def test_estimates_equal_the_cost_of_the_edited_graph(tiny_graph: ModelGraph) -> None:
     """Estimates of pruning, squeezing and quantizing, alone and together."""
-    foretold, graph = sketch(tiny_graph), tiny_graph
+    planned, graph = sketch(tiny_graph), tiny_graph
     cuts = {"blocks.0.mlp": 96, "blocks.1.qk": 16, "blocks.0.v": 8, "embed": 48}
-    foretold, graph = foretold.with_sizes(cuts), slice_axes(graph, {name: range(n) for name, n in cuts.items()})
-    assert sketch(graph).cost() == foretold.cost()
-    foretold, graph = foretold.with_squeeze({"blocks.0": 9}), insert_squeeze(graph, {"blocks.0": 9})
-    assert sketch(graph).cost() == foretold.cost()
-    assert sketch(graph).tokens == foretold.tokens == 10
-    weights = [linear.weight for linear in foretold.linears]
+    planned, graph = planned.with_sizes(cuts), slice_axes(graph, {name: range(n) for name, n in cuts.items()})
+    assert sketch(graph).cost() == planned.cost()
+    planned, graph = planned.with_squeeze({"blocks.0": 9}), insert_squeeze(graph, {"blocks.0": 9})
+    assert sketch(graph).cost() == planned.cost()
+    assert sketch(graph).tokens == planned.tokens == 10
+    weights = [linear.weight for linear in planned.linears]
     graph = insert_fake_quant(graph, [FakeQuantSite(weight, 8, 8) for weight in weights])
-    assert sketch(graph).cost() == foretold.with_bits(weights, LayerBits(8, 8)).cost()
+    assert sketch(graph).cost() == planned.with_bits(weights, LayerBits(8, 8)).cost()
 
 
 def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:

@@ -125,8 +125,8 @@ def _with_first_and_last(graph: ModelGraph) -> ModelGraph:
 
 def test_the_plan_has_the_bytes_to_within_a_layer(tiny_graph: ModelGraph, context: StageContext) -> None:
     stage = PtqStage(Ptq(bits=4, average_bits=6))
-    guess = stage.estimate(sketch(tiny_graph))
-    assert guess.data_dependent
+    estimate = stage.estimate(sketch(tiny_graph))
+    assert estimate.data_dependent
     exact = sketch(stage.apply(tiny_graph, context).graph)
     largest = max(tensor_of(tiny_graph.module, w).numel() for w in layer_nodes(tiny_graph.module))
-    assert abs(guess.cost().weight_bytes - exact.cost().weight_bytes) <= largest / 2
+    assert abs(estimate.cost().weight_bytes - exact.cost().weight_bytes) <= largest / 2

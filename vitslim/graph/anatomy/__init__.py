@@ -4,7 +4,7 @@ from vitslim.graph.anatomy.attention import Attention
 from vitslim.graph.anatomy.blocks import Anatomy, Block, Linear, find_anatomy
 from vitslim.graph.anatomy.branches import Branch, find_branches
 from vitslim.graph.anatomy.flow import ancestors, descendants, image_dependent_nodes
-from vitslim.graph.anatomy.patches import is_of_patches
+from vitslim.graph.anatomy.patches import is_patch_convolution
 from vitslim.graph.anatomy.squeezable import squeeze_obstacle
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "find_anatomy",
     "find_branches",
     "image_dependent_nodes",
-    "is_of_patches",
+    "is_patch_convolution",
     "squeeze_obstacle",
 ]

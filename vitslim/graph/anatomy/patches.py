@@ -13,7 +13,7 @@ from vitslim.graph.nodes import argument, is_op
 aten = torch.ops.aten
 
 
-def is_of_patches(layer: Node, weight: Tensor) -> bool:
+def is_patch_convolution(layer: Node, weight: Tensor) -> bool:
     """Whether a layer is a convolution over non-overlapping patches without gaps; weight (out, in, height, width)."""
     if not is_op(layer, aten.conv2d.default) or argument(layer, 6, "groups", 1) != 1:
         return False

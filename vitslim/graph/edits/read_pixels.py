@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
 from vitslim.graph.model_graph import ModelGraph
@@ -45,7 +45,7 @@ class ReadPixels(Edit):
 def reads_pixels(node: Node, weight: Tensor) -> bool:
     """Whether a layer can read pixels: a convolution with a bias over non-overlapping patches of the image."""
     image, bias = argument(node, 0), argument(node, 2)
-    return image.op == "placeholder" and parameter_of(bias) != "" and is_of_patches(node, weight)
+    return image.op == "placeholder" and parameter_of(bias) != "" and is_patch_convolution(node, weight)
 
 
 def read_pixels(

@@ -224,10 +224,10 @@ class ModelSketch:
 
     def with_attention_bits(self, bits: int) -> ModelSketch:
         """Return the sketch with the attention of every block quantized."""
-        return replace(self, attention_bits=dict.fromkeys(self.attending, bits))
+        return replace(self, attention_bits=dict.fromkeys(self.blocks_with_attention, bits))
 
     @property
-    def attending(self) -> tuple[str, ...]:
+    def blocks_with_attention(self) -> tuple[str, ...]:
         """Names of the blocks that have attention, in order."""
         attended = {matmul.block for matmul in self.matmuls if matmul.role == "attention"}
         return tuple(block for block in self.blocks if block in attended)

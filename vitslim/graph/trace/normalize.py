@@ -113,16 +113,16 @@ def _out_of_place(graph: Graph) -> None:
             continue
         packet = getattr(aten, target._schema.name.removeprefix("aten::")[:-1], None)
         functional = getattr(packet, target._overloadname, None)
-        if functional is not None and _last_seen(node.args[0], order) <= order[node]:
+        if functional is not None and _last_use(node.args[0], order) <= order[node]:
             node.target = functional
 
 
-def _last_seen(node: Any, order: dict[Node, int]) -> int:
+def _last_use(node: Any, order: dict[Node, int]) -> int:
     """Position of the last node that uses a tensor or another view of the same memory."""
     place = max(order[user] for user in node.users)
     schema = getattr(node.target, "_schema", None)
     is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
-    return max(place, _last_seen(node.args[0], order)) if is_view or node.target is operator.getitem else place
+    return max(place, _last_use(node.args[0], order)) if is_view or node.target is operator.getitem else place
 
 
 def _named_sizes(graph: Graph) -> None:

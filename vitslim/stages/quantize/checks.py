@@ -23,7 +23,7 @@ def model_problems(scheme: QuantScheme, sketch: ModelSketch) -> list[Problem]:
         problems.append(
             Problem("skip", "all layers are in `skip`, so there is nothing to quantize", "remove layers from the list")
         )
-    if scheme.attention and not sketch.attending:
+    if scheme.attention and not sketch.blocks_with_attention:
         problems.append(Problem("attention", "the model has no attention that can be quantized", "remove it"))
     return problems
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import has_activation_scale, layer_nodes
 from vitslim.graph.memory import images_at_once
@@ -117,7 +117,7 @@ def solvable_layers(module: GraphModule) -> tuple[str, ...]:
     return tuple(
         weight
         for weight, nodes in layer_nodes(module).items()
-        if all(is_op(n, aten.linear.default) or is_of_patches(n, tensor_of(module, weight)) for n in nodes)
+        if all(is_op(n, aten.linear.default) or is_patch_convolution(n, tensor_of(module, weight)) for n in nodes)
     )
 
 

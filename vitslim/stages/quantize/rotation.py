@@ -21,7 +21,7 @@ from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
 from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
-from vitslim.stages.quantize.smoothing.channels import Smoothable, find_smoothable, used_once
+from vitslim.stages.quantize.smoothing.channels import Smoothable, find_smoothable, is_used_once
 
 aten = torch.ops.aten
 
@@ -100,7 +100,7 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Smoothable]) -
         raise FixedAxisError(reason)
     norms, scales = list[Smoothable](), list[LayerScale]()
     calls = [node for node in graph.module.graph.nodes if node.op == "call_function"]
-    for node in (call for call in calls if _touches(table, call, axis)):
+    for node in (call for call in calls if _has_axis(table, call, axis)):
         if has_trait(node, Trait.ROW_NORM):
             norms += _norm(node, foldable)
         elif is_op(node, aten.mul.Tensor):
@@ -113,7 +113,7 @@ def _stream(graph: ModelGraph, axis: Prim, foldable: Mapping[str, Smoothable]) -
     return Stream(table.name_of(axis), places, tuple(norms), tuple(scales))
 
 
-def _touches(table: AxisTable, node: Node, axis: Prim) -> bool:
+def _has_axis(table: AxisTable, node: Node, axis: Prim) -> bool:
     """Return whether an input or the output of a node has the axis. Raises FixedAxisError if the axis shares a
     dimension there."""
     terms = [term for one in _tensors(table, node) for dims in table.all_terms(one) for term in dims]
@@ -162,7 +162,7 @@ def _layer_scale(graph: ModelGraph, product: Node, axis: Prim) -> LayerScale:
     if is_op(layer, aten.linear.default) and len(layer.users) == 1 and graph.axes.attributes.get(factors) == (axis,):
         weight, bias = parameter_of(argument(layer, 1)), parameter_of(argument(layer, 2))
         names = [factors, weight, *([bias] if argument(layer, 2) is not None else [])]
-        if all(name and used_once(graph.module, name) for name in names):
+        if all(name and is_used_once(graph.module, name) for name in names):
             return LayerScale(factors, weight, bias)
     raise FixedAxisError(f"passes through {product.target}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from vitslim.graph.anatomy import is_of_patches
+from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
@@ -47,7 +47,7 @@ def _is_matmul(layer: Node, weight: Tensor, image: Any) -> bool:
     quantized = is_op(argument(layer, 0), FAKE_QUANT, DYNAMIC_FAKE_QUANT) and is_op(argument(layer, 1), FAKE_QUANT)
     return (
         quantized
-        and is_of_patches(layer, weight)
+        and is_patch_convolution(layer, weight)
         and parameter_of(argument(layer, 2)) != ""
         and len(image) == weight.dim()
         and image[0] == BATCH

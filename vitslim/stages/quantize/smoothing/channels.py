@@ -188,11 +188,11 @@ def _smoothable(
     biases = tuple(parameter_of(argument(reader, 2)) for reader in readers)
     biases = biases if all(biases) else ()
     touched = [name for name in (weight, bias, *names, *biases) if name]
-    if readers and len(set(touched)) == len(touched) and all(used_once(module, name) for name in touched):
+    if readers and len(set(touched)) == len(touched) and all(is_used_once(module, name) for name in touched):
         yield Smoothable(weight, bias, rows, names, biases)
 
 
-def used_once(module: GraphModule, name: str) -> bool:
+def is_used_once(module: GraphModule, name: str) -> bool:
     """Return whether a parameter has exactly one use."""
     nodes = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
     return len(nodes) == 1 and len(nodes[0].users) == 1
