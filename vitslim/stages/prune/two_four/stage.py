@@ -60,7 +60,9 @@ class TwoFourStage:
         masks, solved = SCORES[self.config.score](MaskInputs(ordered, names, self.pattern, context))
         changes = tuple(LayerNote(layer=name, result=self.config.pattern) for name in masks)
         changes += tuple(
-            LayerNote(layer=one.axis, result="channels reordered", reason=f"recovers {one.efficacy:.0%} of the lost magnitude")
+            LayerNote(
+                layer=one.axis, result="channels reordered", reason=f"recovers {one.efficacy:.0%} of the lost magnitude"
+            )
             for one in reordered
         )
         skipped = tuple(
