@@ -26,10 +26,10 @@ def bench(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", help="Backend, such as onnxruntime:cpu, sim:a100 or sim:FILE.yaml; may be repeated."),
+        typer.Option("--backend", help="Backend, such as onnxruntime:cpu, sim:a100 or sim:FILE.yaml; repeatable."),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; may be repeated.")] = None,
-    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; repeatable.")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="CPU threads; repeatable.")] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Time for each file, batch and thread count. Default: 2.")
     ] = None,
@@ -43,7 +43,7 @@ def bench(
     ] = None,
     kwargs: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; may be repeated."),
+        typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; repeatable."),
     ] = None,
     out: Annotated[
         Path | None,
