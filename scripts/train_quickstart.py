@@ -23,7 +23,7 @@ from vitslim.data import load_data
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import LOSS, Batch, hard_loss, predict, top1, train
 
 NAME = "vit_tiny_patch16_224"

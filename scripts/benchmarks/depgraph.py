@@ -33,7 +33,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Budget, DepGraph
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists, score_inputs
 from vitslim.stages.prune.depgraph.stage import DepGraphStage

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vitslim.recipe.stages import Distill, Ptq, Qat, TwoFour
-from vitslim.recipe.stages.training import Features, Loss, Train
+from vitslim.recipe.stages.training import Features, Loss
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage

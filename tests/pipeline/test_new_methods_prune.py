@@ -17,7 +17,7 @@ from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe import grammar, stages, validate
-from vitslim.recipe.config import Phase, StageConfig
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import prune as prune_recipe
 from vitslim.recipe.stages.prune import Prune
 from vitslim.recipe.stages.token_squeeze import TokenSqueeze

@@ -18,7 +18,8 @@ from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Qat, TwoFour
-from vitslim.recipe.stages.training import FeatureWeight, Loss, Train
+from vitslim.recipe.stages.training import FeatureWeight, Loss
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.check import OnnxFile, check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx

@@ -8,7 +8,7 @@ import torch
 from vitslim.data import Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import Batch, hard_loss, train
 from vitslim.training.augmentation import augment_strongly, mixup, random_crops
 

@@ -17,7 +17,7 @@ from vitslim.data import Dataset
 from vitslim.errors import BackendUnavailableError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import Batch, hard_loss, train
 from vitslim.training.device import autocast, find_device, find_precision
 
@@ -133,7 +133,7 @@ from torch import nn
 from vitslim.data.digits import load_digit_sets
 from vitslim.errors import StageError
 from vitslim.progress import Silent
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import hard_loss, train
 
 digits, _ = load_digit_sets((1, 8, 8))

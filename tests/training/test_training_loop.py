@@ -11,7 +11,7 @@ from vitslim.data import Dataset
 from vitslim.errors import InputError, StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
 from vitslim.training.loop import lr_factor, make_optimizer
 

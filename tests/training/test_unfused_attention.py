@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from vitslim.data import Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training import Batch, attention, hard_loss, train
 from vitslim.training.attention import FUSED, UnfusedAttention
 

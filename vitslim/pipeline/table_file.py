@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from vitslim.errors import InputError, Problem
 from vitslim.files import write_atomically
-from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Model
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LatencyTable
 
 VERSION = LatencyTable.model_fields["schema_version"].default

@@ -13,8 +13,8 @@ from pydantic.json_schema import models_json_schema
 
 from vitslim.errors import Problem, closest
 from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
-from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages import METHODS, kinds
 
 EXTENDS = "extends"

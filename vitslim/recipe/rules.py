@@ -10,8 +10,8 @@ from itertools import chain
 
 from vitslim.errors import Problem
 from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
-from vitslim.recipe.config import Phase, StageConfig
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import kinds
 from vitslim.recipe.stages.training import PACKAGE, TEACHERS
 

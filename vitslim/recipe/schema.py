@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny
 
-from vitslim.recipe.config import EXPECTED, Config, StageConfig, TimmName
+from vitslim.recipe.config import EXPECTED, Config, TimmName
+from vitslim.recipe.stage_config import StageConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}

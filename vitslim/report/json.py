@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vitslim import results
 from vitslim.errors import InputError
-from vitslim.results import REPORT_SCHEMA_VERSION, Report
+from vitslim.results import REPORT_SCHEMA_VERSION, Report, values
 
 RERUN_HINT = "run the recipe again with `vitslim run`"
 
@@ -49,7 +48,7 @@ def parse_report(text: str) -> Report:
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON schema of `report.json`, with the docstrings of `vitslim/results.py` as descriptions."""
+    """Return the JSON schema of `report.json`, with the docstrings of `vitslim/results/values.py` as descriptions."""
     schema = Report.model_json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     documented = _attribute_docstrings()
@@ -62,7 +61,7 @@ def report_schema() -> dict[str, Any]:
 def _attribute_docstrings() -> dict[str, dict[str, str]]:
     """Return the docstring of each field of each class. Parsed on demand, because it would slow down every import."""
     found: dict[str, dict[str, str]] = {}
-    for statement in ast.parse(inspect.getsource(results)).body:
+    for statement in ast.parse(inspect.getsource(values)).body:
         if isinstance(statement, ast.ClassDef):
             found[statement.name] = _documented_fields(statement)
     return found

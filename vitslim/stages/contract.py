@@ -14,7 +14,7 @@ from vitslim.errors import Problem
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Progress
-from vitslim.recipe.config import StageConfig
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LayerNote, Measurement
 
 

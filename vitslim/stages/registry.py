@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitslim.recipe import stages as configs
-from vitslim.recipe.config import StageConfig
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LatencyTable
 from vitslim.stages.contract import Stage
 from vitslim.stages.distill.stage import DistillStage

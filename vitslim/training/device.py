@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training.attention import UnfusedAttention
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.training.augmentation import augment_strongly, mixup
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import autocast, compilation, find_device, on_device

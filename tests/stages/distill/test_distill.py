@@ -12,7 +12,8 @@ from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Distill, TwoFour
-from vitslim.recipe.stages.training import Loss, TeacherModel, Train
+from vitslim.recipe.stages.training import Loss, TeacherModel
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage

@@ -11,7 +11,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Distill
-from vitslim.recipe.stages.training import Loss, TeacherModel, Train
+from vitslim.recipe.stages.training import Loss, TeacherModel
+from vitslim.recipe.train import Train
 from vitslim.training import Batch
 from vitslim.training.distillation import train_with_teacher
 from vitslim.training.distillation.teachers import load_teacher, teacher_function

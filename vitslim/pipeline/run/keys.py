@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.pipeline.table_file import table_path
-from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import StageConfig
 
 KEY_LENGTH = 12
 

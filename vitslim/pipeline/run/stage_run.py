@@ -19,8 +19,8 @@ from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
-from vitslim.recipe.config import StageConfig
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx

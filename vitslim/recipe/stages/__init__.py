@@ -1,6 +1,6 @@
 """Stage entries of a recipe: one file for each kind, one config for each method."""
 
-from vitslim.recipe.config import StageConfig
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from vitslim.recipe.config import Phase, StageConfig, one_of
+from vitslim.recipe.config import one_of
 from vitslim.recipe.profiles import PROFILES, Profile
+from vitslim.recipe.stage_config import Phase, StageConfig
 
 
 class Export(StageConfig):

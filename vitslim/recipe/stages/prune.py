@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from vitslim.errors import Problem
-from vitslim.recipe.config import EXPECTED, Config, KeepRate, Phase, PruningRatio, StageConfig, one_of
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.config import EXPECTED, Config, KeepRate, PruningRatio, one_of
+from vitslim.recipe.stage_config import Phase, StageConfig
+from vitslim.recipe.train import Train
 
 IMPORTANCES = {
     "magnitude_l1": "sum of absolute weights",

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vitslim.errors import Problem
-from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig
+from vitslim.recipe.config import ASSUMED, Config
 from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teacher, TrainedWithTeacher
 
 Bits = Annotated[int, Field(ge=2, le=8)]

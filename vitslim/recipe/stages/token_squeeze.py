@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vitslim.errors import Problem
-from vitslim.recipe.config import ASSUMED, KeepRate, Phase, StageConfig
+from vitslim.recipe.config import ASSUMED, KeepRate
+from vitslim.recipe.stage_config import Phase, StageConfig
 
 
 class TokenSqueeze(StageConfig):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from vitslim.errors import Problem, closest
-from vitslim.recipe.config import ASSUMED, Config, Phase, StageConfig, TimmName, names_of
+from vitslim.recipe.config import ASSUMED, Config, TimmName
+from vitslim.recipe.stage_config import Phase, StageConfig, names_of
+from vitslim.recipe.train import Train
 
 NO_TEACHER = "none"
 TEACHERS = (NO_TEACHER, "previous", "dense")
@@ -32,32 +34,6 @@ TEACHER_WORDS = (
     "model whose outputs the student learns: none, dense, previous (the model before this stage), the name of an "
     "earlier stage, or {timm: NAME, checkpoint: FILE}"
 )
-
-
-class Train(Config):
-    """Training with AdamW and a cosine learning-rate schedule."""
-
-    epochs: PositiveInt = Field(3, description="passes over the training images")
-    batch: PositiveInt = Field(64, description="images per optimizer step")
-    lr: PositiveFloat = Field(5e-5, description="peak learning rate", json_schema_extra={ASSUMED: True})
-    wd: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay", json_schema_extra={ASSUMED: True})
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="fraction of the steps in which the learning rate rises"
-    )
-    clip: PositiveFloat = Field(1.0, description="maximum gradient norm")
-    images: PositiveInt | None = Field(None, description="train on at most N images, balanced over classes")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing of the hard loss")
-    augment: Literal["none", "light", "strong"] = Field(
-        "none", description="light: crops of at least 70 % of the area; strong: of at least 10 %, and color jitter"
-    )
-    mix: bool = Field(False, description="train on mixtures of two images, which have no label; needs a teacher")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32",
-        description="data type of activations and matmuls; weights are always float32. auto: bfloat16 if the device "
-        "has instructions for it",
-    )
-    compile: bool = Field(False, description="use torch.compile, which pays off in long training on a GPU")
 
 
 class Loss(Config):

@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import DepGraph, TwoFour
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage

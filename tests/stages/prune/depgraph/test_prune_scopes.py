@@ -16,7 +16,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Budget, DepGraph, GroupSparsity, PruningRatios
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.depgraph.group_sparsity import train_sparse
 from vitslim.stages.prune.depgraph.groups import find_members

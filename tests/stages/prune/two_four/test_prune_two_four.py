@@ -15,7 +15,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR, keeps_pattern
 from vitslim.stages.prune.two_four.stage import TwoFourStage

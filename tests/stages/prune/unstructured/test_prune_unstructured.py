@@ -20,7 +20,7 @@ from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour, Unstructured
-from vitslim.recipe.stages.training import Train
+from vitslim.recipe.train import Train
 from vitslim.sparsity import csr_bytes, device_bytes
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.check import check_stored_weights

@@ -6,12 +6,9 @@ and serializes to JSON; `Report` is the documented schema of `report.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-
-from vitslim.latency_grid import MatmulLatencies, Shape
 
 REPORT_SCHEMA_VERSION = 2
 
@@ -248,37 +245,6 @@ class GateResult(Value):
     limit: float
     value: float
     passed: bool
-
-
-class LatencyTable(Value):
-    """Latencies of the matmuls of a model on one backend, for all shapes that pruning may give them."""
-
-    schema_version: Literal[2] = 2
-    model: str
-    kwargs: dict[str, int | float | str | bool] = {}
-    """Arguments of the timm model."""
-    backend: str
-    kind: Literal["measured", "simulated"]
-    settings: dict[str, str] = {}
-    batch: int
-    threads: int | None
-    """None for a simulated backend."""
-    environment: Environment
-    n: int
-    """Smallest number of timed runs of an entry; 0 for a simulated backend."""
-    spread: float
-    """Median over all entries of the interquartile range over the median."""
-    dense_ms: float
-    """Latency of the dense model."""
-    rest_ms: float
-    """Latency of the dense model without its matmuls; assumed not to change."""
-    scale: float = 1.0
-    """Factor on all entries; below 1 only if the matmuls add up to more than the latency of the dense model."""
-    matmuls: MatmulLatencies
-
-    def estimate_ms(self, shapes: Iterable[Shape]) -> float:
-        """Return the milliseconds of a model with matmuls of these shapes: the fixed rest and the sum over matmuls."""
-        return self.rest_ms + self.scale * sum(self.matmuls.at(shape) for shape in shapes)
 
 
 class Assumption(Value):

@@ -1,0 +1,85 @@
+"""The base of all stage configs, and the phases that order them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import ClassVar
+
+from pydantic import Field
+
+from vitslim.errors import Problem
+from vitslim.recipe.config import EXPECTED, Config
+from vitslim.recipe.profiles import Profile
+from vitslim.recipe.train import Train
+
+
+class Phase(Enum):
+    """The phase of a stage in a recipe; `rules.py` defines which phase may follow which."""
+
+    STRUCTURE = "structural pruning"
+    TOKENS = "token squeezing"
+    MASK = "a sparsity mask"
+    TRAIN = "training"
+    PRECISION = "quantization"
+    EXPORT = "export"
+
+
+class StageConfig(Config):
+    """Keys and properties that every stage has."""
+
+    kind: ClassVar[str]
+    """The key that begins a stage entry: `prune`, `distill`, ..."""
+    phase: ClassVar[Phase]
+
+    method: str
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9-]*$",
+        max_length=64,
+        description="name that later stages can refer to",
+        json_schema_extra={EXPECTED: "lower-case letters, digits and '-', beginning with a letter"},
+    )
+
+    @property
+    def removes_attention(self) -> bool:
+        """Whether a block may have no attention after this stage."""
+        return False
+
+    @property
+    def squeezed_blocks(self) -> tuple[int, ...]:
+        """Positions of the blocks in which this stage reduces the number of tokens."""
+        return ()
+
+    @property
+    def schedule(self) -> Train | None:
+        """The training schedule of the stage; None for a stage that does not train."""
+        return None
+
+    @property
+    def export_profile(self) -> Profile | None:
+        """The form of the file that the stage writes; None for a stage that writes none."""
+        return None
+
+    @property
+    def has_feature_loss(self) -> bool:
+        """Whether the stage records a feature loss of each block, which a later stage can read."""
+        return False
+
+    @property
+    def needs_measured_backend(self) -> str:
+        """The key that needs a measured backend that runs ONNX files; empty if there is none."""
+        return ""
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:  # noqa: ARG002
+        """Yield contradictions among the keys, given the stages before and after. `where` is relative to the stage."""
+        yield from ()
+
+    def warnings(self) -> Iterator[Problem]:
+        """Yield advice on keys that are legal but seldom useful. `where` is relative to the stage."""
+        yield from ()
+
+
+def names_of(stages: Sequence[StageConfig]) -> list[str]:
+    """Return the names by which later stages can refer to these stages: own names and kinds, without repeats."""
+    return list(dict.fromkeys(name for config in stages for name in (config.name, config.kind) if name))
