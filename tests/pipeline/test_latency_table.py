@@ -86,7 +86,7 @@ def test_a_smaller_model_is_not_slower(simulated: LatencyTable, graph: ModelGrap
 def test_the_latency_of_a_measured_dense_model_equals_the_measurement(
     graph: ModelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitslim.pipeline.latency_table.POINTS", {"measured": 2})
+    monkeypatch.setattr("vitslim.pipeline.bench.latency_table.POINTS", {"measured": 2})
     labels = []
 
     class Watching(Silent):

@@ -32,8 +32,8 @@ def recipe(backends: tuple[str, ...] = ("onnxruntime:cpu",), **keys: Any) -> Any
 
 @pytest.fixture
 def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitslim.pipeline.reduce_range.cpu_flags", lambda: frozenset({"avx2"}))
-    monkeypatch.setattr("vitslim.pipeline.reduce_range.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("vitslim.pipeline.run.resolve.cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("vitslim.pipeline.run.resolve.platform.machine", lambda: "x86_64")
 
 
 @pytest.mark.usefixtures("avx2")
