@@ -106,14 +106,10 @@ def test_a_recipe_can_name_the_target(tmp_path: Path) -> None:
     assert vitslim.build_plan(validate(document, "test"), trace=False).rows
 
 
-def test_a_recipe_reports_the_target(tmp_path: Path) -> None:
+def test_a_recipe_reports_the_target(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
     document = {
         "name": "toy-target",
-        "model": {
-            "timm": "vit_tiny_patch16_224",
-            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
-                       "num_classes": 10},
-        },
+        "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
         "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
         "stages": [{"prune": {"method": "depgraph"}}, "export"],
         "report": {"backends": ["sim:toy"], "batches": [1]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -45,15 +46,13 @@ def test_a_new_profile_writes_files_of_its_own_form(
     assert found["toy"][1] == found["portable"][1] < found["ort-cpu"][1]
 
 
-def test_a_recipe_with_a_new_profile_ends_in_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_with_a_new_profile_ends_in_a_report(
+    tiny_kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PROFILES, TOY.name, TOY)
     document = {
         "name": "toy-profile",
-        "model": {
-            "timm": "vit_tiny_patch16_224",
-            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
-                       "num_classes": 10},
-        },
+        "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
         "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
         "stages": [{"quantize": {"rounding": "nearest"}}, {"export": {"profile": "toy"}}],
         "report": {"backends": ["sim:systolic"], "batches": [1]},

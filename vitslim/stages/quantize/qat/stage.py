@@ -6,15 +6,14 @@ import torch
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Qat
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.checks import graph_problems, model_problems, quantized_sketch
+from vitslim.stages.quantize.base import QuantizeStage
+from vitslim.stages.quantize.checks import graph_problems
 from vitslim.stages.quantize.insert import compare, insert_quantizers
 from vitslim.stages.quantize.notes import quantized_notes, skipped_notes
 from vitslim.stages.quantize.placement import place
-from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.training.distillation import (
     FEATURE_LOSS,
     block_weights,
@@ -24,21 +23,8 @@ from vitslim.training.distillation import (
 )
 
 
-class QatStage:
+class QatStage(QuantizeStage[Qat]):
     """Quantization-aware training with a teacher; scales are learned (LSQ, Esser et al., ICLR 2020; GPUSQ)."""
-
-    def __init__(self, config: Qat) -> None:
-        self.config = config
-        self.scheme = QuantScheme.of(config)
-
-    def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Return the keys that do not fit the model."""
-        return model_problems(self.scheme, sketch)
-
-    def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        """Return the sketch with fewer bits; approximate if measurements choose which activations stay in float."""
-        after = quantized_sketch(self.scheme, sketch)
-        return after.as_approximate() if self.config.placement == "auto" else after
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Insert quantizers, then train. Masked weights stay zero, and so do their integers."""
