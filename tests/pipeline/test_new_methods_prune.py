@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from vitslim.stages.token_squeeze.schedule import block_problems, planned_counts
 
 import vitslim
 from vitslim.errors import Problem, RecipeError
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch, sketch
+from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
 from vitslim.recipe import grammar, stages, validate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import prune as prune_recipe
@@ -28,7 +29,6 @@ from vitslim.stages.prune.depgraph import importance
 from vitslim.stages.prune.layer_choice import chosen_layers
 from vitslim.stages.prune.masks import mask_violations
 from vitslim.stages.registry import STAGES, from_config
-from vitslim.stages.token_squeeze.schedule import block_problems, planned_counts
 
 Run = Callable[..., Report]
 
@@ -146,7 +146,7 @@ class HalveStage:
         return block_problems(sketch, self.config.squeezed_blocks)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
-        return sketch.with_squeeze(self._kept(sketch))
+        return sketch.with_squeeze(attention_cuts(sketch, self._kept(sketch)))
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         return StageResult(insert_squeeze(graph, self._kept(sketch(graph))))

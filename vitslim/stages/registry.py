@@ -17,7 +17,7 @@ from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.qat.stage import QatStage
-from vitslim.stages.token_squeeze.stage import EtpsStage
+from vitslim.stages.token_squeeze.stage import KeepBestStage
 
 Handler = Callable[[Any, LatencyTable | None], Stage]
 """Builds a stage from its config and the latency table that `budget.table` names, if there is one."""
@@ -36,7 +36,9 @@ STAGES: dict[type[StageConfig], Handler] = {
     configs.Distill: from_config(DistillStage),
     configs.Ptq: from_config(PtqStage),
     configs.Qat: from_config(QatStage),
-    configs.Etps: from_config(EtpsStage),
+    configs.Etps: from_config(KeepBestStage),
+    configs.Evit: from_config(KeepBestStage),
+    configs.PruneOnly: from_config(KeepBestStage),
     configs.Export: from_config(ExportStage),
 }
 

@@ -18,6 +18,7 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.squeeze import squeeze_tokens
+from vitslim.graph.ops.token_scores import RECEIVED_ATTENTION
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import verify_axes
 
@@ -66,12 +67,40 @@ def test_equals_the_model_squeezed_by_hand(name: str, kwargs: dict[str, Any]) ->
             torch.testing.assert_close(squeezed.module(images(batch)), expected, rtol=1e-4, atol=1e-5)
 
 
+MODELS_WITHOUT_CLASS_TOKEN = [
+    ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
+    ("vit_base_patch16_siglip_224", {}),
+    ("vit_medium_patch16_reg4_gap_256", {}),
+]
+
+
+@pytest.mark.parametrize("method", ["etps", "evit", "prune-only"])
+@pytest.mark.parametrize(("name", "extra"), MODELS_WITHOUT_CLASS_TOKEN)
+def test_models_without_a_class_token_score_by_received_attention(
+    name: str, extra: dict[str, Any], method: str, kwargs: dict[str, Any]
+) -> None:
+    squeezed = insert_squeeze(trace_timm(name, {**kwargs, **extra}), KEEP, method)
+    scores = [node for node in squeezed.module.graph.nodes if node.target is RECEIVED_ATTENTION]
+    assert len(scores) == 2
+    assert squeezed.module(images(2)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("method", "left"), [("evit", [13, 7]), ("prune-only", [12, 6])])
+def test_baselines_keep_the_same_tokens(method: str, left: list[int], graph: ModelGraph) -> None:
+    squeezed = insert_squeeze(graph, KEEP, method)
+    anatomy = find_anatomy(squeezed)
+    assert [anatomy.shapes[block.squeeze][1] for block in anatomy.blocks if block.squeeze] == left
+    assert verify_axes(squeezed).max_error < 1e-5
+    pruned = cut(squeezed)
+    assert pruned.module(images(3)).shape == (3, 10)
+
+
 def test_the_input_graph_does_not_change_and_the_edit_is_recorded(graph: ModelGraph) -> None:
     before = graph.module(images(2))
     squeezed = insert_squeeze(graph, KEEP)
     assert torch.equal(graph.module(images(2)), before)
     assert graph.edits == ()
-    assert squeezed.edits == (InsertSqueeze(KEEP),)
+    assert squeezed.edits == (InsertSqueeze("etps", KEEP),)
     anatomy = find_anatomy(squeezed)
     assert [block.squeeze is not None for block in anatomy.blocks] == [True, False, True]
     assert [anatomy.shapes[block.squeeze][1] for block in anatomy.blocks if block.squeeze] == [12, 6]
@@ -167,7 +196,6 @@ def test_a_block_is_squeezed_once(graph: ModelGraph) -> None:
     ("name", "extra", "words"),
     [
         ("beit_base_patch16_224", {}, "bias for each pair"),
-        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "no class token"),
         ("vit_small_patch16_rope_224", {}, "position table"),
         ("vit_small_patch16_18x2_224", {}, "MLP does not follow"),
     ],

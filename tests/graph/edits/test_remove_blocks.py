@@ -21,7 +21,7 @@ from vitslim.graph.edits.remove_blocks import remove_blocks
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
-from vitslim.graph.sketch import cost, sketch
+from vitslim.graph.sketch import attention_cuts, cost, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.trace.normalize import normalize
 from vitslim.graph.verify import MAX_ERROR, verify_axes
@@ -134,7 +134,8 @@ def test_attention_that_scores_tokens_cannot_be_removed(four_blocks: ModelGraph)
     squeezed = insert_squeeze(four_blocks, {"blocks.1": 8})
     stuck = {b.name: b.obstacle for b in branches(squeezed) if b.obstacle}
     assert stuck == {"blocks.1.attn": "its result is used elsewhere"}
-    planned = sketch(four_blocks).with_squeeze({"blocks.1": 8})
+    dense = sketch(four_blocks)
+    planned = dense.with_squeeze(attention_cuts(dense, {"blocks.1": 8}))
     assert {b.name: b.obstacle for b in planned.branches if b.obstacle} == stuck
     with pytest.raises(StageError, match=r"'blocks\.1\.attn' cannot be removed: its result is used elsewhere"):
         remove_blocks(squeezed, ["blocks.1"])

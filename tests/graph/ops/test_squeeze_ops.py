@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -12,7 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS, class_attention, fuse, squeeze_tokens
+from vitslim.graph.ops.squeeze import (
+    SQUEEZE_TOKENS,
+    fuse,
+    squeeze_tokens,
+)
+from vitslim.graph.ops.token_scores import CLASS_ATTENTION, class_attention
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +45,22 @@ def test_class_attention_is_the_class_row_of_the_attention_matrix() -> None:
     for prefix in (1, 2):
         expected = full[:, :, 0].mean(1)[:, prefix:]
         torch.testing.assert_close(class_attention(q, k, 0.3, prefix), expected)
+
+
+def test_received_attention_is_the_mean_of_the_columns() -> None:
+    q, k = random(2, 3, 10, 4), random(2, 3, 10, 4, seed=1)
+    full = torch.softmax(q @ k.transpose(-2, -1) * 0.3, dim=-1)
+    for prefix in (0, 2):
+        torch.testing.assert_close(received_attention(q, k, 0.3, prefix), full.mean((1, 2))[:, prefix:])
+
+
+def test_baselines_by_hand() -> None:
+    x = torch.tensor([[[9.0, 9], [1, 0], [0, 1], [2, 2], [4, 0]]])
+    score = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    assert keep_tokens(x, score, 2).tolist() == [[[9, 9], [0, 1], [2, 2]]]
+    fused = [0.1 * 1 + 0.2 * 4, 0.0]
+    expected = torch.tensor([[[9.0, 9], [0, 1], [2, 2], fused]])
+    torch.testing.assert_close(fuse_inattentive(x, score, 2), expected)
 
 
 def test_fusion_follows_the_definition() -> None:
@@ -124,20 +146,28 @@ def test_gradients_are_those_of_the_function() -> None:
 
 
 class Squeeze(torch.nn.Module):
+    def __init__(self, operator: Any, score: Any) -> None:
+        super().__init__()
+        self.operator, self.score = operator, score
+
     def forward(self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return SQUEEZE_TOKENS(x, CLASS_ATTENTION(q, k, 0.3, 1), 7)
+        squeezed: torch.Tensor = self.operator(x, self.score(q, k, 0.3, 1), 7)
+        return squeezed
 
 
-def test_one_node_each_in_a_graph_and_equal_in_onnx_runtime(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("operator", "score"),
+    [(SQUEEZE_TOKENS, CLASS_ATTENTION), (KEEP_TOKENS, RECEIVED_ATTENTION), (FUSE_INATTENTIVE, CLASS_ATTENTION)],
+)
+def test_one_node_each_in_a_graph_and_equal_in_onnx_runtime(operator: Any, score: Any, tmp_path: Path) -> None:
+    squeeze = Squeeze(operator, score).eval()
     batch = torch.export.Dim("batch")
     dynamic = {name: {0: batch} for name in "xqk"}
     example = (random(2, 17, 8), random(2, 2, 17, 4), random(2, 2, 17, 4, seed=1))
-    program = torch.export.export(Squeeze().eval(), example, dynamic_shapes=dynamic)
+    program = torch.export.export(squeeze, example, dynamic_shapes=dynamic)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert calls == [CLASS_ATTENTION, SQUEEZE_TOKENS]
-    exported = torch.onnx.export(
-        Squeeze().eval(), example, dynamo=True, dynamic_shapes=dynamic, opset_version=21, verbose=False
-    )
+    assert calls == [score, operator]
+    exported = torch.onnx.export(squeeze, example, dynamo=True, dynamic_shapes=dynamic, opset_version=21, verbose=False)
     exported.save(tmp_path / "squeeze.onnx")
     model = onnx.load(tmp_path / "squeeze.onnx")
     kinds = {node.op_type for node in model.graph.node}
@@ -147,4 +177,4 @@ def test_one_node_each_in_a_graph_and_equal_in_onnx_runtime(tmp_path: Path) -> N
     for size in (1, 2, 5):
         inputs = (random(size, 17, 8), random(size, 2, 17, 4, seed=3), random(size, 2, 17, 4, seed=4))
         (out,) = session.run(None, {name: t.numpy() for name, t in zip("xqk", inputs, strict=True)})
-        torch.testing.assert_close(torch.from_numpy(out), Squeeze()(*inputs), rtol=0, atol=1.5e-6)
+        torch.testing.assert_close(torch.from_numpy(out), squeeze(*inputs), rtol=0, atol=1.5e-6)

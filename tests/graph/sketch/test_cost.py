@@ -10,7 +10,7 @@ from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import LayerBits, cost, sketch
+from vitslim.graph.sketch import LayerBits, attention_cuts, cost, sketch
 from vitslim.graph.trace import trace_timm
 
 
@@ -40,7 +40,8 @@ def test_estimates_equal_the_cost_of_the_edited_graph(tiny_graph: ModelGraph) ->
     cuts = {"blocks.0.mlp": 96, "blocks.1.qk": 16, "blocks.0.v": 8, "embed": 48}
     planned, graph = planned.with_sizes(cuts), slice_axes(graph, {name: range(n) for name, n in cuts.items()})
     assert sketch(graph).cost() == planned.cost()
-    planned, graph = planned.with_squeeze({"blocks.0": 9}), insert_squeeze(graph, {"blocks.0": 9})
+    planned = planned.with_squeeze(attention_cuts(planned, {"blocks.0": 9}))
+    graph = insert_squeeze(graph, {"blocks.0": 9})
     assert sketch(graph).cost() == planned.cost()
     assert sketch(graph).tokens == planned.tokens == 10
     weights = [linear.weight for linear in planned.linears]
@@ -72,7 +73,7 @@ def test_etps_cost_table(deit_tiny: ModelGraph, keep_ratio: float, gmacs: float)
     """DeiT-T, floor counts, with the similarity matmul and without the fusion, as the paper counts them."""
     dense = sketch(deit_tiny)
     keep = {f"blocks.{b}": int(196 * keep_ratio**stage) for stage, b in enumerate((3, 6, 9), start=1)}
-    squeezed = dense.with_squeeze(keep)
+    squeezed = dense.with_squeeze(attention_cuts(dense, keep))
     uncounted = [p.macs(squeezed.axes) for p in squeezed.matmuls if p.name.endswith(("fusion", "class_attention"))]
     assert (squeezed.cost().macs - sum(uncounted)) / 1e9 == pytest.approx(gmacs, rel=0.01)
 

@@ -10,13 +10,13 @@ import torch
 
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch, cost, sketch
+from vitslim.graph.sketch import ModelSketch, attention_cuts, cost, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.recipe.stages import Etps
+from vitslim.recipe.stages import Etps, Evit, KeepBest, PruneOnly
 from vitslim.stages.contract import StageContext
-from vitslim.stages.token_squeeze.schedule import token_counts
-from vitslim.stages.token_squeeze.stage import EtpsStage
+from vitslim.stages.token_squeeze.counts import token_counts
+from vitslim.stages.token_squeeze.stage import KeepBestStage
 
 DEIT_BLOCKS = ("blocks.3", "blocks.6", "blocks.9")
 COST_TABLE = {
@@ -50,27 +50,52 @@ def context(tmp_path: Path) -> StageContext:
     )  # fmt: skip
 
 
-def etps(**keys: Any) -> EtpsStage:
-    return EtpsStage(Etps(method="etps", **keys))
+def etps(**keys: Any) -> KeepBestStage:
+    return KeepBestStage(Etps(method="etps", **keys))
+
+
+def test_published_counts_of_evit_include_the_fused_token() -> None:
+    counts = token_counts(dict.fromkeys(DEIT_BLOCKS, 196), dict.fromkeys(DEIT_BLOCKS, 0.7), "ceil", added=1)
+    assert [count.after + 1 for count in counts.values()] == [139, 99, 71]
+
+
+def test_a_list_has_a_keep_rate_for_each_block(tiny_graph: ModelGraph) -> None:
+    stage = etps(blocks=(0, 1), keep_rate=(0.75, 0.5))
+    assert stage.estimate(sketch(tiny_graph)).tokens_at("blocks.0") == 1 + 12
+    assert stage.estimate(sketch(tiny_graph)).tokens == 1 + 6
+    (problem,) = Etps(method="etps", blocks=(0, 1), keep_rate=(0.75,)).problems((), ())
+    assert (problem.where, problem.message) == ("keep_rate", "got 1 keep rates for 2 blocks")
+
+
+@pytest.mark.parametrize(("config", "tokens"), [(Evit, 1 + 9 + 1), (PruneOnly, 1 + 8)])
+def test_baselines_keep_the_planned_tokens(
+    config: type[KeepBest], tokens: int, tiny_graph: ModelGraph, context: StageContext
+) -> None:
+    method = {Evit: "evit", PruneOnly: "prune-only"}[config]
+    stage = KeepBestStage(config(method=method, blocks=(0, 1), keep_rate=0.7))
+    result = stage.apply(tiny_graph, context)
+    assert stage.requires(sketch(tiny_graph)) == stage.ensures(tiny_graph, result.graph) == []
+    assert stage.estimate(sketch(tiny_graph)).cost() == cost(result.graph)
+    assert sketch(result.graph).tokens == tokens
 
 
 def test_published_counts() -> None:
     present = dict.fromkeys(DEIT_BLOCKS, 196)
     after = {
-        rounding: [count.after for count in token_counts(present, DEIT_BLOCKS, 0.7, rounding).values()]
+        rounding: [count.after for count in token_counts(present, dict.fromkeys(DEIT_BLOCKS, 0.7), rounding).values()]
         for rounding in ("ceil", "floor")
     }
     assert after == {"ceil": [138, 97, 68], "floor": [137, 95, 66]}
 
 
 def test_counts_are_exact_where_floats_are_not() -> None:
-    assert token_counts({"a": 100}, ["a"], 0.07, "ceil")["a"].after == 7
-    assert token_counts({"a": 100}, ["a"], 0.29, "floor")["a"].after == 29
+    assert token_counts({"a": 100}, {"a": 0.07}, "ceil")["a"].after == 7
+    assert token_counts({"a": 100}, {"a": 0.29}, "floor")["a"].after == 29
 
 
 def gmacs_as_published(dense: ModelSketch, counts: tuple[int, ...]) -> float:
     """The table counts the matching, and neither the fusion nor the class token's row of attention."""
-    squeezed = dense.with_squeeze(dict(zip(DEIT_BLOCKS, counts, strict=True)))
+    squeezed = dense.with_squeeze(attention_cuts(dense, dict(zip(DEIT_BLOCKS, counts, strict=True))))
     unpublished = (".fusion", ".class_attention")
     return sum(p.macs(squeezed.axes) for p in squeezed.matmuls if not p.name.endswith(unpublished)) / 1e9
 
@@ -83,7 +108,8 @@ def test_cost_table_of_deit_tiny(keep: float, deit_tiny_sketch: ModelSketch) -> 
 
 def test_whole_cost_at_keep_07_is_within_a_percent(deit_tiny_sketch: ModelSketch) -> None:
     keep = dict(zip(DEIT_BLOCKS, COST_TABLE[0.7][0], strict=True))
-    assert deit_tiny_sketch.with_squeeze(keep).cost().macs / 1e9 == pytest.approx(0.81, rel=0.01)
+    squeezed = deit_tiny_sketch.with_squeeze(attention_cuts(deit_tiny_sketch, keep))
+    assert squeezed.cost().macs / 1e9 == pytest.approx(0.81, rel=0.01)
 
 
 @pytest.mark.slow
@@ -159,7 +185,6 @@ def test_recipes_that_do_not_fit(keys: dict[str, Any], where: str, words: str, t
             "attends within windows",
         ),
         ("beit_base_patch16_224", {"depth": 2, "embed_dim": 64, "num_heads": 2, "num_classes": 5}, "pair of positions"),
-        ("vit_base_patch16_siglip_224", {"depth": 2, "embed_dim": 64, "num_heads": 2}, "no class token"),
     ],
 )
 def test_models_that_do_not_fit_are_refused_with_stage_and_reason(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from vitslim.graph.anatomy.flow import ancestors, descendants, image_dependent_n
 from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
-from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 
 aten = torch.ops.aten
 
@@ -51,7 +50,7 @@ class Block:
     attention_residual: Node | None
     """The addition of the attention branch to its input; None without one."""
     squeeze: Node | None
-    """The token squeeze after the attention residual; None without one."""
+    """The operator that reduces the tokens after the attention residual, or at the input of the block; None without."""
     mlp: tuple[str, ...]
     """Names of the weights with role fc1 or fc2."""
 
@@ -84,7 +83,7 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
     tensors = tensors_of(graph.module)
     linears = tuple(_linear(node, roles.get(node, ""), names, tensors) for node in layers)
     linears = _with_mlp_roles(linears)
-    blocks = tuple(_block(name, attentions, linears) for name in names)
+    blocks = _with_squeezes([_block(name, attentions, linears) for name in names])
     token_node, has_class_token, prefix = _prefix(graph, shapes)
     return Anatomy(blocks, linears, token_node, has_class_token, prefix, shapes)
 
@@ -159,9 +158,20 @@ def _block(name: str, attentions: list[Attention], linears: tuple[Linear, ...]) 
         None,
     )
     residual = _residual(attention) if attention else None
-    squeeze = next((user for user in residual.users if is_op(user, SQUEEZE_TOKENS)), None) if residual else None
     mlp = tuple(layer.weight for layer in own if layer.role in {"fc1", "fc2"})
-    return Block(name, attention, residual, squeeze, mlp)
+    return Block(name, attention, residual, None, mlp)
+
+
+def _with_squeezes(blocks: list[Block]) -> tuple[Block, ...]:
+    """Return the blocks with their token squeezes. In a block without MLP, the next block reads the squeeze."""
+    found: list[Block] = []
+    for block in blocks:
+        near = (*block.attention_residual.users, *block.attention_residual.all_input_nodes) if (
+            block.attention_residual is not None) else ()  # fmt: skip
+        earlier = {other.squeeze for other in found}
+        squeeze = next((node for node in near if has_trait(node, Trait.SQUEEZE) and node not in earlier), None)
+        found.append(replace(block, squeeze=squeeze))
+    return tuple(found)
 
 
 def _residual(attention: Attention) -> Node | None:

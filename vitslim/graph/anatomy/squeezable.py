@@ -10,14 +10,12 @@ from vitslim.graph.axes.operators import Trait, has_trait
 
 
 def squeeze_obstacle(anatomy: Anatomy) -> str:
-    """Return the reason that eTPS cannot squeeze tokens of a model, as the end of a sentence; empty if it can."""
+    """Return the reason that tokens of a model cannot be squeezed, as the end of a sentence; empty if they can be."""
     if not any(block.attention for block in anatomy.blocks):
         return "it has no attention over tokens"
     fixed = [reason for block in anatomy.blocks if (reason := _fixed_positions(block))]
     if fixed:
         return fixed[0]
-    if anatomy.token_node is None or not anatomy.has_class_token:
-        return "it has no class token, whose attention scores the other tokens"
     for block in anatomy.blocks:
         reason = _irregular(block, anatomy, anatomy.token_node)
         if reason:
@@ -36,12 +34,12 @@ def _fixed_positions(block: Block) -> str:
     return ""
 
 
-def _irregular(block: Block, anatomy: Anatomy, token_node: Node) -> str:
+def _irregular(block: Block, anatomy: Anatomy, token_node: Node | None) -> str:
     """Return the reason that a block is not attention over all tokens, an addition and an MLP; empty if it is."""
     attention, residual = block.attention, block.attention_residual
     if attention is None or residual is None:
         return f"'{block.name}' has no attention with a residual connection"
-    if token_node not in ancestors(attention.q):
+    if token_node is not None and token_node not in ancestors(attention.q):
         return f"the class token is missing in '{block.name}'"
     if anatomy.shapes[attention.q][2] != anatomy.shapes[attention.k][2]:
         return f"in '{block.name}' only some of the tokens attend"

@@ -45,6 +45,8 @@ class Trait(Enum):
     """Elementwise: each index of the result needs only the same index of the operands."""
     COMBINES = auto()
     """Adds, subtracts or multiplies two tensors elementwise."""
+    SQUEEZE = auto()
+    """Reduces the tokens of operand 0, (batch, tokens, channels); all channels are treated alike."""
     SAME_SHAPE = auto()
     """The result has the shape and dtype of the first operand where all tensor operands have it."""
     BOUNDED_BELOW = auto()

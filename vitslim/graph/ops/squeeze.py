@@ -1,11 +1,15 @@
-"""Token squeezing (TPS, CVPR 2023, arXiv 2304.10716) as two operators that are one node each in a graph.
+"""Operators that keep the patch tokens with the highest scores, one node each in a graph.
 
-Both are composites of ordinary operators, so autograd, torch.export and the ONNX exporter need nothing else: top-k,
+They differ in the treatment of the other tokens: `squeeze_tokens` adds each to the most similar kept token (TPS, CVPR
+2023, arXiv 2304.10716), `fuse_inattentive` adds them up to one token (EViT, ICLR 2022, arXiv 2202.07800), and
+`keep_tokens` drops them (DynamicViT, arXiv 2106.02034).
+
+All are composites of ordinary operators, so autograd, torch.export and the ONNX exporter need nothing else: top-k,
 gathering by index, matmuls and a comparison, all with a constant number of kept tokens and a free batch size.
 
-Multiply-accumulates for one image, with H heads of width d, N tokens, Np squeezed and Nr kept patch tokens of width C:
-class attention H*N*d, similarity Np*Nr*C, fusion Nr*Np*C. The cost table of the paper's methods counts the similarity
-alone; vitslim counts every matmul.
+Multiply-accumulates for one image, with Np removed and Nr kept patch tokens of width C: similarity Np*Nr*C and fusion
+Nr*Np*C in `squeeze_tokens`, Np*C in `fuse_inattentive`. The cost table of TPS counts the similarity alone; vitslim
+counts every matmul.
 """
 
 from __future__ import annotations
@@ -24,33 +28,55 @@ TIE_FLOOR = 1e-50
 """Far below the smallest float32, so that scores of exactly zero are ordered too."""
 
 
-def class_attention(q: torch.Tensor, k: torch.Tensor, scale: float, prefix: int) -> torch.Tensor:
-    """Return the attention of the class token to each patch token, averaged over heads.
-
-    q, k: (B, H, N, d) float, the class token first. `prefix` counts the tokens that are not patches (class token,
-    distillation token, registers): they take part in the softmax and are then left out.
-    Returns (B, N - prefix), each entry in [0, 1].
-    """
-    logits = torch.matmul(q[:, :, :1], k.transpose(-2, -1)) * scale
-    return torch.softmax(logits, dim=-1)[:, :, 0, prefix:].mean(dim=1)
-
-
 def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
     """Keep the patch tokens with the highest scores and add each other token to the most similar kept one.
 
-    x: (B, P + N, C) float, P prefix tokens first, which pass unchanged. score: (B, N). keep: 1 to N.
+    x: (B, P + N, C) float, P prefix tokens first, which pass unchanged. score: (B, N), from [0, inf). keep: 1 to N.
     Returns (B, P + keep, C); kept tokens stay in their order. Of equal scores the lower index wins.
     No gradient reaches the scores: selection by rank has none. Raises ValueError for another `keep`.
+    """
+    prefix, tokens = _parts(x, score)
+    kept, removed = split_by_score(score, keep)
+    return torch.cat([prefix, fuse(_take(tokens, kept), _take(tokens, removed))], dim=1)
+
+
+def keep_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
+    """Keep the patch tokens with the highest scores and drop the others. Arguments and result as `squeeze_tokens`."""
+    prefix, tokens = _parts(x, score)
+    kept, _ = split_by_score(score, keep)
+    return torch.cat([prefix, _take(tokens, kept)], dim=1)
+
+
+def fuse_inattentive(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
+    """Keep the patch tokens with the highest scores and append the sum of the others, weighted by their scores.
+
+    Arguments as `squeeze_tokens`. Returns (B, P + keep + 1, C). The weights are not normalized (EViT, section 3.3).
+    Gradients reach the scores of the removed tokens.
+    """
+    prefix, tokens = _parts(x, score)
+    kept, removed = split_by_score(score, keep)
+    weights = torch.gather(score, 1, removed).unsqueeze(1)
+    fused = torch.matmul(weights, _take(tokens, removed))
+    return torch.cat([prefix, _take(tokens, kept), fused], dim=1)
+
+
+def split_by_score(score: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions of the `keep` highest scores, ascending, and the other positions, by falling score.
+
+    score: (B, N), from [0, inf); of equal scores the lower index is kept. Returns int64 (B, keep) and (B, N - keep).
+    Raises ValueError unless keep is 1 to N.
     """
     patches = score.shape[1]
     if not 1 <= keep <= patches:
         raise ValueError(f"cannot keep {keep} of {patches} patch tokens")
-    prefix = x.shape[1] - patches
-    tokens = x[:, prefix:]
     order = torch.topk(_distinct(score), patches, dim=1)[1]
-    kept = torch.topk(order[:, :keep], keep, dim=1, largest=False)[0]
-    squeezed = fuse(_take(tokens, kept), _take(tokens, order[:, keep:]))
-    return torch.cat([x[:, :prefix], squeezed], dim=1)
+    return torch.topk(order[:, :keep], keep, dim=1, largest=False)[0], order[:, keep:]
+
+
+def _parts(x: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the prefix tokens and the patch tokens."""
+    prefix = x.shape[1] - score.shape[1]
+    return x[:, :prefix], x[:, prefix:]
 
 
 def _distinct(score: torch.Tensor) -> torch.Tensor:
@@ -90,18 +116,16 @@ def _take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def _register() -> Library:
     library = Library("vitslim", "FRAGMENT")  # type: ignore[no-untyped-call]
-    signatures = {
-        "class_attention(Tensor q, Tensor k, float scale, int prefix) -> Tensor": class_attention,
-        "squeeze_tokens(Tensor x, Tensor score, int keep) -> Tensor": squeeze_tokens,
-    }
-    for signature, function in signatures.items():
-        library.define(signature)  # type: ignore[no-untyped-call]
-        library.impl(function.__name__, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    for function in (squeeze_tokens, keep_tokens, fuse_inattentive):
+        name = function.__name__
+        library.define(f"{name}(Tensor x, Tensor score, int keep) -> Tensor")  # type: ignore[no-untyped-call]
+        library.impl(name, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
     return library
 
 
 _LIBRARY = _register()
 """The operators stay registered as long as this object exists."""
 
-CLASS_ATTENTION = torch.ops.vitslim.class_attention.default
 SQUEEZE_TOKENS = torch.ops.vitslim.squeeze_tokens.default
+KEEP_TOKENS = torch.ops.vitslim.keep_tokens.default
+FUSE_INATTENTIVE = torch.ops.vitslim.fuse_inattentive.default

@@ -1,7 +1,20 @@
 """The model without weights: sizes, matmuls, bits and sparsity, and the cost that follows from them."""
 
 from vitslim.graph.sketch.from_graph import cost, sketch
-from vitslim.graph.sketch.model_sketch import LayerBits, Matmul, ModelSketch, SketchBranch, SketchLinear
+from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch, SketchLinear
 from vitslim.graph.sketch.size import Size
+from vitslim.graph.sketch.token_matmuls import TokenCut, attention_cuts
 
-__all__ = ["LayerBits", "Matmul", "ModelSketch", "Size", "SketchBranch", "SketchLinear", "cost", "sketch"]
+__all__ = [
+    "LayerBits",
+    "Matmul",
+    "ModelSketch",
+    "Size",
+    "SketchBranch",
+    "SketchLinear",
+    "TokenCut",
+    "attention_cuts",
+    "cost",
+    "sketch",
+]

@@ -27,8 +27,11 @@ from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
-from vitslim.graph.ops.squeeze import CLASS_ATTENTION, SQUEEZE_TOKENS
-from vitslim.graph.sketch.model_sketch import LayerBits, Matmul, ModelSketch, SketchBranch
+from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
+from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION
+from vitslim.graph.sketch import token_matmuls
+from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch
 from vitslim.graph.sketch.size import ONE, Size
 from vitslim.results import Cost
 
@@ -56,6 +59,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         blocks=tuple(block.name for block in anatomy.blocks),
         token_axes=sizes.token_axes,
         prefix_tokens=anatomy.prefix_tokens,
+        has_class_token=anatomy.has_class_token,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
@@ -114,8 +118,8 @@ class _Sizes:
         stream = block.squeeze or block.attention_residual
         if stream is None or len(self.table.terms(stream)) != 3:
             return
-        if block.squeeze is not None and block.attention_residual is not None:
-            self._token_name(self.table.terms(block.attention_residual)[1], "tokens")
+        if block.squeeze is not None:
+            self._token_name(self.table.terms(argument(block.squeeze, 0))[1], "tokens")
         name = f"tokens.{block.name}" if self._token_names else "tokens"
         self.token_axes[block.name] = self._token_name(self.table.terms(stream)[1], name)
 
@@ -180,8 +184,7 @@ def _reader(target: Any) -> Reader | None:
         return _attention
     if operator_has(target, Trait.MATMUL):
         return _matmul
-    readers: dict[Any, Reader] = {CLASS_ATTENTION: _class_attention, SQUEEZE_TOKENS: _squeeze}
-    return readers.get(target)
+    return TOKEN_READERS.get(target)
 
 
 def _layer(graph: ModelGraph, node: Node, sizes: _Sizes, layer: Linear, constant: bool) -> Matmul:
@@ -212,17 +215,35 @@ def _matmul(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     return (Matmul(f"{block}.matmul", sizes.product(left[:-2]), rows, reduce, columns, "", block, "attention"),)
 
 
-def _class_attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
-    _, heads, keys, width = (sizes.of(term) for term in sizes.table.terms(argument(node, 1)))
-    return (Matmul(f"{block}.class_attention", heads, ONE, width, keys, "", block, "squeeze"),)
+def _score(matmuls: Callable[[str, Size, Size, Size], tuple[Matmul, ...]]) -> Reader:
+    """Return the reader of an operator that scores tokens by attention."""
+
+    def read(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+        _, heads, keys, width = (sizes.of(term) for term in sizes.table.terms(argument(node, 1)))
+        return matmuls(block, heads, width, keys)
+
+    return read
 
 
-def _squeeze(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
-    """Similarity of squeezed to kept tokens, and the fusion that adds them."""
-    score, keep = sizes.table.terms(argument(node, 1))[-1], int(argument(node, 2))
-    width = sizes.of(sizes.table.terms(node)[-1])
-    kept, gone = Size.of(keep), Size.of(sizes.table.size(score) - keep)
-    return (
-        Matmul(f"{block}.similarity", ONE, gone, width, kept, "", block, "squeeze"),
-        Matmul(f"{block}.fusion", ONE, kept, gone, width, "", block, "squeeze"),
-    )
+def _best_tokens(matmuls: token_matmuls.SqueezeMatmuls) -> Reader:
+    """Return the reader of an operator that takes tokens, scores and the number of kept tokens."""
+
+    def read(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+        tokens, _, keep = (argument(node, i) for i in range(3))
+        patches = sizes.table.size(sizes.table.terms(argument(node, 1))[-1])
+        width = sizes.of(sizes.table.terms(node)[-1])
+        kept, removed = Size.of(int(keep)), Size.of(patches - int(keep))
+        before = sizes.of(sizes.table.terms(tokens)[1])
+        return matmuls(token_matmuls.SqueezeSizes(block, ONE, ONE, width, before, kept, removed))
+
+    return read
+
+
+TOKEN_READERS: dict[Any, Reader] = {
+    CLASS_ATTENTION: _score(token_matmuls.class_attention),
+    RECEIVED_ATTENTION: _score(token_matmuls.received_attention),
+    SQUEEZE_TOKENS: _best_tokens(token_matmuls.squeeze_tokens),
+    KEEP_TOKENS: _best_tokens(token_matmuls.keep_tokens),
+    FUSE_INATTENTIVE: _best_tokens(token_matmuls.fuse_inattentive),
+}
+"""Operator of token squeezing to the function that reads its matmuls."""

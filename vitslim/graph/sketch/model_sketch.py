@@ -11,38 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vitslim.graph.anatomy.branches import USED_ELSEWHERE
-from vitslim.graph.sketch.size import ONE, Size
+from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.size import Size
+from vitslim.graph.sketch.token_matmuls import SqueezeSizes, TokenCut
 from vitslim.results import Cost
 from vitslim.sparsity import device_bytes, skips_multiplications
 from vitslim.units import FLOAT_BITS, container_bits
-
-
-@dataclass(frozen=True)
-class Matmul:
-    """One matmul: `count` times (rows x reduce) by (reduce x columns), for one image. A convolution counts as one."""
-
-    name: str
-    count: Size
-    rows: Size
-    reduce: Size
-    columns: Size
-    weight: str = ""
-    """Name of the weight; empty for a matmul of two activations."""
-    block: str = ""
-    role: str = "other"
-    """qkv, proj, fc1, fc2, head, patch_embed, attention, squeeze or other."""
-    branches: frozenset[str] = frozenset()
-    """Names of the residual branches around it."""
-    convolution: bool = False
-    reads_image: bool = False
-    reads_pixels: bool = False
-    """Whether it can read pixels instead of the normalized image."""
-    constant: bool = False
-    """Whether it does not depend on the image, such as the layers that compute a relative position bias."""
-
-    def macs(self, sizes: Mapping[str, int]) -> int:
-        """Multiply-accumulates for one image."""
-        return (self.count * self.rows * self.reduce * self.columns).value(sizes)
 
 
 class LayerBits(NamedTuple):
@@ -104,6 +78,7 @@ class ModelSketch:
     token_axes: Mapping[str, str]
     """Block name to the axis that counts tokens after the block's attention; blocks without a token axis are absent."""
     prefix_tokens: int
+    has_class_token: bool = True
     squeeze_obstacle: str = ""
     """Reason that tokens cannot be squeezed in this model; empty if they can be."""
     squeezed: tuple[str, ...] = ()
@@ -157,25 +132,29 @@ class ModelSketch:
         """Return the same sketch, marked as dependent on data."""
         return replace(self, data_dependent=True)
 
-    def with_squeeze(self, keep: Mapping[str, int]) -> ModelSketch:
-        """Return the sketch with tokens squeezed after the attention of some blocks to `keep` patch tokens each."""
+    def with_squeeze(self, cuts: Mapping[str, TokenCut]) -> ModelSketch:
+        """Return the sketch with fewer tokens from some blocks on, given by block name."""
         sketch = self
-        for block in (name for name in self.blocks if name in keep):
-            sketch = sketch._squeeze(block, keep[block])
+        for block in (name for name in self.blocks if name in cuts):
+            sketch = sketch._squeeze(block, cuts[block])
         return sketch
 
-    def _squeeze(self, block: str, keep: int) -> ModelSketch:
-        old, new, gone = self.token_axes[block], f"tokens.{block}", f"squeezed.{block}"
-        axes = {**self.axes, new: keep + self.prefix_tokens, gone: self.axes[old] - self.prefix_tokens - keep}
-        here = max(i for i, p in enumerate(self.matmuls) if p.block == block and p.role in {"attention", "proj"}) + 1
+    def _squeeze(self, block: str, cut: TokenCut) -> ModelSketch:
+        old, new, removed = self.token_axes[block], f"tokens.{block}", f"squeezed.{block}"
+        axes = {**self.axes, new: self.prefix_tokens + cut.kept + cut.added,
+                removed: self.axes[old] - self.prefix_tokens - cut.kept}  # fmt: skip
+        own = [i for i, p in enumerate(self.matmuls) if p.block == block]
+        here = own[0] if cut.at_input else max(i for i in own if self.matmuls[i].role in {"attention", "proj"}) + 1
         after = self.blocks[self.blocks.index(block) :]
         later = tuple(replace(p, count=p.count.rename(old, new), rows=p.rows.rename(old, new),
                               reduce=p.reduce.rename(old, new), columns=p.columns.rename(old, new))
                       for p in self.matmuls[here:])  # fmt: skip
-        extra = self._squeeze_matmuls(block, old, gone, keep)
+        sizes = self._squeeze_sizes(block, Size.axis(old), Size.of(cut.kept), Size.axis(removed))
+        extra = tuple(matmul for matmuls in cut.matmuls for matmul in matmuls(sizes))
         token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
         return replace(self, axes=axes, matmuls=self.matmuls[:here] + extra + later, token_axes=token_axes,
-                       squeezed=(*self.squeezed, block), branches=self._tied(block))  # fmt: skip
+                       squeezed=(*self.squeezed, block),
+                       branches=self.branches if cut.at_input else self._tied(block))  # fmt: skip
 
     def _tied(self, block: str) -> tuple[SketchBranch, ...]:
         """Return the branches after a block is squeezed: its attention scores the tokens and cannot be removed."""
@@ -184,17 +163,10 @@ class ModelSketch:
             replace(b, obstacle=b.obstacle or USED_ELSEWHERE) if b.name in scoring else b for b in self.branches
         )
 
-    def _squeeze_matmuls(self, block: str, old: str, gone: str, keep: int) -> tuple[Matmul, ...]:
-        """Return class attention, similarity of squeezed to kept tokens, and fusion (TPS, section 2.4)."""
+    def _squeeze_sizes(self, block: str, tokens: Size, kept: Size, removed: Size) -> SqueezeSizes:
         scores = next(p for p in self.matmuls if p.block == block and p.role == "attention")
         width = next(p.columns for p in self.matmuls if p.block == block and p.role == "proj")
-        kept = Size.of(keep)
-        where = ("", block, "squeeze")
-        return (
-            Matmul(f"{block}.class_attention", scores.count, ONE, scores.reduce, Size.axis(old), *where),
-            Matmul(f"{block}.similarity", ONE, Size.axis(gone), width, kept, *where),
-            Matmul(f"{block}.fusion", ONE, kept, Size.axis(gone), width, *where),
-        )
+        return SqueezeSizes(block, scores.count, scores.reduce, width, tokens, kept, removed)
 
     def with_removed(self, names: Collection[str]) -> ModelSketch:
         """Return the sketch without some residual branches: without their matmuls, parameters and own axes."""

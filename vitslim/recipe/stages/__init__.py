@@ -5,9 +5,21 @@ from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
-from vitslim.recipe.stages.token_squeeze import Etps
+from vitslim.recipe.stages.token_squeeze import Etps, Evit, KeepBest, PruneOnly, TokenSqueeze
 
-METHODS: list[type[StageConfig]] = [DepGraph, TwoFour, Unstructured, Depth, Distill, Ptq, Qat, Etps, Export]
+METHODS: list[type[StageConfig]] = [
+    DepGraph,
+    TwoFour,
+    Unstructured,
+    Depth,
+    Distill,
+    Ptq,
+    Qat,
+    Etps,
+    Evit,
+    PruneOnly,
+    Export,
+]
 """The config of every method."""
 
 
@@ -26,14 +38,18 @@ __all__ = [
     "Depth",
     "Distill",
     "Etps",
+    "Evit",
     "Export",
     "Floor",
     "GroupSparsity",
+    "KeepBest",
+    "PruneOnly",
     "PruningRatios",
     "Ptq",
     "Qat",
     "Quantize",
     "StageConfig",
+    "TokenSqueeze",
     "TwoFour",
     "Unstructured",
     "kinds",

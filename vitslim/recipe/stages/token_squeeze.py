@@ -11,6 +11,8 @@ from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, KeepRate
 from vitslim.recipe.stage_config import Phase, StageConfig
 
+Rounding = Literal["ceil", "floor"]
+
 
 class TokenSqueeze(StageConfig):
     """Keys that all token methods share."""
@@ -33,19 +35,62 @@ class TokenSqueeze(StageConfig):
             owner.setdefault(block, "this stage")
 
 
-class Etps(TokenSqueeze):
-    """eTPS: keep the tokens with the highest class attention and squeeze the others into them (TPS, CVPR 2023)."""
+class KeepBest(TokenSqueeze):
+    """Keys of methods that keep the tokens with the highest attention scores after the attention of some blocks."""
 
-    method: Literal["etps"]
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (3, 6, 9), description="positions of the blocks that squeeze tokens after their attention"
     )
-    keep_rate: KeepRate = Field(0.7, description="fraction of the patch tokens that each of these blocks keeps")
-    rounding: Literal["ceil", "floor"] = Field(
-        "ceil", description="rounding of the number of kept tokens", json_schema_extra={ASSUMED: True}
+    keep_rate: KeepRate | tuple[KeepRate, ...] = Field(
+        0.7,
+        description="fraction of the present patch tokens that each of these blocks keeps; a list has one for each",
     )
 
     @property
     def squeezed_blocks(self) -> tuple[int, ...]:
         """Positions of the blocks in which this stage reduces the number of tokens."""
         return self.blocks
+
+    @property
+    def rounded(self) -> Rounding:
+        """Rounding of the number of kept tokens."""
+        return "ceil"
+
+    @property
+    def keep_rates(self) -> dict[int, float]:
+        """Position of each block to its keep rate."""
+        rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,) * len(self.blocks)
+        return dict(zip(self.blocks, rates, strict=False))
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield a problem for a list of keep rates that has not one for each block, besides those of all methods."""
+        yield from super().problems(before, after)
+        if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != len(self.blocks):
+            message = f"got {len(self.keep_rate)} keep rates for {len(self.blocks)} blocks"
+            yield Problem("keep_rate", message, "give one number, or a list with one for each of `blocks`")
+
+
+class Etps(KeepBest):
+    """eTPS: keep the tokens with the highest class attention and squeeze the others into them (TPS, CVPR 2023)."""
+
+    method: Literal["etps"]
+    rounding: Rounding = Field(
+        "ceil", description="rounding of the number of kept tokens", json_schema_extra={ASSUMED: True}
+    )
+
+    @property
+    def rounded(self) -> Rounding:
+        """Rounding of the number of kept tokens."""
+        return self.rounding
+
+
+class Evit(KeepBest):
+    """EViT: keep the tokens with the highest class attention and fuse the others into one token (ICLR 2022)."""
+
+    method: Literal["evit"]
+
+
+class PruneOnly(KeepBest):
+    """Keep the tokens with the highest class attention and drop the others: eTPS without fusion, for comparison."""
+
+    method: Literal["prune-only"]

@@ -20,7 +20,6 @@ from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.axes.terms import prims
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
-from vitslim.graph.ops.squeeze import SQUEEZE_TOKENS
 from vitslim.stages.quantize.smoothing.channels import Smoothable, find_smoothable, is_used_once
 
 aten = torch.ops.aten
@@ -133,7 +132,7 @@ def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
         return True
     if is_op(node, aten.conv2d.default):
         return int(argument(node, 6, "groups", 1)) == 1
-    if is_op(node, SQUEEZE_TOKENS):  # tokens are as similar in any basis
+    if has_trait(node, Trait.SQUEEZE):  # tokens are as similar in any basis
         return axis in table.terms(argument(node, 0))
     kept = all(axis in table.terms(one) for one in _tensors(table, node))
     if is_op(node, aten.add.Tensor, aten.sub.Tensor):

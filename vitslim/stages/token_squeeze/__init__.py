@@ -1,6 +1,6 @@
 """Token squeezing: fewer tokens after some blocks.
 
-`stage.py` is the stage of eTPS; another method adds its own stage file beside it. Pure functions that methods share
-have a file each: `schedule.py` computes the number of tokens that each block keeps. The operators that score, match and
-fuse tokens are in `graph/ops/squeeze.py`; the edit that inserts them into a graph is `graph/edits/squeeze.py`.
+`stage.py` is the stage of the methods that score tokens by attention (eTPS, EViT, prune-only); a method of another kind
+has a folder beside it. `counts.py` computes the number of tokens that each block keeps. The operators that score, match
+and fuse tokens are in `graph/ops`; the edits that insert them into a graph are in `graph/edits`.
 """

@@ -1,52 +1,50 @@
-"""eTPS (TPS, Wei et al., CVPR 2023): keep the tokens with the highest class attention and fuse the others into them."""
+"""Methods that keep the tokens with the highest attention scores: eTPS (CVPR 2023), EViT (ICLR 2022), prune-only."""
 
 from __future__ import annotations
 
 from vitslim.errors import Problem
 from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.insert_squeeze import FUSED_TOKENS, insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import ModelSketch, sketch
-from vitslim.recipe.stages import Etps
+from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
+from vitslim.recipe.stages import KeepBest
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.token_squeeze.schedule import Count, block_problems, count_problems, planned_counts
+from vitslim.stages.token_squeeze.counts import Count, block_problems, count_problems, planned_counts
 
 ASSUMED = "the paper does not publish the rounding, so it is assumed"
 
 
-class EtpsStage:
-    """Runs `token-squeeze: {method: etps}`. It trains nothing; a later distill stage can recover accuracy."""
+class KeepBestStage:
+    """Runs `token-squeeze` with `etps`, `evit` and `prune-only`. A later distill stage can recover accuracy."""
 
-    def __init__(self, config: Etps) -> None:
+    def __init__(self, config: KeepBest) -> None:
         self.config = config
+        self._added = FUSED_TOKENS.get(config.method, 0)
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Require a class token, global attention without position bias, and existing blocks not squeezed yet."""
+        """Require attention over all tokens without position bias, and existing blocks that are not squeezed yet."""
         if sketch.squeeze_obstacle:
-            message = f"token-squeeze (etps) does not support this model: {sketch.squeeze_obstacle}"
+            message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
             return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
         return block_problems(sketch, self.config.blocks) or count_problems(sketch, self._counts(sketch))
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with fewer tokens after each block. Exact: the counts do not depend on data."""
-        return sketch.with_squeeze(self._kept(sketch))
+        return sketch.with_squeeze(attention_cuts(sketch, self._kept(sketch), self.config.method))
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:  # noqa: ARG002
-        """Insert the operators of class attention and squeezing. The weights do not change."""
+        """Insert the operators that score and squeeze tokens. The weights do not change."""
         before = sketch(graph)
         changes, skipped = [], []
         for name, count in self._counts(before).items():
             if count.after < count.before:
-                what = f"kept {count.after} of {count.before} patch tokens"
-                changes.append(
-                    LayerNote(layer=name, result=what, reason=f"rounded by {self.config.rounding}; {ASSUMED}")
-                )
+                changes.append(LayerNote(layer=name, result=self._describe(count), reason=self._rounding()))
             else:
                 skipped.append(LayerNote(layer=name, result="skipped", reason=f"keeps all {count.before} patch tokens"))
         kept = self._kept(before)
         metrics = {f"patch_tokens.{name}": float(count) for name, count in kept.items()}
-        return StageResult(insert_squeeze(graph, kept), tuple(changes), tuple(skipped), metrics)
+        return StageResult(insert_squeeze(graph, kept, self.config.method), tuple(changes), tuple(skipped), metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Check that every block has its operator and keeps the planned number of tokens."""
@@ -56,12 +54,20 @@ class EtpsStage:
             block = anatomy.block(name)
             if block is None or block.squeeze is None:
                 problems.append(Problem("blocks", f"'{name}' was not squeezed"))
-            elif anatomy.shapes[block.squeeze][1] != count + anatomy.prefix_tokens:
+            elif anatomy.shapes[block.squeeze][1] != count + self._added + anatomy.prefix_tokens:
                 problems.append(Problem("blocks", f"'{name}' does not keep {count} patch tokens"))
         return problems
 
+    def _describe(self, count: Count) -> str:
+        fused = " and fused the others into one" if self._added else ""
+        return f"kept {count.after} of {count.before} patch tokens{fused}"
+
+    def _rounding(self) -> str:
+        assumed = f"; {ASSUMED}" if "rounding" in type(self.config).model_fields else ""
+        return f"rounded by {self.config.rounded}{assumed}"
+
     def _counts(self, sketch: ModelSketch) -> dict[str, Count]:
-        return planned_counts(sketch, self.config.blocks, self.config.keep_rate, self.config.rounding)
+        return planned_counts(sketch, self.config.keep_rates, self.config.rounded, self._added)
 
     def _kept(self, sketch: ModelSketch) -> dict[str, int]:
         """Return the number of kept patch tokens by block name, without blocks that keep all."""

@@ -16,7 +16,7 @@ from vitslim.graph.axes.scope import Scope
 from vitslim.graph.edits import Slice
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import sketch
+from vitslim.graph.sketch import attention_cuts, sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import DepGraph, TwoFour
 from vitslim.recipe.train import Train
@@ -151,7 +151,8 @@ def test_a_head_dim_is_scored_by_its_sum_over_heads(tiny_graph: ModelGraph, prun
 
 def test_pruning_after_squeezing_matches_the_plan(tiny_graph: ModelGraph, prune: Prune) -> None:
     stage = DepGraphStage(DepGraph(method="depgraph"))
-    planned = stage.estimate(sketch(tiny_graph).with_squeeze({"blocks.0": 8}))
+    dense = sketch(tiny_graph)
+    planned = stage.estimate(dense.with_squeeze(attention_cuts(dense, {"blocks.0": 8})))
     result = prune(insert_squeeze(tiny_graph, {"blocks.0": 8}))
     assert sketch(result.graph).cost() == planned.cost()
     with torch.no_grad():

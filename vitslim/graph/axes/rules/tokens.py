@@ -13,7 +13,7 @@ from vitslim.graph.axes.traits import Trait, Traits
 IS_TOKENS = "is a token position"
 
 
-def class_attention(scope: Scope, node: Node) -> Dims:
+def token_score(scope: Scope, node: Node) -> Dims:
     """q, k (B, heads, n, d) to a score for each token after the prefix (B, n - prefix)."""
     q, k = scope.operands(node, "q", "k")
     batch, _, tokens, _ = scope.pair(q, k)
@@ -22,13 +22,13 @@ def class_attention(scope: Scope, node: Node) -> Dims:
     return (batch, patches)
 
 
-def squeeze_tokens(scope: Scope, node: Node) -> Dims:
-    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + keep, C): the kept tokens are a new axis."""
+def best_tokens(scope: Scope, node: Node) -> Dims:
+    """x (B, prefix + n, C) and a score (B, n) to (B, prefix + kept, C): the kept tokens are a new axis."""
     x, score = scope.operands(node, "x", "score")
     prefix, patches = scope.terms.cut(x[1], size(x[1]) - size(score[1]))
     scope.tie(patches, score[1])
     scope.tie(x[0], score[0])
-    (kept,) = scope.fresh((int(scope.value(node, "keep")),), IS_TOKENS)
+    (kept,) = scope.fresh((scope.shape(node)[1] - size(prefix),), IS_TOKENS)
     scope.set_kind(kept, "tokens")
     return (x[0], join((prefix, kept)), x[2])
 
@@ -54,13 +54,21 @@ def dynamic_fake_quant(scope: Scope, node: Node) -> Dims:
 
 
 RULES: dict[Any, Rule] = {
-    "vitslim.class_attention": class_attention,
-    "vitslim.squeeze_tokens": squeeze_tokens,
+    "vitslim.class_attention": token_score,
+    "vitslim.received_attention": token_score,
+    "vitslim.squeeze_tokens": best_tokens,
+    "vitslim.keep_tokens": best_tokens,
+    "vitslim.fuse_inattentive": best_tokens,
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
 }
 
 TRAITS: Traits = {
+    Trait.SQUEEZE: (
+        "vitslim.squeeze_tokens.default",
+        "vitslim.keep_tokens.default",
+        "vitslim.fuse_inattentive.default",
+    ),
     Trait.LOGITS: ("vitslim.fake_quant.default",),
     Trait.INDEXWISE: ("vitslim.fake_quant.default", "vitslim.dynamic_fake_quant.default"),
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Literal
 
 from vitslim.errors import Problem
 from vitslim.graph.sketch import ModelSketch
+from vitslim.recipe.stages.token_squeeze import Rounding
 
-Rounding = Literal["ceil", "floor"]
 ROUNDINGS = {"ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
@@ -20,31 +19,34 @@ class Count:
 
     before: int
     after: int
+    """Without tokens that the method adds."""
 
 
 def token_counts(
-    present: Mapping[str, int], blocks: Iterable[str], keep_rate: float, rounding: Rounding
+    present: Mapping[str, int], keep_rates: Mapping[str, float], rounding: Rounding, added: int = 0
 ) -> dict[str, Count]:
-    """Return the counts of each block, a fraction of the tokens that the previous one keeps (EViT, Liang et al., 2022).
+    """Return the counts of each block, a fraction of the tokens that the previous one leaves (EViT, ICLR 2022).
 
-    present: block name to its current number of patch tokens. blocks: names in graph order. keep_rate: in (0, 1], taken
-    as the decimal number that the recipe shows: 0.07 of 100 is 7, although `0.07 * 100 > 7` in floats.
+    present: block name to its current number of patch tokens. keep_rates: block name, in graph order, to the fraction
+    in (0, 1], taken as the decimal number that the recipe shows: 0.07 of 100 is 7, although `0.07 * 100 > 7` in floats.
+    added: tokens that the method adds to the kept ones of a block, unless it keeps all; they count in the next one.
     """
     counts: dict[str, Count] = {}
     left = max(present.values(), default=0)
-    for block in blocks:
+    for block, keep_rate in keep_rates.items():
         before = min(left, present[block])
-        left = int((Decimal(repr(keep_rate)) * before).to_integral_value(ROUNDINGS[rounding]))
-        counts[block] = Count(before, left)
+        after = int((Decimal(repr(keep_rate)) * before).to_integral_value(ROUNDINGS[rounding]))
+        counts[block] = Count(before, after)
+        left = after + (added if after < before else 0)
     return counts
 
 
 def planned_counts(
-    sketch: ModelSketch, blocks: Iterable[int], keep_rate: float, rounding: Rounding
+    sketch: ModelSketch, keep_rates: Mapping[int, float], rounding: Rounding, added: int = 0
 ) -> dict[str, Count]:
     """Return the counts of the blocks at these positions by block name, in graph order."""
-    names = [sketch.blocks[index] for index in sorted(blocks)]
-    return token_counts({block: patch_tokens(sketch, block) for block in sketch.blocks}, names, keep_rate, rounding)
+    rates = {sketch.blocks[index]: keep_rates[index] for index in sorted(keep_rates)}
+    return token_counts({block: patch_tokens(sketch, block) for block in sketch.blocks}, rates, rounding, added)
 
 
 def block_problems(sketch: ModelSketch, blocks: Sequence[int]) -> list[Problem]:
