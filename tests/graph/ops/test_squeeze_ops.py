@@ -14,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitslim.graph.ops.squeeze import (
+    FUSE_INATTENTIVE,
+    KEEP_TOKENS,
     SQUEEZE_TOKENS,
     fuse,
+    fuse_inattentive,
+    keep_tokens,
     squeeze_tokens,
 )
-from vitslim.graph.ops.token_scores import CLASS_ATTENTION, class_attention
+from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION, class_attention, received_attention
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
