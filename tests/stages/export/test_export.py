@@ -228,11 +228,14 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
     assert weight not in summary.unquantized and len(summary.unquantized) == 9
 
 
-def test_squeezed_graph_exports_with_its_batch_free(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9})
-    images = images_for(squeezed)
+@pytest.mark.parametrize("method", ["etps", "evit", "prune-only"])
+def test_squeezed_graph_exports_with_its_batch_free(method: str, tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9, "blocks.1": 5}, method)
+    images = images_for(squeezed, 7)
     path = export_onnx(squeezed, tmp_path / "squeezed.onnx").path
-    for count in (1, 5):
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert not kinds & {"GatherElements", "ScatterElements", "ScatterND", "NonZero", "Loop", "If"}
+    for count in (1, 2, 7):
         expected = logits_of(squeezed, images[:count])
         torch.testing.assert_close(OnnxFile(path)(images[:count]), expected, rtol=0, atol=1e-5)
     context = context_for(squeezed, tmp_path)

@@ -67,7 +67,7 @@ def test_a_list_has_a_keep_rate_for_each_block(tiny_graph: ModelGraph) -> None:
     assert (problem.where, problem.message) == ("keep_rate", "got 1 keep rates for 2 blocks")
 
 
-@pytest.mark.parametrize(("config", "tokens"), [(Evit, 1 + 9 + 1), (PruneOnly, 1 + 8)])
+@pytest.mark.parametrize(("config", "tokens"), [(Evit, 1 + 10 + 1), (PruneOnly, 1 + 9)])
 def test_baselines_keep_the_planned_tokens(
     config: type[KeepBest], tokens: int, tiny_graph: ModelGraph, context: StageContext
 ) -> None:

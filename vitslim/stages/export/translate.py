@@ -10,6 +10,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, opset21
 
+from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
+from vitslim.stages.export import translate_tokens
 from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
 
 
@@ -19,6 +21,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.vitslim.fake_quant.default: fake_quant,
         torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
         DEQUANTIZE: dequantize,
+        SQUEEZE_TOKENS: translate_tokens.squeeze_tokens,
+        KEEP_TOKENS: translate_tokens.keep_tokens,
+        FUSE_INATTENTIVE: translate_tokens.fuse_inattentive,
     }
 
 
