@@ -25,8 +25,8 @@ AVERAGE_BITS, TRAINED = "W4A8, group size 16, average 5 bits", "W4A8, trained"
 
 EVERY_BLOCK = Features(blocks="all", only_agreeing=False)
 """The default of `Features` is GPUSQ's: the last third of the blocks, on images with equal predictions."""
-SHORT = Train(epochs=2, batch=32, lr=2e-4, wd=0, augment="strong", mix=True, precision="bfloat16")
-ONCE = Train(epochs=1, batch=32, lr=2e-5, wd=0, augment="strong", mix=True, images=1000)
+SHORT = Train(epochs=2, batch=32, lr=2e-4, wd=0, augment="strong", mixup=1.0, precision="bfloat16")
+ONCE = Train(epochs=1, batch=32, lr=2e-5, wd=0, augment="strong", mixup=1.0, images=1000)
 ON_GPU = SHORT.model_copy(update={"epochs": 50, "lr": 3e-4, "device": "cuda"})
 LOSSES: dict[str, Any] = {"loss": Loss(hard=0, soft=1, feature=10), "temperature": 4.0}
 """Chosen on training images of classes that training did not use."""

@@ -25,8 +25,9 @@ def errors_of(*stages: Any) -> dict[str, tuple[str, str]]:
         ({"teacher": "none", "loss": {"hard": 0, "soft": 1}}, "loss", "zero or needs a teacher", "`hard` above zero"),
         ({"teacher": "none", "loss": {"hard": 0, "feature": 1}}, "loss", "zero or needs a teacher", "`hard`"),
         ({"teacher": "none", "labels": "teacher"}, "labels", "needs a teacher", "teacher: dense"),
-        ({"train": {"mix": True}}, "train.mix", "no label", "labels: teacher"),
-        ({"teacher": "none", "train": {"mix": True}}, "train.mix", "no label", "labels: teacher"),
+        ({"train": {"lr": 1e-5, "min_lr": 1e-4}}, "train.min_lr", "got 0.0001, .* above .* 1e-05", "`min_lr`"),
+        ({"train": {"mixup": 0.8, "batch": 33}}, "train.batch", "even batch, got 33", "batch: 34"),
+        ({"train": {"cutmix": 1, "batch": 1}}, "train.batch", "even batch, got 1", "batch: 2"),
         ({"teacher": "densee"}, "teacher", "got 'densee'", "dense"),
         ({"teacher": "later"}, "teacher", "does not come before", TEACHERS),
         ({"teacher": {"timm": "vit", "checkpoint": "package:a"}}, "teacher.checkpoint", "package:", "safetensors"),
@@ -44,13 +45,19 @@ def test_contradictions_are_refused_before_the_run(
     assert hint in advice
 
 
+def test_contradictions_of_sparse_training_are_refused_too() -> None:
+    errors = errors_of({"prune": {"method": "depgraph", "group_sparsity": {"train": {"mixup": 1, "batch": 3}}}})
+    assert list(errors) == ["stages.0.prune.group_sparsity.train.batch"]
+
+
 @pytest.mark.parametrize(
     "keys",
     [
         {},
         {"teacher": "none", "loss": {"hard": 1, "soft": 0}},
-        {"labels": "teacher", "train": {"mix": True}},
-        {"loss": {"hard": 0, "soft": 1}, "train": {"mix": True}},
+        {"teacher": "none", "train": {"mixup": 0.8, "cutmix": 1}},
+        {"labels": "teacher", "train": {"mixup": 1}},
+        {"train": {"batch": 33, "ema": 0.9999, "drop_path": 0.1, "backbone_lr": 0.01, "lr": 1e-3, "min_lr": 1e-5}},
     ],
 )
 def test_losses_with_a_target_are_accepted(keys: dict[str, Any]) -> None:

@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from timm.loss import SoftTargetCrossEntropy
 
 from vitslim.data import Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.train import Train
 from vitslim.training import Batch, hard_loss, train
-from vitslim.training.augmentation import augment_strongly, mixup, random_crops
+from vitslim.training.augmentation import augment_strongly, mix_images, random_crops
 
 
-def test_mixtures_lie_between_an_image_and_its_neighbor() -> None:
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
-    result = mixup(images)
-    assert result.shape == images.shape
+def test_mixup_blends_each_image_and_its_label_with_another_one() -> None:
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    result, targets = mix_images(images, torch.arange(5), 6, mixup=1.0, cutmix=0.0)
     assert (result == result[:, :1, :1, :1]).all()
-    lower, upper = torch.minimum(images, images.roll(1, 0)), torch.maximum(images, images.roll(1, 0))
-    assert ((result >= lower) & (result <= upper)).all()
-    assert len({round(float(x - low), 3) for x, low in zip(result[:, 0, 0, 0], lower[:, 0, 0, 0], strict=True)}) == 4
+    assert result.shape == images.shape
+    assert targets.shape == (5, 6)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
+    torch.testing.assert_close(targets @ torch.arange(6.0), result[:, 0, 0, 0])
+    assert (targets[:4] > 0).sum(dim=1).tolist() == [2, 2, 2, 2]
+    assert len({round(share, 3) for share in targets[:4].diagonal().tolist()}) == 4
+    assert targets[4].tolist() == [0, 0, 0, 0, 1, 0]
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("mix", [False, True])
+def test_cutmix_blends_labels_by_the_area_of_the_rectangle() -> None:
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 16, 16)
+    result, targets = mix_images(images, torch.arange(8), 8, mixup=0.0, cutmix=1.0)
+    for position, (image, target) in enumerate(zip(result, targets, strict=True)):
+        assert set(image.unique().tolist()) <= {position, 7 - position}
+        assert (image[0] == position).float().mean() == pytest.approx(float(target[position]))
+
+
+def test_a_last_batch_of_one_image_is_not_mixed() -> None:
+    image = torch.randn(1, 3, 4, 4)
+    result, targets = mix_images(image, torch.tensor([2]), 3, mixup=0.8, cutmix=1.0)
+    assert torch.equal(result, image)
+    assert targets.tolist() == [[0, 0, 1]]
+
+
+def test_mixtures_follow_the_seed_of_pytorch_and_leave_that_of_numpy() -> None:
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6)
+    np.random.seed(3)
+    expected = np.random.rand()
+    np.random.seed(3)
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(mix_images(images, labels, 6, mixup=0.8, cutmix=1.0))
+    assert np.random.rand() == expected
+    assert all(map(torch.equal, results[0], results[1]))
+    assert not torch.equal(results[0][1], results[2][1])
+
+
+def test_the_hard_loss_of_mixtures_is_that_of_timm() -> None:
+    logits, images = torch.randn(6, 4), torch.randn(6, 3, 4, 4)
+    _, targets = mix_images(images, torch.tensor([0, 1, 2, 3, 0, 1]), 4, mixup=0.8, cutmix=0.0)
+    smoothed = 0.9 * targets + 0.1 / 4
+    assert hard_loss(logits, targets, 0.1).item() == pytest.approx(SoftTargetCrossEntropy()(logits, smoothed).item())
+
+
+def test_mixing_needs_the_number_of_classes(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    with pytest.raises(ValueError, match="number of classes"):
+        train(tiny_graph.module, some_digits, labels_only, Train(epochs=1, mixup=1.0), 0, {}, Silent())
+
+
+def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"loss": hard_loss(logits, batch.labels)}
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
 def test_the_model_and_the_objective_see_the_same_mixtures(
-    tiny_graph: ModelGraph, some_digits: Dataset, mix: bool
+    tiny_graph: ModelGraph, some_digits: Dataset, mixup: float
 ) -> None:
     unchanged = []
 
@@ -34,10 +85,10 @@ def test_the_model_and_the_objective_see_the_same_mixtures(
         unchanged.append(torch.allclose(batch.images.cpu(), original))
         with torch.no_grad():
             torch.testing.assert_close(logits, tiny_graph.module(batch.images))
-        return {"loss": hard_loss(logits, batch.labels)}
+        return labels_only(logits, batch)
 
-    train(tiny_graph.module, some_digits, check, Train(epochs=1, batch=40, mix=mix), 0, {}, Silent())
-    assert unchanged == [not mix] * 4
+    train(tiny_graph.module, some_digits, check, Train(epochs=1, batch=40, mixup=mixup), 0, {}, Silent(), classes=10)
+    assert unchanged == [mixup == 0] * 4
 
 
 def test_strong_augmentation_crops_and_changes_colors() -> None:

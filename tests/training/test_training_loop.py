@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.train import Train
 from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
-from vitslim.training.loop import lr_factor, make_optimizer
+from vitslim.training.drop_path import with_drop_path
 
 
 def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -44,6 +45,42 @@ def test_equal_seeds_give_equal_weights(tiny_graph: ModelGraph, some_digits: Dat
     first, same, other = ([weight.detach() for weight in graph.parameters().values()] for graph in graphs)
     assert all(map(torch.equal, first, same))
     assert not all(map(torch.equal, first, other))
+
+
+def test_default_training_is_plain_adamw_on_shuffled_batches(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
+    """Bit for bit: no default key draws random numbers or changes labels, gradients or weights."""
+    expected = tiny_graph.copy()
+    weights = list(expected.parameters().values())
+    groups = [[one for one in weights if (one.ndim > 1) == is_matrix] for is_matrix in (True, False)]
+    optimizer = torch.optim.AdamW([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0}], weight_decay=0.05)
+    for step in range(6):
+        epoch, position = divmod(step, 3)
+        images, labels = list(some_digits.batches(64, shuffle_seed=1_000_003 * (epoch + 1)))[position]
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 6))
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(expected.module(images), labels))
+        torch.nn.utils.clip_grad_norm_([*groups[0], *groups[1]], 1.0)
+        optimizer.step()
+    trained(tiny_graph, some_digits, epochs=2, batch=64, lr=1e-3, warmup=0.0, device="cpu")
+    assert all(map(torch.equal, tiny_graph.parameters().values(), weights))
+
+
+def test_averaged_weights_become_the_result_and_masked_ones_stay_zero(
+    tiny_graph: ModelGraph, some_digits: Dataset
+) -> None:
+    name = "blocks.0.mlp.fc1.weight"
+    tiny_graph.masks[name] = mask = torch.rand(tiny_graph.parameters()[name].shape) < 0.5
+    with torch.no_grad():
+        tiny_graph.parameters()[name].mul_(mask)
+    plain, averaged = tiny_graph.copy(), tiny_graph.copy()
+    losses = [trained(graph, some_digits, epochs=1, batch=160, lr=1e-2, warmup=0.0, ema=decay)["loss_last"]
+              for graph, decay in ((plain, None), (averaged, 0.75))]  # fmt: skip
+    assert losses[0] == losses[1]
+    start, end, average = (graph.parameters()[name].detach() for graph in (tiny_graph, plain, averaged))
+    torch.testing.assert_close(average, 0.75 * start + 0.25 * end)
+    assert (average[~mask] == 0).all()
+    assert not torch.equal(average, start)
 
 
 def test_masked_weights_stay_exactly_zero(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
@@ -101,13 +138,19 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
     assert seen[:160] != seen[160:]
 
 
-@pytest.mark.parametrize(("augment", "interval_s", "done"), [("light", 60.0, 10), ("none", 0.0, 12)])
+REGULARIZED = {"augment": "none", "ema": 0.9, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.3, "min_lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "interval_s", "done"),
+    [({"augment": "light"}, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
+)
 def test_an_interrupted_training_ends_with_the_same_weights(
     tiny_graph: ModelGraph,
     some_digits: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    augment: str,
+    keys: dict[str, Any],
     interval_s: float,
     done: int,
 ) -> None:
@@ -116,7 +159,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     monkeypatch.setattr(checkpoint, "WRITE_TIME_FRACTION", float("inf"))
     mask = torch.rand(tiny_graph.parameters()["head.weight"].shape) < 0.5
     tiny_graph.masks["head.weight"] = mask
-    config = Train(epochs=4, batch=32, lr=1e-3, augment=augment)
+    with torch.no_grad():
+        tiny_graph.parameters()["head.weight"].mul_(mask)
+    config = Train(epochs=4, batch=32, lr=1e-3, **keys)
     seen: list[list[int]] = []
 
     def interrupt(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -131,7 +176,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 
     def fit(graph: ModelGraph, objective: Objective, keep: Path | None) -> dict[str, float]:
         seen.clear()
-        return train(graph.module, some_digits, objective, config, 0, graph.masks, Silent(), keep=keep)
+        module = with_drop_path(graph.module, graph, config.drop_path)
+        return train(module, some_digits, objective, config, 0, graph.masks, Silent(), keep=keep, classes=10)
 
     whole, interrupted, resumed = tiny_graph.copy(), tiny_graph.copy(), tiny_graph.copy()
     metrics = fit(whole, record, None)
@@ -155,35 +201,3 @@ def test_a_damaged_training_state_is_refused(tiny_graph: ModelGraph, some_digits
         with pytest.raises(InputError, match=r"training state .* is damaged") as caught:
             train(tiny_graph.module, some_digits, labels_only, Train(), 0, {}, Silent(), keep=tmp_path)
         assert "--fresh" in caught.value.hint
-
-
-def test_schedule_warms_up_then_falls_to_zero() -> None:
-    factors = [lr_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert factors[10] == 1
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert 0 < factors[-1] < 0.001
-    assert lr_factor(0, 1, 0.9) == 1
-
-
-def test_only_matrices_decay(tiny_graph: ModelGraph) -> None:
-    groups = make_optimizer(dict(tiny_graph.module.named_parameters()), Train(wd=0.1)).param_groups
-    assert {group["weight_decay"]: min(p.ndim for p in group["params"]) > 1 for group in groups} == {
-        0.1: True,
-        0.0: False,
-    }
-    assert sum(len(group["params"]) for group in groups) == len(tiny_graph.parameters())
-
-
-def test_quantizer_scales_move_in_proportion_to_their_size() -> None:
-    moved = []
-    for scale in (0.001, 0.1):
-        name = "vitslim.q.head.input_scale"
-        parameter = torch.nn.Parameter(torch.tensor(scale))
-        optimizer = make_optimizer({name: parameter}, Train(lr=1e-3))
-        (group,) = optimizer.param_groups
-        group["lr"] *= group["rate"]
-        (3.0 * parameter).backward()
-        optimizer.step()
-        moved.append((scale - parameter.item()) / scale)
-    assert moved == pytest.approx([0.01, 0.01], rel=1e-3)

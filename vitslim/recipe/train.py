@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config
 
 
@@ -15,17 +17,42 @@ class Train(Config):
     epochs: PositiveInt = Field(3, description="passes over the training images")
     batch: PositiveInt = Field(64, description="images per optimizer step")
     lr: PositiveFloat = Field(5e-5, description="peak learning rate", json_schema_extra={ASSUMED: True})
+    min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the end of the cosine schedule")
+    backbone_lr: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="learning rate of the source model's parameters, as a fraction of `lr`; the predictors that a "
+        "`token-squeeze` stage adds learn at `lr`",
+    )
     wd: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay", json_schema_extra={ASSUMED: True})
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="fraction of the steps in which the learning rate rises"
     )
     clip: PositiveFloat = Field(1.0, description="maximum gradient norm")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay per step of a moving average of the weights, which becomes the trained model; default: no "
+        "averaging",
+    )
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="stochastic depth: probability that training skips a residual branch of the last block for an "
+        "image; it rises linearly from 0 in the first block",
+    )
     images: PositiveInt | None = Field(None, description="train on at most N images, balanced over classes")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing of the hard loss")
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="light: crops of at least 70 % of the area; strong: of at least 10 %, and color jitter"
     )
-    mix: bool = Field(False, description="train on mixtures of two images, which have no label; needs a teacher")
+    mixup: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="blend each image and its label with another one, by a weight from Beta(mixup, mixup), which is "
+        "uniform for 1; 0: off",
+    )
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="replace a rectangle of each image by another image and blend the labels by area, which is from "
+        "Beta(cutmix, cutmix); 0: off. With `mixup`, each image gets one of the two at random",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
@@ -33,3 +60,17 @@ class Train(Config):
         "has instructions for it",
     )
     compile: bool = Field(False, description="use torch.compile, which pays off in long training on a GPU")
+
+    @property
+    def has_mixing(self) -> bool:
+        """Whether training sees mixtures of two images."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield contradictions among the keys; `where` is relative to the schedule."""
+        if self.min_lr > self.lr:
+            message = f"got {self.min_lr:g}, which is above the peak learning rate {self.lr:g}"
+            yield Problem("min_lr", message, "lower `min_lr`, or raise `lr`")
+        if self.has_mixing and self.batch % 2:
+            message = f"`mixup` and `cutmix` mix pairs of images and need an even batch, got {self.batch}"
+            yield Problem("batch", message, f"set `batch: {self.batch + 1}`")

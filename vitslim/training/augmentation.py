@@ -6,8 +6,12 @@ All random numbers come from PyTorch's generator on the CPU, so that every devic
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,14 +23,31 @@ MAX_CHANGE = 0.4
 """Largest change of contrast and saturation, as a fraction, and of brightness, in standard deviations of a channel."""
 
 
-def mixup(images: Tensor) -> Tensor:
-    """Mix each image with the one before it, with weights drawn uniformly from [0, 1].
+def mix_images(images: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """Mix each image and its label with another one of the batch, by timm's mixup and cutmix.
 
-    Float (b, C, H, W) to the same shape. Source: mixup (Zhang et al., 2018), with the teacher on the same mixtures
-    (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022).
+    images: float (b, C, H, W). labels: int64 (b,). Returns images of the same shape, and targets float32 (b, classes)
+    whose rows sum to 1. `mixup` and `cutmix` are the parameters of the Beta distribution of the weights, drawn for each
+    image; zero turns one of them off. The last image of an odd batch is not mixed. Sources: mixup (Zhang et al., 2018),
+    CutMix (Yun et al., 2019).
     """
-    weight = _to_device_of(images, _uniform(len(images), 0, 1).view(-1, 1, 1, 1))
-    return weight * images + (1 - weight) * images.roll(1, 0)
+    even = len(images) - len(images) % 2
+    mix = Mixup(mixup, cutmix, mode="elem", label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
+    with _seeded_numpy():
+        mixed, targets = mix(images[:even].clone(), labels[:even])
+    unmixed = functional.one_hot(labels[even:], classes).to(targets)
+    return torch.cat([mixed, images[even:]]), torch.cat([targets, unmixed])
+
+
+@contextmanager
+def _seeded_numpy() -> Iterator[None]:
+    """Seed NumPy's global generator, which timm uses, from PyTorch's; the previous state is restored on exit."""
+    state = np.random.get_state()
+    np.random.seed(int(torch.randint(2**31, ())))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def augment_strongly(images: Tensor) -> Tensor:

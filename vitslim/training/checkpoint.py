@@ -28,18 +28,22 @@ History = dict[str, list[float]]
 
 
 class Checkpoint:
-    """Weights, optimizer state and recorded scalars in one file, which is written atomically."""
+    """Weights, their averages, optimizer state and recorded scalars in one file, which is written atomically."""
 
     def __init__(
-        self, folder: Path | None, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+        self,
+        folder: Path | None,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        averages: Mapping[str, torch.Tensor],
     ) -> None:
-        """Without a folder nothing is written and nothing is loaded."""
+        """Without a folder nothing is written and nothing is loaded. `averages` holds averaged weights by name."""
         self.path = folder / STATE_FILE if folder is not None else None
-        self.parameters, self.optimizer = parameters, optimizer
+        self.parameters, self.optimizer, self.averages = parameters, optimizer, averages
         self.saved_at, self.write_s = time.monotonic(), 0.0
 
     def load(self) -> History:
-        """Restore weights and optimizer in place and return the history; without a file, return an empty history.
+        """Restore weights, averages and optimizer in place and return the history, which is empty without a file.
 
         Raises InputError for a damaged file, and for the file of another model.
         """
@@ -53,6 +57,8 @@ class Checkpoint:
                     found = {key: state[key][name] for key in OPTIMIZER_STATE if name in state.get(key, {})}
                     # AdamW needs its step count on the CPU, and the moments on the device of the weight.
                     self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in found.items()}
+                for name, average in self.averages.items():
+                    average.copy_(state["average"][name])
             return {name: values.tolist() for name, values in state["history"].items()}
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the training state '{self.path}' is damaged", "run again with --fresh") from error
@@ -72,6 +78,7 @@ class Checkpoint:
             state[f"weight:{name}"] = weight.detach().contiguous()
             for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{key}:{name}"] = value.contiguous()
+        state |= {f"average:{name}": average.contiguous() for name, average in self.averages.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()

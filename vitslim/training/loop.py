@@ -10,17 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.progress import Progress
 from vitslim.recipe.train import Train
-from vitslim.training.augmentation import augment_strongly, mixup
+from vitslim.training.augmentation import augment_strongly, mix_images
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import autocast, compilation, find_device, on_device
 from vitslim.training.images import LabeledImages
+from vitslim.training.optimizer import AveragedWeights, make_optimizer, set_learning_rates
 from vitslim.training.record import LOSS, SECONDS, Record
-
-SCALE_RATE = 10.0
-"""Relative change of a quantizer scale in one step, as a multiple of the learning rate."""
 
 
 class Batch(NamedTuple):
@@ -29,7 +26,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """float32 (b, C, H, W)."""
     labels: torch.Tensor
-    """int64 (b,)."""
+    """int64 (b,); with mixup or cutmix float32 (b, classes), in which each row sums to 1."""
     positions: torch.Tensor
     """int64 (b,): positions in the dataset, by which an objective can look up stored values of each image."""
 
@@ -51,6 +48,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     label: str = "training",
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
+    classes: int | None = None,
 ) -> dict[str, float]:
     """Train `student` in place on all images of `dataset`; afterwards it is on the CPU and in evaluation mode.
 
@@ -59,6 +57,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     `after_backward` is called after each backward pass, before gradients are clipped, and may change the gradients.
     The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
     the same weights as without an interruption. Equal seeds give equal weights.
+    `classes`, the number of the model's classes, is needed for mixup and cutmix only.
 
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     `seconds` (of all steps, interruptions excluded), and the mean of every other scalar over the last epoch.
@@ -70,7 +69,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
         optimizer = make_optimizer(parameters, config)
-        checkpoint = Checkpoint(keep, parameters, optimizer)
+        averaged = AveragedWeights(parameters, config.ema)
+        checkpoint = Checkpoint(keep, parameters, optimizer, averaged.averages)
         history = checkpoint.load()
         per_epoch = len(dataset.batches(config.batch))
         steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
@@ -84,14 +84,15 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         for step, batch in enumerate(batches, start=done):
             # Each step has its own seed, so that training can continue from any step.
             torch.manual_seed(seed + step)
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * group["rate"] * lr_factor(step, steps, config.warmup)
+            set_learning_rates(optimizer, config, step, steps)
             with autocast(config, device):
-                losses = compute_losses(_augmented(batch, config))
+                losses = compute_losses(_augmented(batch, config, classes))
             _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
+            averaged.update()
             record.add(losses)
             if step + 1 < steps:
                 checkpoint.save(record.read, epoch_ended=(step + 1) % per_epoch == 0)
+        averaged.copy_to_weights()
         student.eval()
         history = record.read()
     return _metrics(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
@@ -107,46 +108,21 @@ def _loss_function(
     return torch.compile(compute_losses, dynamic=False) if config.compile else compute_losses
 
 
-def _augmented(batch: Batch, config: Train) -> Batch:
-    images = augment_strongly(batch.images) if config.augment == "strong" else batch.images
-    return batch._replace(images=mixup(images) if config.mix else images)
+def _augmented(batch: Batch, config: Train, classes: int | None) -> Batch:
+    images, labels = batch.images, batch.labels
+    if config.augment == "strong":
+        images = augment_strongly(images)
+    if config.has_mixing:
+        if classes is None:
+            raise ValueError("mixup and cutmix need the number of classes")
+        images, labels = mix_images(images, labels, classes, config.mixup, config.cutmix)
+    return batch._replace(images=images, labels=labels)
 
 
 def _metrics(history: History, per_epoch: int) -> dict[str, float]:
     last = {name: math.fsum(values[-per_epoch:]) / per_epoch for name, values in history.items()}
     first, seconds = math.fsum(history[LOSS][:per_epoch]) / per_epoch, math.fsum(history[SECONDS])
     return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
-
-
-def lr_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the learning-rate factor of a step, in (0, 1]: a linear warm-up, then a half cosine to zero.
-
-    `warmup` is the fraction of all steps that warm up.
-    """
-    warm_steps = int(warmup * steps)
-    if step < warm_steps:
-        return (step + 1) / warm_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))
-
-
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
-    """Return AdamW without weight decay for biases, norms and scales (tensors of at most one dimension).
-
-    AdamW changes every value by about the learning rate, which is large relative to a quantizer scale of 0.001. The
-    learning rate of each scale is therefore proportional to the scale: its group has a factor `rate`.
-    """
-    decaying: list[nn.Parameter] = []
-    constant: list[nn.Parameter] = []
-    scales: list[nn.Parameter] = []
-    for name, parameter in parameters.items():
-        kind = scales if name.startswith(QUANTIZER_PREFIX) else decaying if parameter.ndim > 1 else constant
-        kind.append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decaying, "weight_decay": config.wd, "rate": 1.0},
-        {"params": constant, "weight_decay": 0.0, "rate": 1.0},
-        *({"params": [one], "weight_decay": 0.0, "rate": SCALE_RATE * float(one.detach().mean())} for one in scales),
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
 def _batches(dataset: LabeledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:

@@ -9,7 +9,8 @@ from torch.nn import functional
 def hard_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Return the cross-entropy with the labels, averaged over the batch.
 
-    `logits` is (n, classes), `labels` int64 (n,); `smoothing` in [0, 1) is spread evenly over all classes.
+    `logits` is (n, classes), `labels` int64 (n,), or probabilities float (n, classes); `smoothing` in [0, 1) is spread
+    evenly over all classes.
     """
     return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 

@@ -129,7 +129,7 @@ def test_the_teacher_sees_the_same_augmented_mixtures_as_the_student(
     tiny_graph: ModelGraph, teacher: ModelGraph, digits: DataModule, tmp_path: Path
 ) -> None:
     """A student that equals its teacher has loss zero on any images, as long as both see the same ones."""
-    train = Train(epochs=1, batch=32, lr=1e-9, images=64, augment="strong", mix=True)
+    train = Train(epochs=1, batch=32, lr=1e-9, images=64, augment="strong", mixup=1.0)
     for loss in (Loss(hard=0, soft=1), Loss(hard=0, soft=1, feature=1)):
         stage = DistillStage(Distill(loss=loss, labels="teacher", train=train))
         metrics = stage.apply(teacher, context(digits, teacher, tmp_path)).metrics

@@ -129,6 +129,8 @@ class DepGraph(Prune):
             yield Problem("pruning_ratios.embed", message, "remove it, or use `mode: uniform`")
         for problem in self.budget.problems() if self.budget is not None else ():
             yield Problem(f"budget.{problem.where}".rstrip("."), problem.message, problem.hint)
+        for problem in self.group_sparsity.train.problems() if self.group_sparsity is not None else ():
+            yield Problem(f"group_sparsity.train.{problem.where}", problem.message, problem.hint)
 
 
 class Depth(Prune):

@@ -97,6 +97,8 @@ class TrainedWithTeacher(StageConfig):
         yield from super().problems(before, after)
         yield from _teacher_problems(self.teacher, before, after, self)
         yield from self._loss_problems()
+        for problem in self.train.problems():
+            yield Problem(f"train.{problem.where}", problem.message, problem.hint)
 
     def _loss_problems(self) -> Iterator[Problem]:
         loss, is_alone = self.loss, self.teacher == NO_TEACHER
@@ -105,9 +107,6 @@ class TrainedWithTeacher(StageConfig):
             yield Problem("loss", message, "set `hard` above zero, or name a teacher and set `soft` or `feature`")
         elif self.labels == "teacher" and is_alone:
             yield Problem("labels", "`labels: teacher` needs a teacher", "set `teacher: dense`")
-        elif self.train.mix and (is_alone or (loss.hard > 0 and self.labels == "dataset")):
-            message = "mixtures of two images have no label, and `loss.hard` needs one"
-            yield Problem("train.mix", message, "set `labels: teacher`, or set `loss.hard` to 0 and name a teacher")
 
 
 def _teacher_problems(

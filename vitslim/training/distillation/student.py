@@ -17,6 +17,7 @@ from vitslim.training.device import device_name, find_device, find_precision
 from vitslim.training.distillation.features import block_outputs, select_blocks
 from vitslim.training.distillation.objective import DistillationLoss
 from vitslim.training.distillation.teachers import EarlierGraph, load_teacher, teacher_function
+from vitslim.training.drop_path import with_drop_path
 from vitslim.training.images import LabeledImages
 from vitslim.training.loop import train
 from vitslim.training.taps import with_taps
@@ -51,7 +52,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         _require_equal_features(student, teacher, blocks)
     answers = teacher_function(teacher, blocks, config, images, progress) if teacher is not None else None
     metrics = train(
-        _with_features(student, blocks),
+        with_drop_path(_with_features(student, blocks), student, config.train.drop_path),
         images,
         DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device)),
         config.train,
@@ -60,6 +61,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         progress,
         label=label,
         keep=keep,
+        classes=student.source.classes,
     )
     student.module.eval()
     return LayerNote(layer="all parameters", result=_summary(config, len(images), device)), metrics

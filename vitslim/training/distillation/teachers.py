@@ -53,7 +53,7 @@ def teacher_function(
     If every epoch has the same images and no features are needed, the logits are computed once, in advance.
     """
     device = find_device(config.train)
-    if not (blocks or config.train.mix) and config.train.augment == "none":
+    if not (blocks or config.train.has_mixing) and config.train.augment == "none":
         module = teacher.module.eval()
         stored = predict(module, dataset, config.train.batch, progress, "teacher")[0].to(device)
         return lambda batch: LogitsAndFeatures(stored[batch.positions], ())

@@ -223,7 +223,11 @@ def test_sparsity_training_comes_before_the_cut(tiny_graph: ModelGraph, prune: P
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_graph.parameters().items())
 
 
-def test_sparsity_training_needs_labels_that_mixed_images_do_not_have(tiny_graph: ModelGraph) -> None:
-    config = DepGraph(method="depgraph", group_sparsity=GroupSparsity(train=Train(mix=True)))
-    (problem,) = DepGraphStage(config).requires(sketch(tiny_graph))
-    assert problem.where == "group_sparsity.train.mix"
+def test_sparsity_training_accepts_every_training_key(tiny_graph: ModelGraph, prune: Prune) -> None:
+    """Training keys change the sparse weights, and thereby the choice of kept indices, but never the source graph."""
+    before = {name: weight.clone() for name, weight in tiny_graph.parameters().items()}
+    train = Train(epochs=1, batch=16, lr=1e-2, images=160, mixup=0.8, cutmix=1.0, drop_path=0.2, ema=0.5, min_lr=1e-3)
+    result = prune(pruning_ratio=0.5, group_sparsity=GroupSparsity(gamma=1.0, train=train))
+    assert result.metrics["sparsity_images"] == 160
+    assert not [node for node in result.graph.module.graph.nodes if "drop_path" in str(node.target)]
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_graph.parameters().items())

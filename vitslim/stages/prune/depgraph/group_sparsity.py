@@ -15,6 +15,7 @@ from vitslim.stages.prune.depgraph.groups import Member, axis_scores
 from vitslim.stages.prune.depgraph.importance import magnitude_l2
 from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
 from vitslim.training.device import find_device
+from vitslim.training.drop_path import with_drop_path
 
 
 def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:
@@ -93,7 +94,7 @@ def train_sparse(
         return {LOSS: hard_loss(logits, batch.labels, config.train.label_smoothing)}
 
     metrics = train(
-        student.module,
+        with_drop_path(student.module, student, config.train.drop_path),
         dataset,
         objective,
         config.train,
@@ -103,6 +104,8 @@ def train_sparse(
         label="prune: group-sparsity training",
         after_backward=group_regularizer(on_device, student.parameters(), config.gamma, config.alpha),
         keep=context.keep,
+        classes=student.source.classes,
     )
+    student.module.eval()
     seconds = metrics.pop(SECONDS)
     return student, {SECONDS: seconds} | {f"sparsity_{name}": value for name, value in metrics.items()}

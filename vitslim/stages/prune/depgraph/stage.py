@@ -44,9 +44,6 @@ class DepGraphStage:
         if sketch.sparsity:
             message = "structural pruning would break the sparsity pattern of the weights"
             return [Problem("", message, "move `depgraph` before the stage that masks weights")]
-        if self.config.group_sparsity is not None and self.config.group_sparsity.train.mix:
-            message = "group-sparsity training uses labels, and mixed images have none"
-            return [Problem("group_sparsity.train.mix", message, "remove `mix`")]
         cuts = choose_cuts(sketch, self.config, self.latency)
         if cuts.problems:
             return list(cuts.problems)
