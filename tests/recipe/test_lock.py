@@ -40,6 +40,13 @@ def test_a_lock_file_is_a_recipe_with_absolute_paths(tmp_path: Path, document: d
     assert again.stages[0] == validate(document).stages[0]
 
 
+def test_a_lock_file_has_absolute_paths_of_every_teacher(tmp_path: Path, document: dict[str, Any]) -> None:
+    document["stages"][1]["distill"]["teacher"] = ["dense", {"timm": "x", "checkpoint": "t.safetensors"}]
+    (tmp_path / "recipe.lock.yaml").write_text(lock_text(validate(document), versions={}, digests={}))
+    first, second = load_recipe(tmp_path / "recipe.lock.yaml").stages[1].teachers
+    assert (first, second.checkpoint) == ("dense", str(Path("t.safetensors").absolute()))
+
+
 def test_packaged_weights_stay_portable_in_a_lock_file() -> None:
     text = lock_text(load_recipe("quickstart"), versions={}, digests={})
     assert parse_yaml(text)["model"]["checkpoint"] == "package:quickstart.safetensors"

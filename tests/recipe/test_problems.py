@@ -75,7 +75,7 @@ def test_lists_become_tuples_and_integers_become_floats(document: Document) -> N
         ("stages.0.prune.name", "A B", "expected lower-case letters", ""),
         ("stages.1.distill.method", "onnx", "got 'onnx', expected 'distill'", ""),
         ("stages.1.distill.teacher", 5, "got 5, expected text or a mapping", ""),
-        ("stages.1.distill.teacher", [], "got an empty list, expected text or a mapping", ""),
+        ("stages.1.distill.teacher", [], "got an empty list, expected a list with at least one entry", ""),
         ("stages.1.distill.train.lr", 0, "got 0, expected a number above 0", ""),
         ("stages.2.quantize.bits", 9, "got 9, expected", ""),
         ("stages.2.quantize.bits", 1, "got 1, expected", ""),

@@ -30,6 +30,16 @@ def errors_of(*stages: Any) -> dict[str, tuple[str, str]]:
         ({"train": {"cutmix": 1, "batch": 1}}, "train.batch", "even batch, got 1", "batch: 2"),
         ({"teacher": "densee"}, "teacher", "got 'densee'", "dense"),
         ({"teacher": "later"}, "teacher", "does not come before", TEACHERS),
+        ({"teacher": ["dense", "densee"]}, "teacher.1", "got 'densee'", "dense"),
+        ({"teacher": ["dense", "none"]}, "teacher.1", "cannot contain none", "remove"),
+        ({"teacher": ["dense", "dense"]}, "teacher.1", "each teacher once", "remove"),
+        (
+            {"teacher": ["dense", "previous", {"timm": "vit"}]},
+            "teacher",
+            "a list of 3 teachers, expected at most 2",
+            "remove",
+        ),
+        ({"teacher": ["dense", {"timm": "a", "checkpoint": "package:a"}]}, "teacher.1.checkpoint", "package:", "safe"),
         ({"teacher": {"timm": "vit", "checkpoint": "package:a"}}, "teacher.checkpoint", "package:", "safetensors"),
     ],
 )
@@ -57,6 +67,7 @@ def test_contradictions_of_sparse_training_are_refused_too() -> None:
         {"teacher": "none", "loss": {"hard": 1, "soft": 0}},
         {"teacher": "none", "train": {"mixup": 0.8, "cutmix": 1}},
         {"labels": "teacher", "train": {"mixup": 1}},
+        {"teacher": ["dense", {"timm": "vit_tiny", "checkpoint": "a.safetensors"}]},
         {"train": {"batch": 33, "ema": 0.9999, "drop_path": 0.1, "backbone_lr": 0.01, "lr": 1e-3, "min_lr": 1e-5}},
     ],
 )

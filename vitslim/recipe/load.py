@@ -107,7 +107,9 @@ def _rebase(document: dict[str, Any], folder: Path) -> None:
         if isinstance(entry, dict) and len(entry) == 1:
             _, values = split_entry(entry)
             for key, name in (("teacher", "checkpoint"), ("budget", "table")):
-                _rebase_key(values.get(key) if isinstance(values, dict) else None, name, folder)
+                found = values.get(key) if isinstance(values, dict) else None
+                for holder in found if isinstance(found, list) else [found]:
+                    _rebase_key(holder, name, folder)
 
 
 def _rebase_key(holder: Any, key: str, folder: Path) -> None:

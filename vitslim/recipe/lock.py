@@ -37,8 +37,10 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
     for entry in document["stages"]:
         values = next(iter(entry.values()))
         for key, name in (("teacher", "checkpoint"), ("budget", "table")):
-            if isinstance(values.get(key), dict):
-                values[key][name] = _absolute(values[key][name])
+            found = values.get(key)
+            for holder in found if isinstance(found, list) else [found]:
+                if isinstance(holder, dict):
+                    holder[name] = _absolute(holder[name])
     document[LOCKED] = {"versions": dict(versions), "digests": dict(digests)}
     return "# Written by vitslim. `vitslim run` on this file repeats the run.\n" + dump_yaml(document)
 

@@ -6,6 +6,7 @@ Source: Huang et al., "Deep networks with stochastic depth", ECCV 2016.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from timm.layers.drop import calculate_drop_path_rates, drop_path
 from torch.fx import GraphModule
@@ -30,7 +31,7 @@ def with_drop_path(module: GraphModule, graph: ModelGraph, rate: float) -> Graph
     if not branches:
         raise StageError("drop path needs residual blocks, and the model has none", "set train.drop_path to 0")
     blocks = list(dict.fromkeys(branch.block for branch in branches))
-    rates = dict(zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True))
+    rates: dict[str, Any] = dict(zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True))
     copied = copy.deepcopy(module.graph)
     copies = dict(zip(graph.module.graph.nodes, copied.nodes, strict=True))
     for branch in branches:

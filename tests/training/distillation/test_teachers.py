@@ -11,18 +11,19 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
 from vitslim.recipe.stages import Distill
-from vitslim.recipe.stages.training import Loss, TeacherModel
+from vitslim.recipe.stages.training import Features, Loss, TeacherModel
 from vitslim.recipe.train import Train
 from vitslim.training import Batch
 from vitslim.training.distillation import train_with_teacher
-from vitslim.training.distillation.teachers import load_teacher, teacher_function
+from vitslim.training.distillation.teachers import averaged, load_teacher, teacher_function
+from vitslim.training.losses import soft_loss
+from vitslim.training.taps import LogitsAndFeatures
 
 QUICK = Train(epochs=1, batch=32, images=32)
 
 
 def test_a_teacher_is_resolved_by_name(tiny_graph: ModelGraph, teacher: ModelGraph) -> None:
     graphs = {"dense": teacher, "small": tiny_graph}
-    assert load_teacher("none", tiny_graph.source, graphs.__getitem__) is None
     assert load_teacher("dense", tiny_graph.source, graphs.__getitem__) is teacher
     assert load_teacher("small", tiny_graph.source, graphs.__getitem__) is tiny_graph
 
@@ -65,3 +66,32 @@ def test_a_teacher_that_no_loss_uses_is_not_loaded(tiny_graph: ModelGraph, some_
     note, metrics = train_with_teacher(tiny_graph, config, some_digits, {}.__getitem__, 0, Silent())
     assert note.result.endswith("teacher none")
     assert metrics["steps"] == 1
+
+
+def test_two_teachers_give_the_gradient_of_the_mean_of_their_soft_losses() -> None:
+    logits = [torch.randn(5, 7), torch.randn(5, 7)]
+    features = torch.randn(5, 3)
+    functions = [lambda _, one=one: LogitsAndFeatures(one, (features,) if one is logits[0] else ()) for one in logits]
+    batch = Batch(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    answer = averaged(functions, 3.0)(batch)
+    assert answer.features[0] is features
+    students = [torch.ones(5, 7, requires_grad=True) for _ in range(2)]
+    soft_loss(students[0], answer.logits, 3.0).backward()
+    (sum(soft_loss(students[1], one, 3.0) for one in logits) / 2).backward()
+    torch.testing.assert_close(students[0].grad, students[1].grad)
+    assert averaged(functions[:1], 3.0) is functions[0]
+
+
+def test_a_student_learns_from_two_teachers(tiny_graph: ModelGraph, teacher: ModelGraph, some_digits: Dataset) -> None:
+    """The features are those of the first teacher, which has the student's weights."""
+    graphs = {"dense": tiny_graph.copy(), "wide": teacher}
+    config = Distill(
+        teacher=("dense", "wide"),
+        loss=Loss(hard=0, soft=1, feature=1),
+        features=Features(only_agreeing=False),
+        train=QUICK.model_copy(update={"lr": 1e-9}),
+    )
+    note, metrics = train_with_teacher(tiny_graph, config, some_digits, graphs.__getitem__, 0, Silent())
+    assert note.result.endswith("teacher dense and wide")
+    assert metrics["feature_loss.blocks.1"] == pytest.approx(0, abs=1e-6)
+    assert metrics["loss_first"] > 1e-4

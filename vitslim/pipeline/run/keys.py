@@ -10,6 +10,7 @@ from typing import Any
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.stages.training import TeacherModel, TrainedWithTeacher
 
 KEY_LENGTH = 12
 
@@ -48,15 +49,15 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
 
 def stage_key(previous: str, config: StageConfig) -> str:
     """Return the key of a stage from the previous key, its kind, its config, and digests of the files that it names."""
-    teacher = getattr(config, "teacher", None)
-    checkpoint = getattr(teacher, "checkpoint", None)
+    teachers = config.teachers if isinstance(config, TrainedWithTeacher) else ()
+    checkpoints = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
     table = table_path(config)
     return _key(
         {
             "previous": previous,
             "kind": config.kind,
             "config": config.model_dump(mode="json"),
-            "teacher": file_digest(Path(checkpoint)) if checkpoint and Path(checkpoint).is_file() else None,
+            "teachers": [file_digest(path) for path in checkpoints if path.is_file()],
             "table": file_digest(table) if table and table.is_file() else None,
         }
     )

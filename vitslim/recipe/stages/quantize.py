@@ -11,7 +11,7 @@ from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config
 from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
 from vitslim.recipe.stage_config import Phase, StageConfig
-from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teacher, TrainedWithTeacher
+from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teachers, TrainedWithTeacher
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 
@@ -217,7 +217,7 @@ class Qat(Quantize, TrainedWithTeacher):
         description="weights of the blocks in the feature loss, from the feature losses of an earlier stage; default: "
         "equal weights",
     )
-    teacher: Teacher = Field("previous", description=TEACHER_WORDS)
+    teacher: Teachers = Field("previous", description=TEACHER_WORDS)
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield keys that contradict each other, the export profile or the earlier stages."""

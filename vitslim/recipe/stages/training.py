@@ -29,11 +29,15 @@ class TeacherModel(Config):
 
 Teacher = str | TeacherModel
 """`none`, `previous`, `dense`, the name of an earlier stage, or another timm model."""
+Teachers = Teacher | Annotated[tuple[Teacher, ...], Field(min_length=1)]
+"""One teacher, or a list of two."""
 
 TEACHER_WORDS = (
     "model whose outputs the student learns: none, dense, previous (the model before this stage), the name of an "
-    "earlier stage, or {timm: NAME, checkpoint: FILE}"
+    "earlier stage, or {timm: NAME, checkpoint: FILE}. A list of two teachers averages their predicted probabilities; "
+    "features are those of the first"
 )
+TEACHERS_MAX = 2
 
 
 class Loss(Config):
@@ -64,7 +68,7 @@ class TrainedWithTeacher(StageConfig):
 
     phase: ClassVar[Phase] = Phase.TRAIN
 
-    teacher: Teacher = Field("dense", description=TEACHER_WORDS)
+    teacher: Teachers = Field("dense", description=TEACHER_WORDS)
     loss: Loss = Loss()
     labels: Literal["dataset", "teacher"] = Field(
         "dataset", description="target of the hard loss. teacher: its predicted classes, so that images need no labels"
@@ -81,6 +85,13 @@ class TrainedWithTeacher(StageConfig):
         return self.train
 
     @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The teachers in the order of the recipe; empty for `none`."""
+        if self.teacher == NO_TEACHER:
+            return ()
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
     def has_feature_loss(self) -> bool:
         """Whether the stage records a feature loss of each block, which a later stage can read."""
         return self.loss.feature > 0
@@ -95,10 +106,24 @@ class TrainedWithTeacher(StageConfig):
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys, an unknown teacher among them."""
         yield from super().problems(before, after)
-        yield from _teacher_problems(self.teacher, before, after, self)
+        yield from self._problems_of_teachers(before, after)
         yield from self._loss_problems()
         for problem in self.train.problems():
             yield Problem(f"train.{problem.where}", problem.message, problem.hint)
+
+    def _problems_of_teachers(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        if not isinstance(self.teacher, tuple):
+            yield from _teacher_problems(self.teacher, "teacher", before, (self, *after))
+            return
+        if len(self.teacher) > TEACHERS_MAX:
+            message = f"got a list of {len(self.teacher)} teachers, expected at most {TEACHERS_MAX}"
+            yield Problem("teacher", message, "remove some of them")
+        for position, teacher in enumerate(self.teacher):
+            if teacher in (NO_TEACHER, *self.teacher[:position]):
+                message = "a list of teachers must name each teacher once, and cannot contain none"
+                yield Problem(f"teacher.{position}", message, "remove this entry")
+            else:
+                yield from _teacher_problems(teacher, f"teacher.{position}", before, (self, *after))
 
     def _loss_problems(self) -> Iterator[Problem]:
         loss, is_alone = self.loss, self.teacher == NO_TEACHER
@@ -110,22 +135,23 @@ class TrainedWithTeacher(StageConfig):
 
 
 def _teacher_problems(
-    teacher: Teacher, before: Sequence[StageConfig], after: Sequence[StageConfig], config: StageConfig
+    teacher: Teacher, where: str, before: Sequence[StageConfig], after: Sequence[StageConfig]
 ) -> Iterator[Problem]:
+    """Yield problems of one teacher; `after` begins with the stage itself."""
     if not isinstance(teacher, str):
         if (teacher.checkpoint or "").startswith(PACKAGE):
             message = f"got '{teacher.checkpoint}', but '{PACKAGE}' is allowed in model.checkpoint only"
-            yield Problem("teacher.checkpoint", message, "give the path of a safetensors file")
+            yield Problem(f"{where}.checkpoint", message, "give the path of a safetensors file")
         return
     allowed = (*TEACHERS, *names_of(before))
     if teacher in allowed:
         return
-    if teacher in names_of((config, *after)):
+    if teacher in names_of(after):
         message = f"the stage '{teacher}' does not come before this one"
-        yield Problem("teacher", message, f"allowed: {', '.join(allowed)}")
+        yield Problem(where, message, f"allowed: {', '.join(allowed)}")
     else:
         message = f"got '{teacher}', expected the name of an earlier stage, or none, previous or dense"
-        yield Problem("teacher", message, closest(teacher, allowed))
+        yield Problem(where, message, closest(teacher, allowed))
 
 
 class FeatureWeight(Config):

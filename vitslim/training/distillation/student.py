@@ -16,7 +16,7 @@ from vitslim.results import LayerNote
 from vitslim.training.device import device_name, find_device, find_precision
 from vitslim.training.distillation.features import block_outputs, select_blocks
 from vitslim.training.distillation.objective import DistillationLoss
-from vitslim.training.distillation.teachers import EarlierGraph, load_teacher, teacher_function
+from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
 from vitslim.training.images import LabeledImages
 from vitslim.training.loop import train
@@ -45,12 +45,17 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     """
     device = find_device(config.train)
     images = dataset.balanced(config.train.images, seed)
-    teacher = load_teacher(config.teacher, student.source, earlier_graph) if config.needs_teacher else None
+    named = config.teachers if config.needs_teacher else ()
+    teachers = [load_teacher(teacher, student.source, earlier_graph) for teacher in named]
     blocks: tuple[str, ...] = ()
-    if teacher is not None and config.loss.feature > 0:
+    if teachers and config.loss.feature > 0:
         blocks = select_blocks(config.features, student)
-        _require_equal_features(student, teacher, blocks)
-    answers = teacher_function(teacher, blocks, config, images, progress) if teacher is not None else None
+        _require_equal_features(student, teachers[0], blocks)
+    functions = [
+        teacher_function(teacher, blocks if position == 0 else (), config, images, progress)
+        for position, teacher in enumerate(teachers)
+    ]
+    answers = averaged(functions, config.temperature) if functions else None
     metrics = train(
         with_drop_path(_with_features(student, blocks), student, config.train.drop_path),
         images,
@@ -110,5 +115,6 @@ def _summary(config: TrainedWithTeacher, images: int, device: torch.device) -> s
     """Describe the training for the report."""
     epochs = "1 epoch" if config.train.epochs == 1 else f"{config.train.epochs} epochs"
     where = f"{device_name(device)} in {find_precision(config.train, device)}"
-    name = config.teacher if isinstance(config.teacher, str) else config.teacher.timm
-    return f"trained {epochs} on {images} images on {where}, teacher {name if config.needs_teacher else NO_TEACHER}"
+    teachers = config.teachers if config.needs_teacher else ()
+    names = " and ".join(one if isinstance(one, str) else one.timm for one in teachers) or NO_TEACHER
+    return f"trained {epochs} on {images} images on {where}, teacher {names}"

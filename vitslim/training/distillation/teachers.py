@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Progress
-from vitslim.recipe.stages.training import NO_TEACHER, Teacher, TrainedWithTeacher
+from vitslim.recipe.stages.training import Teacher, TrainedWithTeacher
 from vitslim.training.device import find_device
 from vitslim.training.distillation.features import block_outputs
 from vitslim.training.distillation.objective import TeacherFunction
@@ -25,14 +26,12 @@ EarlierGraph = Callable[[str], ModelGraph]
 """Returns the graph of `dense`, `previous`, or an earlier stage by its name."""
 
 
-def load_teacher(teacher: Teacher, student: ModelSource, earlier_graph: EarlierGraph) -> ModelGraph | None:
-    """Return the teacher's graph, or None for `none`.
+def load_teacher(teacher: Teacher, student: ModelSource, earlier_graph: EarlierGraph) -> ModelGraph:
+    """Return the teacher's graph.
 
     Raises StageError if the classes, the input size or the normalization of a timm teacher differ from the student's:
     their logits for one batch would not be comparable.
     """
-    if teacher == NO_TEACHER:
-        return None
     if isinstance(teacher, str):
         return earlier_graph(teacher)
     graph = trace_timm(teacher.timm, {}, Path(teacher.checkpoint) if teacher.checkpoint else None)
@@ -65,6 +64,24 @@ def teacher_function(
     def answer(batch: Batch) -> LogitsAndFeatures:
         with torch.no_grad():
             return LogitsAndFeatures(*tapped(batch.images))
+
+    return answer
+
+
+def averaged(functions: Sequence[TeacherFunction], temperature: float) -> TeacherFunction:
+    """Return a teacher whose softmax at a temperature is the mean of those of several teachers.
+
+    The soft loss of the result differs from the mean of their soft losses by a constant. Features are those of the
+    first teacher.
+    """
+    if len(functions) == 1:
+        return functions[0]
+
+    def answer(batch: Batch) -> LogitsAndFeatures:
+        answers = [function(batch) for function in functions]
+        probabilities = [torch.log_softmax(one.logits.float() / temperature, dim=1) for one in answers]
+        mean = torch.logsumexp(torch.stack(probabilities), dim=0) - math.log(len(answers))
+        return answers[0]._replace(logits=temperature * mean)
 
     return answer
 
