@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
@@ -31,6 +32,13 @@ def test_rates_rise_linearly_over_blocks_and_parameters_are_shared(tiny_graph: M
     assert len(tiny_graph.module.graph.nodes) == nodes
     assert all(weight is tiny_graph.parameters()[name] for name, weight in dropped.named_parameters())
     assert with_drop_path(tiny_graph.module, tiny_graph, 0.0) is tiny_graph.module
+
+
+def test_branches_of_a_model_with_token_squeezing_are_dropped_too(tiny_graph: ModelGraph) -> None:
+    squeezed = insert_squeeze(tiny_graph, {"blocks.1": 8})
+    dropped = with_drop_path(squeezed.module, squeezed, 0.4)
+    assert rates_of(dropped) == pytest.approx([0, 0, 0.4, 0.4])
+    assert dropped(torch.randn(3, *tiny_graph.source.image)).shape == (3, 10)
 
 
 def test_skipped_branches_leave_the_input_of_their_block(tiny_graph: ModelGraph) -> None:
