@@ -73,7 +73,7 @@ class KeepBest(TokenSqueeze):
 class Etps(KeepBest):
     """eTPS: keep the tokens with the highest class attention and squeeze the others into them (TPS, CVPR 2023)."""
 
-    method: Literal["etps"]
+    method: Literal["etps"] = "etps"
     rounding: Rounding = Field(
         "ceil", description="rounding of the number of kept tokens", json_schema_extra={ASSUMED: True}
     )
