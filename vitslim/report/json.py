@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitslim.errors import InputError
-from vitslim.results import REPORT_SCHEMA_VERSION, Report, values
+from vitslim.results import REPORT_SCHEMA_VERSION, Report, token_picture, values
 
 RERUN_HINT = "run the recipe again with `vitslim run`"
 
@@ -48,7 +48,7 @@ def parse_report(text: str) -> Report:
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON schema of `report.json`, with the docstrings of `vitslim/results/values.py` as descriptions."""
+    """Return the JSON schema of `report.json`, with the docstrings of the fields in `vitslim/results` as descriptions."""
     schema = Report.model_json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     documented = _attribute_docstrings()
@@ -61,9 +61,10 @@ def report_schema() -> dict[str, Any]:
 def _attribute_docstrings() -> dict[str, dict[str, str]]:
     """Return the docstring of each field of each class. Parsed on demand, because it would slow down every import."""
     found: dict[str, dict[str, str]] = {}
-    for statement in ast.parse(inspect.getsource(values)).body:
-        if isinstance(statement, ast.ClassDef):
-            found[statement.name] = _documented_fields(statement)
+    for module in (values, token_picture):
+        for statement in ast.parse(inspect.getsource(module)).body:
+            if isinstance(statement, ast.ClassDef):
+                found[statement.name] = _documented_fields(statement)
     return found
 
 

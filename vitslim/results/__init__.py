@@ -1,6 +1,8 @@
 """Plain values that several rooms share: measurements, estimates, the plan and the report."""
 
 from vitslim.results.latency_table import LatencyTable
+from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
+from vitslim.results.value import Value
 from vitslim.results.values import (
     REPORT_SCHEMA_VERSION,
     RESOLVED_KEY,
@@ -21,7 +23,6 @@ from vitslim.results.values import (
     Roofline,
     StageRecord,
     Utilization,
-    Value,
 )
 
 __all__ = [
@@ -39,11 +40,14 @@ __all__ = [
     "LatencyTable",
     "LayerNote",
     "Measurement",
+    "PatchState",
     "Plan",
     "PlanRow",
     "Report",
     "Roofline",
+    "SqueezedBlock",
     "StageRecord",
+    "TokenPicture",
     "Utilization",
     "Value",
 ]

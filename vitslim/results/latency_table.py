@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from vitslim.latency_grid import MatmulLatencies, Shape
-from vitslim.results.values import Environment, Value
+from vitslim.results.value import Value
+from vitslim.results.values import Environment
 
 
 class LatencyTable(Value):

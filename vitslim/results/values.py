@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from vitslim.results.token_picture import TokenPicture
+from vitslim.results.value import Value
 
 REPORT_SCHEMA_VERSION = 2
-
-
-class Value(BaseModel):
-    """Base of all result values: frozen, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Environment(Value):
@@ -272,6 +267,8 @@ class Report(Value):
     parity: dict[str, float] = {}
     """Comparison of the exported file with its graph, such as `agreement` and `max_abs_error`."""
     gates: tuple[GateResult, ...] = ()
+    token_pictures: tuple[TokenPicture, ...] = ()
+    """Kept and squeezed tokens of the final model on sample images; empty for a model that squeezes no tokens."""
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = {}

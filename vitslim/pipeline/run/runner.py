@@ -19,11 +19,13 @@ from vitslim.pipeline.run.keys import dense_key, file_digest, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore
+from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress
 from vitslim.recipe import assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
-from vitslim.results import Environment, Report, StageRecord
+from vitslim.recipe.stage_config import Phase
+from vitslim.results import Environment, Report, StageRecord, TokenPicture
 from vitslim.training.device import find_device
 
 
@@ -53,7 +55,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
         runner.run_stage(config, key)
 
     records = _measured(runner, recipe, progress)
-    report = _report(recipe, records, here, warnings)
+    report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
     digests = {"data": data.digest} | ({"checkpoint": file_digest(checkpoint)} if checkpoint else {})
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
     lock = lock_text(recipe, versions=here.versions, digests=digests)
@@ -72,7 +74,20 @@ def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[
     )
 
 
-def _report(recipe: Recipe, records: tuple[StageRecord, ...], here: Environment, warnings: tuple[str, ...]) -> Report:
+def _pictures(runner: StageRunner, recipe: Recipe) -> tuple[TokenPicture, ...]:
+    """Return pictures of the tokens of the final model; its graph is loaded only if a stage reduces tokens."""
+    if all(config.phase is not Phase.TOKENS for config in recipe.stages):
+        return ()
+    return token_pictures(runner.finished[-1].graph, runner.data.val, recipe.seed)
+
+
+def _report(
+    recipe: Recipe,
+    records: tuple[StageRecord, ...],
+    pictures: tuple[TokenPicture, ...],
+    here: Environment,
+    warnings: tuple[str, ...],
+) -> Report:
     return Report(
         name=recipe.name,
         model=recipe.model.timm,
@@ -84,6 +99,7 @@ def _report(recipe: Recipe, records: tuple[StageRecord, ...], here: Environment,
         final_accuracies=records[-1].accuracies,
         parity={name: value for name, value in records[-1].metrics.items() if name.startswith("parity_")},
         gates=judge(recipe.gates, records),
+        token_pictures=pictures,
         assumptions=assumptions(recipe),
         warnings=warnings + _regressions(records),
     )

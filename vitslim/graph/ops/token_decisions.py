@@ -1,0 +1,82 @@
+"""Which token each operator with `Trait.SQUEEZE` keeps, drops, or fuses into which other token.
+
+`DECISIONS` has one function per operator, with the arguments of the operator. It calls the functions by which the
+operator itself selects and matches tokens. Patch tokens are counted from 0 after the prefix tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitslim.graph.ops.squeeze import (
+    FUSE_INATTENTIVE,
+    KEEP_TOKENS,
+    SQUEEZE_TOKENS,
+    best_matches,
+    split_by_score,
+    take_tokens,
+)
+
+NONE = -1
+"""In place of the position of a token that does not exist."""
+
+
+@dataclass(frozen=True)
+class TokenDecision:
+    """The way of all patch tokens through one operator that takes N and returns M of them."""
+
+    origin: Tensor
+    """int64 (B, M): position before the operator of each token after it; `NONE` for a token that the operator adds."""
+    destination: Tensor
+    """int64 (B, N): position after the operator of the token that each token became or was fused into; `NONE` for a
+    dropped token."""
+
+
+def squeezed(x: Tensor, score: Tensor, keep: int) -> TokenDecision:
+    """Return the decision of `squeeze_tokens`. Of several equally similar hosts it names the first."""
+    kept, removed = split_by_score(score, keep)
+    tokens = x[:, x.shape[1] - score.shape[1] :]
+    _, matched = best_matches(take_tokens(tokens, kept), take_tokens(tokens, removed))
+    return decision(kept, removed, matched.to(torch.uint8).argmax(dim=2))
+
+
+def dropped(x: Tensor, score: Tensor, keep: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
+    """Return the decision of `keep_tokens`."""
+    kept, removed = split_by_score(score, keep)
+    return decision(kept, removed, torch.full_like(removed, NONE))
+
+
+def fused(x: Tensor, score: Tensor, keep: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
+    """Return the decision of `fuse_inattentive`: all removed tokens become the last token."""
+    kept, removed = split_by_score(score, keep)
+    with_added = torch.cat([kept, torch.full_like(kept[:, :1], NONE)], dim=1)
+    return decision(with_added, removed, torch.full_like(removed, keep))
+
+
+def decision(origin: Tensor, removed: Tensor, host: Tensor) -> TokenDecision:
+    """Return the decision that keeps some tokens and removes all others.
+
+    origin: int64 (B, M), position before the operator of each token after it, or `NONE`. removed: int64 (B, N - number
+    of kept tokens), positions before the operator of the removed tokens. host: the same shape, position after the
+    operator of the token that each was fused into, or `NONE`.
+    """
+    batch, after = origin.shape
+    kept_tokens = int((origin[0] != NONE).sum())
+    destination = origin.new_full((batch, kept_tokens + removed.shape[1] + 1), NONE)
+    places = torch.arange(after, device=origin.device).expand(batch, -1)
+    # Added tokens have no position before the operator: the last column receives theirs and is cut off.
+    destination.scatter_(1, torch.where(origin == NONE, destination.shape[1] - 1, origin), places)
+    destination.scatter_(1, removed, host)
+    return TokenDecision(origin, destination[:, :-1])
+
+
+DECISIONS: Mapping[Any, Callable[..., TokenDecision]] = MappingProxyType(
+    {SQUEEZE_TOKENS: squeezed, KEEP_TOKENS: dropped, FUSE_INATTENTIVE: fused}
+)
+"""Operator to its decision function."""

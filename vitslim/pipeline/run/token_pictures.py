@@ -1,0 +1,43 @@
+"""Pictures of kept and squeezed tokens for the report of a run."""
+
+from __future__ import annotations
+
+import base64
+
+from vitslim.data import Dataset, thumbnail
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.token_trace import TokenStep, trace_tokens
+from vitslim.results import SqueezedBlock, TokenPicture
+
+IMAGES = 4
+THUMBNAIL_SIDE = 112
+"""Pixels."""
+
+
+def token_pictures(graph: ModelGraph, dataset: Dataset, seed: int) -> tuple[TokenPicture, ...]:
+    """Return pictures of at most `IMAGES` images, balanced over the classes.
+
+    Empty for a graph that reduces no tokens, and for one whose tokens are not the patches of one square grid.
+    """
+    samples = dataset.balanced(IMAGES, seed)
+    images, _ = next(iter(samples.batches(IMAGES)))
+    trace = trace_tokens(graph, images)
+    if trace is None:
+        return ()
+    return tuple(
+        _picture(samples, position, trace.rows, trace.columns, steps) for position, steps in enumerate(trace.images)
+    )
+
+
+def _picture(
+    samples: Dataset, position: int, rows: int, columns: int, steps: tuple[TokenStep, ...]
+) -> TokenPicture:
+    media_type, file = thumbnail(samples.pixels(position), THUMBNAIL_SIDE)
+    return TokenPicture(
+        label=samples.class_names[samples.labels[position]],
+        media_type=media_type,
+        image=base64.b64encode(file).decode("ascii"),
+        rows=rows,
+        columns=columns,
+        blocks=tuple(SqueezedBlock(block=step.block, kept=step.kept, squeezed=step.squeezed) for step in steps),
+    )
