@@ -110,7 +110,7 @@ def description(picture: TokenPicture, block: SqueezedBlock) -> str:
     numbers = {state: len(block.patches(state, picture.patches)) for state in WORDS}
     parts = [
         f"{numbers['kept'] + numbers['host']} of {picture.patches} patches kept",
-        f"{numbers['host']} of them with others fused into them" if numbers["host"] else "",
+        counted(numbers["host"], "host") if numbers["host"] else "",
         f"{numbers['squeezed']} squeezed" if numbers["squeezed"] else "",
         f"{numbers['gone']} gone" if numbers["gone"] else "",
     ]
