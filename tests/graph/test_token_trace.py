@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -98,9 +100,7 @@ def test_a_graph_that_keeps_all_tokens_has_no_trace(tiny_graph: ModelGraph, imag
     assert trace_tokens(tiny_graph, images) is None
 
 
-def test_a_grid_that_is_not_square_has_no_trace() -> None:
-    sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
-    graph = trace_timm("vit_tiny_patch16_224", {"img_size": (32, 48), **sizes})
-    assert patch_grid(graph) == (4, 6)
-    squeezed = insert_squeeze(graph, {"blocks.0": 9})
-    assert trace_tokens(squeezed, torch.zeros(1, 3, 32, 48)) is None
+def test_a_grid_that_is_not_square_has_no_trace(tiny_kwargs: dict[str, Any], images: torch.Tensor) -> None:
+    graph = trace_timm("vit_tiny_patch16_224", {**tiny_kwargs, "patch_size": (8, 16)})
+    assert patch_grid(graph) == (4, 2)
+    assert trace_tokens(insert_squeeze(graph, {"blocks.0": 5}), images) is None

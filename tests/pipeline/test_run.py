@@ -68,6 +68,16 @@ def test_every_stage_is_in_the_report(artifact: Artifact) -> None:
     assert costs[4].device_bytes < costs[4].weight_bytes
 
 
+def test_the_report_has_pictures_of_the_tokens(artifact: Artifact) -> None:
+    pictures = artifact.report.token_pictures
+    assert len(pictures) == 4
+    for picture in pictures:
+        (block,) = picture.blocks
+        assert (picture.patches, block.block, len(block.kept), len(block.squeezed)) == (16, "blocks.0", 8, 8)
+    page = (artifact.folder / "report.html").read_text(encoding="utf-8")
+    assert all(picture.image in page for picture in pictures)
+
+
 def test_artifact_files_match_the_manifest(artifact: Artifact) -> None:
     names = {path.name for path in artifact.folder.iterdir()}
     assert names == {
@@ -111,6 +121,7 @@ def test_second_run_reuses_every_stage(artifact: Artifact) -> None:
     again = vitslim.run(recipe(), artifact.folder)
     assert all(stage.cached for stage in again.report.stages)
     assert [s.accuracies for s in again.report.stages] == [s.accuracies for s in artifact.report.stages]
+    assert again.report.token_pictures == artifact.report.token_pictures
 
 
 def test_a_changed_stage_reruns_with_all_later_stages(artifact: Artifact) -> None:
@@ -145,6 +156,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     assert kept == ["00-dense", "01-prune"]
     report = vitslim.run(short, tmp_path / "out").report
     assert [stage.cached for stage in report.stages] == [True, True, False, False]
+    assert report.token_pictures == ()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
