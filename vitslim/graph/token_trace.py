@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.graph.anatomy import find_anatomy, is_patch_convolution
 from vitslim.graph.axes.operators import Trait, has_trait
@@ -62,7 +62,7 @@ def trace_tokens(graph: ModelGraph, images: Tensor) -> TokenTrace | None:
     nodes, grid = squeeze_nodes(graph), patch_grid(graph)
     if not nodes or grid is None or grid[0] != grid[1]:
         return None
-    recorder = _Recorder(graph)
+    recorder = _Recorder(graph.module.eval())
     with torch.no_grad():
         recorder.run(images)
     decisions = recorder.decisions
@@ -74,9 +74,7 @@ def trace_tokens(graph: ModelGraph, images: Tensor) -> TokenTrace | None:
     return TokenTrace(*grid, steps)
 
 
-def follow_patches(
-    decisions: list[TokenDecision], blocks: list[str]
-) -> tuple[tuple[TokenStep, ...], ...]:
+def follow_patches(decisions: list[TokenDecision], blocks: list[str]) -> tuple[tuple[TokenStep, ...], ...]:
     """Return the steps of each image from the decisions of consecutive operators, which `blocks` names.
 
     Before the first operator the token of each patch stands at the position of the patch.
@@ -98,7 +96,7 @@ def _step(block: str, before: list[int], after: list[int], destination: list[int
     kept = sorted(patch for patch in after if patch != NONE)
     squeezed: dict[int, int | None] = {}
     for patch, place in zip(before, destination, strict=True):
-        if patch != NONE and place != NONE and after[place] != patch:
+        if NONE not in (patch, place) and after[place] != patch:
             squeezed[patch] = None if after[place] == NONE else after[place]
     return TokenStep(block, tuple(kept), squeezed)
 
@@ -106,8 +104,8 @@ def _step(block: str, before: list[int], after: list[int], destination: list[int
 class _Recorder(Interpreter):
     """Runs a module and keeps the decision of each operator that reduces tokens."""
 
-    def __init__(self, graph: ModelGraph) -> None:
-        super().__init__(graph.module.eval())
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
         self.decisions: dict[Node, TokenDecision] = {}
 
     def run_node(self, n: Node) -> Any:

@@ -48,7 +48,7 @@ def parse_report(text: str) -> Report:
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON schema of `report.json`, with the docstrings of the fields in `vitslim/results` as descriptions."""
+    """Return the JSON schema of `report.json`, with the docstrings in `vitslim/results` as descriptions."""
     schema = Report.model_json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     documented = _attribute_docstrings()

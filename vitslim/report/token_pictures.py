@@ -85,7 +85,9 @@ def _row(picture: TokenPicture, name: str) -> TokenRow:
     original = _canvas(picture, f"Image of class {picture.label}")
     href = f"data:{picture.media_type};base64,{picture.image}"
     child(original, "image", id=name, href=href, width=picture.columns, height=picture.rows, preserveAspectRatio="none")
-    return TokenRow(picture.label, (_text_of(original), *(_block_svg(picture, block, name) for block in picture.blocks)))
+    return TokenRow(
+        picture.label, (_text_of(original), *(_block_svg(picture, block, name) for block in picture.blocks))
+    )
 
 
 def _block_svg(picture: TokenPicture, block: SqueezedBlock, image: str) -> str:

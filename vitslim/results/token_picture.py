@@ -23,7 +23,7 @@ class SqueezedBlock(Value):
     """Name of the block, such as `blocks.3`."""
     kept: tuple[NonNegativeInt, ...]
     """Patches whose tokens are left after the block, in ascending order."""
-    squeezed: dict[NonNegativeInt, NonNegativeInt | None] = {}
+    squeezed: dict[NonNegativeInt, NonNegativeInt | None] = Field({})
     """Patch whose token this block fused into another to the patch of that token; None if that token is of no patch."""
 
     @property

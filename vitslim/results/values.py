@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
 
@@ -127,14 +129,14 @@ class Estimate(Value):
     speedup: float | None = None
     """Baseline latency over this latency, both simulated; None for the baseline."""
     rows: tuple[EstimateRow, ...] = ()
-    terms_ms: dict[str, float] = {}
+    terms_ms: dict[str, float] = Field({})
     """Terms that add up to the latency, such as `launch`, `GEMMs` and `memory`."""
     kernels: int | None = None
     """Number of kernel launches; None for a target without launches."""
     utilization: Utilization | None = None
     energy: Energy | None = None
     roofline: Roofline | None = None
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = Field({})
     """Settings of the target, such as its clock."""
     calibration: str = ""
     """Source of the constants, or `uncalibrated`."""
@@ -210,7 +212,7 @@ class StageRecord(Value):
     estimates: tuple[Estimate, ...] = ()
     changes: tuple[LayerNote, ...] = ()
     skipped: tuple[LayerNote, ...] = ()
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field({})
     """Metrics of the method, such as `kept_magnitude` or `sqnr_db`."""
 
 
@@ -264,12 +266,12 @@ class Report(Value):
     """In order: the first is the dense baseline, the last the exported model."""
     final_accuracies: tuple[Accuracy, ...] = ()
     """Of the exported file in ONNX Runtime."""
-    parity: dict[str, float] = {}
+    parity: dict[str, float] = Field({})
     """Comparison of the exported file with its graph, such as `agreement` and `max_abs_error`."""
     gates: tuple[GateResult, ...] = ()
     token_pictures: tuple[TokenPicture, ...] = ()
     """Kept and squeezed tokens of the final model on sample images; empty for a model that squeezes no tokens."""
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field({})
     """File name to sha256."""

@@ -84,5 +84,5 @@ def test_all_tokens_may_be_kept(tokens: tuple[torch.Tensor, torch.Tensor]) -> No
 
 
 def test_a_decision_lists_the_destination_of_every_token() -> None:
-    origin, removed, host = torch.tensor([[3, 0, NONE]]), torch.tensor([[2, 1, 4]]), torch.tensor([[0, NONE, 2]])
-    assert decision(origin, removed, host).destination.tolist() == [[1, NONE, 0, 0, 2]]
+    origin, guests, hosts = torch.tensor([[3, 0, NONE]]), torch.tensor([[2, 4]]), torch.tensor([[0, 2]])
+    assert decision(5, origin, guests, hosts).destination.tolist() == [[1, NONE, 0, 0, 2]]

@@ -37,14 +37,14 @@ def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Ten
     """
     prefix, tokens = _parts(x, score)
     kept, removed = split_by_score(score, keep)
-    return torch.cat([prefix, fuse(_take(tokens, kept), _take(tokens, removed))], dim=1)
+    return torch.cat([prefix, fuse(take_tokens(tokens, kept), take_tokens(tokens, removed))], dim=1)
 
 
 def keep_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
     """Keep the patch tokens with the highest scores and drop the others. Arguments and result as `squeeze_tokens`."""
     prefix, tokens = _parts(x, score)
     kept, _ = split_by_score(score, keep)
-    return torch.cat([prefix, _take(tokens, kept)], dim=1)
+    return torch.cat([prefix, take_tokens(tokens, kept)], dim=1)
 
 
 def fuse_inattentive(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
@@ -56,8 +56,8 @@ def fuse_inattentive(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.T
     prefix, tokens = _parts(x, score)
     kept, removed = split_by_score(score, keep)
     weights = torch.gather(score, 1, removed).unsqueeze(1)
-    fused = torch.matmul(weights, _take(tokens, removed))
-    return torch.cat([prefix, _take(tokens, kept), fused], dim=1)
+    fused = torch.matmul(weights, take_tokens(tokens, removed))
+    return torch.cat([prefix, take_tokens(tokens, kept), fused], dim=1)
 
 
 def split_by_score(score: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,11 +98,19 @@ def fuse(reserved: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
     (e*r + sum exp(c)*p) / (e + sum exp(c)): the host counts as similarity 1 to itself. A host without guests is
     unchanged; of several hosts that are exactly equally similar each takes the guest. Returns (B, Nr, C).
     """
-    similarity = torch.matmul(_unit(pruned), _unit(reserved).transpose(1, 2))
-    matched = similarity == similarity.amax(dim=2, keepdim=True)
+    similarity, matched = best_matches(reserved, pruned)
     weight = (torch.exp(similarity) * matched.to(similarity.dtype)).transpose(1, 2)
     total = weight.sum(dim=2, keepdim=True) + math.e
     return (reserved * math.e + torch.matmul(weight, pruned)) / total
+
+
+def best_matches(reserved: torch.Tensor, pruned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosine similarity of every pruned to every reserved token, and whether it is the largest of its row.
+
+    reserved: (B, Nr, C), pruned: (B, Np, C), floats. Returns float and bool, both (B, Np, Nr). Exact ties are all True.
+    """
+    similarity = torch.matmul(_unit(pruned), _unit(reserved).transpose(1, 2))
+    return similarity, similarity == similarity.amax(dim=2, keepdim=True)
 
 
 def _unit(tokens: torch.Tensor) -> torch.Tensor:
@@ -110,7 +118,8 @@ def _unit(tokens: torch.Tensor) -> torch.Tensor:
     return tokens / (length + NORM_EPSILON)
 
 
-def _take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the tokens (B, K, C) at positions int64 (B, K) of tokens (B, N, C)."""
     return torch.gather(tokens, 1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 

@@ -40,40 +40,40 @@ class TokenDecision:
 
 def squeezed(x: Tensor, score: Tensor, keep: int) -> TokenDecision:
     """Return the decision of `squeeze_tokens`. Of several equally similar hosts it names the first."""
+    patches = score.shape[1]
     kept, removed = split_by_score(score, keep)
-    tokens = x[:, x.shape[1] - score.shape[1] :]
+    tokens = x[:, x.shape[1] - patches :]
     _, matched = best_matches(take_tokens(tokens, kept), take_tokens(tokens, removed))
-    return decision(kept, removed, matched.to(torch.uint8).argmax(dim=2))
+    return decision(patches, kept, removed, matched.to(torch.uint8).argmax(dim=2))
 
 
 def dropped(x: Tensor, score: Tensor, keep: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
     """Return the decision of `keep_tokens`."""
     kept, removed = split_by_score(score, keep)
-    return decision(kept, removed, torch.full_like(removed, NONE))
+    return decision(score.shape[1], kept, removed[:, :0], removed[:, :0])
 
 
 def fused(x: Tensor, score: Tensor, keep: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
     """Return the decision of `fuse_inattentive`: all removed tokens become the last token."""
     kept, removed = split_by_score(score, keep)
     with_added = torch.cat([kept, torch.full_like(kept[:, :1], NONE)], dim=1)
-    return decision(with_added, removed, torch.full_like(removed, keep))
+    return decision(score.shape[1], with_added, removed, torch.full_like(removed, keep))
 
 
-def decision(origin: Tensor, removed: Tensor, host: Tensor) -> TokenDecision:
-    """Return the decision that keeps some tokens and removes all others.
+def decision(patches: int, origin: Tensor, guests: Tensor, hosts: Tensor) -> TokenDecision:
+    """Return the decision of an operator that takes `patches` tokens and drops all that are neither kept nor guests.
 
-    origin: int64 (B, M), position before the operator of each token after it, or `NONE`. removed: int64 (B, N - number
-    of kept tokens), positions before the operator of the removed tokens. host: the same shape, position after the
-    operator of the token that each was fused into, or `NONE`.
+    origin: int64 (B, M), position before the operator of each token after it, or `NONE`. guests: int64 (B, m),
+    positions before the operator of the tokens that are fused into others. hosts: int64 (B, m), position after the
+    operator of the token that each guest is fused into.
     """
     batch, after = origin.shape
-    kept_tokens = int((origin[0] != NONE).sum())
-    destination = origin.new_full((batch, kept_tokens + removed.shape[1] + 1), NONE)
+    # Tokens that the operator adds have no position before it: a last column takes theirs and is cut off.
+    destination = origin.new_full((batch, patches + 1), NONE)
     places = torch.arange(after, device=origin.device).expand(batch, -1)
-    # Added tokens have no position before the operator: the last column receives theirs and is cut off.
-    destination.scatter_(1, torch.where(origin == NONE, destination.shape[1] - 1, origin), places)
-    destination.scatter_(1, removed, host)
-    return TokenDecision(origin, destination[:, :-1])
+    destination.scatter_(1, torch.where(origin == NONE, patches, origin), places)
+    destination.scatter_(1, guests, hosts)
+    return TokenDecision(origin, destination[:, :patches])
 
 
 DECISIONS: Mapping[Any, Callable[..., TokenDecision]] = MappingProxyType(

@@ -29,9 +29,7 @@ def token_pictures(graph: ModelGraph, dataset: Dataset, seed: int) -> tuple[Toke
     )
 
 
-def _picture(
-    samples: Dataset, position: int, rows: int, columns: int, steps: tuple[TokenStep, ...]
-) -> TokenPicture:
+def _picture(samples: Dataset, position: int, rows: int, columns: int, steps: tuple[TokenStep, ...]) -> TokenPicture:
     media_type, file = thumbnail(samples.pixels(position), THUMBNAIL_SIDE)
     return TokenPicture(
         label=samples.class_names[samples.labels[position]],
