@@ -21,8 +21,8 @@ OUTLINE_INSET = 0.07
 WORDS: dict[PatchState, str] = {
     "kept": "shown unchanged",
     "host": "outlined; kept, and other tokens were fused into it",
-    "squeezed": "faded; fused into another token in this block",
-    "gone": "blank; removed by an earlier block, or dropped",
+    "squeezed": "tinted; fused into another token in this block",
+    "gone": "covered; removed by an earlier block, or dropped",
 }
 """State of a patch to its description in the legend."""
 
