@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from vitslim.stages.token_squeeze.schedule import block_problems, planned_counts
+from vitslim.stages.token_squeeze.counts import block_problems, planned_counts
 
 import vitslim
 from vitslim.errors import Problem, RecipeError
@@ -156,7 +156,7 @@ class HalveStage:
         return [] if kept == set(sketch(after).squeezed) else [Problem("block", "was not squeezed")]
 
     def _kept(self, sketch: ModelSketch) -> dict[str, int]:
-        counts = planned_counts(sketch, self.config.squeezed_blocks, 0.5, "floor")
+        counts = planned_counts(sketch, dict.fromkeys(self.config.squeezed_blocks, 0.5), "floor")
         return {name: count.after for name, count in counts.items()}
 
 
