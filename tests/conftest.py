@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import vitslim
 from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.progress import Progress, Silent
-from vitslim.recipe.schema import Data
+from vitslim.recipe.schema import Data, Recipe
 from vitslim.stages.contract import StageContext, StageResult
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 torch.set_num_threads(1)  # small models train faster so, and much faster when the cores are shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """Keep the list of ONNX operators: PyTorch's exporter parses the source of 500 functions again in each export."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        operators = _registration.onnxscript_apis.get_torchlib_ops
+        patch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", functools.cache(operators))
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, Path], Artifact]:
+    """`vitslim.run`, which finds the dense model among its finished stages if another test has run it."""
+    kept = tmp_path_factory.mktemp("dense")
+
+    def run(recipe: Recipe, out: Path) -> Artifact:
+        stages = out.with_name(f"{out.name}.stages")
+        shutil.copytree(kept, stages, dirs_exist_ok=True)
+        artifact = vitslim.run(recipe, out)
+        for dense in stages.glob("00-dense-*"):
+            shutil.copytree(dense, kept / dense.name, dirs_exist_ok=True)
+        return artifact
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vitslim.backends.simulated.simulator import Floats, Ints, Simulator
 from vitslim.errors import UsageError
 from vitslim.latency_grid import Shape
 from vitslim.pipeline.bench.gemms import bench_gemms
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.backend_names import SIMULATED_TARGETS
 from vitslim.recipe.schema import ReportConfig
@@ -106,7 +107,9 @@ def test_a_recipe_can_name_the_target(tmp_path: Path) -> None:
     assert vitslim.build_plan(validate(document, "test"), trace=False).rows
 
 
-def test_a_recipe_reports_the_target(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_reports_the_target(
+    tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
+) -> None:
     document = {
         "name": "toy-target",
         "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
@@ -114,7 +117,7 @@ def test_a_recipe_reports_the_target(tiny_kwargs: dict[str, Any], tmp_path: Path
         "stages": [{"prune": {"method": "depgraph"}}, "export"],
         "report": {"backends": ["sim:toy"], "batches": [1]},
     }  # fmt: skip
-    report = vitslim.run(validate(document), tmp_path / "out").report
+    report = run_recipe(validate(document), tmp_path / "out").report
     dense, *others = (stage.estimates[0] for stage in report.stages)
     assert dense.backend == "sim:toy"
     assert all(other.latency_ms < dense.latency_ms for other in others)

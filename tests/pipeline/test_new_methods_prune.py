@@ -17,6 +17,7 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import grammar, stages, validate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import prune as prune_recipe
@@ -34,23 +35,19 @@ Run = Callable[..., Report]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path) -> Run:
     """Run a recipe of these stages on digits and a two-block ViT; the plan must announce the cost of every stage."""
 
     def run_stages(*entries: Any) -> Report:
         document = {
             "name": "new-method",
-            "model": {
-                "timm": "vit_tiny_patch16_224",
-                "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
-                           "num_classes": 10},
-            },
+            "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
             "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
             "stages": [*entries, "export"],
-            "report": {"backends": ["sim:systolic"], "batches": [1], "seconds": 0.05},
-        }  # fmt: skip
+            "report": {"backends": ["sim:systolic"], "batches": [1]},
+        }
         recipe = validate(document, "test")
-        report = vitslim.run(recipe, tmp_path / "out").report
+        report = run_recipe(recipe, tmp_path / "out").report
         assert [row.cost for row in vitslim.build_plan(recipe).rows] == [stage.cost for stage in report.stages]
         return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 
 import vitslim
 from vitslim.pipeline.inspect.inspection import inspect
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.yaml12 import read_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-TWO_BLOCKS = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 LAYERS = 10
 """Patch embedding, four in each block, and the head."""
 BRIEF = {"epochs": 1, "batch": 32, "images": 32}
@@ -39,18 +40,20 @@ def brief(stage: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml"))])
-def test_a_packaged_recipe_runs_on_two_blocks(name: str, tmp_path: Path) -> None:
+def test_a_packaged_recipe_runs_on_two_blocks(
+    name: str, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
+) -> None:
     document = read_yaml(RECIPES / f"{name}.yaml")
     document |= {
-        "model": {"timm": "vit_tiny_patch16_224", "kwargs": TWO_BLOCKS},
-        "data": {"kind": "digits", "calibration": 40, "eval_images": 20},
+        "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
+        "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
         "stages": [brief(stage) for stage in document["stages"]],
         "report": {"backends": ["sim:systolic"], "batches": [1]},
         "gates": {},
     }
     recipe = validate(document, name)
     assert [row.method for row in vitslim.build_plan(recipe).rows][1:] == [stage.method for stage in recipe.stages]
-    artifact = vitslim.run(recipe, tmp_path / "out")
+    artifact = run_recipe(recipe, tmp_path / "out")
     found = inspect(artifact.onnx, layers=True)
     assert found.violations == ()
     assert len(found.contents.layers) == LAYERS

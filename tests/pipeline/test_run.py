@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,34 +24,43 @@ from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe
 
 T = TypeVar("T")
-
-
-def recipe(**changes: Any) -> Recipe:
-    document = {
-        "name": "small",
-        "model": {
-            "timm": "vit_tiny_patch16_224",
-            "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 2,
-                       "num_classes": 10},
-        },
-        "data": {"kind": "digits", "calibration": 16, "eval_images": 40},
-        "stages": [
-            {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor"}},
-            {"token-squeeze": {"method": "etps", "blocks": [0], "keep_rate": 0.5}},
-            {"distill": {"teacher": "dense", "train": {"epochs": 1, "images": 64}}},
-            {"prune": {"method": "two-four"}},
-            {"quantize": {"method": "ptq"}},
-            "export",
-        ],
-        "report": {"backends": ["onnxruntime:cpu", "sim:systolic"], "batches": [1, 4], "seconds": 0.05},
-        **changes,
-    }  # fmt: skip
-    return validate(document, "test")
+Make = Callable[..., Recipe]
+DOCUMENT: dict[str, Any] = {
+    "name": "small",
+    "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
+    "stages": [
+        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor"}},
+        {"token-squeeze": {"method": "etps", "blocks": [0], "keep_rate": 0.5}},
+        {"distill": {"teacher": "dense", "train": {"epochs": 1, "images": 64}}},
+        {"prune": {"method": "two-four"}},
+        {"quantize": {"method": "ptq"}},
+        "export",
+    ],
+    "report": {"backends": ["onnxruntime:cpu", "sim:systolic"], "batches": [1, 4], "seconds": 0.05},
+}
+NAMES = ["00-dense", "01-prune", "02-token-squeeze", "03-distill", "04-prune", "05-quantize", "06-export"]
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def recipe(tiny_kwargs: dict[str, Any]) -> Callable[..., Recipe]:
+    """Return a function that makes a recipe of all five kinds of stages; its arguments replace top-level keys."""
+
+    def make(**changes: Any) -> Recipe:
+        return validate(DOCUMENT | {"model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs}} | changes, "test")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def artifact(recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return vitslim.run(recipe(), tmp_path_factory.mktemp("run") / "small")
+
+
+@pytest.fixture
+def again(artifact: Artifact, tmp_path: Path) -> Path:
+    """An output folder with the finished stages of the artifact."""
+    shutil.copytree(artifact.folder.with_name("small.stages"), tmp_path / "small.stages")
+    return tmp_path / "small"
 
 
 def test_every_stage_is_in_the_report(artifact: Artifact) -> None:
@@ -89,7 +99,7 @@ def test_artifact_files_match_the_manifest(artifact: Artifact) -> None:
     assert not list(artifact.folder.parent.glob(".*"))
 
 
-def test_reported_accuracy_is_that_of_onnx_runtime(artifact: Artifact) -> None:
+def test_reported_accuracy_is_that_of_onnx_runtime(recipe: Make, artifact: Artifact) -> None:
     from vitslim.data import batches, load_data
 
     graph = load_graph(artifact.folder)
@@ -117,20 +127,11 @@ def test_saved_model_is_bit_equal_in_a_fresh_process(artifact: Artifact, tmp_pat
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_second_run_reuses_every_stage(artifact: Artifact) -> None:
-    again = vitslim.run(recipe(), artifact.folder)
-    assert all(stage.cached for stage in again.report.stages)
-    assert [s.accuracies for s in again.report.stages] == [s.accuracies for s in artifact.report.stages]
-    assert again.report.token_pictures == artifact.report.token_pictures
-
-
-def test_a_changed_stage_reruns_with_all_later_stages(artifact: Artifact) -> None:
-    changed = recipe().model_dump(mode="json")
-    stages = list(recipe().stages)
-    stages[4] = stages[4].model_copy(update={"calibrate": "mse"})
-    again = vitslim.run(recipe().model_copy(update={"stages": tuple(stages)}), artifact.folder)
-    assert [stage.cached for stage in again.report.stages] == [True] * 5 + [False] * 2
-    assert changed["name"] == again.report.name
+def test_second_run_reuses_every_stage(recipe: Make, artifact: Artifact, again: Path) -> None:
+    report = vitslim.run(recipe(), again).report
+    assert all(stage.cached for stage in report.stages)
+    assert [s.accuracies for s in report.stages] == [s.accuracies for s in artifact.report.stages]
+    assert report.token_pictures == artifact.report.token_pictures
 
 
 class Stop(Silent):
@@ -145,18 +146,21 @@ class Stop(Silent):
         return iter(items)
 
 
-def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
-    short = recipe(
-        stages=[{"prune": {"method": "depgraph", "pruning_ratio": 0.25}}, {"quantize": {"method": "ptq"}}, "export"]
-    )
+def test_a_changed_stage_reruns_with_all_later_stages_also_after_an_interruption(recipe: Make, again: Path) -> None:
+    stages = list(recipe().stages)
+    stages[4] = stages[4].model_copy(update={"calibrate": "mse"})
+    changed = recipe().model_copy(update={"stages": tuple(stages)})
+    stored = again.with_name("small.stages")
+    shutil.rmtree(next(stored.glob("04-prune-*")))
+    before = set(stored.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        vitslim.run(short, tmp_path / "out", progress=Stop("02-quantize"))
-    assert not (tmp_path / "out").exists()
-    kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "out.stages").iterdir())
-    assert kept == ["00-dense", "01-prune"]
-    report = vitslim.run(short, tmp_path / "out").report
-    assert [stage.cached for stage in report.stages] == [True, True, False, False]
-    assert report.token_pictures == ()
+        vitslim.run(changed, again, progress=Stop("05-quantize"))
+    assert not again.exists()
+    assert [path.name.rpartition("-")[0] for path in set(stored.iterdir()) - before] == ["04-prune"]
+    report = vitslim.run(changed, again).report
+    assert [stage.cached for stage in report.stages] == [True] * 5 + [False] * 2
+    kept = sorted(path.name.rpartition("-")[0] for path in stored.iterdir())
+    assert kept == sorted([*NAMES, *NAMES[5:]])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -164,7 +168,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     {"distill": {"train": {"device": "cuda"}}},
     {"prune": {"method": "depgraph", "group_sparsity": {"train": {"device": "cuda"}}}},
 ])  # fmt: skip
-def test_a_missing_gpu_is_found_before_the_first_stage(stage: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_gpu_is_found_before_the_first_stage(recipe: Make, stage: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):
         vitslim.run(recipe(stages=[stage, "export"]), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -173,14 +177,12 @@ def test_a_missing_gpu_is_found_before_the_first_stage(stage: dict[str, Any], tm
 ORDERS = {
     "squeeze, prune, 2:4": [
         {"token-squeeze": {"method": "etps", "blocks": [0, 1], "keep_rate": 0.6}},
-        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor"}},
+        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor", "mode": "bottleneck"}},
         {"prune": {"method": "two-four"}},
-        {"quantize": {"method": "ptq", "calibrate": "minmax"}},
         "export",
     ],
     "quantize, then squeeze": [
-        {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "mode": "bottleneck"}},
-        {"quantize": {"method": "ptq"}},
+        {"quantize": {"method": "ptq", "calibrate": "minmax"}},
         {"token-squeeze": {"method": "etps", "blocks": [1], "keep_rate": 0.5}},
         "export",
     ],
@@ -200,17 +202,18 @@ SLOW = ("2:4, train, export in float",)
     "stages",
     [pytest.param(stages, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, stages in ORDERS.items()],
 )
-def test_every_legal_order_runs_and_matches_its_plan(stages: list[Any], tmp_path: Path) -> None:
+def test_every_legal_order_runs_and_matches_its_plan(
+    recipe: Make, run_recipe: Callable[..., Artifact], stages: list[Any], tmp_path: Path
+) -> None:
     """Every stage keeps its contract, and the costs of the plan are those of the report."""
-    ordered = recipe(stages=stages)
-    report = vitslim.run(ordered, tmp_path / "out").report
+    ordered = recipe(stages=stages, report={"backends": ["sim:systolic"], "batches": [1]})
+    report = run_recipe(ordered, tmp_path / "out").report
     assert [row.cost for row in vitslim.build_plan(ordered).rows] == [stage.cost for stage in report.stages]
     assert report.parity["parity_agreement"] >= 0.95
 
 
-def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
+def test_gates_are_judged_on_the_report(recipe: Make, again: Path) -> None:
     strict = recipe(
-        stages=[{"quantize": {"method": "ptq"}}, "export"],
         gates={
             "size_ratio_min": 1.1,
             "top1_min": 99.9,
@@ -218,7 +221,7 @@ def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
             "speedup_min": {"onnxruntime:cpu": 1000},
         },
     )
-    gates = {gate.name: gate for gate in vitslim.run(strict, tmp_path / "out").report.gates}
+    gates = {gate.name: gate for gate in vitslim.run(strict, again).report.gates}
     assert gates["size_ratio_min"].passed
     assert gates["macs_ratio_min"].passed
     assert not gates["top1_min"].passed
@@ -226,8 +229,6 @@ def test_gates_are_judged_on_the_report(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(artifact.folder, copy)
     (copy / "model.onnx").write_bytes(b"")

@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 import pytest
 
-import vitslim
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.profiles import FP16, PORTABLE, PROFILES, Profile
 from vitslim.recipe.stages import Export, Ptq
@@ -47,7 +47,7 @@ def test_a_new_profile_writes_files_of_its_own_form(
 
 
 def test_a_recipe_with_a_new_profile_ends_in_a_report(
-    tiny_kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROFILES, TOY.name, TOY)
     document = {
@@ -57,7 +57,7 @@ def test_a_recipe_with_a_new_profile_ends_in_a_report(
         "stages": [{"quantize": {"rounding": "nearest"}}, {"export": {"profile": "toy"}}],
         "report": {"backends": ["sim:systolic"], "batches": [1]},
     }  # fmt: skip
-    report = vitslim.run(validate(document), tmp_path / "out").report
+    report = run_recipe(validate(document), tmp_path / "out").report
     assert report.stages[-1].metrics["parity_agreement"] > 0.9
     types = {t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     assert onnx.TensorProto.UINT8 in types

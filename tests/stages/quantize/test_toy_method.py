@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +18,7 @@ from vitslim.graph.edits.fake_quant import insert_fake_quant, weight_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch import ModelSketch
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import stages as configs
 from vitslim.recipe import validate
 from vitslim.recipe.stages.quantize import Quantize
@@ -76,7 +77,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_toy_method_runs_from_recipe_to_report(tiny_kwargs: dict[str, object], tmp_path: Path) -> None:
+def test_a_toy_method_runs_from_recipe_to_report(
+    tiny_kwargs: dict[str, object], run_recipe: Callable[..., Artifact], tmp_path: Path
+) -> None:
     recipe = validate(
         {
             "name": "toy",
@@ -86,7 +89,7 @@ def test_a_toy_method_runs_from_recipe_to_report(tiny_kwargs: dict[str, object],
             "report": {"backends": [], "batches": [1]},
         }
     )
-    stage = vitslim.run(recipe, tmp_path / "out").report.stages[1]
+    stage = run_recipe(recipe, tmp_path / "out").report.stages[1]
     assert (stage.kind, stage.method) == ("quantize", "fixed-scale")
     assert stage.metrics["calibration_sqnr_db"] > 10
     assert {note.result for note in stage.changes} == {"INT8 weights per output channel, float activations"}
