@@ -72,6 +72,16 @@ def tiny_graph(tiny_session_graph: ModelGraph) -> ModelGraph:
     return tiny_session_graph.copy()
 
 
+@pytest.fixture
+def teacher(tiny_graph: ModelGraph) -> ModelGraph:
+    """A graph with other weights than the student: every matrix is rolled by one row."""
+    other = tiny_graph.copy()
+    with torch.no_grad():
+        for weight in other.module.parameters():
+            weight.copy_(weight.roll(1, 0) * 1.5)
+    return other
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real weights and images; tests that need them are skipped without them."""

@@ -10,6 +10,16 @@ import pytest
 
 from vitslim.errors import Problem, RecipeError
 
+BASE = """
+name: base
+model: {timm: deit_tiny_patch16_224, checkpoint: weights.safetensors, kwargs: {num_classes: 10}}
+data: {kind: imagefolder, root: images, calibration: 64, also_evaluate: {more: more, far: /far}}
+stages:
+  - prune: {method: depgraph, pruning_ratio: 0.25}
+  - distill: {teacher: {timm: deit_small_patch16_224, checkpoint: teacher.safetensors}}
+  - export
+"""
+
 
 @pytest.fixture
 def document() -> dict[str, Any]:
@@ -52,3 +62,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return to
+
+
+@pytest.fixture
+def base(write: Callable[..., Path]) -> Path:
+    """A valid recipe with relative paths, in a file."""
+    return write("base.yaml", BASE)

@@ -43,16 +43,6 @@ def weights(graph: ModelGraph) -> list[torch.Tensor]:
     return [weight.detach().clone() for weight in graph.parameters().values()]
 
 
-@pytest.fixture
-def teacher(tiny_graph: ModelGraph) -> ModelGraph:
-    """A graph with other weights than the student: every matrix is rolled by one row."""
-    other = tiny_graph.copy()
-    with torch.no_grad():
-        for weight in other.module.parameters():
-            weight.copy_(weight.roll(1, 0) * 1.5)
-    return other
-
-
 @pytest.mark.parametrize("augment", ["none", "light"])
 def test_a_student_approaches_its_teacher(
     tiny_graph: ModelGraph, teacher: ModelGraph, digits: DataModule, tmp_path: Path, augment: str
