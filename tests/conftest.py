@@ -83,6 +83,12 @@ def teacher(tiny_graph: ModelGraph) -> ModelGraph:
 
 
 @pytest.fixture(scope="session")
+def deit_tiny() -> ModelGraph:
+    """DeiT-Tiny with random weights; no test may change it."""
+    return trace_timm("deit_tiny_patch16_224", {})
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real weights and images; tests that need them are skipped without them."""
     folder = Path(os.environ.get("VITSLIM_SHARED_DATA", ROOT.parent / "shared" / "data"))

@@ -13,7 +13,6 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.slice import slice_axes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost, sketch
-from vitslim.graph.trace import trace_timm
 from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
@@ -34,22 +33,19 @@ def test_macs_of_a_compressed_graph(tiny_graph: ModelGraph, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def deit_tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelGraph, Path]:
-    graph, path = trace_timm("deit_tiny_patch16_224", {}), tmp_path_factory.mktemp("deit") / "model.onnx"
-    export_onnx(graph, path)
-    return graph, path
+def deit_tiny_file(deit_tiny: ModelGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(deit_tiny, tmp_path_factory.mktemp("deit") / "model.onnx").path
 
 
-def test_macs_of_deit_tiny(deit_tiny: tuple[ModelGraph, Path]) -> None:
-    graph, path = deit_tiny
-    assert read_workload(path).macs == cost(graph).macs == 1_253_683_200
+def test_macs_of_deit_tiny(deit_tiny: ModelGraph, deit_tiny_file: Path) -> None:
+    assert read_workload(deit_tiny_file).macs == cost(deit_tiny).macs == 1_253_683_200
 
 
-def test_cycles_of_deit_tiny_on_a_systolic_array(deit_tiny: tuple[ModelGraph, Path]) -> None:
+def test_cycles_of_deit_tiny_on_a_systolic_array(deit_tiny_file: Path) -> None:
     """The six GEMM classes of DeiT-Tiny, 128x128 weight stationary: 347,280 cycles; other work in rows of its own."""
     backend = parse_backend("sim:systolic")
     assert isinstance(backend, Simulated)
-    estimate = backend.estimate(deit_tiny[1], 1)
+    estimate = backend.estimate(deit_tiny_file, 1)
     blocks = [row for row in estimate.rows if row.op in {"gemm", "attention"} and row.count in {12, 36}]
     assert sum(row.cycles for row in blocks) == 347_280
     assert sum(row.macs for row in blocks) == 1_224_589_824

@@ -24,11 +24,14 @@ FLOAT_BYTES = 4
 
 
 @pytest.mark.parametrize(("bits", "pattern", "smaller"), [(8, "2:4", 6.4), (4, "2:4-pairs", 12.8)])
-@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
+@pytest.mark.parametrize(
+    ("model", "kwargs"),
+    [(MODELS[0], {"depth": 2}), *(pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in MODELS)],
+)
 def test_every_layer_but_the_classifier_is_sparse_in_the_integers(
-    model: str, bits: int, pattern: str, smaller: float, tmp_path: Path
+    model: str, kwargs: dict[str, int], bits: int, pattern: str, smaller: float, tmp_path: Path
 ) -> None:
-    graph = trace_timm(model, {})
+    graph = trace_timm(model, kwargs)
     data = load_data(Data(kind="digits", calibration=2), graph.source, 0)
     context = StageContext(data, 0, Silent(), lambda _: StageResult(graph), tmp_path)
     sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(graph, context)

@@ -47,7 +47,9 @@ CHAINS: dict[str, tuple[Callable[[ModelGraph], ModelGraph], ...]] = {
 }
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    "chain", [pytest.param(name, marks=[pytest.mark.slow] * (name in {"pruned", "squeezed"})) for name in CHAINS]
+)
 def test_costs_are_those_of_the_graph(tiny_graph: ModelGraph, tmp_path: Path, chain: str) -> None:
     graph = tiny_graph
     for step in CHAINS[chain]:

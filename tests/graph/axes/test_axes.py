@@ -22,11 +22,6 @@ def prunable(graph: ModelGraph) -> dict[str, int]:
     return {axis.name: axis.size for axis in graph.axes.prunable}
 
 
-@pytest.fixture(scope="module")
-def deit_tiny() -> ModelGraph:
-    return trace_timm("deit_tiny_patch16_224", {})
-
-
 def test_deit_tiny_has_49_axes(deit_tiny: ModelGraph) -> None:
     expected = {"embed": 192}
     for block in range(12):

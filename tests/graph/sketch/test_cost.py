@@ -63,11 +63,6 @@ def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
     assert quantized.cost().device_bytes - sparse.cost().device_bytes == numel * 3 // 8
 
 
-@pytest.fixture(scope="module")
-def deit_tiny() -> ModelGraph:
-    return trace_timm("deit_tiny_patch16_224", {})
-
-
 @pytest.mark.parametrize(("keep_ratio", "gmacs"), [(0.9, 1.08), (0.7, 0.81), (0.5, 0.62)])
 def test_etps_cost_table(deit_tiny: ModelGraph, keep_ratio: float, gmacs: float) -> None:
     """DeiT-T, floor counts, with the similarity matmul and without the fusion, as the paper counts them."""

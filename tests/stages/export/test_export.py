@@ -263,11 +263,15 @@ def test_the_stage_writes_and_checks_the_file(sparse_int8: ModelGraph, tmp_path:
     assert whats["head.weight"] == "INT8 per channel"
 
 
-def test_float_stage_reports_exact_parity(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    result = ExportStage(Export()).apply(tiny_graph, context_for(tiny_graph, tmp_path))
+def test_float_stage_reports_exact_parity_and_names_the_classes(tiny_graph: ModelGraph, tmp_path: Path) -> None:
+    context = context_for(tiny_graph, tmp_path)
+    result = ExportStage(Export()).apply(tiny_graph, context)
     assert result.metrics["parity_max_abs_error"] < 1e-5
     assert result.metrics["parity_agreement"] == 1
     assert result.changes == () and result.skipped == ()
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(properties["vitslim.class_names"]) == list(context.data.calibration.class_names)
+    assert len(context.data.calibration.class_names) == 10
 
 
 def test_another_models_file_is_caught(sparse_int8: ModelGraph, int8_file: Path) -> None:
@@ -278,10 +282,9 @@ def test_another_models_file_is_caught(sparse_int8: ModelGraph, int8_file: Path)
         check_stored_weights(int8_file, other)
 
 
-def test_a_broken_mask_is_caught(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    sparse = mask_two_four(tiny_graph, "head.weight")
+def test_a_broken_mask_is_caught(tiny_session_graph: ModelGraph, float_file: Path) -> None:
+    sparse = mask_two_four(tiny_session_graph, "head.weight")
     with torch.no_grad():
-        sparse.parameters()["head.weight"].fill_(1.0)
-    path = export_onnx(sparse, tmp_path / "model.onnx").path
+        sparse.parameters()["head.weight"].copy_(tiny_session_graph.parameters()["head.weight"])
     with pytest.raises(StageError, match="not 2:4"):
-        check_stored_weights(path, sparse)
+        check_stored_weights(float_file, sparse)

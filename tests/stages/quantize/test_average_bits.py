@@ -83,7 +83,12 @@ def test_weight_noise_is_the_change_of_the_logits_without_the_bias() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"group_size": 16}, {"group_size": 16, "activations": "float"}, {"first_last_bits": 8, "group_size": 16}],
+    [
+        {},
+        pytest.param({"group_size": 16}, marks=pytest.mark.slow),
+        {"group_size": 16, "activations": "float"},
+        {"first_last_bits": 8, "group_size": 16},
+    ],
 )
 def test_more_bits_are_more_accurate_and_keep_the_average(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, keys: dict[str, Any]

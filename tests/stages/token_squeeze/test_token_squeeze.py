@@ -32,11 +32,6 @@ COST_TABLE = {
 
 
 @pytest.fixture(scope="module")
-def deit_tiny() -> ModelGraph:
-    return trace_timm("deit_tiny_patch16_224", {})
-
-
-@pytest.fixture(scope="module")
 def deit_tiny_sketch(deit_tiny: ModelGraph) -> ModelSketch:
     return sketch(deit_tiny)
 

@@ -8,21 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitslim.data import load_data
 from vitslim.graph.edits.fake_quant import FAKE_QUANT, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
+from vitslim.progress import Silent
 from vitslim.recipe.profiles import ORT_CPU, PORTABLE, PROFILES
+from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq
-from vitslim.stages.contract import StageContext
+from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.graph_passes import GRAPH_PASSES, run_graph_passes
 from vitslim.stages.export.graph_passes.activations import make_activations_signed, make_activations_unsigned
 from vitslim.stages.export.graph_passes.integer_weights import WeightForm, store_integer_weights, weight_storage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 
 
+@pytest.fixture(scope="module")
+def module_int8(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPathFactory) -> ModelGraph:
+    data = load_data(Data(kind="digits", calibration=40), tiny_session_graph.source, seed=0)
+    results: dict[str, StageResult] = {}
+    context = StageContext(data, 0, Silent(), results.__getitem__, tmp_path_factory.mktemp("int8"))
+    return PtqStage(Ptq()).apply(tiny_session_graph, context).graph
+
+
 @pytest.fixture
-def int8(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]) -> ModelGraph:
-    return PtqStage(Ptq()).apply(tiny_graph, digits_context(tiny_graph)).graph
+def int8(module_int8: ModelGraph) -> ModelGraph:
+    """A quantized graph; the test may change it."""
+    return module_int8.copy()
 
 
 def logits(graph: ModelGraph) -> Tensor:

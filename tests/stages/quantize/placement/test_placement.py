@@ -20,10 +20,12 @@ from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
+from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.stages import Floor, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Deployment, StageContext, StageResult
 from vitslim.stages.export.annotate import quantizer_sites
+from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.quantize.placement.float_layers import first_that_holds, float_steps, layer_macs
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.units import FLOAT_BITS
@@ -157,11 +159,11 @@ def test_files_run_in_the_batch_that_is_measured(tiny_graph: ModelGraph, context
     """The range of a dynamic activation is that of its batch, so other batches have other logits."""
     graph = PtqStage(Ptq(activations="dynamic")).apply(tiny_graph, context).graph
     images = torch.stack([context.data.calibration[i][0] for i in range(6)])
+    export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
     found = {}
     for batch in (1, 3):
         deployment = make_deployment(recipe(batches=[batch, 2]), Silent())
         assert deployment is not None
-        deployment.write(graph, tmp_path / "model.onnx")
         found[batch] = deployment.logits(tmp_path / "model.onnx", images)
         parts = [deployment.logits(tmp_path / "model.onnx", part) for part in torch.split(images, batch)]
         assert torch.equal(found[batch], torch.cat(parts))

@@ -160,7 +160,7 @@ def written(graph: ModelGraph, context: StageContext, path: Path) -> Counter[str
     ("keys", "fused"),
     [
         ({}, {"QGemm": 10}),
-        ({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}),
+        pytest.param({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}, marks=pytest.mark.slow),
         ({"reduce_range": False}, {"QGemm": 10}),
         ({"activations": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
         ({"bits": 3, "first_last_bits": 8}, {"QGemm": 10}),
