@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitslim.graph.anatomy import Anatomy, find_anatomy
+from vitslim.graph.anatomy import Anatomy, Block, find_anatomy
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.model_graph import ModelGraph
@@ -48,6 +48,14 @@ def test_plain_transformers(name: str, prefix: int, heads: int, tiny_kwargs: dic
         assert not block.attention.windowed
         assert block.mlp == (f"{block.name}.mlp.fc1.weight", f"{block.name}.mlp.fc2.weight")
         assert block.squeeze is None
+        assert norms_after_attention(block) == [f"{block.name}.norm2.weight"]
+
+
+def norms_after_attention(block: Block) -> list[str]:
+    """The weights of the norms that read the residual between attention and MLP."""
+    assert block.attention_residual is not None
+    users = [user for user in block.attention_residual.users if user.target is torch.ops.aten.layer_norm.default]
+    return [norm.args[2].target for norm in users]
 
 
 def test_swin_has_windowed_attention_of_matmuls() -> None:
@@ -61,19 +69,7 @@ def test_swin_has_windowed_attention_of_matmuls() -> None:
     assert attentions[0].scale == pytest.approx(16**-0.5)
     assert not anatomy.has_class_token
     assert anatomy.prefix_tokens == 0
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224"])
-def test_the_residual_is_between_attention_and_the_second_norm(name: str, tiny_kwargs: dict[str, Any]) -> None:
-    for block in anatomy_of(name, tiny_kwargs).blocks:
-        residual = block.attention_residual
-        assert residual is not None
-        norms = [user for user in residual.users if user.target is torch.ops.aten.layer_norm.default]
-        assert [norm.args[2].target for norm in norms] == [f"{block.name}.norm2.weight"]
-
-
-def test_the_swin_residual_is_found_after_windows_are_merged() -> None:
-    residuals = [block.attention_residual for block in anatomy_of("swin_tiny_patch4_window7_224", SWIN).blocks]
+    residuals = [block.attention_residual for block in anatomy.blocks]  # after the windows are merged
     assert all(node is not None and node.target is torch.ops.aten.add.Tensor for node in residuals)
 
 

@@ -65,13 +65,13 @@ def test_few_reshapes_are_left(
 ) -> None:
     monkeypatch.setattr("vitslim.stages.quantize.smoothing.places.WORTH_A_DIVISION", float("inf"))
     found = {}
-    for depth in (1, 2):
+    for depth in (2, 3):
         graph = quantize("vit_tiny_patch16_224", VIT | {"depth": depth}, activation_scaling=scaling)
         assert len(divided_layers(graph)) == (depth if scaling == "per-token" else 0)
         export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
         found[depth] = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     # Of queries, keys and values, and of the output of attention.
-    assert found[2]["Reshape"] - found[1]["Reshape"] == 4
+    assert found[3]["Reshape"] - found[2]["Reshape"] == 4
     images = torch.rand(3, *graph.source.image)
     with torch.no_grad():
         expected = graph.module(images)
