@@ -1,0 +1,60 @@
+"""A packaged recipe, shortened, on a two-block ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import vitslim
+from vitslim.pipeline.inspect.inspection import inspect
+from vitslim.pipeline.run.artifact import Artifact
+from vitslim.recipe import validate
+from vitslim.recipe.yaml12 import read_yaml
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+LAYERS = 10
+"""Patch embedding, four in each block, and the head."""
+NAMES = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
+BRIEF = {"epochs": 1, "batch": 32, "images": 32}
+
+
+def brief(stage: Any) -> Any:
+    """A stage with the shortest training, few calibration batches and a block that the small model has.
+
+    Activations keep 8 bits: with random weights a difference in the last digit changes 4-bit activations, and with them
+    the predicted class.
+    """
+    if isinstance(stage, str):
+        return stage
+    ((kind, keys),) = stage.items()
+    changes = {"train": {**keys["train"], **BRIEF}} if "train" in keys else {}
+    if "batches" in keys:
+        changes |= {"batches": 1, "batch": 16}
+    if "activation_bits" in keys:
+        changes |= {"activation_bits": 8}
+    if kind == "token-squeeze":
+        changes |= {"blocks": [1]}
+    return {kind: {**keys, **changes}}
+
+
+def check_on_two_blocks(
+    name: str, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], folder: Path
+) -> None:
+    """Load, plan and run a recipe; its file must keep the claims of its metadata."""
+    document = read_yaml(RECIPES / f"{name}.yaml")
+    document |= {
+        "model": {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs},
+        "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
+        "stages": [brief(stage) for stage in document["stages"]],
+        "report": {"backends": ["sim:systolic"], "batches": [1]},
+        "gates": {},
+    }
+    recipe = validate(document, name)
+    assert [row.method for row in vitslim.build_plan(recipe).rows][1:] == [stage.method for stage in recipe.stages]
+    artifact = run_recipe(recipe, folder / "out")
+    found = inspect(artifact.onnx, layers=True)
+    assert found.violations == ()
+    assert len(found.contents.layers) == LAYERS
+    quantized = any(stage.kind == "quantize" for stage in artifact.report.stages)
+    assert all(layer.quantized == quantized for layer in found.contents.layers)
