@@ -42,8 +42,6 @@ def test_few_differences_on_few_images_are_within_chance(others: int, refused: b
 
 
 def test_a_path_that_cannot_be_written_leaves_nothing(tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be written"):
-        export_onnx(tiny_graph, tmp_path / "missing" / "model.onnx")
     (tmp_path / "taken").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
         export_onnx(tiny_graph, tmp_path / "taken")
