@@ -17,6 +17,7 @@ from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.run import stage_run
 from vitslim.pipeline.run.artifact import Artifact
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Data, Recipe
@@ -53,6 +54,23 @@ def run_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, Pa
         return artifact
 
     return run
+
+
+@pytest.fixture
+def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each stage of a recipe but export the file of the dense model, for tests that read only the last file.
+
+    The export stage writes its own file: that of the model after the stage before it.
+    """
+    write = stage_run.export_onnx
+
+    def write_once(graph: ModelGraph, path: Path) -> None:
+        if stage_run.DENSE in path.parent.name:
+            write(graph, path)
+        else:
+            shutil.copyfile(next(path.parent.parent.glob(f"{stage_run.DENSE}-*/{path.name}")), path)
+
+    monkeypatch.setattr(stage_run, "export_onnx", write_once)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ Run = Callable[..., Report]
 
 
 @pytest.fixture
-def run(tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path) -> Run:
+def run(one_export: None, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path) -> Run:
     """Run a recipe of these stages on digits and a two-block ViT; the plan must announce the cost of every stage."""
 
     def run_stages(*entries: Any) -> Report:

@@ -13,7 +13,15 @@ from vitslim.pipeline.run.artifact import Artifact
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("gpusq")])
+@pytest.mark.parametrize("files", ["one_export", pytest.param("all_exports", marks=pytest.mark.slow)])
 def test_a_packaged_recipe_runs_on_two_blocks(
-    name: str, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
+    request: pytest.FixtureRequest,
+    files: str,
+    name: str,
+    tiny_kwargs: dict[str, Any],
+    run_recipe: Callable[..., Artifact],
+    tmp_path: Path,
 ) -> None:
+    if files == "one_export":
+        request.getfixturevalue(files)
     check_on_two_blocks(name, tiny_kwargs, run_recipe, tmp_path)

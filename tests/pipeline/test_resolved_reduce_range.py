@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,19 @@ import onnx
 import pytest
 
 import vitslim
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.pipeline.run.keys import stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.recipe import validate
 from vitslim.report.html import render_html
-
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
 
 
 def recipe(backends: tuple[str, ...] = ("onnxruntime:cpu",), **keys: Any) -> Any:
     return validate(
         {
             "name": "small",
-            "model": {"timm": "vit_tiny_patch16_224", "kwargs": TINY},
-            "data": {"kind": "digits", "calibration": 16, "eval_images": 10},
+            "model": {"timm": "vit_tiny_patch16_224"},
+            "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
             "stages": [{"quantize": {"method": "ptq", "smooth": False, "rounding": "nearest", **keys}}, {"export": {}}],
             "report": {"backends": list(backends), "seconds": 0.01},
         }
@@ -64,9 +64,13 @@ def test_auto_becomes_a_value_where_weights_depend_on_it(
         assert notes[0].result == f"reduce_range = {str(value).lower()}" and reason in notes[0].reason
 
 
-@pytest.mark.usefixtures("avx2")
-def test_the_value_is_everywhere(tmp_path: Path) -> None:
-    artifact = vitslim.run(recipe(), tmp_path / "out")
+@pytest.mark.usefixtures("avx2", "one_export")
+def test_the_value_is_everywhere(
+    tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    whole = recipe()
+    whole = whole.model_copy(update={"model": whole.model.model_copy(update={"kwargs": tiny_kwargs})})
+    artifact = run_recipe(whole, tmp_path / "out")
     locked = vitslim.load_recipe(artifact.folder / "recipe.lock.yaml")
     assert locked.stages[0].reduce_range is True  # type: ignore[attr-defined]
     noted = {one.key: one.value for one in onnx.load(artifact.onnx).metadata_props}

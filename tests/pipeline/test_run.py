@@ -198,6 +198,7 @@ ORDERS = {
 SLOW = ("2:4, train, export in float",)
 
 
+@pytest.mark.usefixtures("one_export")
 @pytest.mark.parametrize(
     "stages",
     [pytest.param(stages, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, stages in ORDERS.items()],

@@ -76,7 +76,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     configs.METHODS.remove(Fixed)
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered", "one_export")
 def test_a_toy_method_runs_from_recipe_to_report(
     tiny_kwargs: dict[str, object], run_recipe: Callable[..., Artifact], tmp_path: Path
 ) -> None:
