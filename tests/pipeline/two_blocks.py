@@ -56,5 +56,7 @@ def check_on_two_blocks(
     found = inspect(artifact.onnx, layers=True)
     assert found.violations == ()
     assert len(found.contents.layers) == LAYERS
+    squeezed = any(stage.kind == "token-squeeze" for stage in artifact.report.stages)
+    assert bool(artifact.report.token_pictures) == squeezed
     quantized = any(stage.kind == "quantize" for stage in artifact.report.stages)
     assert all(layer.quantized == quantized for layer in found.contents.layers)

@@ -80,10 +80,11 @@ class TestPaths:
         assert recipe.data.also_evaluate == {"more": str(folder / "more"), "far": "/far"}
         assert recipe.stages[1].teacher.checkpoint == str(folder / "teacher.safetensors")
 
-    def test_paths_of_two_teachers(self, write: Write) -> None:
+    def test_paths_of_two_teachers(self, base: Path, write: Write) -> None:
         teachers = "[{timm: a, checkpoint: a.safetensors}, {timm: b, checkpoint: b.safetensors}]"
         path = write(
-            "two.yaml", BASE.replace("{timm: deit_small_patch16_224, checkpoint: teacher.safetensors}", teachers)
+            "two.yaml",
+            base.read_text().replace("{timm: deit_small_patch16_224, checkpoint: teacher.safetensors}", teachers),
         )
         teachers = load_recipe(path).stages[1].teachers
         assert [one.checkpoint for one in teachers] == [str(path.parent / f"{name}.safetensors") for name in "ab"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
@@ -21,6 +22,7 @@ from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
 from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Floor, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Deployment, StageContext, StageResult
@@ -38,10 +40,11 @@ IMPOSSIBLE = Floor(sqnr_db=200.0)
 class Recorded:
     """A deployment that records its calls. Latency is the length of the name.
 
-    `in_torch`: only the first file is real, and logits are those of the graph.
+    `in_torch`: all files are copies of one of the same model, and logits are those of the graph.
     """
 
     real: Deployment
+    file: Path
     in_torch: bool = True
     graphs: dict[str, ModelGraph] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
@@ -55,8 +58,8 @@ class Recorded:
     def write(self, graph: ModelGraph, path: Path) -> None:
         self.written.append(path.stem)
         self.graphs[path.stem] = graph
-        if self.in_torch and len(self.written) > 1:
-            shutil.copy(path.with_stem(self.written[0]), path)
+        if self.in_torch:
+            shutil.copy(self.file, path)
         else:
             self.real.write(graph, path)
 
@@ -92,11 +95,22 @@ def context(tiny_graph: ModelGraph, digits_context: Callable[..., StageContext])
     return digits_context(tiny_graph, calibration=60)
 
 
+@pytest.fixture(scope="module")
+def static_file(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the quantized model."""
+    folder = tmp_path_factory.mktemp("static")
+    data = load_data(Data(kind="digits", calibration=60), tiny_session_graph.source, seed=0)
+    results: dict[str, StageResult] = {}
+    context = StageContext(data, 0, Silent(), results.__getitem__, folder)
+    graph = PtqStage(Ptq()).apply(tiny_session_graph, context).graph
+    return export_onnx(graph, folder / "model.onnx", ORT_CPU).path
+
+
 @pytest.fixture
-def recorded() -> Recorded:
+def recorded(static_file: Path) -> Recorded:
     real = make_deployment(recipe(seconds=0.01), Silent())
     assert real is not None
-    return Recorded(real)
+    return Recorded(real, static_file)
 
 
 def placed(
@@ -192,11 +206,8 @@ def test_bisection_finds_the_first_that_holds_in_few_calls(count: int) -> None:
         assert len(calls) == len(set(calls)) <= count.bit_length()
 
 
-def test_layers_with_unused_tokens_cost_less(tiny_graph: ModelGraph, context: StageContext, recorded: Recorded) -> None:
-    graph = PtqStage(Ptq()).apply(tiny_graph, context).graph
-    recorded.real.write(graph, context.workdir / "model.onnx")
-    weights = tuple(layer_nodes(graph.module))
-    macs = layer_macs(context.workdir / "model.onnx", weights)
+def test_layers_with_unused_tokens_cost_less(tiny_graph: ModelGraph, static_file: Path) -> None:
+    macs = layer_macs(static_file, tuple(layer_nodes(tiny_graph.module)))
     tokens, width = 17, 64
     first, last = (macs[f"blocks.{block}.mlp.fc2.weight"] for block in (0, 1))
     assert first == tokens * 4 * width * width and last * tokens == first
