@@ -82,7 +82,7 @@ def training_form(graph: ModelGraph) -> TrainingForm:
     """
     form = replace(graph, module=_shared_copy(graph.module), masks={})
     predictors = find_predictors(form.module)
-    _require_only_predictors(form, predictors)
+    _require_only_predictors(predictors)
     shapes = form.axes.shapes
     length, prefix = shapes[predictors[0].source][1], find_anatomy(form).prefix_tokens
     kept = [shapes[predictor.squeeze][1] - prefix for predictor in predictors]
@@ -109,7 +109,7 @@ def _shared_copy(module: GraphModule) -> GraphModule:
     return copied
 
 
-def _require_only_predictors(form: ModelGraph, predictors: tuple[Predictor, ...]) -> None:
+def _require_only_predictors(predictors: tuple[Predictor, ...]) -> None:
     if not predictors:
         raise StageError("the model has no token predictors", "add `token-squeeze: {method: dtps}` before")
     own = {predictor.squeeze for predictor in predictors}
@@ -122,7 +122,7 @@ def _require_only_predictors(form: ModelGraph, predictors: tuple[Predictor, ...]
 def _mask(form: ModelGraph, predictor: Predictor, previous: Node | None, length: int) -> tuple[Node, Node]:
     """In place: hide the tokens that a predictor removes, so that `length` tokens are left.
 
-    Returns the decision and the tokens after it. Only tokens of the previous decision enter the average of the predictor.
+    Returns the decision and the tokens after it. The predictor averages over tokens of the previous decision only.
     """
     squeeze, nodes = predictor.squeeze, form.module.graph
     resize_tokens(form, squeeze, length)

@@ -63,9 +63,7 @@ def attention_by_loops(
             for i in range(queries):
                 logits = [scale * float(q[b, h, i].double() @ k[b, h, j].double()) for j in range(keys)]
                 largest = max(logits)
-                a = [
-                    math.exp(logits[j] - largest) * (1.0 if i == j else float(policy[b, j])) for j in range(keys)
-                ]
+                a = [math.exp(logits[j] - largest) * (1.0 if i == j else float(policy[b, j])) for j in range(keys)]
                 total = sum(a) + 1e-6
                 for j in range(keys):
                     out[b, h, i] += (a[j] + 1e-6 / keys) / total * v[b, h, j].double()

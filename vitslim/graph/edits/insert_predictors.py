@@ -135,7 +135,7 @@ def layer_widths(width: int) -> dict[str, tuple[int, int]]:
 
 
 def _add_parameters(module: GraphModule, block: str, width: int) -> None:
-    """Add the parameters of a predictor: a norm that changes nothing, random weights scaled by their fan-in, no bias."""
+    """Add the parameters of a predictor: a norm without effect, random weights scaled by their fan-in, zero biases."""
     generator = torch.Generator().manual_seed(crc32(block.encode()))
     _add(module, f"{block}.norm", torch.ones(width))
     for name, (fan_in, fan_out) in layer_widths(width).items():
