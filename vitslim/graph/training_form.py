@@ -43,6 +43,9 @@ aten = torch.ops.aten
 MASKED: Mapping[Any, Any] = MappingProxyType({SQUEEZE_TOKENS: MASKED_SQUEEZE, KEEP_TOKENS: MASKED_KEEP})
 """Operator that removes tokens to the operator that hides them."""
 
+KEPT_MIN = 2
+"""Fewest tokens that a predictor may keep."""
+
 
 @dataclass(frozen=True)
 class TrainingForm:
@@ -85,7 +88,7 @@ def training_form(graph: ModelGraph) -> TrainingForm:
     _require_only_predictors(predictors)
     shapes = form.axes.shapes
     length, prefix = shapes[predictors[0].source][1], find_anatomy(form).prefix_tokens
-    kept = [shapes[predictor.squeeze][1] - prefix for predictor in predictors]
+    kept = [_require_several(p, shapes[p.squeeze][1] - prefix) for p in predictors]
     decisions: list[Node] = []
     streams: list[Node] = []
     for predictor in predictors:
@@ -117,6 +120,13 @@ def _require_only_predictors(predictors: tuple[Predictor, ...]) -> None:
         if has_trait(node, Trait.SQUEEZE) and node not in own:
             message = f"tokens are squeezed at '{node.name}', after the first predictor and without one"
             raise StageError(message, "use one method for all squeezed blocks from the first predictor on")
+
+
+def _require_several(predictor: Predictor, kept: int) -> int:
+    """Return the number of kept tokens. Raises StageError for one: a dimension of one index cannot be lengthened."""
+    if kept < KEPT_MIN:
+        raise StageError(f"the predictor of '{predictor.block}' keeps one token", f"keep at least {KEPT_MIN}")
+    return kept
 
 
 def _mask(form: ModelGraph, predictor: Predictor, previous: Node | None, length: int) -> tuple[Node, Node]:

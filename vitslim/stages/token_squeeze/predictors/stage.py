@@ -9,7 +9,7 @@ from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.insert_predictors import find_predictors, insert_predictors, predictor_module
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, predictor_cuts, sketch
-from vitslim.graph.training_form import training_form
+from vitslim.graph.training_form import KEPT_MIN, training_form
 from vitslim.recipe.stages import WithPredictors
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
@@ -33,7 +33,14 @@ class PredictorStage:
         if sketch.squeeze_obstacle:
             message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
             return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
-        return block_problems(sketch, self.config.blocks) or count_problems(sketch, self._counts(sketch))
+        if problems := block_problems(sketch, self.config.blocks):
+            return problems
+        counts = self._counts(sketch)
+        too_few = [name for name, count in counts.items() if count.after < KEPT_MIN]
+        return count_problems(sketch, counts) or [
+            Problem("keep_rate", f"'{name}' would keep one patch token, expected at least {KEPT_MIN}", "raise keep_rate")
+            for name in too_few
+        ]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with predictors, and fewer tokens from each block on. Exact."""
