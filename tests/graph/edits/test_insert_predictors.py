@@ -131,9 +131,10 @@ def test_a_predictor_alone_has_the_same_logits_and_parameters(graph: ModelGraph)
     squeezed = insert_predictors(graph, KEEP, "dtps")
     first, second = find_predictors(squeezed.module)
     module = predictor_module(squeezed.module, second)
-    assert module.get_parameter("vitslim.predictor.blocks.2.fc1.weight") is squeezed.parameters()[
-        "vitslim.predictor.blocks.2.fc1.weight"
-    ]
+    assert (
+        module.get_parameter("vitslim.predictor.blocks.2.fc1.weight")
+        is squeezed.parameters()["vitslim.predictor.blocks.2.fc1.weight"]
+    )
     assert len(dict(module.named_parameters())) == 10
     tokens = torch.randn(3, 12, 64)
     prefix = "vitslim.predictor.blocks.2."

@@ -36,10 +36,11 @@ class PredictorStage:
         if problems := block_problems(sketch, self.config.blocks):
             return problems
         counts = self._counts(sketch)
-        too_few = [name for name, count in counts.items() if count.after < KEPT_MIN]
+        few = f"would keep one patch token, expected at least {KEPT_MIN}"
         return count_problems(sketch, counts) or [
-            Problem("keep_rate", f"'{name}' would keep one patch token, expected at least {KEPT_MIN}", "raise keep_rate")
-            for name in too_few
+            Problem("keep_rate", f"'{name}' {few}", "raise keep_rate")
+            for name, count in counts.items()
+            if count.after < KEPT_MIN
         ]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:

@@ -29,7 +29,7 @@ IMAGES_MAX = 256
 HELD_OUT = 4
 """Every fourth image is not trained on; rank agreement is measured on these images."""
 FORWARD_BATCH = 32
-SCHEDULE = Train(epochs=30, batch=32, lr=1e-3)
+SCHEDULE = Train(epochs=20, batch=16, lr=3e-3)
 
 
 @dataclass(frozen=True)
