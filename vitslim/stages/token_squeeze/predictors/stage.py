@@ -50,7 +50,8 @@ class PredictorStage:
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
         """Insert predictors one after the other, each trained on the tokens that the earlier ones leave."""
-        graph, changes, skipped, metrics = graph.copy(), [], [], {}
+        graph, changes, skipped = graph.copy(), [], []
+        metrics: dict[str, float] = {}
         for name, count in self._counts(sketch(graph)).items():
             if count.after == count.before:
                 skipped.append(LayerNote(layer=name, result="skipped", reason=f"keeps all {count.before} patch tokens"))
