@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -51,9 +52,10 @@ KEPT_MIN = 2
 class TrainingForm:
     """The training form of one graph."""
 
-    module: GraphModule
-    """Maps images to (logits (B, classes), (tokens (B, prefix + patches, C),), decisions (B, patches) of each
-    predictor). The tokens are the output of `last_block`; decisions are 1.0 for tokens that stay and 0.0 for others."""
+    graph: ModelGraph
+    """Its module keeps the best tokens, in both modes. It maps images to (logits (B, classes), (tokens (B, prefix +
+    patches, C),), decisions (B, patches) of each predictor). The tokens are the output of `last_block`; decisions are
+    1.0 for tokens that stay and 0.0 for others."""
     blocks: tuple[str, ...]
     """The block of each predictor."""
     kept_fractions: tuple[float, ...]
@@ -62,6 +64,11 @@ class TrainingForm:
     """The last block whose output has all tokens."""
     token_shape: tuple[int, ...]
     """Number of tokens, prefix tokens included, and channels of that output."""
+
+    @cached_property
+    def module(self) -> GraphModule:
+        """The module of `graph`, whose decisions are sampled in training mode."""
+        return with_sampled_decisions(self.graph.module)
 
 
 class Decision(nn.Module):
@@ -99,10 +106,30 @@ def training_form(graph: ModelGraph) -> TrainingForm:
         _hide_dropped(form, masked, decision)
     last_block, tokens = _last_block(form, length)
     token_shape = form.axes.shape(tokens)
-    _return(form.module, tokens, decisions)
-    _sample_in_training(form.module, decisions, predictors)
+    form.module.graph.output_node().args = ((form.module.graph.output_node().args[0], (tokens,), tuple(decisions)),)
+    _changed(form)
     fractions = tuple(count / (length - prefix) for count in kept)
-    return TrainingForm(form.module, tuple(p.block for p in predictors), fractions, last_block, token_shape[1:])
+    return TrainingForm(form, tuple(p.block for p in predictors), fractions, last_block, token_shape[1:])
+
+
+def with_sampled_decisions(module: GraphModule) -> GraphModule:
+    """Return a module that shares all parameters, whose decisions are sampled in training mode.
+
+    `module` is that of a training form, or one made of it.
+    """
+    sampled = _shared_copy(module)
+    nodes = sampled.graph
+    for number, node in enumerate(nodes.find_nodes(op="call_function", target=RANKED_DECISION)):
+        score, previous, keep = node.args
+        logits = argument(argument(score, 0), 0)
+        sampled.add_submodule(f"decision_{number}", Decision(int(str(keep))))
+        with nodes.inserting_before(node):
+            node.replace_all_uses_with(nodes.call_module(f"decision_{number}", (logits, score, previous)))
+        nodes.erase_node(node)
+    nodes.lint()
+    sampled.recompile()
+    sampled.train(module.training)
+    return sampled
 
 
 def _shared_copy(module: GraphModule) -> GraphModule:
@@ -190,25 +217,6 @@ def _last_block(form: ModelGraph, length: int) -> tuple[str, Node]:
     shapes = form.axes.shapes
     branches = [b for b in find_branches(form.module, shapes) if len(shapes[b.add]) == 3 and shapes[b.add][1] == length]
     return branches[-1].block, branches[-1].add
-
-
-def _return(module: GraphModule, tokens: Node, decisions: list[Node]) -> None:
-    output = module.graph.output_node()
-    output.args = ((output.args[0], (tokens,), tuple(decisions)),)
-
-
-def _sample_in_training(module: GraphModule, decisions: list[Node], predictors: tuple[Predictor, ...]) -> None:
-    """In place: replace the operators that keep the best tokens by modules that sample in training mode."""
-    for number, (node, predictor) in enumerate(zip(decisions, predictors, strict=True)):
-        score, previous, keep = node.args
-        module.add_submodule(f"decision_{number}", Decision(int(str(keep))))
-        with module.graph.inserting_before(node):
-            decision = module.graph.call_module(f"decision_{number}", (predictor.logits, score, previous))
-        node.replace_all_uses_with(decision)
-        module.graph.erase_node(node)
-    module.graph.lint()
-    module.recompile()
-    module.train(module.training)
 
 
 def _changed(form: ModelGraph) -> None:

@@ -180,6 +180,19 @@ def test_tokens_kept_at_the_end_approach_those_of_the_teacher(
     assert metrics["loss_last"] < metrics["loss_first"]
 
 
+def test_predictors_train_with_drop_path_mixing_averages_and_two_teachers(
+    with_predictors: ModelGraph, context: StageContext
+) -> None:
+    keys = {"epochs": 1, "drop_path": 0.2, "mixup": 0.8, "cutmix": 1.0, "ema": 0.9, "backbone_lr": 0.1}
+    loss = Loss(hard=1, soft=0.5, token=0.5, ratio=2)
+    config = Distill(teacher=("dense", "previous"), loss=loss, train=Train(**keys, images=64))
+    earlier = {"dense": context.result("dense"), "previous": StageResult(with_predictors.copy())}
+    stage = DistillStage(config)
+    result = stage.apply(with_predictors, replace(context, result=earlier.__getitem__))
+    assert stage.ensures(with_predictors, result.graph) == []
+    assert form_error(result.graph) < 1e-3
+
+
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_an_interrupted_training_ends_with_the_same_weights(
     with_predictors: ModelGraph, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
