@@ -18,6 +18,8 @@ BRANCHES = {"prune": {"method": "depth", "unit": "branch"}}
 DISTILL = {"distill": {}}
 PTQ = {"quantize": {}}
 SQUEEZE = {"token-squeeze": {"blocks": [1]}}
+DTPS = {"token-squeeze": {"method": "dtps", "blocks": [3, 6]}}
+RATIO = {"distill": {"loss": {"ratio": 2}}}
 
 
 def _check(*stages: Any, **parts: Any) -> tuple[dict[str, str], dict[str, str]]:
@@ -43,6 +45,9 @@ def _check(*stages: Any, **parts: Any) -> tuple[dict[str, str], dict[str, str]]:
         [TWO_FOUR, SQUEEZE, DISTILL, PTQ, "export"],
         [DEPTH, DEPGRAPH, BRANCHES, TWO_FOUR, DISTILL, PTQ, "export"],
         [DEPTH, SQUEEZE, BRANCHES, PTQ, "export"],
+        [SQUEEZE, DTPS, DEPGRAPH, RATIO, TWO_FOUR, RATIO, PTQ, "export"],
+        [DTPS, {"token-squeeze": {"method": "dynamicvit", "blocks": [9]}}, RATIO, "export"],
+        [{"token-squeeze": {"method": "dtps", "keep_rate": 1.0}}, DISTILL, "export"],
         ["export"],
     ],
 )
@@ -112,6 +117,52 @@ def test_random_weights_are_a_warning() -> None:
 )
 def test_a_block_is_squeezed_once(first: list[int], second: list[int], where: str, message: str) -> None:
     errors, _ = _check({"token-squeeze": {"blocks": first}}, {"token-squeeze": {"blocks": second}}, "export")
+    assert list(errors) == [where]
+    assert message in errors[where]
+
+
+@pytest.mark.parametrize(
+    ("stages", "where", "message"),
+    [
+        ([DTPS, "export"], "stages.0.token-squeeze", "no later stage trains the predictors of dtps"),
+        ([DTPS, DISTILL, "export"], "stages.0.token-squeeze", "no later stage trains the predictors of dtps"),
+        ([RATIO, DTPS, RATIO, "export"], "stages.0.distill.loss.ratio", "no earlier stage adds token predictors"),
+        ([SQUEEZE, RATIO, "export"], "stages.1.distill.loss.ratio", "no earlier stage adds token predictors"),
+        ([{"distill": {"loss": {"token": 1}}}, "export"], "stages.0.distill.loss.token", "no earlier stage adds"),
+        (
+            [DTPS, {"distill": {"teacher": "none", "loss": {"ratio": 2, "token": 1}}}, "export"],
+            "stages.1.distill.loss.token",
+            "`loss.token` needs a teacher",
+        ),
+        (
+            [DTPS, {"distill": {"loss": {"ratio": 2, "feature": 1}}}, "export"],
+            "stages.1.distill.loss.feature",
+            "token predictors have dropped tokens",
+        ),
+        (
+            [DTPS, RATIO, {"quantize": {"method": "qat", "loss": {"ratio": 2}}}, "export"],
+            "stages.2.quantize.loss.ratio",
+            "no gradient reaches predictors",
+        ),
+        (
+            [DTPS, {"token-squeeze": {"blocks": [5]}}, RATIO, "export"],
+            "stages.0.token-squeeze.blocks",
+            "another stage squeezes block 5 without a predictor, after block 3",
+        ),
+        (
+            [{"token-squeeze": {"method": "dtps", "keep_rate": [0.5, 0.4]}}, RATIO, "export"],
+            "stages.0.token-squeeze.keep_rate",
+            "got 2 keep rates for 3 blocks",
+        ),
+        (
+            [{"token-squeeze": {"method": "dtps", "keep_rate": [0.5, 0.6, 0.4]}}, RATIO, "export"],
+            "stages.0.token-squeeze.keep_rate",
+            "cannot keep more of the first tokens",
+        ),
+    ],
+)
+def test_predictors_need_training_that_fits(stages: list[Any], where: str, message: str) -> None:
+    errors, _ = _check(*stages)
     assert list(errors) == [where]
     assert message in errors[where]
 

@@ -67,6 +67,16 @@ class StageConfig(Config):
         return False
 
     @property
+    def inserts_predictors(self) -> bool:
+        """Whether the stage adds token predictors, which a later stage must train."""
+        return False
+
+    @property
+    def trains_predictors(self) -> bool:
+        """Whether the stage trains token predictors towards the fractions of tokens that they keep."""
+        return False
+
+    @property
     def needs_measured_backend(self) -> str:
         """The key that needs a measured backend that runs ONNX files; empty if there is none."""
         return ""

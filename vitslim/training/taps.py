@@ -19,6 +19,8 @@ class LogitsAndFeatures(NamedTuple):
     """float (b, classes)."""
     features: tuple[torch.Tensor, ...]
     """One tensor (b, ...) per tapped node, in the order of the nodes."""
+    decisions: tuple[torch.Tensor, ...] = ()
+    """Of each token predictor, in the training form of a model: (b, patches) of zeros and ones."""
 
 
 def with_taps(module: GraphModule, nodes: Sequence[Node]) -> GraphModule:

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from vitslim.graph.anatomy.attention import Attention, find_attentions
 from vitslim.graph.anatomy.flow import ancestors, descendants, image_dependent_nodes
+from vitslim.graph.axes.names import PREDICTOR_PREFIX
 from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensors_of
@@ -36,7 +37,7 @@ class Linear:
     """Length of the reduction: for a convolution, input channels of a group times kernel size."""
     out_features: int
     role: str
-    """qkv, proj, fc1, fc2, head, patch_embed or other."""
+    """qkv, proj, fc1, fc2, head, patch_embed, predictor or other."""
     block: str
 
 
@@ -127,7 +128,9 @@ def _block_of(parameter: str, names: tuple[str, ...]) -> str:
 def _linear(node: Node, role: str, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Linear:
     weight = parameter_of(argument(node, 1))
     shape = tensors[weight].shape
-    block = _block_of(weight, names)
+    block = _block_of(weight.removeprefix(PREDICTOR_PREFIX), names)
+    if weight.startswith(PREDICTOR_PREFIX):
+        role = "predictor"
     if not role and not block and not any(has_trait(n, Trait.LAYER) for n in descendants(node)):
         role = "head"
     return Linear(weight, node, shape[1:].numel(), shape[0], role, block)

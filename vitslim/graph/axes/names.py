@@ -15,7 +15,10 @@ NUMBERED = re.compile(r"^(.*\.\d+)(\..*)?$")
 NUMBER = re.compile(r"\.\d+")
 
 ADDED = "vitslim."
-"""Prefix of parameters that stages add; they do not change the names of axes."""
+"""Prefix of parameters that stages add; they do not change the names of other axes."""
+
+PREDICTOR_PREFIX = f"{ADDED}predictor."
+"""Prefix of the parameters of token predictors, which have axes of their own."""
 
 Tie = tuple[str, int]
 """Parameter and dimension."""
@@ -36,7 +39,11 @@ def name_axes(
 
     If several axes would get the same name, they all get their next longer name, so that `blocks.3.mlp` is unique.
     """
-    own = {prim: [tie for tie in found if not tie[0].startswith(ADDED)] for prim, found in ties.items()}
+    own = {
+        prim: [tie for tie in found if not tie[0].startswith(ADDED)]
+        or [tie for tie in found if tie[0].startswith(PREDICTOR_PREFIX)]
+        for prim, found in ties.items()
+    }
     blocks = _blocks(own, kinds)
     matrices = {parameter for found in own.values() for parameter, dim in found if dim == 1}
     found: dict[Prim, Named] = {}

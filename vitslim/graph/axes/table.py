@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.axes.indices import Indices, axis_indices, repeated
-from vitslim.graph.axes.names import Named, Tie, name_axes
+from vitslim.graph.axes.names import PREDICTOR_PREFIX, Named, Tie, name_axes
 from vitslim.graph.axes.scope import Pin, Scope, SizeArgument
 from vitslim.graph.axes.terms import Dims, Prim, Term, prims, size
 
@@ -153,6 +153,8 @@ def build_table(
     for prim, found in ties.items():
         if all(name in buffers for name, _ in found):
             scope.terms.freeze(prim, IN_NO_PARAMETER)
+        elif all(name.startswith(PREDICTOR_PREFIX) for name, _ in found):
+            scope.terms.freeze(prim, "belongs to a token predictor")
     named = name_axes({prim: list(found) for prim, found in ties.items()}, _kinds(scope), buffers)
     axes = tuple(_axis(scope, prim, named[prim], found, resolved) for prim, found in ties.items())
     return AxisTable(axes, unknown_ops, resolved, scope, {prim: found.name for prim, found in named.items()})

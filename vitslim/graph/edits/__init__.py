@@ -11,6 +11,7 @@ from types import MappingProxyType
 from vitslim.graph.edits.divide_tokens import DivideTokens
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import FakeQuantSite, InsertFakeQuant
+from vitslim.graph.edits.insert_predictors import InsertPredictors
 from vitslim.graph.edits.insert_squeeze import InsertSqueeze
 from vitslim.graph.edits.mask import Mask
 from vitslim.graph.edits.quantize_attention import QuantizeAttention
@@ -23,6 +24,7 @@ EDITS: Mapping[str, type[Edit]] = MappingProxyType(
     {
         "Slice": Slice,
         "InsertSqueeze": InsertSqueeze,
+        "InsertPredictors": InsertPredictors,
         "RemoveBlocks": RemoveBlocks,
         "Mask": Mask,
         "ScaleActivations": ScaleActivations,
@@ -40,6 +42,7 @@ __all__ = [
     "Edit",
     "FakeQuantSite",
     "InsertFakeQuant",
+    "InsertPredictors",
     "InsertSqueeze",
     "Mask",
     "QuantizeAttention",

@@ -153,7 +153,7 @@ class ModelSketch:
         extra = tuple(matmul for matmuls in cut.matmuls for matmul in matmuls(sizes))
         token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
         return replace(self, axes=axes, matmuls=self.matmuls[:here] + extra + later, token_axes=token_axes,
-                       squeezed=(*self.squeezed, block),
+                       squeezed=(*self.squeezed, block), parameters={**self.parameters, **cut.parameters},
                        branches=self.branches if cut.at_input else self._tied(block))  # fmt: skip
 
     def _tied(self, block: str) -> tuple[SketchBranch, ...]:

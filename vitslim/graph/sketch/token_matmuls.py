@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class TokenCut:
     """Tokens that the operator adds to them."""
     at_input: bool = False
     """Whether tokens are removed at the input of the block, before its attention."""
+    parameters: Mapping[str, Size] = field(default_factory=dict)
+    """Name of each new parameter to its number of elements."""
 
 
 def class_attention(block: str, heads: Size, head_width: Size, tokens: Size) -> tuple[Matmul, ...]:

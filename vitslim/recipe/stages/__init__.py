@@ -5,7 +5,16 @@ from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
-from vitslim.recipe.stages.token_squeeze import Etps, Evit, KeepBest, PruneOnly, TokenSqueeze
+from vitslim.recipe.stages.token_squeeze import (
+    Dtps,
+    DynamicVit,
+    Etps,
+    Evit,
+    KeepBest,
+    PruneOnly,
+    TokenSqueeze,
+    WithPredictors,
+)
 
 METHODS: list[type[StageConfig]] = [
     DepGraph,
@@ -18,6 +27,8 @@ METHODS: list[type[StageConfig]] = [
     Etps,
     Evit,
     PruneOnly,
+    Dtps,
+    DynamicVit,
     Export,
 ]
 """The config of every method."""
@@ -37,6 +48,8 @@ __all__ = [
     "DepGraph",
     "Depth",
     "Distill",
+    "Dtps",
+    "DynamicVit",
     "Etps",
     "Evit",
     "Export",
@@ -52,5 +65,6 @@ __all__ = [
     "TokenSqueeze",
     "TwoFour",
     "Unstructured",
+    "WithPredictors",
     "kinds",
 ]

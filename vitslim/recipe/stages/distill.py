@@ -13,3 +13,13 @@ class Distill(TrainedWithTeacher):
     kind: ClassVar[str] = "distill"
 
     method: Literal["distill"] = "distill"
+
+    @property
+    def uses_training_form(self) -> bool:
+        """Whether the stage trains token predictors by the training form of the model."""
+        return True
+
+    @property
+    def trains_predictors(self) -> bool:
+        """Whether the stage trains token predictors towards the fractions of tokens that they keep."""
+        return self.loss.ratio > 0

@@ -94,3 +94,65 @@ class PruneOnly(KeepBest):
     """Keep the tokens with the highest class attention and drop the others: eTPS without fusion, for comparison."""
 
     method: Literal["prune-only"]
+
+
+class WithPredictors(TokenSqueeze):
+    """Keys of methods whose predictors choose the tokens at the input of some blocks; a later `distill` trains them."""
+
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3, 6, 9), description="positions of the blocks that predict at their input which tokens stay"
+    )
+    keep_rate: KeepRate | tuple[KeepRate, ...] = Field(
+        0.7,
+        description="the n-th of these blocks keeps keep_rate ** n of the patch tokens before the first one; a list "
+        "gives the fraction of each block itself",
+    )
+    rounding: Rounding = Field("floor", description="rounding of the number of kept tokens")
+
+    @property
+    def squeezed_blocks(self) -> tuple[int, ...]:
+        """Positions of the blocks in which this stage reduces the number of tokens."""
+        return self.blocks
+
+    @property
+    def inserts_predictors(self) -> bool:
+        """Whether any block keeps fewer than all tokens."""
+        return min(self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,), default=1) < 1
+
+    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield problems of the keep rates, missing training, and other squeezes after the first predictor."""
+        yield from super().problems(before, after)
+        yield from self._rate_problems()
+        if self.inserts_predictors and not any(config.trains_predictors for config in after):
+            message = f"no later stage trains the predictors of {self.method}"
+            yield Problem(
+                "", message, "add `distill: {loss: {ratio: 2}}` after it, or use etps, which needs no training"
+            )
+        others = {b for config in (*before, *after) if not config.inserts_predictors for b in config.squeezed_blocks}
+        late = sorted(block for block in others if self.blocks and block >= min(self.blocks))
+        if late and self.inserts_predictors:
+            message = f"another stage squeezes block {late[0]} without a predictor, after block {min(self.blocks)}"
+            yield Problem("blocks", message, "use one method for all blocks from the first predictor on")
+
+    def _rate_problems(self) -> Iterator[Problem]:
+        rates = self.keep_rate
+        if not isinstance(rates, tuple):
+            return
+        if len(rates) != len(self.blocks):
+            message = f"got {len(rates)} keep rates for {len(self.blocks)} blocks"
+            yield Problem("keep_rate", message, "give one number, or a list with one for each of `blocks`")
+        elif (ordered := [rate for _, rate in sorted(zip(self.blocks, rates, strict=True))]) != sorted(rates)[::-1]:
+            message = f"got {ordered}: a block cannot keep more of the first tokens than the block before it"
+            yield Problem("keep_rate", message, "list fractions of the tokens before the first block, in falling order")
+
+
+class Dtps(WithPredictors):
+    """dTPS: keep the tokens that predictors choose and squeeze the others into them (TPS, CVPR 2023)."""
+
+    method: Literal["dtps"]
+
+
+class DynamicVit(WithPredictors):
+    """DynamicViT: keep the tokens that predictors choose and drop the others (NeurIPS 2021)."""
+
+    method: Literal["dynamicvit"]

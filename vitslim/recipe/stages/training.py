@@ -48,6 +48,12 @@ class Loss(Config):
     feature: Annotated[float, Field(ge=0)] = Field(
         0.0, description="mean squared distance from the teacher's block outputs"
     )
+    ratio: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="squared distance of the fraction of tokens that predictors keep from their keep rate"
+    )
+    token: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="KL divergence from the teacher's features of the tokens that predictors keep to the end"
+    )
 
 
 class Features(Config):
@@ -97,17 +103,24 @@ class TrainedWithTeacher(StageConfig):
         return self.loss.feature > 0
 
     @property
+    def uses_training_form(self) -> bool:
+        """Whether the stage trains token predictors by the training form of the model."""
+        return False
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether a term of the loss with a weight above zero uses the teacher."""
         if self.teacher == NO_TEACHER:
             return False
-        return self.loss.soft > 0 or self.loss.feature > 0 or (self.loss.hard > 0 and self.labels == "teacher")
+        loss = self.loss
+        return max(loss.soft, loss.feature, loss.token) > 0 or (loss.hard > 0 and self.labels == "teacher")
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys, an unknown teacher among them."""
         yield from super().problems(before, after)
         yield from self._problems_of_teachers(before, after)
         yield from self._loss_problems()
+        yield from self._predictor_problems(before)
         for problem in self.train.problems():
             yield Problem(f"train.{problem.where}", problem.message, problem.hint)
 
@@ -127,11 +140,27 @@ class TrainedWithTeacher(StageConfig):
 
     def _loss_problems(self) -> Iterator[Problem]:
         loss, is_alone = self.loss, self.teacher == NO_TEACHER
-        if loss.hard == 0 and (is_alone or loss.soft == loss.feature == 0):
+        if loss.hard == 0 and (is_alone or loss.soft == loss.feature == loss.token == 0):
             message = "every term of the loss has weight zero" + (" or needs a teacher" if is_alone else "")
             yield Problem("loss", message, "set `hard` above zero, or name a teacher and set `soft` or `feature`")
         elif self.labels == "teacher" and is_alone:
             yield Problem("labels", "`labels: teacher` needs a teacher", "set `teacher: dense`")
+
+    def _predictor_problems(self, before: Sequence[StageConfig]) -> Iterator[Problem]:
+        """Yield problems of the terms that need predictors, and of those that predictors exclude."""
+        terms = [name for name in ("ratio", "token") if getattr(self.loss, name) > 0]
+        has_predictors = any(config.inserts_predictors for config in before)
+        for name in terms if not self.uses_training_form else ():
+            message = f"{self.kind} trains the model as it is deployed, where no gradient reaches predictors"
+            yield Problem(f"loss.{name}", message, "set it to 0, and train the predictors in a `distill` stage before")
+        for name in terms if self.uses_training_form and not has_predictors else ():
+            message = "no earlier stage adds token predictors"
+            yield Problem(f"loss.{name}", message, "set it to 0, or add `token-squeeze: {method: dtps}` before")
+        if self.loss.token > 0 and self.teacher == NO_TEACHER:
+            yield Problem("loss.token", "`loss.token` needs a teacher", "set `teacher: dense`")
+        if self.loss.feature > 0 and self.uses_training_form and has_predictors:
+            message = "block outputs of a model with token predictors have dropped tokens"
+            yield Problem("loss.feature", message, "set it to 0; `loss.token` compares the kept tokens")
 
 
 def _teacher_problems(

@@ -49,6 +49,25 @@ def planned_counts(
     return token_counts({block: patch_tokens(sketch, block) for block in sketch.blocks}, rates, rounding, added)
 
 
+def planned_start_counts(
+    sketch: ModelSketch, blocks: Sequence[int], keep_rate: float | Sequence[float], rounding: Rounding
+) -> dict[str, Count]:
+    """Return the counts of the blocks at these positions by block name, in graph order; of the tokens at the start.
+
+    keep_rate: the n-th block, from 1, keeps `keep_rate ** n` of the patch tokens before the first one (DynamicViT, Rao
+    et al., 2021); a sequence has this fraction of each block, in the order of `blocks`.
+    """
+    ordered = sorted(blocks)
+    rates = [Decimal(repr(keep_rate)) ** n for n in range(1, len(ordered) + 1)] if isinstance(keep_rate, float) else [
+        Decimal(repr(rate)) for _, rate in sorted(zip(blocks, keep_rate, strict=True))]  # fmt: skip
+    start = left = patch_tokens(sketch, sketch.blocks[ordered[0]])
+    counts = {}
+    for block, rate in zip(ordered, rates, strict=True):
+        counts[sketch.blocks[block]] = Count(left, int((rate * start).to_integral_value(ROUNDINGS[rounding])))
+        left = counts[sketch.blocks[block]].after
+    return counts
+
+
 def block_problems(sketch: ModelSketch, blocks: Sequence[int]) -> list[Problem]:
     """Return a problem for an empty list, and for blocks that do not exist, are listed twice or already squeezed."""
     count = len(sketch.blocks)

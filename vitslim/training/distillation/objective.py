@@ -1,18 +1,24 @@
-"""The distillation loss: a weighted sum over labels, the teacher's logits and the teacher's features."""
+"""The distillation loss: a weighted sum over labels, the teacher's outputs, and the decisions of token predictors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.training.distillation.features import FEATURE_LOSS, feature_losses
+from vitslim.training.distillation.kept_tokens import ratio_loss, token_loss
 from vitslim.training.loop import Batch
 from vitslim.training.losses import hard_loss, soft_loss
 from vitslim.training.record import LOSS
 from vitslim.training.taps import LogitsAndFeatures
+
+KEPT_FRACTION = "kept_fraction."
+"""Prefix of the metric that records the fraction of tokens that a predictor keeps in training."""
 
 TeacherFunction = Callable[[Batch], LogitsAndFeatures]
 """Returns the teacher's logits and features for a batch; features are empty without a feature loss."""
@@ -21,8 +27,8 @@ TeacherFunction = Callable[[Batch], LogitsAndFeatures]
 class DistillationLoss:
     """`hard * CE + soft * T^2 * KL(teacher || student) + feature * mean_l(w_l * distance_l)`.
 
-    A term of weight zero is not computed; without a teacher only the hard term remains. Source: GPUSQ-ViT (Yu et al.,
-    CVPR 2023).
+    With token predictors, `ratio * ratio_loss + token * token_loss` is added to it. A term of weight zero is not
+    computed; without a teacher only the hard and the ratio term remain. Source: GPUSQ-ViT (Yu et al., CVPR 2023).
     """
 
     def __init__(
@@ -31,18 +37,23 @@ class DistillationLoss:
         teacher: TeacherFunction | None,
         blocks: Sequence[str] = (),
         weights: Tensor | None = None,
+        kept_fractions: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """`blocks` names the compared blocks. `weights`, float (blocks,), weights their distances; None: all are 1."""
-        self.config, self.teacher, self.blocks = config, teacher, blocks
-        self.weights = weights
+        """`blocks` names the compared blocks. `weights`, float (blocks,), weights their distances; None: all are 1.
 
-    def __call__(self, output: Tensor | tuple[Tensor, Sequence[Tensor]], batch: Batch) -> Mapping[str, Tensor]:
+        `kept_fractions`: block of each token predictor to the fraction of tokens that it keeps when deployed.
+        """
+        self.config, self.teacher, self.blocks = config, teacher, blocks
+        self.weights, self.kept_fractions = weights, kept_fractions
+
+    def __call__(self, output: Tensor | tuple[Any, ...], batch: Batch) -> Mapping[str, Tensor]:
         """Return `loss` and, for each compared block, the unweighted `feature_loss.BLOCK`; all are scalars.
 
-        `output` is the student's logits (b, classes), or a pair of logits and the features of each compared block.
+        `output` is the student's logits (b, classes), or the fields of LogitsAndFeatures. With token predictors the
+        unweighted `kept_fraction.BLOCK` of each is returned too.
         """
         loss = self.config.loss
-        logits, features = (output, ()) if isinstance(output, Tensor) else output
+        logits, features, decisions = LogitsAndFeatures(*((output, ()) if isinstance(output, Tensor) else output))
         target = self.teacher(batch) if self.teacher is not None else None
         total, recorded = logits.new_zeros(()), {}
         if loss.hard > 0:
@@ -55,6 +66,12 @@ class DistillationLoss:
             distances = self._distances(logits, features, target)
             total = total + loss.feature * (distances if self.weights is None else self.weights * distances).mean()
             recorded = {FEATURE_LOSS + block: one for block, one in zip(self.blocks, distances, strict=True)}
+        if loss.ratio > 0:
+            total = total + loss.ratio * ratio_loss(decisions, tuple(self.kept_fractions.values()))
+        if target is not None and loss.token > 0:
+            total = total + loss.token * token_loss(features[-1], target.features[-1], decisions[-1])
+        for block, decision in zip(self.kept_fractions, decisions, strict=True):
+            recorded[KEPT_FRACTION + block] = decision.detach().mean()
         return {LOSS: total, **recorded}
 
     def _distances(self, logits: Tensor, features: Sequence[Tensor], target: LogitsAndFeatures) -> Tensor:

@@ -9,7 +9,9 @@ from torch.fx import GraphModule
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.axes.tensor_shapes import tensor_shapes
+from vitslim.graph.edits.insert_predictors import find_predictors
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.training_form import TrainingForm, training_form, with_sampled_decisions
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
 from vitslim.results import LayerNote
@@ -37,11 +39,14 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
-    `dataset` is the whole training set, of which `config.train.images` are used. `earlier_graph` resolves the names of
-    teachers. `weights`, float (blocks,), weights the feature losses of the compared blocks. In the folder `keep` the
-    state is written as training goes on, so that an interrupted training continues from it.
-    Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` of
-    the last epoch. Raises StageError if the teacher does not fit the student, and if the loss is not finite.
+    A student with token predictors is trained by its training form, which shares its parameters, unless the stage
+    trains the model as it is deployed. `dataset` is the whole training set, of which `config.train.images` are used.
+    `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
+    compared blocks. In the folder `keep` the state is written as training goes on, so that an interrupted training
+    continues from it.
+    Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
+    `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
+    not finite, and if a term of the loss needs token predictors and the student has none.
     """
     device = find_device(config.train)
     images = dataset.balanced(config.train.images, seed)
@@ -51,15 +56,20 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     if teachers and config.loss.feature > 0:
         blocks = select_blocks(config.features, student)
         _require_equal_features(student, teachers[0], blocks)
+    form = _training_form(student, config)
+    tapped = blocks
+    if teachers and form is not None and config.loss.token > 0:
+        tapped = (_require_equal_tokens(form, teachers[0]),)
     functions = [
-        teacher_function(teacher, blocks if position == 0 else (), config, images, progress)
+        teacher_function(teacher, tapped if position == 0 else (), config, images, progress)
         for position, teacher in enumerate(teachers)
     ]
     answers = averaged(functions, config.temperature) if functions else None
+    kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     metrics = train(
-        with_drop_path(_with_features(student, blocks), student, config.train.drop_path),
+        _trained_module(student, form, blocks, config),
         images,
-        DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device)),
+        DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept),
         config.train,
         seed,
         student.masks,
@@ -85,6 +95,44 @@ def weight_problems(before: ModelGraph, after: ModelGraph) -> list[Problem]:
         if mask is not None and bool(weight.detach()[~mask].any()):
             problems.append(Problem(name, "training moved weights that the sparsity mask holds at zero"))
     return problems
+
+
+def _training_form(student: ModelGraph, config: TrainedWithTeacher) -> TrainingForm | None:
+    """Return the training form of a student with token predictors; None for another student, or one trained as it is.
+
+    Raises StageError if the loss needs predictors and there are none, or compares block outputs and there are some.
+    """
+    has_predictors = config.uses_training_form and bool(find_predictors(student.module))
+    terms = [f"loss.{name}" for name in ("ratio", "token") if getattr(config.loss, name) > 0]
+    if not has_predictors and terms:
+        raise StageError(f"`{terms[0]}` needs token predictors, and the model has none", f"set {terms[0]} to 0")
+    if has_predictors and config.loss.feature > 0:
+        message = "`loss.feature` compares block outputs, from which token predictors drop tokens"
+        raise StageError(message, "set loss.feature to 0; loss.token compares the kept tokens")
+    return training_form(student) if has_predictors else None
+
+
+def _require_equal_tokens(form: TrainingForm, teacher: ModelGraph) -> str:
+    """Return the block whose tokens the token loss compares. Raises StageError if the teacher's have another shape."""
+    outputs = block_outputs(teacher)
+    if form.last_block not in outputs:
+        raise StageError(f"the teacher has no block '{form.last_block}'", "choose a teacher of the same architecture")
+    theirs = tensor_shapes(teacher.module, teacher.source.image)[outputs[form.last_block]][1:]
+    if theirs != form.token_shape:
+        raise StageError(
+            f"the tokens of {form.last_block} have shape {form.token_shape} in the student and {theirs} in the teacher",
+            "set loss.token to 0, or choose a teacher with as many tokens and channels",
+        )
+    return form.last_block
+
+
+def _trained_module(
+    student: ModelGraph, form: TrainingForm | None, blocks: tuple[str, ...], config: TrainedWithTeacher
+) -> GraphModule:
+    """Return the module that is trained, which shares all parameters with the student."""
+    if form is None:
+        return with_drop_path(_with_features(student, blocks), student, config.train.drop_path)
+    return with_sampled_decisions(with_drop_path(form.graph.module, form.graph, config.train.drop_path))
 
 
 def _with_features(student: ModelGraph, blocks: tuple[str, ...]) -> GraphModule:

@@ -1,4 +1,4 @@
-"""vitslim's own operators: token squeezing and fake quantization."""
+"""vitslim's own operators: token squeezing, its training form, and fake quantization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from vitslim.graph.axes.scope import Rule, Scope
-from vitslim.graph.axes.terms import Dims, join, size
+from vitslim.graph.axes.terms import UNIT, Dims, join, size
 from vitslim.graph.axes.traits import Trait, Traits
 
 IS_TOKENS = "is a token position"
@@ -31,6 +31,37 @@ def best_tokens(scope: Scope, node: Node) -> Dims:
     (kept,) = scope.fresh((scope.shape(node)[1] - size(prefix),), IS_TOKENS)
     scope.set_kind(kept, "tokens")
     return (x[0], join((prefix, kept)), x[2])
+
+
+def unchanged(scope: Scope, node: Node) -> Dims:
+    """x (B, prefix + n, C) and masks (B, n) to x with other values in the same places; no token moves."""
+    (x,) = scope.operands(node, "x")
+    scope.freeze(x[1:2], IS_TOKENS)
+    return x
+
+
+def ranked_decision(scope: Scope, node: Node) -> Dims:
+    """A mask for each token (B, n), chosen by rank."""
+    (score,) = scope.operands(node, "score")
+    scope.freeze(score[1:2], IS_TOKENS)
+    return score
+
+
+def policy_attention(scope: Scope, node: Node) -> Dims:
+    """Attention with a mask (B, n) for the last n keys."""
+    q, k, v = scope.operands(node, "q", "k", "v")
+    heads = scope.pair(q[:-2], k[:-2], v[:-2])
+    scope.tie(q[-1], k[-1])
+    scope.tie(k[-2], v[-2])
+    scope.freeze((q[-2], k[-2]), IS_TOKENS)
+    return (*heads, q[-2], v[-1])
+
+
+def masked_mean(scope: Scope, node: Node) -> Dims:
+    """The average over dimension 1, weighted by a mask for its last indices."""
+    (x,) = scope.operands(node, "x")
+    scope.freeze(x[1:2], IS_TOKENS)
+    return (x[0], UNIT, x[2]) if scope.value(node, "keepdim") else (x[0], x[2])
 
 
 def fake_quant(scope: Scope, node: Node) -> Dims:
@@ -59,6 +90,11 @@ RULES: dict[Any, Rule] = {
     "vitslim.squeeze_tokens": best_tokens,
     "vitslim.keep_tokens": best_tokens,
     "vitslim.fuse_inattentive": best_tokens,
+    "vitslim.ranked_decision": ranked_decision,
+    "vitslim.masked_squeeze": unchanged,
+    "vitslim.masked_keep": unchanged,
+    "vitslim.policy_attention": policy_attention,
+    "vitslim.masked_mean": masked_mean,
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
 }
