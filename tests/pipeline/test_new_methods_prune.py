@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from vitslim.stages.token_squeeze.schedule import block_problems, planned_counts
 
 import vitslim
 from vitslim.errors import Problem, RecipeError
@@ -29,6 +28,7 @@ from vitslim.stages.prune.depgraph import importance
 from vitslim.stages.prune.layer_choice import chosen_layers
 from vitslim.stages.prune.masks import mask_violations
 from vitslim.stages.registry import STAGES, from_config
+from vitslim.stages.token_squeeze.counts import block_problems, planned_counts
 
 Run = Callable[..., Report]
 

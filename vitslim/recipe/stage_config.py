@@ -14,6 +14,10 @@ from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
 
 
+STAGE_FILES = (("teacher", "checkpoint"), ("budget", "table"), ("schedule", "table"))
+"""Keys of stages whose mapping, or list of mappings, names a file, each with the key of the file."""
+
+
 class Phase(Enum):
     """The phase of a stage in a recipe; `rules.py` defines which phase may follow which."""
 
@@ -52,7 +56,7 @@ class StageConfig(Config):
         return ()
 
     @property
-    def schedule(self) -> Train | None:
+    def training(self) -> Train | None:
         """The training schedule of the stage; None for a stage that does not train."""
         return None
 

@@ -32,8 +32,8 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     for backend in recipe.report.backends:
         parse_backend(backend).require()
     recipe, notes = resolve_reduce_range(recipe)
-    for schedule in filter(None, (config.schedule for config in recipe.stages)):
-        find_device(schedule)
+    for training in filter(None, (config.training for config in recipe.stages)):
+        find_device(training)
     check_replaceable(out)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     store.prepare(fresh)
