@@ -30,7 +30,8 @@ from vitslim.stages.token_squeeze.schedule.choose import (
     possible_counts,
     uniform_schedule,
 )
-from vitslim.stages.token_squeeze.schedule.costs import ScheduleCosts, count_macs, schedule_costs
+from vitslim.stages.token_squeeze.schedule.cost_model import MACS
+from vitslim.stages.token_squeeze.schedule.costs import ScheduleCosts, schedule_costs
 from vitslim.stages.token_squeeze.schedule.sensitivity import measure_losses
 from vitslim.stages.token_squeeze.schedule.solver import total
 from vitslim.training.losses import soft_loss
@@ -63,7 +64,7 @@ def stage_for(share: float, method: str = "etps", **keys: Any) -> Stage:
 
 def costs_of(dense: ModelSketch, method: str = "etps", added: int = 0) -> ScheduleCosts:
     return schedule_costs(
-        dense, dense.blocks[:-1], possible_counts(64), partial(attention_cuts, method=method), count_macs, added
+        dense, dense.blocks[:-1], possible_counts(64), partial(attention_cuts, method=method), MACS, added
     )
 
 
@@ -118,7 +119,10 @@ def test_the_schedule_squeezes_insensitive_blocks_and_is_not_worse_than_a_unifor
 
 def test_a_plan_assumes_the_usual_blocks_where_they_suffice(dense: ModelSketch) -> None:
     costs = costs_of(dense)
-    assert list(kept_tokens(uniform_schedule(costs, (0, 1, 3), 0.9 * costs.dense), costs, 0)) == ["blocks.0", "blocks.1"]
+    assert list(kept_tokens(uniform_schedule(costs, (0, 1, 3), 0.9 * costs.dense), costs, 0)) == [
+        "blocks.0",
+        "blocks.1",
+    ]
     assert costs.of(uniform_schedule(costs, (0, 1, 2), costs.least)) == costs.least
 
 
@@ -205,7 +209,9 @@ def test_schedules_that_do_not_fit_the_model(
     assert words in problem.message
 
 
-def test_the_smallest_reachable_target_is_reached(graph: ModelGraph, dense: ModelSketch, digits_context: Context) -> None:
+def test_the_smallest_reachable_target_is_reached(
+    graph: ModelGraph, dense: ModelSketch, digits_context: Context
+) -> None:
     costs = costs_of(dense)
     stage = stage_for(costs.least / costs.dense)
     assert stage.requires(dense) == []

@@ -4,43 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitslim.graph.sketch import Matmul, ModelSketch, Size, TokenCut
 from vitslim.graph.sketch.token_matmuls import ROLE
+from vitslim.stages.token_squeeze.schedule.cost_model import CostModel
 from vitslim.stages.token_squeeze.schedule.solver import Floats, Ints, least_cost, total
-
-if TYPE_CHECKING:
-    from vitslim.results import LatencyTable
 
 Cuts = Callable[[ModelSketch, Mapping[str, int]], Mapping[str, TokenCut]]
 """Returns the planned squeezing of some blocks of a sketch, from block name to the number of kept patch tokens."""
-
-Measure = Callable[[Ints], Floats]
-"""Cost of matmuls: int64 (..., 4) of count, rows, reduce and columns to float64 (...)."""
-
-
-def count_macs(shapes: Ints) -> Floats:
-    """Return the multiply-accumulates of matmuls, int64 (..., 4)."""
-    macs: Floats = shapes.prod(axis=-1).astype(np.float64)
-    return macs
-
-
-def table_latency(table: LatencyTable) -> Measure:
-    """Return the function that reads milliseconds of matmuls from a latency table."""
-    at = cache(table.matmuls.at)
-
-    def measure(shapes: Ints) -> Floats:
-        unique, inverse = np.unique(shapes.reshape(-1, 4), axis=0, return_inverse=True)
-        ms = np.array([at((int(c), int(m), int(k), int(n))) for c, m, k, n in unique])
-        return table.scale * ms[inverse].reshape(shapes.shape[:-1])
-
-    return measure
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ class ScheduleCosts:
 
 
 def schedule_costs(
-    sketch: ModelSketch, candidates: Collection[str], counts: Sequence[int], cuts: Cuts, measure: Measure, added: int
+    sketch: ModelSketch, candidates: Collection[str], counts: Sequence[int], cuts: Cuts, model: CostModel, added: int
 ) -> ScheduleCosts:
     """Return the costs of all blocks. The sketch is one without squeezed blocks; its blocks share one token axis.
 
@@ -85,11 +61,23 @@ def schedule_costs(
         block = replace(sketch, matmuls=matmuls, blocks=(name,), branches=(), parameters={})
         key = (name in candidates, *(_shape(p, block.axes) for p in matmuls))
         if key not in known:
-            known[key] = _block_cost(block, name in candidates, np.asarray(counts), cuts, measure, added)
+            known[key] = _block_cost(block, name in candidates, np.asarray(counts), cuts, model, added)
         costs.append(known[key])
+    at_input = any(cut.at_input for cut in cuts(sketch, dict.fromkeys(candidates, int(counts[-1]))).values())
+    others = _other_operators(np.asarray(counts) + sketch.prefix_tokens, len(costs), at_input, model)
     before = [_shape(p, sketch.axes) for p in sketch.matmuls[: _first(sketch)]]
-    fixed = float(measure(np.array(before, dtype=np.int64).reshape(-1, 4)).sum())
-    return ScheduleCosts(tuple(counts), tuple(segments), np.stack(costs), fixed)
+    fixed = model.rest + float(model.matmuls(np.array(before, dtype=np.int64).reshape(-1, 4)).sum())
+    return ScheduleCosts(tuple(counts), tuple(segments), np.stack(costs) + others, fixed)
+
+
+def _other_operators(tokens: Ints, blocks: int, at_input: bool, model: CostModel) -> Floats:
+    """Return the cost of the operators of one block other than matmuls, float64 (counts, counts).
+
+    Half of them belong to the attention, whose tokens are those before a squeeze that is not at the input.
+    """
+    processed = (np.broadcast_to(tokens, (len(tokens),) * 2) if at_input else tokens[:, None]) + tokens
+    squeezes = 1.0 - np.eye(len(tokens))
+    return model.tokens / (blocks * tokens[0]) * processed / 2 + model.squeeze * squeezes
 
 
 def _first(sketch: ModelSketch) -> int:
@@ -108,34 +96,34 @@ def _segments(sketch: ModelSketch) -> dict[str, tuple[Matmul, ...]]:
 
 
 def _block_cost(
-    sketch: ModelSketch, is_candidate: bool, counts: Ints, cuts: Cuts, measure: Measure, added: int
+    sketch: ModelSketch, is_candidate: bool, counts: Ints, cuts: Cuts, model: CostModel, added: int
 ) -> Floats:
     """Return the cost of the only block of a sketch, float64 (counts, counts)."""
     (name,) = sketch.blocks
     tokens = counts + sketch.prefix_tokens
     axis = sketch.token_axes[name]
     cost = np.full((len(counts), len(counts)), np.inf)
-    np.fill_diagonal(cost, _summed(sketch.matmuls, {**sketch.axes, axis: tokens}, measure))
+    np.fill_diagonal(cost, _summed(sketch.matmuls, {**sketch.axes, axis: tokens}, model))
     if not is_candidate:
         return cost
     cut = cuts(sketch, {name: int(counts[-1])})[name]
     after = sketch.with_squeeze({name: replace(cut, matmuls=())})
     sizes = {**after.axes, axis: tokens[:, None], after.token_axes[name]: tokens}
-    both = _summed(after.matmuls, sizes, measure)
+    both = _summed(after.matmuls, sizes, model)
     own = replace(sketch, matmuls=tuple(p for p in sketch.matmuls if p.role in {"attention", "proj"}))
     for i, j in zip(*np.triu_indices(len(counts), 1), strict=True):
         kept = int(counts[j]) - added
         if kept >= 1:
-            cost[i, j] = both[i, j] + _squeezing(own, name, int(tokens[i]), kept, cuts, measure)
+            cost[i, j] = both[i, j] + _squeezing(own, name, int(tokens[i]), kept, cuts, model)
     return cost
 
 
-def _squeezing(sketch: ModelSketch, name: str, tokens: int, kept: int, cuts: Cuts, measure: Measure) -> float:
+def _squeezing(sketch: ModelSketch, name: str, tokens: int, kept: int, cuts: Cuts, model: CostModel) -> float:
     """Return the cost of the matmuls of the method itself in one block."""
     before = sketch.with_sizes({sketch.token_axes[name]: tokens})
     after = before.with_squeeze(cuts(before, {name: kept}))
     shapes = [_shape(p, after.axes) for p in after.matmuls if p.role == ROLE]
-    return float(measure(np.array(shapes, dtype=np.int64).reshape(-1, 4)).sum())
+    return float(model.matmuls(np.array(shapes, dtype=np.int64).reshape(-1, 4)).sum())
 
 
 def _shape(matmul: Matmul, axes: Mapping[str, int]) -> tuple[int, int, int, int]:
@@ -144,11 +132,11 @@ def _shape(matmul: Matmul, axes: Mapping[str, int]) -> tuple[int, int, int, int]
     return count, rows, reduce, columns
 
 
-def _summed(matmuls: Sequence[Matmul], axes: Mapping[str, Any], measure: Measure) -> Floats:
+def _summed(matmuls: Sequence[Matmul], axes: Mapping[str, Any], model: CostModel) -> Floats:
     """Return the cost of matmuls for arrays of axis lengths that broadcast; its shape is that of the result."""
     shapes = [np.broadcast_arrays(*(_lengths(s, axes) for s in (p.count, p.rows, p.reduce, p.columns)))
               for p in matmuls]  # fmt: skip
-    costs = [measure(np.stack(shape, axis=-1).astype(np.int64)) for shape in shapes]
+    costs = [model.matmuls(np.stack(shape, axis=-1).astype(np.int64)) for shape in shapes]
     lengths = np.broadcast_shapes(*(np.shape(length) for length in axes.values()))
     return np.broadcast_to(sum(costs, np.zeros(())), lengths)
 

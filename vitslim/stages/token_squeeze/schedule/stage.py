@@ -22,7 +22,8 @@ from vitslim.stages.token_squeeze.schedule.choose import (
     possible_counts,
     uniform_schedule,
 )
-from vitslim.stages.token_squeeze.schedule.costs import Cuts, ScheduleCosts, count_macs, schedule_costs, table_latency
+from vitslim.stages.token_squeeze.schedule.cost_model import MACS, table_latency
+from vitslim.stages.token_squeeze.schedule.costs import Cuts, ScheduleCosts, schedule_costs
 from vitslim.stages.token_squeeze.schedule.sensitivity import Squeeze, measure_losses
 from vitslim.stages.token_squeeze.schedule.solver import ROUNDING, Floats, total
 
@@ -130,8 +131,8 @@ class ScheduledStage:
     def _costs(self, sketch: ModelSketch) -> ScheduleCosts:
         names = [sketch.blocks[position] for position in self._positions(sketch)]
         counts = possible_counts(max(patch_tokens(sketch, name) for name in names))
-        measure = count_macs if self.latency is None else table_latency(self.latency)
-        return schedule_costs(sketch, names, counts, self.method.cuts, measure, self.method.added)
+        model = MACS if self.latency is None else table_latency(self.latency)
+        return schedule_costs(sketch, names, counts, self.method.cuts, model, self.method.added)
 
     def _budget(self, costs: ScheduleCosts) -> float:
         return self.target.limit[1] * costs.dense
