@@ -24,6 +24,11 @@ class TokenSqueeze(StageConfig):
     kind: ClassVar[str] = "token-squeeze"
     phase: ClassVar[Phase] = Phase.TOKENS
 
+    @property
+    def advice_if_slower(self) -> str:
+        """Reason and remedy for a model that this stage makes slower, as the end of a warning."""
+        return "squeezing tokens costs more than it saves; squeeze fewer blocks, or keep fewer tokens in each"
+
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield a problem for attention that an earlier stage may remove, and for blocks that are squeezed twice."""
         yield from super().problems(before, after)
