@@ -36,7 +36,7 @@ WITHOUT_THE_MODEL = [
     ("budget: {macs: 0.5, params: 0.5}", ["stages.0.prune.budget", "got macs and params"]),
     ("budget: {macs: 0}", ["stages.0.prune.budget.macs", "above 0"]),
     ("budget: {latency: 0.5}", ["stages.0.prune.budget.table", "needs a latency table", "bench --table"]),
-    ("budget: {macs: 0.5, table: t.json}", ["budget.table", "without a latency budget"]),
+    ("budget: {macs: 0.5, table: t.json}", ["budget.table", "a latency table without `latency`"]),
     ("mode: bottleneck, pruning_ratios: {embed: 0.5}", ["pruning_ratios.embed", "bottleneck"]),
     ("importance: lamb", ["stages.0.prune.importance", "'lamb'", "did you mean 'lamp'"]),
     ("normalization: max", ["normalization", "unknown key"]),

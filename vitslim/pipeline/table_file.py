@@ -11,9 +11,13 @@ from pydantic import ValidationError
 
 from vitslim.errors import InputError, Problem
 from vitslim.files import write_atomically
+from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.schema import Model
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LatencyTable
+
+TARGETS = ("budget", "schedule")
+"""Keys of stages that limit a cost."""
 
 VERSION = LatencyTable.model_fields["schema_version"].default
 
@@ -58,9 +62,15 @@ def read_table(path: Path) -> LatencyTable:
 
 
 def table_path(config: StageConfig) -> Path | None:
-    """Return the file that a stage names in `budget.table`; None without one."""
-    name = getattr(getattr(config, "budget", None), "table", None)
-    return None if name is None else Path(name)
+    """Return the latency table that a stage names; None without one."""
+    found = _target(config)
+    return None if found is None or found[1].table is None else Path(found[1].table)
+
+
+def _target(config: StageConfig) -> tuple[str, CostTarget] | None:
+    """Return the key and the value of a stage's cost target; None without one."""
+    values = ((key, getattr(config, key, None)) for key in TARGETS)
+    return next(((key, value) for key, value in values if isinstance(value, CostTarget)), None)
 
 
 def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
@@ -92,4 +102,5 @@ def _call(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
 
 
 def _key(config: StageConfig, position: int) -> str:
-    return f"stages.{position}.{config.kind}.budget.table"
+    found = _target(config)
+    return f"stages.{position}.{config.kind}.{found[0] if found else TARGETS[0]}.table"

@@ -12,6 +12,7 @@ from vitslim.recipe.check import join, shown
 from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
 from vitslim.recipe.overrides import apply_overrides
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE
 from vitslim.recipe.yaml12 import read_yaml
 
@@ -106,7 +107,7 @@ def _rebase(document: dict[str, Any], folder: Path) -> None:
     for entry in stages if isinstance(stages, list) else ():
         if isinstance(entry, dict) and len(entry) == 1:
             _, values = split_entry(entry)
-            for key, name in (("teacher", "checkpoint"), ("budget", "table")):
+            for key, name in STAGE_FILES:
                 found = values.get(key) if isinstance(values, dict) else None
                 for holder in found if isinstance(found, list) else [found]:
                     _rebase_key(holder, name, folder)

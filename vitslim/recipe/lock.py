@@ -12,6 +12,7 @@ from vitslim.recipe.check import join
 from vitslim.recipe.config import ASSUMED
 from vitslim.recipe.grammar import LOCKED, write_stage
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE, Features, TrainedWithTeacher
 from vitslim.recipe.yaml12 import dump_yaml
 
@@ -36,7 +37,7 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
     document["data"]["also_evaluate"] = {name: _absolute(path) for name, path in recipe.data.also_evaluate.items()}
     for entry in document["stages"]:
         values = next(iter(entry.values()))
-        for key, name in (("teacher", "checkpoint"), ("budget", "table")):
+        for key, name in STAGE_FILES:
             found = values.get(key)
             for holder in found if isinstance(found, list) else [found]:
                 if isinstance(holder, dict):

@@ -13,6 +13,9 @@ from vitslim.recipe.config import EXPECTED, Config
 from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
 
+STAGE_FILES = (("teacher", "checkpoint"), ("budget", "table"), ("schedule", "table"))
+"""Keys of stages whose mapping, or list of mappings, names a file, each with the key of the file."""
+
 
 class Phase(Enum):
     """The phase of a stage in a recipe; `rules.py` defines which phase may follow which."""
@@ -52,7 +55,7 @@ class StageConfig(Config):
         return ()
 
     @property
-    def schedule(self) -> Train | None:
+    def training(self) -> Train | None:
         """The training schedule of the stage; None for a stage that does not train."""
         return None
 
@@ -79,6 +82,11 @@ class StageConfig(Config):
     @property
     def needs_measured_backend(self) -> str:
         """The key that needs a measured backend that runs ONNX files; empty if there is none."""
+        return ""
+
+    @property
+    def advice_if_slower(self) -> str:
+        """Reason and remedy for a model that this stage makes slower, as the end of a warning; empty for none."""
         return ""
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:  # noqa: ARG002

@@ -13,9 +13,9 @@ from vitslim.results.values import Environment
 
 
 class LatencyTable(Value):
-    """Latencies of the matmuls of a model on one backend, for all shapes that pruning may give them."""
+    """Latencies of a model on one backend: its matmuls at all shapes that pruning and token squeezing may give them."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     model: str
     kwargs: dict[str, int | float | str | bool] = Field({})
     """Arguments of the timm model."""
@@ -33,7 +33,11 @@ class LatencyTable(Value):
     dense_ms: float
     """Latency of the dense model."""
     rest_ms: float
-    """Latency of the dense model without its matmuls; assumed not to change."""
+    """Latency of the dense model without its matmuls; pruning does not change it."""
+    token_ms: float
+    """Part of `rest_ms` that is proportional to the number of tokens."""
+    squeeze_ms: float
+    """Latency of one token squeeze without its matmuls."""
     scale: float = 1.0
     """Factor on all entries; below 1 only if the matmuls add up to more than the latency of the dense model."""
     matmuls: MatmulLatencies

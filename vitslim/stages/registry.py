@@ -18,10 +18,10 @@ from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.qat.stage import QatStage
 from vitslim.stages.token_squeeze.predictors.stage import PredictorStage
-from vitslim.stages.token_squeeze.stage import KeepBestStage
+from vitslim.stages.token_squeeze.stage import keep_best_stage
 
 Handler = Callable[[Any, LatencyTable | None], Stage]
-"""Builds a stage from its config and the latency table that `budget.table` names, if there is one."""
+"""Builds a stage from its config and the latency table that its cost target names, if there is one."""
 
 
 def from_config(stage: Callable[[Any], Stage]) -> Handler:
@@ -37,9 +37,9 @@ STAGES: dict[type[StageConfig], Handler] = {
     configs.Distill: from_config(DistillStage),
     configs.Ptq: from_config(PtqStage),
     configs.Qat: from_config(QatStage),
-    configs.Etps: from_config(KeepBestStage),
-    configs.Evit: from_config(KeepBestStage),
-    configs.PruneOnly: from_config(KeepBestStage),
+    configs.Etps: keep_best_stage,
+    configs.Evit: keep_best_stage,
+    configs.PruneOnly: keep_best_stage,
     configs.Dtps: from_config(PredictorStage),
     configs.DynamicVit: from_config(PredictorStage),
     configs.Export: from_config(ExportStage),
@@ -47,5 +47,5 @@ STAGES: dict[type[StageConfig], Handler] = {
 
 
 def make_stage(config: StageConfig, latency: LatencyTable | None = None) -> Stage:
-    """Return the stage that runs a config. latency: the table of its latency budget."""
+    """Return the stage that runs a config. latency: the table of its cost target."""
     return STAGES[type(config)](config, latency)

@@ -42,7 +42,7 @@ def bench_table(
         typer.echo(table.model_dump_json())
     else:
         stdout().print(_summary(table))
-    progress.say(f"wrote {path}; a recipe reads it with budget: {{latency: 0.7, table: {path.name}}}")
+    progress.say(f"wrote {path}; a recipe reads it with {{latency: 0.7, table: {path.name}}} as budget or schedule")
 
 
 def _only(values: Sequence[T], default: T, option: str) -> T:
@@ -85,7 +85,9 @@ def _summary(table: LatencyTable) -> Table:
             view.add_row(f"{name} entries (count x rows x reduce x columns)", f"{shape} = {len(grid.ms)}")
     view.add_row("dense model", f"{table.dense_ms:.3f} ms")
     view.add_row("its matmuls", f"{table.dense_ms - table.rest_ms:.3f} ms")
-    view.add_row("other operators, assumed constant", f"{table.rest_ms:.3f} ms")
+    view.add_row("other operators, which pruning does not change", f"{table.rest_ms:.3f} ms")
+    view.add_row("of these, proportional to the number of tokens", f"{table.token_ms:.3f} ms")
+    view.add_row("operators of one token squeeze other than matmuls", f"{table.squeeze_ms:.3f} ms")
     if table.scale < 1:
         view.add_row("scale of the entries, whose sum exceeds the model", f"{table.scale:.3f}")
     if table.kind == "measured":

@@ -16,6 +16,7 @@ from vitslim.errors import InputError
 from vitslim.graph.sketch import Matmul, ModelSketch, Size, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
+from vitslim.pipeline.bench.token_latency import relative_latencies, token_latency
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Model
 from vitslim.results import LatencyTable
@@ -27,6 +28,8 @@ MULTIPLE = 8
 """Channel lengths are multiples of this, except the dense one."""
 POINTS = {"measured": 8, "simulated": 16}
 """Points for each length; simulated points are cheap, but enlarge the file."""
+TOKEN_POINTS = 8
+"""Numbers of tokens in a table, at dense lengths of all other axes."""
 DIGITS = 6
 """Significant digits of an entry."""
 
@@ -55,15 +58,22 @@ def build_table(
             times = backend.matmul_times(shapes, path, batch, threads, progress)
         else:
             times = backend.matmul_times(shapes, path, batch)
-    latencies = matmul_latencies(times.ms)
-    rest_ms, scale = rest_and_scale(
-        times.dense_ms, sum(latencies.at(matmul_shape(p, dense.axes)) for p in dense.matmuls)
-    )
+        latencies = matmul_latencies(times.ms)
+        rest_ms, scale = rest_and_scale(times.dense_ms, _matmuls_ms(latencies, dense))
+        tokens = token_latency(
+            graph, dense, rest_ms, times.dense_ms, lambda found: scale * _matmuls_ms(latencies, found),
+            relative_latencies(backend, batch, threads, progress), Path(folder),
+        )  # fmt: skip
     return LatencyTable(
         model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
         batch=batch, threads=threads if kind == "measured" else None, environment=environment(), n=times.n,
-        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, scale=scale, matmuls=latencies,
+        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, **tokens._asdict(),
+        scale=scale, matmuls=latencies,
     )  # fmt: skip
+
+
+def _matmuls_ms(latencies: MatmulLatencies, found: ModelSketch) -> float:
+    return sum(latencies.at(matmul_shape(p, found.axes)) for p in found.matmuls)
 
 
 def matmul_shape(matmul: Matmul, sizes: Mapping[str, int]) -> Shape:
@@ -77,7 +87,7 @@ def matmul_shape(matmul: Matmul, sizes: Mapping[str, int]) -> Shape:
 
 
 def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
-    """Return the shapes of a table: for each matmul a grid over its lengths that pruning can shorten.
+    """Return the shapes of a table: for each matmul a grid over its lengths that pruning can shorten, and token counts.
 
     Raises InputError for a model without a matmul by a weight.
     """
@@ -90,6 +100,11 @@ def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
         )
         several = [c for c in count if c > 1] or [1]
         shapes.update((c, m, k, n) for c, m, k, n in product(several, *lengths))
+    tokens = set(dense.token_axes.values())
+    if not dense.squeeze_obstacle and len(tokens) == 1:
+        (axis,) = tokens
+        for length in grid_lengths(dense.axes[axis], TOKEN_POINTS, 1):
+            shapes.update(matmul_shape(p, {**dense.axes, axis: length}) for p in dense.matmuls)
     if not any(shape[0] == 1 for shape in shapes):
         raise InputError("this model has no matmul by a weight", "build a latency table of an image classifier")
     return tuple(sorted(shapes))

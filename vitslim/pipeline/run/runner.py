@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 from vitslim.backends.environment import environment
@@ -16,6 +15,7 @@ from vitslim.pipeline.plan import estimate_stages
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, file_digest, stage_key
+from vitslim.pipeline.run.regressions import latency_regressions
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore
@@ -34,8 +34,8 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     for backend in recipe.report.backends:
         parse_backend(backend).require()
     recipe, notes = resolve_reduce_range(recipe)
-    for schedule in filter(None, (config.schedule for config in recipe.stages)):
-        find_device(schedule)
+    for training in filter(None, (config.training for config in recipe.stages)):
+        find_device(training)
     check_replaceable(out)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     store.prepare(fresh)
@@ -101,18 +101,5 @@ def _report(
         gates=judge(recipe.gates, records),
         token_pictures=pictures,
         assumptions=assumptions(recipe),
-        warnings=warnings + _regressions(records),
+        warnings=warnings + latency_regressions(records, recipe.stages),
     )
-
-
-def _regressions(records: tuple[StageRecord, ...]) -> tuple[str, ...]:
-    """Return a warning for each stage that increased latency by more than the spread of both measurements."""
-    warnings = []
-    for before, after in pairwise(records):
-        for old, new in zip(before.measurements, after.measurements, strict=True):
-            if new.median_ms - new.spread_ms > old.median_ms + old.spread_ms:
-                warnings.append(
-                    f"{after.name} is slower than {before.name} on {new.backend} at batch {new.batch}, "
-                    f"{new.threads} threads: {new.median_ms:.3g} ms after {old.median_ms:.3g} ms"
-                )
-    return tuple(warnings)

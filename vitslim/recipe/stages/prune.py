@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import EXPECTED, Config, KeepRate, PruningRatio, one_of
+from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.train import Train
 
@@ -53,25 +54,12 @@ class PruningRatios(Config):
     embed: PruningRatio | None = Field(None, description="the residual stream")
 
 
-class Budget(Config):
+class Budget(CostTarget):
     """Fraction of the stage's input model that may remain; exactly one of `macs`, `params` and `latency`."""
 
-    macs: KeepRate | None = Field(None, description="fraction of the MACs that may remain")
-    params: KeepRate | None = Field(None, description="fraction of the parameters that may remain")
-    latency: KeepRate | None = Field(None, description="fraction of the latency that may remain; needs `table`")
-    table: str | None = Field(None, description="latency table written by `vitslim bench --table`")
+    LIMITS: ClassVar[tuple[str, ...]] = ("macs", "params", "latency")
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield contradictions among the keys; `where` is relative to the budget."""
-        given = [key for key in ("macs", "params", "latency") if getattr(self, key) is not None]
-        if len(given) != 1:
-            message = f"got {' and '.join(given) or 'none of them'}, expected exactly one of macs, params and latency"
-            yield Problem("", message, f"keep one: {given[0]}" if given else "for example {macs: 0.7}")
-        if self.latency is not None and self.table is None:
-            message = "a latency budget needs a latency table"
-            yield Problem("table", message, "`vitslim bench --table MODEL` writes one")
-        if self.table is not None and self.latency is None:
-            yield Problem("table", "got a latency table without a latency budget", "add `latency`, or remove `table`")
+    params: KeepRate | None = Field(None, description="fraction of the parameters that may remain")
 
 
 class GroupSparsity(Config):
@@ -117,7 +105,7 @@ class DepGraph(Prune):
     batch: PositiveInt = Field(32, description="images per calibration batch")
 
     @property
-    def schedule(self) -> Train | None:
+    def training(self) -> Train | None:
         """The schedule of sparse training; None without it."""
         return None if self.group_sparsity is None else self.group_sparsity.train
 

@@ -9,9 +9,13 @@ from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, KeepRate
+from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.stage_config import Phase, StageConfig
 
 Rounding = Literal["ceil", "floor"]
+
+DEFAULT_BLOCKS = (3, 6, 9)
+DEFAULT_KEEP_RATE = 0.7
 
 
 class TokenSqueeze(StageConfig):
@@ -19,6 +23,11 @@ class TokenSqueeze(StageConfig):
 
     kind: ClassVar[str] = "token-squeeze"
     phase: ClassVar[Phase] = Phase.TOKENS
+
+    @property
+    def advice_if_slower(self) -> str:
+        """Reason and remedy for a model that this stage makes slower, as the end of a warning."""
+        return "squeezing tokens costs more than it saves; squeeze fewer blocks, or keep fewer tokens in each"
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield a problem for attention that an earlier stage may remove, and for blocks that are squeezed twice."""
@@ -38,18 +47,31 @@ class TokenSqueeze(StageConfig):
 class KeepBest(TokenSqueeze):
     """Keys of methods that keep the tokens with the highest attention scores after the attention of some blocks."""
 
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (3, 6, 9), description="positions of the blocks that squeeze tokens after their attention"
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        description="positions of the blocks that squeeze tokens after their attention; default: 3, 6 and 9. With "
+        "`schedule`: positions of the blocks that may squeeze tokens; default: all but the last",
     )
-    keep_rate: KeepRate | tuple[KeepRate, ...] = Field(
-        0.7,
-        description="fraction of the present patch tokens that each of these blocks keeps; a list has one for each",
+    keep_rate: KeepRate | tuple[KeepRate, ...] | None = Field(
+        None,
+        description="fraction of the present patch tokens that each of these blocks keeps; a list has one for each; "
+        "default: 0.7",
+    )
+    schedule: CostTarget | None = Field(
+        None,
+        description="choose how many tokens each block keeps by its sensitivity on calibration images, so that the "
+        "model meets this cost; replaces `keep_rate` and `rounding`; default: none",
     )
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the blocks that squeeze tokens by a keep rate."""
+        return DEFAULT_BLOCKS if self.blocks is None else self.blocks
+
+    @property
     def squeezed_blocks(self) -> tuple[int, ...]:
-        """Positions of the blocks in which this stage reduces the number of tokens."""
-        return self.blocks
+        """Positions of the blocks in which this stage reduces the number of tokens; unknown for a schedule."""
+        return self.positions if self.schedule is None else ()
 
     @property
     def rounded(self) -> Rounding:
@@ -59,15 +81,27 @@ class KeepBest(TokenSqueeze):
     @property
     def keep_rates(self) -> dict[int, float]:
         """Position of each block to its keep rate."""
-        rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,) * len(self.blocks)
-        return dict(zip(self.blocks, rates, strict=False))
+        rate = DEFAULT_KEEP_RATE if self.keep_rate is None else self.keep_rate
+        rates = rate if isinstance(rate, tuple) else (rate,) * len(self.positions)
+        return dict(zip(self.positions, rates, strict=False))
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
-        """Yield a problem for a list of keep rates that has not one for each block, besides those of all methods."""
+        """Yield problems of the keep rates and of the schedule, besides those of all methods."""
         yield from super().problems(before, after)
-        if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != len(self.blocks):
-            message = f"got {len(self.keep_rate)} keep rates for {len(self.blocks)} blocks"
+        if self.schedule is not None:
+            yield from self._schedule_problems(self.schedule, (*before, *after))
+        elif isinstance(self.keep_rate, tuple) and len(self.keep_rate) != len(self.positions):
+            message = f"got {len(self.keep_rate)} keep rates for {len(self.positions)} blocks"
             yield Problem("keep_rate", message, "give one number, or a list with one for each of `blocks`")
+
+    def _schedule_problems(self, schedule: CostTarget, others: Sequence[StageConfig]) -> Iterator[Problem]:
+        for problem in schedule.problems():
+            yield Problem(f"schedule.{problem.where}".rstrip("."), problem.message, problem.hint)
+        if self.keep_rate is not None:
+            yield Problem("keep_rate", "`schedule` chooses the number of kept tokens itself", "remove one of the two")
+        if any(config.kind == self.kind for config in others):
+            message = "another stage squeezes tokens too, so their number is not known here"
+            yield Problem("schedule", message, f"keep one {self.kind} stage, or use `blocks` and `keep_rate` in both")
 
 
 class Etps(KeepBest):

@@ -86,7 +86,7 @@ class TrainedWithTeacher(StageConfig):
     train: Train = Train()
 
     @property
-    def schedule(self) -> Train:
+    def training(self) -> Train:
         """The training schedule of the stage."""
         return self.train
 

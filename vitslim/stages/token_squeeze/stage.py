@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from vitslim.errors import Problem
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.insert_squeeze import FUSED_TOKENS, insert_squeeze
@@ -9,14 +12,33 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
 from vitslim.recipe.stages import KeepBest
 from vitslim.results import LayerNote
-from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.contract import Stage, StageContext, StageResult
 from vitslim.stages.token_squeeze.counts import Count, block_problems, count_problems, planned_counts
+from vitslim.stages.token_squeeze.schedule.stage import ScheduledMethod, ScheduledStage
+
+if TYPE_CHECKING:
+    from vitslim.results import LatencyTable
 
 ASSUMED = "the paper does not publish the rounding, so it is assumed"
 
 
+def keep_best_stage(config: KeepBest, latency: LatencyTable | None) -> Stage:
+    """Return the stage of a config: with a schedule, or with keep rates. latency: the table of a latency target."""
+    if config.schedule is None:
+        return KeepBestStage(config)
+    method = ScheduledMethod(
+        squeeze=partial(insert_squeeze, method=config.method),
+        cuts=partial(attention_cuts, method=config.method),
+        added=FUSED_TOKENS.get(config.method, 0),
+    )
+    return ScheduledStage(config, config.schedule, method, latency)
+
+
 class KeepBestStage:
-    """Runs `token-squeeze` with `etps`, `evit` and `prune-only`. A later distill stage can recover accuracy."""
+    """Runs `token-squeeze` with keep rates for `etps`, `evit` and `prune-only`.
+
+    A later distill stage can recover accuracy.
+    """
 
     def __init__(self, config: KeepBest) -> None:
         self.config = config
@@ -27,7 +49,7 @@ class KeepBestStage:
         if sketch.squeeze_obstacle:
             message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
             return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
-        return block_problems(sketch, self.config.blocks) or count_problems(sketch, self._counts(sketch))
+        return block_problems(sketch, self.config.positions) or count_problems(sketch, self._counts(sketch))
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with fewer tokens after each block. Exact: the counts do not depend on data."""

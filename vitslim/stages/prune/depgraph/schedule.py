@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem
 from vitslim.graph.sketch import ModelSketch
-from vitslim.recipe.stages import Budget, DepGraph
+from vitslim.recipe.stages import DepGraph
 from vitslim.results import LayerNote
 from vitslim.stages.prune.depgraph.budget import Lengths, Schedule, cost_function, fit
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
@@ -69,7 +69,7 @@ def plan_lengths(
     budget = config.budget
     if budget is None:
         return schedule
-    key, share = active_limit(budget)
+    key, share = budget.limit
     if key == "latency" and latency is None:
         message = f"a latency budget needs a latency table, got none at {budget.table or 'budget.table'}"
         return Problem("budget.table", message, "`vitslim bench --table MODEL` writes one")
@@ -91,8 +91,3 @@ def _scaled(schedule: Schedule, factor: float, final: Lengths) -> Schedule:
         axis: final[axis] if progress >= 1 else max(final[axis], length)
         for axis, length in schedule(factor * progress).items()
     }
-
-
-def active_limit(budget: Budget) -> tuple[str, float]:
-    """Return the key of a budget that is set, and the fraction of the cost that it allows."""
-    return next((key, share) for key in WORDS if (share := getattr(budget, key)) is not None)

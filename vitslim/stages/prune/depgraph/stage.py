@@ -19,7 +19,7 @@ from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists, score_inpu
 from vitslim.stages.prune.depgraph.group_sparsity import train_sparse
 from vitslim.stages.prune.depgraph.groups import find_members
 from vitslim.stages.prune.depgraph.importance import IMPORTANCES
-from vitslim.stages.prune.depgraph.schedule import active_limit, choose_cuts
+from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class DepGraphStage:
         short = [t for t in targets if lengths[t.axis] < t.least]
         problems = [Problem(t.axis, f"has {lengths[t.axis]} indices, expected at least {t.least}") for t in short]
         if self.config.budget is not None:
-            key, share = active_limit(self.config.budget)
+            key, share = self.config.budget.limit
             remaining = self._budget_share(original, self.config.budget, lengths)
             if remaining > share + ROUNDING:
                 problems.append(Problem(f"budget.{key}", f"{remaining:.4f} remains, expected at most {share:g}"))

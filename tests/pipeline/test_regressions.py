@@ -1,0 +1,41 @@
+"""Warnings about stages that increase latency."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitslim.pipeline.run.regressions import latency_regressions
+from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.stages import DepGraph, Etps, Export
+from vitslim.results import Cost, Measurement, StageRecord
+
+
+def record(name: str, *ms: float) -> StageRecord:
+    rows = [
+        Measurement(backend="onnxruntime:cpu", batch=batch, threads=1, median_ms=value, spread_ms=0.1, n=50)
+        for batch, value in zip((1, 8), ms, strict=True)
+    ]
+    nothing = Cost(params=1, macs=1, bops=1, weight_bytes=1, device_bytes=1)
+    return StageRecord(
+        name=name, kind="", method="", seconds=0, key="", cost=nothing, onnx_bytes=1, measurements=tuple(rows)
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (Etps(method="etps"), "squeezing tokens costs more than it saves; squeeze fewer blocks"),
+        (DepGraph(method="depgraph"), ""),
+    ],
+)
+def test_a_stage_that_is_slower_at_batch_1_gives_a_warning(config: StageConfig, advice: str) -> None:
+    records = [record("00-dense", 5.0, 40.0), record("01-stage", 5.5, 30.0), record("02-export", 5.6, 30.1)]
+    (warning,) = latency_regressions(records, (config, Export(method="export")))
+    assert warning.startswith("01-stage is slower than 00-dense on onnxruntime:cpu at batch 1, 1 threads: 5.5 ms")
+    assert advice in warning
+    assert warning.endswith("5 ms") == (not advice)
+
+
+def test_differences_within_the_spread_give_no_warning() -> None:
+    records = [record("00-dense", 5.0, 40.0), record("01-squeeze", 5.15, 40.0)]
+    assert latency_regressions(records, (Etps(method="etps"),)) == ()

@@ -1,0 +1,26 @@
+"""Warnings about stages that increase latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vitslim.recipe.stage_config import StageConfig
+from vitslim.results import StageRecord
+
+
+def latency_regressions(records: Sequence[StageRecord], stages: Sequence[StageConfig]) -> tuple[str, ...]:
+    """Return a warning for each measured latency that a stage increased by more than the spread of both measurements.
+
+    records: the dense model, then one for each of `stages`. Ends with the advice of the stage's config, if it has any.
+    """
+    warnings = []
+    for (before, after), config in zip(pairwise(records), stages, strict=True):
+        for old, new in zip(before.measurements, after.measurements, strict=True):
+            if new.median_ms - new.spread_ms > old.median_ms + old.spread_ms:
+                advice = f": {config.advice_if_slower}" if config.advice_if_slower else ""
+                warnings.append(
+                    f"{after.name} is slower than {before.name} on {new.backend} at batch {new.batch}, "
+                    f"{new.threads} threads: {new.median_ms:.3g} ms after {old.median_ms:.3g} ms{advice}"
+                )
+    return tuple(warnings)
