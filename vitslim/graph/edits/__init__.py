@@ -13,6 +13,7 @@ from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.fake_quant import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.edits.insert_squeeze import InsertSqueeze
 from vitslim.graph.edits.mask import Mask
+from vitslim.graph.edits.merge_tokens import MergeTokens
 from vitslim.graph.edits.quantize_attention import QuantizeAttention
 from vitslim.graph.edits.read_pixels import ReadPixels
 from vitslim.graph.edits.remove_blocks import RemoveBlocks
@@ -23,6 +24,7 @@ EDITS: Mapping[str, type[Edit]] = MappingProxyType(
     {
         "Slice": Slice,
         "InsertSqueeze": InsertSqueeze,
+        "MergeTokens": MergeTokens,
         "RemoveBlocks": RemoveBlocks,
         "Mask": Mask,
         "ScaleActivations": ScaleActivations,
@@ -42,6 +44,7 @@ __all__ = [
     "InsertFakeQuant",
     "InsertSqueeze",
     "Mask",
+    "MergeTokens",
     "QuantizeAttention",
     "ReadPixels",
     "RemoveBlocks",

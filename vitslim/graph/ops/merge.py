@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import Library
 
 from vitslim.graph.ops.rows import TAKE_ROWS
-from vitslim.graph.ops.squeeze import _distinct as distinct
+from vitslim.graph.ops.squeeze import distinct
 
 NORM_EPSILON = 1e-6
 """Added to the length of a vector before the division."""

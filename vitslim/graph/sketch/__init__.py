@@ -2,6 +2,7 @@
 
 from vitslim.graph.sketch.from_graph import cost, sketch
 from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.merge_matmuls import merge_cuts
 from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch, SketchLinear
 from vitslim.graph.sketch.size import Size
 from vitslim.graph.sketch.token_matmuls import TokenCut, attention_cuts
@@ -16,5 +17,6 @@ __all__ = [
     "TokenCut",
     "attention_cuts",
     "cost",
+    "merge_cuts",
     "sketch",
 ]

@@ -48,6 +48,8 @@ class TokenCut:
     """Tokens that the operator adds to them."""
     at_input: bool = False
     """Whether tokens are removed at the input of the block, before its attention."""
+    proportional: bool | None = None
+    """Whether later attentions weigh keys by the sizes of tokens; None for an operator that counts no sizes."""
 
 
 def class_attention(block: str, heads: Size, head_width: Size, tokens: Size) -> tuple[Matmul, ...]:
