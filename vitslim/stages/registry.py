@@ -17,6 +17,8 @@ from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.qat.stage import QatStage
+from vitslim.stages.token_squeeze.merging.diffrate import DiffRateStage
+from vitslim.stages.token_squeeze.merging.tome import TomeStage
 from vitslim.stages.token_squeeze.stage import KeepBestStage
 
 Handler = Callable[[Any, LatencyTable | None], Stage]
@@ -39,6 +41,8 @@ STAGES: dict[type[StageConfig], Handler] = {
     configs.Etps: from_config(KeepBestStage),
     configs.Evit: from_config(KeepBestStage),
     configs.PruneOnly: from_config(KeepBestStage),
+    configs.Tome: from_config(TomeStage),
+    configs.DiffRate: from_config(DiffRateStage),
     configs.Export: from_config(ExportStage),
 }
 

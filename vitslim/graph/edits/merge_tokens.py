@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import Anatomy, Attention, ancestors, find_anatomy
-from vitslim.graph.anatomy.token_sizes import merged_sizes
+from vitslim.graph.anatomy.token_sizes import merged_sizes, size_conflict, sizes_are_read_after, weighed_blocks
 from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.edits.edit import Edit
 from vitslim.graph.edits.insert_squeeze import insert_score, squeezable_blocks
@@ -82,6 +82,7 @@ def merge_tokens(
     for name in counts:
         if name not in names:
             raise StageError(f"token-squeeze: the model has no block '{name}'", closest(name, names))
+    _require_sizes(find_anatomy(new), {name: proportional for name in names if name in counts})
     first = min((names.index(name) for name in counts), default=len(names))
     had_bias = _forget_sizes(new, first)
     done = {name: counts[name] for name in names if name in counts and _insert(new, name, method, counts[name])}
@@ -91,6 +92,15 @@ def merge_tokens(
         return new
     new.edits = (*new.edits, MergeTokens(method, done, proportional))
     return new
+
+
+def _require_sizes(anatomy: Anatomy, merged: Mapping[str, bool]) -> None:
+    """Raise StageError if another squeeze would lose the sizes of tokens that these blocks merge."""
+    known = weighed_blocks(anatomy)
+    others = {block.name for block in anatomy.blocks if block.squeeze is not None} - known.keys()
+    conflict = size_conflict([block.name for block in anatomy.blocks], {**known, **merged}, others - merged.keys())
+    if conflict:
+        raise StageError(f"token-squeeze: {sizes_are_read_after(conflict)}", "merge tokens after all other squeezing")
 
 
 def _insert(graph: ModelGraph, name: str, method: str, count: KeptTokens) -> bool:

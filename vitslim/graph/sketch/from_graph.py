@@ -20,7 +20,7 @@ from vitslim.graph.anatomy import (
     image_dependent_nodes,
     squeeze_obstacle,
 )
-from vitslim.graph.anatomy.token_sizes import are_keys_weighed
+from vitslim.graph.anatomy.token_sizes import weighed_blocks
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.axes.operators import Trait, operator_has
 from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
@@ -64,7 +64,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         has_class_token=anatomy.has_class_token,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
-        merged={block.name: weighed for block in anatomy.blocks if (weighed := are_keys_weighed(block)) is not None},
+        merged=weighed_blocks(anatomy),
         bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
         attention_bits={
             block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks

@@ -5,7 +5,7 @@ from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
-from vitslim.recipe.stages.token_squeeze import Etps, Evit, KeepBest, PruneOnly, TokenSqueeze
+from vitslim.recipe.stages.token_squeeze import DiffRate, Etps, Evit, KeepBest, Merging, PruneOnly, Tome, TokenSqueeze
 
 METHODS: list[type[StageConfig]] = [
     DepGraph,
@@ -18,6 +18,8 @@ METHODS: list[type[StageConfig]] = [
     Etps,
     Evit,
     PruneOnly,
+    Tome,
+    DiffRate,
     Export,
 ]
 """The config of every method."""
@@ -36,6 +38,7 @@ __all__ = [
     "Budget",
     "DepGraph",
     "Depth",
+    "DiffRate",
     "Distill",
     "Etps",
     "Evit",
@@ -43,6 +46,7 @@ __all__ = [
     "Floor",
     "GroupSparsity",
     "KeepBest",
+    "Merging",
     "PruneOnly",
     "PruningRatios",
     "Ptq",
@@ -50,6 +54,7 @@ __all__ = [
     "Quantize",
     "StageConfig",
     "TokenSqueeze",
+    "Tome",
     "TwoFour",
     "Unstructured",
     "kinds",
