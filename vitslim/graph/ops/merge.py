@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from vitslim.graph.ops.rows import TAKE_ROWS
-from vitslim.graph.ops.squeeze import distinct
+from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
 
 NORM_EPSILON = 1e-6
 """Added to the length of a vector before the division."""
-TIE_STEP = 2.0**-40
-"""Relative distance that separates equal similarities of neighbors in float64."""
 
 
 def match_alternate(keys: Tensor, prefix: int, keep: int) -> Tensor:
@@ -34,8 +31,7 @@ def match_alternate(keys: Tensor, prefix: int, keep: int) -> Tensor:
     by the cosine of their keys, averaged over heads. keep: patch tokens after merging; the N - keep most similar pairs
     are merged. Returns int64 (B, n + 2m) with m = N - keep: even positions that stay, ascending; even positions that
     are merged; for each its host, counted among the odd positions. Of equal similarities the pair with the lower even
-    position is merged, and the lower odd position is the host; differences below 1e-9 may count as equal.
-    Raises ValueError unless 1 <= m <= N / 2.
+    position is merged, and the lower odd position is the host. Raises ValueError unless 1 <= m <= N / 2.
     """
     tokens = keys.shape[2]
     merged = tokens - prefix - keep
@@ -43,11 +39,11 @@ def match_alternate(keys: Tensor, prefix: int, keep: int) -> Tensor:
         raise ValueError(
             f"cannot merge {merged} of {tokens - prefix} patch tokens: at least 1 and at most half of them"
         )
-    unit = _unit(_mean_over_heads(keys))
+    unit = unit_vectors(_mean_over_heads(keys))
     even, odd = _first_even(prefix), _first_odd(prefix)
     similarity = torch.matmul(unit[:, even::2], unit[:, odd::2].transpose(1, 2))
     pairs = similarity.shape[1]
-    order = torch.topk(_ordered(similarity.amax(dim=2)), pairs, dim=1)[1]
+    order = HIGHEST(similarity.amax(dim=2), pairs)
     gone = order[:, :merged]
     host = TAKE_ROWS(similarity, gone).argmax(dim=2)
     positions = torch.arange(even, tokens, 2, device=keys.device)
@@ -82,7 +78,7 @@ def alternate_sizes(sizes: Tensor, match: Tensor, prefix: int, keep: int) -> Ten
 def match_ranked(x: Tensor, score: Tensor, survivors: int, keep: int) -> Tensor:
     """Drop the tokens with the lowest scores, and match the next ones with the most similar of the rest (DiffRate).
 
-    x: (B, P + N, C) float, P prefix tokens first. score: (B, N), from [0, inf). survivors: patch tokens that are not
+    x: (B, P + N, C) float, P prefix tokens first. score: (B, N). survivors: patch tokens that are not
     dropped. keep: patch tokens after merging, so survivors - keep are merged. Tokens are compared by the cosine of
     their features. Returns int64 (B, keep + 2m) with m = survivors - keep: positions of the tokens with the highest
     scores, ascending; positions of the merged tokens, by falling score; for each its host, counted among the tokens
@@ -93,12 +89,12 @@ def match_ranked(x: Tensor, score: Tensor, survivors: int, keep: int) -> Tensor:
     if not 1 <= keep <= survivors <= patches:
         raise ValueError(f"cannot keep {survivors} and then {keep} of {patches} patch tokens")
     prefix = x.shape[1] - patches
-    order = torch.topk(distinct(score), survivors, dim=1)[1] + prefix
+    order = HIGHEST(score, survivors) + prefix
     stay = torch.topk(order[:, :keep], keep, dim=1, largest=False)[0]
     if keep == survivors:
         return stay
     gone = order[:, keep:]
-    similarity = torch.matmul(_unit(TAKE_ROWS(x, gone)), _unit(TAKE_ROWS(x, stay)).transpose(1, 2))
+    similarity = torch.matmul(unit_vectors(TAKE_ROWS(x, gone)), unit_vectors(TAKE_ROWS(x, stay)).transpose(1, 2))
     return torch.cat([stay, gone, similarity.argmax(dim=2)], dim=1)
 
 
@@ -161,16 +157,10 @@ def _mean_over_heads(keys: Tensor) -> Tensor:
     return torch.matmul(weights, keys.reshape(-1, heads, tokens * width)).reshape(-1, tokens, width)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return vectors of length one, or of length zero for zero vectors: (..., C)."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / (length + NORM_EPSILON)
-
-
-def _ordered(cosine: Tensor) -> Tensor:
-    """Return float64 values in the order of cosines, with ties broken in favor of lower indices."""
-    lower_first = torch.arange(cosine.shape[1] - 1, -1, -1, dtype=torch.float64, device=cosine.device)
-    ordered: Tensor = (cosine.to(torch.float64) + 2.0) * (1.0 + lower_first * TIE_STEP)
-    return ordered
 
 
 def _mean(hosts: Tensor, own: Tensor, guests: Tensor, sizes: Tensor, host: Tensor, total: Tensor) -> Tensor:

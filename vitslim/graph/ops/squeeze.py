@@ -69,7 +69,7 @@ def split_by_score(score: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.
     patches = score.shape[1]
     if not 1 <= keep <= patches:
         raise ValueError(f"cannot keep {keep} of {patches} patch tokens")
-    order = torch.topk(distinct(score), patches, dim=1)[1]
+    order = torch.topk(_distinct(score), patches, dim=1)[1]
     return torch.topk(order[:, :keep], keep, dim=1, largest=False)[0], order[:, keep:]
 
 
@@ -79,7 +79,7 @@ def _parts(x: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return x[:, :prefix], x[:, prefix:]
 
 
-def distinct(score: torch.Tensor) -> torch.Tensor:
+def _distinct(score: torch.Tensor) -> torch.Tensor:
     """Return scores in float64 with the same order, from [0, inf), and ties broken in favor of lower indices.
 
     torch.topk leaves the order of equal values open, and a stable sort has no ONNX form. Two float32 numbers differ by
@@ -87,8 +87,8 @@ def distinct(score: torch.Tensor) -> torch.Tensor:
     """
     patches = score.shape[1]
     lower_first = torch.arange(patches - 1, -1, -1, dtype=torch.float64, device=score.device)
-    ordered: torch.Tensor = (score.to(torch.float64) + TIE_FLOOR) * (1.0 + lower_first * TIE_STEP)
-    return ordered
+    distinct: torch.Tensor = (score.to(torch.float64) + TIE_FLOOR) * (1.0 + lower_first * TIE_STEP)
+    return distinct
 
 
 def fuse(reserved: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:

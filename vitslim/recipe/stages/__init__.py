@@ -5,7 +5,7 @@ from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
-from vitslim.recipe.stages.token_squeeze import DiffRate, Etps, Evit, KeepBest, Merging, PruneOnly, Tome, TokenSqueeze
+from vitslim.recipe.stages.token_squeeze import DiffRate, Etps, Evit, KeepBest, Merging, PruneOnly, TokenSqueeze, Tome
 
 METHODS: list[type[StageConfig]] = [
     DepGraph,

@@ -144,7 +144,7 @@ class Tome(Merging):
 
 
 class DiffRate(Merging):
-    """DiffRate: drop the least important tokens and merge others, at rates learned on calibration images (ICCV 2023)."""
+    """DiffRate: drop unimportant tokens and merge others, at rates learned on calibration images (ICCV 2023)."""
 
     method: Literal["diffrate"]
     macs: KeepRate = Field(0.65, description="MACs after this stage, as a fraction of those before")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import FLOAT, INT8, INT64, opset21
+from onnxscript import FLOAT, INT8, opset21
 
+from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
 from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
 from vitslim.stages.export import translate_tokens
-from vitslim.graph.ops.rows import TAKE_ROWS
 from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
 
 
@@ -25,7 +25,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         SQUEEZE_TOKENS: translate_tokens.squeeze_tokens,
         KEEP_TOKENS: translate_tokens.keep_tokens,
         FUSE_INATTENTIVE: translate_tokens.fuse_inattentive,
-        TAKE_ROWS: take_rows,
+        HIGHEST: translate_tokens.highest,
+        TAKE_ROWS: translate_tokens.take_rows,
     }
 
 
@@ -67,11 +68,6 @@ def dequantize(
         return opset21.DequantizeLinear(integers, scale, axis=axis, block_size=group_size)
     zero_points = _constant(np.zeros(_shape(scale), np.int8))
     return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis)
-
-
-def take_rows(x: FLOAT, index: INT64) -> Any:
-    """GatherND of whole rows."""
-    return opset21.GatherND(x, opset21.Unsqueeze(index, _constant(np.array([-1]))), batch_dims=1)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

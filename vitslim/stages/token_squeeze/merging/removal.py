@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vitslim.graph.edits.merge_tokens import KeptTokens
 
@@ -32,9 +33,9 @@ def removal_schedule(remove: int, blocks: int, decrease: bool) -> tuple[int, ...
     if not decrease or blocks == 1:
         return (remove,) * blocks
     last = blocks - 1
-    # 2 * remove * (last - i) / last, summed over i < n
-    sums = [round(remove * n * (2 * last - n + 1) / last) for n in range(blocks + 1)]
-    return tuple(after - before for before, after in zip(sums, sums[1:], strict=False))
+    # 2 * remove * (last - i) / last, summed over i < n; halves are rounded up
+    sums = [(2 * remove * n * (2 * last - n + 1) + last) // (2 * last) for n in range(blocks + 1)]
+    return tuple(after - before for before, after in pairwise(sums))
 
 
 def removals(present: Mapping[str, int], requested: Mapping[str, int]) -> dict[str, Removal]:

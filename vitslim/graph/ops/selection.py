@@ -1,7 +1,8 @@
-"""The operator `vitslim::take_rows`: chosen tokens of each image.
+"""Operators that choose tokens, each with an ONNX form of its own (`stages/export/translate_tokens.py`).
 
-One operator and not a composite, because `torch.gather` becomes GatherElements, which reads one number at a time and
-needs an index for each of them. Export writes GatherND, which copies whole rows.
+`vitslim::highest` becomes TopK, in which the lower index of two equal values comes first; `torch.topk` leaves their
+order open, and a stable sort has no ONNX form. `vitslim::take_rows` becomes GatherND, which copies whole rows;
+`torch.gather` would become GatherElements, which reads one number at a time and needs an index for each of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,20 @@ import torch
 from torch import Tensor
 
 
+@torch.library.custom_op("vitslim::highest", mutates_args=())
+def highest(values: Tensor, count: int) -> Tensor:
+    """Return the positions of the `count` highest values of each row, highest first; of equal ones the lower first.
+
+    values: (B, N) float. Returns int64 (B, count).
+    """
+    return torch.sort(values, dim=1, descending=True, stable=True)[1][:, :count].contiguous()
+
+
+@highest.register_fake
+def _fake_highest(values: Tensor, count: int) -> Tensor:
+    return values.new_empty(values.shape[0], count, dtype=torch.int64)
+
+
 @torch.library.custom_op("vitslim::take_rows", mutates_args=())
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Return the rows of each matrix at these positions: (B, N, C) and int64 (B, n) to (B, n, C)."""
@@ -19,7 +34,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 @take_rows.register_fake
-def _fake(x: Tensor, index: Tensor) -> Tensor:
+def _fake_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty(index.shape[0], index.shape[1], x.shape[2])
 
 
@@ -41,4 +56,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 take_rows.register_autograd(_backward, setup_context=_setup_context)
 
+HIGHEST = torch.ops.vitslim.highest.default
 TAKE_ROWS = torch.ops.vitslim.take_rows.default
