@@ -11,8 +11,9 @@ def move(module: nn.Module, device: torch.device) -> None:
     """Move a module to a device in place. Parameters remain the same objects; the device of constants that an exported
     graph creates is changed too."""
     module.to(device)
-    if isinstance(module, GraphModule):
-        set_constant_device(module, device)
+    for part in module.modules():
+        if isinstance(part, GraphModule):
+            set_constant_device(part, device)
 
 
 def set_constant_device(module: GraphModule, device: torch.device) -> None:

@@ -17,6 +17,8 @@ from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.qat.stage import QatStage
+from vitslim.stages.token_squeeze.merging.diffrate import DiffRateStage
+from vitslim.stages.token_squeeze.merging.tome import TomeStage
 from vitslim.stages.token_squeeze.predictors.stage import PredictorStage
 from vitslim.stages.token_squeeze.stage import keep_best_stage
 
@@ -42,6 +44,8 @@ STAGES: dict[type[StageConfig], Handler] = {
     configs.PruneOnly: keep_best_stage,
     configs.Dtps: from_config(PredictorStage),
     configs.DynamicVit: from_config(PredictorStage),
+    configs.Tome: from_config(TomeStage),
+    configs.DiffRate: from_config(DiffRateStage),
     configs.Export: from_config(ExportStage),
 }
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from vitslim.graph.axes.rules import TRAITS
 from vitslim.graph.axes.traits import Trait
+from vitslim.graph.ops.merge import (
+    MATCH_ALTERNATE,
+    MATCH_RANKED,
+    MERGE_ALTERNATE,
+    MERGE_RANKED,
+    alternate_sizes,
+    ranked_sizes,
+    unit_sizes,
+)
 from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS, best_matches
 from vitslim.graph.ops.token_decisions import DECISIONS, NONE, decision
 
@@ -25,13 +36,25 @@ def test_every_operator_that_reduces_tokens_has_a_decision() -> None:
     assert {str(operator) for operator in DECISIONS} == TRAITS[Trait.SQUEEZE]
 
 
-@pytest.mark.parametrize("operator", [SQUEEZE_TOKENS, KEEP_TOKENS, FUSE_INATTENTIVE])
+def operands(operator: torch._ops.OpOverload, x: torch.Tensor, score: torch.Tensor) -> tuple[Any, ...]:
+    if operator == MERGE_ALTERNATE:
+        match, resize, keep = MATCH_ALTERNATE(x[:, None], PREFIX, PATCHES - KEEP), alternate_sizes, PATCHES - KEEP
+    elif operator == MERGE_RANKED:
+        match, resize, keep = MATCH_RANKED(x, score, KEEP + 4, KEEP), ranked_sizes, KEEP
+    else:
+        return x, score, KEEP
+    sizes = unit_sizes(x)
+    return x, match, sizes, resize(sizes, match, PREFIX, keep), PREFIX
+
+
+@pytest.mark.parametrize("operator", DECISIONS)
 def test_each_result_is_the_token_at_its_origin_unless_others_were_fused_into_it(
     operator: torch._ops.OpOverload, tokens: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     x, score = tokens
-    result = operator(x, score, KEEP)[:, PREFIX:]
-    found = DECISIONS[operator](x, score, KEEP)
+    arguments = operands(operator, x, score)
+    result = operator(*arguments)[:, PREFIX:]
+    found = DECISIONS[operator](*arguments)
     assert found.origin.shape == result.shape[:2]
     assert found.destination.shape == score.shape
     for image in range(len(x)):
@@ -41,6 +64,18 @@ def test_each_result_is_the_token_at_its_origin_unless_others_were_fused_into_it
                 assert origin in sources
                 same = torch.allclose(result[image, place], x[image, PREFIX + origin], rtol=0, atol=1e-6)
                 assert same == (sources == [origin])
+
+
+@pytest.mark.parametrize("operator", [MERGE_ALTERNATE, MERGE_RANKED])
+def test_merged_tokens_are_means_of_their_sources(
+    operator: torch._ops.OpOverload, tokens: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    arguments = operands(operator, *tokens)
+    result, found = operator(*arguments)[:, PREFIX:], DECISIONS[operator](*arguments)
+    for image, patches in enumerate(tokens[0][:, PREFIX:]):
+        for place, token in enumerate(result[image]):
+            sources = found.destination[image] == place
+            torch.testing.assert_close(token, patches[sources].mean(dim=0), rtol=0, atol=1e-5)
 
 
 def test_squeezed_tokens_go_to_the_most_similar_kept_token(tokens: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.axes.tensor_shapes import BATCH
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.ops.fake_quant import FAKE_QUANT
+from vitslim.graph.ops.merge import SIZE_BIAS
 
 aten = torch.ops.aten
 
@@ -32,9 +33,11 @@ class Attention:
     scale: float
     heads: int
     biased: bool
-    """Whether a mask or a position bias is added to the logits."""
+    """Whether a mask or a position bias is added to the logits; sizes of tokens do not count."""
     windowed: bool
     """Whether tokens attend only within a window; windows are part of the batch dimension."""
+    size_bias: Node | None = None
+    """The logarithm of the sizes of merged tokens, added to the logits; None without it."""
 
 
 def find_attentions(graph: Graph, shapes: dict[Node, tuple[int, ...]]) -> list[Attention]:
@@ -54,8 +57,10 @@ def _fused(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
         return None
     if scale is None:
         scale = float(shapes[q][-1]) ** -0.5
-    biased = argument(node, 3, "attn_mask") is not None
-    return Attention(node, node, q, k, v, float(scale), shapes[q][1], biased, shapes[q][0] != BATCH)
+    mask = argument(node, 3, "attn_mask")
+    size_bias = mask if is_op(mask, SIZE_BIAS) else None
+    biased = mask is not None and size_bias is None
+    return Attention(node, node, q, k, v, float(scale), shapes[q][1], biased, shapes[q][0] != BATCH, size_bias)
 
 
 def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | None:
@@ -67,10 +72,13 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
         probabilities = argument(probabilities, 0)
     if not has_trait(probabilities, Trait.SOFTMAX):
         return None
-    logits, biased, scale = argument(probabilities, 0), False, 1.0
+    logits, biased, scale, size_bias = argument(probabilities, 0), False, 1.0, None
     while has_trait(logits, Trait.LOGITS):
         other = argument(logits, 1)
-        biased = biased or is_op(logits, aten.add.Tensor, aten.masked_fill.Scalar)
+        if is_op(other, SIZE_BIAS):
+            size_bias = other
+        elif is_op(logits, aten.add.Tensor, aten.masked_fill.Scalar):
+            biased = True
         if is_op(logits, aten.mul.Tensor) and isinstance(other, float):
             scale *= other
         logits = argument(logits, 0)
@@ -83,7 +91,7 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
         k = argument(k, 0)
     if len(shapes[q]) != 4:
         return None
-    return Attention(node, logits, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH)
+    return Attention(node, logits, q, k, v, scale, shapes[q][1], biased, shapes[q][0] != BATCH, size_bias)
 
 
 def _unquantized(operand: Any) -> Any:

@@ -47,6 +47,8 @@ class Trait(Enum):
     """Adds, subtracts or multiplies two tensors elementwise."""
     SQUEEZE = auto()
     """Reduces the tokens of operand 0, (batch, tokens, channels); all channels are treated alike."""
+    ANY_BASIS = auto()
+    """The result is the same in any orthonormal basis of the channels of operand 0."""
     SAME_SHAPE = auto()
     """The result has the shape and dtype of the first operand where all tensor operands have it."""
     BOUNDED_BELOW = auto()

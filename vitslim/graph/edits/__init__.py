@@ -14,6 +14,7 @@ from vitslim.graph.edits.fake_quant import FakeQuantSite, InsertFakeQuant
 from vitslim.graph.edits.insert_predictors import InsertPredictors
 from vitslim.graph.edits.insert_squeeze import InsertSqueeze
 from vitslim.graph.edits.mask import Mask
+from vitslim.graph.edits.merge_tokens import MergeTokens
 from vitslim.graph.edits.quantize_attention import QuantizeAttention
 from vitslim.graph.edits.read_pixels import ReadPixels
 from vitslim.graph.edits.remove_blocks import RemoveBlocks
@@ -25,6 +26,7 @@ EDITS: Mapping[str, type[Edit]] = MappingProxyType(
         "Slice": Slice,
         "InsertSqueeze": InsertSqueeze,
         "InsertPredictors": InsertPredictors,
+        "MergeTokens": MergeTokens,
         "RemoveBlocks": RemoveBlocks,
         "Mask": Mask,
         "ScaleActivations": ScaleActivations,
@@ -45,6 +47,7 @@ __all__ = [
     "InsertPredictors",
     "InsertSqueeze",
     "Mask",
+    "MergeTokens",
     "QuantizeAttention",
     "ReadPixels",
     "RemoveBlocks",

@@ -8,6 +8,7 @@ from torch.fx import Graph, Node
 
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import Anatomy, Block
+from vitslim.graph.anatomy.token_sizes import size_conflict, sizes_are_read_after, weighed_blocks
 from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
 
@@ -35,13 +36,17 @@ def require_tokens(anatomy: Anatomy, block: Block, keep: int, extra: int = 0) ->
     """Return the number of patch tokens after the attention of a block that shall keep `keep` of them.
 
     extra: tokens that the operator adds. Raises StageError if the block has fewer, was squeezed before, has no
-    attention with a residual connection, or if a later squeezed block needs more than are left.
+    attention with a residual connection, if a later squeezed block needs more than are left, or if later blocks read
+    the sizes of tokens merged before it.
     """
     if block.attention_residual is None or block.attention is None:
         raise StageError(f"token-squeeze: '{block.name}' has no attention with a residual", "name another block")
     if block.squeeze is not None:
         raise StageError(f"token-squeeze: '{block.name}' is already squeezed", "squeeze each block once")
     patches = anatomy.shapes[block.attention_residual][1] - anatomy.prefix_tokens
+    names = [other.name for other in anatomy.blocks]
+    if keep < patches and size_conflict(names, weighed_blocks(anatomy), {block.name}):
+        raise StageError(f"token-squeeze: {sizes_are_read_after(block.name)}", "merge tokens after all other squeezing")
     later = fewest_needed_later(anatomy, block.name)
     if not max(1, later - extra) <= keep <= patches:
         needed = f", and a later block keeps {later}" if later else ""

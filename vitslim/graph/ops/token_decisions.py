@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitslim.graph.ops.merge import MERGE_ALTERNATE, MERGE_RANKED, first_odd, match_parts
 from vitslim.graph.ops.squeeze import (
     FUSE_INATTENTIVE,
     KEEP_TOKENS,
@@ -60,6 +61,21 @@ def fused(x: Tensor, score: Tensor, keep: int) -> TokenDecision:  # noqa: ARG001
     return decision(score.shape[1], with_added, removed, torch.full_like(removed, keep))
 
 
+def merged_alternate(x: Tensor, match: Tensor, sizes: Tensor, merged_sizes: Tensor, prefix: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
+    """Return the decision of `merge_alternate`: the tokens that stay come first, then all hosts."""
+    stay, gone, host = match_parts(match, x.shape[1] - merged_sizes.shape[1])
+    odd = torch.arange(first_odd(prefix), x.shape[1], 2, device=x.device).expand(x.shape[0], -1)
+    origin = torch.cat([stay, odd], dim=1) - prefix
+    return decision(x.shape[1] - prefix, origin, gone - prefix, host + stay.shape[1])
+
+
+def merged_ranked(x: Tensor, match: Tensor, sizes: Tensor, merged_sizes: Tensor, prefix: int) -> TokenDecision:  # noqa: ARG001 - arguments of the operator
+    """Return the decision of `merge_ranked`: tokens that are in no part of the match are dropped."""
+    keep = merged_sizes.shape[1] - prefix
+    stay, gone, host = match_parts(match, (match.shape[1] - keep) // 2)
+    return decision(x.shape[1] - prefix, stay - prefix, gone - prefix, host)
+
+
 def decision(patches: int, origin: Tensor, guests: Tensor, hosts: Tensor) -> TokenDecision:
     """Return the decision of an operator that takes `patches` tokens and drops all that are neither kept nor guests.
 
@@ -77,6 +93,12 @@ def decision(patches: int, origin: Tensor, guests: Tensor, hosts: Tensor) -> Tok
 
 
 DECISIONS: Mapping[Any, Callable[..., TokenDecision]] = MappingProxyType(
-    {SQUEEZE_TOKENS: squeezed, KEEP_TOKENS: dropped, FUSE_INATTENTIVE: fused}
+    {
+        SQUEEZE_TOKENS: squeezed,
+        KEEP_TOKENS: dropped,
+        FUSE_INATTENTIVE: fused,
+        MERGE_ALTERNATE: merged_alternate,
+        MERGE_RANKED: merged_ranked,
+    }
 )
 """Operator to its decision function."""

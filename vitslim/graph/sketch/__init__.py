@@ -2,6 +2,7 @@
 
 from vitslim.graph.sketch.from_graph import cost, sketch
 from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.merge_matmuls import merge_cuts
 from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch, SketchLinear
 from vitslim.graph.sketch.predictor_cuts import predictor_cuts
 from vitslim.graph.sketch.size import Size
@@ -17,6 +18,7 @@ __all__ = [
     "TokenCut",
     "attention_cuts",
     "cost",
+    "merge_cuts",
     "predictor_cuts",
     "sketch",
 ]

@@ -20,6 +20,7 @@ from vitslim.graph.anatomy import (
     image_dependent_nodes,
     squeeze_obstacle,
 )
+from vitslim.graph.anatomy.token_sizes import weighed_blocks
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.axes.operators import Trait, operator_has
 from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
@@ -27,9 +28,10 @@ from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
+from vitslim.graph.ops.merge import MATCH_ALTERNATE, MATCH_RANKED, MERGE_ALTERNATE, MERGE_RANKED
 from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
 from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION
-from vitslim.graph.sketch import token_matmuls
+from vitslim.graph.sketch import merge_matmuls, token_matmuls
 from vitslim.graph.sketch.matmul import Matmul
 from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch
 from vitslim.graph.sketch.size import ONE, Size
@@ -62,6 +64,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         has_class_token=anatomy.has_class_token,
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
+        merged=weighed_blocks(anatomy),
         bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
         attention_bits={
             block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks
@@ -239,11 +242,38 @@ def _best_tokens(matmuls: token_matmuls.SqueezeMatmuls) -> Reader:
     return read
 
 
+def _alternate_pairs(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    _, heads, tokens, width = sizes.table.terms(argument(node, 0))
+    prefix = int(argument(node, 1))
+    mean = merge_matmuls.mean_keys(block, sizes.of(heads), sizes.of(width), sizes.of(tokens))
+    return (*mean, *merge_matmuls.match_alternate(block, sizes.of(width), sizes.table.size(tokens), prefix))
+
+
+def _ranked_pairs(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    survivors, keep = int(argument(node, 2)), int(argument(node, 3))
+    width = sizes.of(sizes.table.terms(argument(node, 0))[-1])
+    return merge_matmuls.match_ranked(block, width, survivors - keep, keep)
+
+
+def _merged_tokens(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
+    """The sum of both operators that merge."""
+    before, match, after = (sizes.table.size(sizes.table.terms(x)[1]) for x in (*node.args[:2], node))
+    prefix, width = int(argument(node, 4)), sizes.of(sizes.table.terms(node)[-1])
+    if node.target is MERGE_RANKED:
+        keep = after - prefix
+        return merge_matmuls.merge(block, width, (match - keep) // 2, keep)
+    return merge_matmuls.merge(block, width, before - after, merge_matmuls.alternate_positions(before, prefix)[1])
+
+
 TOKEN_READERS: dict[Any, Reader] = {
     CLASS_ATTENTION: _score(token_matmuls.class_attention),
     RECEIVED_ATTENTION: _score(token_matmuls.received_attention),
     SQUEEZE_TOKENS: _best_tokens(token_matmuls.squeeze_tokens),
     KEEP_TOKENS: _best_tokens(token_matmuls.keep_tokens),
     FUSE_INATTENTIVE: _best_tokens(token_matmuls.fuse_inattentive),
+    MATCH_ALTERNATE: _alternate_pairs,
+    MATCH_RANKED: _ranked_pairs,
+    MERGE_ALTERNATE: _merged_tokens,
+    MERGE_RANKED: _merged_tokens,
 }
 """Operator of token squeezing to the function that reads its matmuls."""

@@ -82,6 +82,8 @@ class ModelSketch:
     squeeze_obstacle: str = ""
     """Reason that tokens cannot be squeezed in this model; empty if they can be."""
     squeezed: tuple[str, ...] = ()
+    merged: Mapping[str, bool] = field(default_factory=dict)
+    """Block whose tokens have sizes after it to whether later attentions weigh keys by them."""
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     """Weight name to the quantization of its layer."""
     attention_bits: Mapping[str, int] = field(default_factory=dict)
@@ -154,6 +156,7 @@ class ModelSketch:
         token_axes = {b: new if b in after and axis == old else axis for b, axis in self.token_axes.items()}
         return replace(self, axes=axes, matmuls=self.matmuls[:here] + extra + later, token_axes=token_axes,
                        squeezed=(*self.squeezed, block), parameters={**self.parameters, **cut.parameters},
+                       merged=self.merged if cut.proportional is None else {**self.merged, block: cut.proportional},
                        branches=self.branches if cut.at_input else self._tied(block))  # fmt: skip
 
     def _tied(self, block: str) -> tuple[SketchBranch, ...]:

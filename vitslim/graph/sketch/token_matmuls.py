@@ -50,6 +50,8 @@ class TokenCut:
     """Whether tokens are removed at the input of the block, before its attention."""
     parameters: Mapping[str, Size] = field(default_factory=dict)
     """Name of each new parameter to its number of elements."""
+    proportional: bool | None = None
+    """Whether later attentions weigh keys by the sizes of tokens; None for an operator that counts no sizes."""
 
 
 def class_attention(block: str, heads: Size, head_width: Size, tokens: Size) -> tuple[Matmul, ...]:

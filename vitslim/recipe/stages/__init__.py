@@ -6,13 +6,16 @@ from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
 from vitslim.recipe.stages.token_squeeze import (
+    DiffRate,
     Dtps,
     DynamicVit,
     Etps,
     Evit,
     KeepBest,
+    Merging,
     PruneOnly,
     TokenSqueeze,
+    Tome,
     WithPredictors,
 )
 
@@ -29,6 +32,8 @@ METHODS: list[type[StageConfig]] = [
     PruneOnly,
     Dtps,
     DynamicVit,
+    Tome,
+    DiffRate,
     Export,
 ]
 """The config of every method."""
@@ -47,6 +52,7 @@ __all__ = [
     "Budget",
     "DepGraph",
     "Depth",
+    "DiffRate",
     "Distill",
     "Dtps",
     "DynamicVit",
@@ -56,6 +62,7 @@ __all__ = [
     "Floor",
     "GroupSparsity",
     "KeepBest",
+    "Merging",
     "PruneOnly",
     "PruningRatios",
     "Ptq",
@@ -63,6 +70,7 @@ __all__ = [
     "Quantize",
     "StageConfig",
     "TokenSqueeze",
+    "Tome",
     "TwoFour",
     "Unstructured",
     "WithPredictors",

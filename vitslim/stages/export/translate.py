@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, opset21
 
+from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
 from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
 from vitslim.stages.export import translate_tokens
 from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
@@ -24,6 +25,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         SQUEEZE_TOKENS: translate_tokens.squeeze_tokens,
         KEEP_TOKENS: translate_tokens.keep_tokens,
         FUSE_INATTENTIVE: translate_tokens.fuse_inattentive,
+        HIGHEST: translate_tokens.highest,
+        TAKE_ROWS: translate_tokens.take_rows,
     }
 
 

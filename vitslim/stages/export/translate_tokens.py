@@ -1,8 +1,8 @@
-"""ONNX forms of the operators that keep the tokens with the highest scores.
+"""ONNX forms of the operators that choose tokens and keep those with the highest scores.
 
-They compute the same as the operators of `graph/ops/squeeze.py`, in the form that ONNX Runtime runs fastest: whole
-tokens are gathered by GatherND, and TopK takes the scores as they are, because in ONNX the lower index of two equal
-scores comes first.
+They compute the same as the operators of `graph/ops/squeeze.py` and `graph/ops/selection.py`, in the form that ONNX
+Runtime runs fastest: whole tokens are gathered by GatherND, and TopK takes the scores as they are, because in ONNX the
+lower index of two equal scores comes first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import FLOAT, opset21
+from onnxscript import FLOAT, INT64, opset21
 
 from vitslim.graph.ops.squeeze import NORM_EPSILON
 
@@ -50,6 +50,17 @@ def squeeze_tokens(x: FLOAT, score: FLOAT, keep: int) -> Any:
     return _joined(prefix, opset21.Div(summed, total))
 
 
+def highest(values: FLOAT, count: int) -> Any:
+    """Positions of the highest values."""
+    _, order = opset21.TopK(values, _integers(count), axis=1)
+    return order
+
+
+def take_rows(x: FLOAT, index: INT64) -> Any:
+    """Whole rows at these positions."""
+    return opset21.GatherND(x, opset21.Unsqueeze(index, _integers(2)), batch_dims=1)
+
+
 def _split(x: Any, score: Any, keep: int) -> _Parts:
     tokens, patches = int(x.shape[1]), int(score.shape[1])
     prefix = tokens - patches
@@ -61,8 +72,7 @@ def _split(x: Any, score: Any, keep: int) -> _Parts:
 
 
 def _take(x: Any, index: Any, offset: int) -> Any:
-    index = opset21.Add(index, _integers(offset)) if offset else index
-    return opset21.GatherND(x, opset21.Unsqueeze(index, _integers(2)), batch_dims=1)
+    return take_rows(x, opset21.Add(index, _integers(offset)) if offset else index)
 
 
 def _unit(tokens: Any) -> Any:

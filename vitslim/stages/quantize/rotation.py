@@ -132,7 +132,7 @@ def _is_linear(table: AxisTable, node: Node, axis: Prim) -> bool:
         return True
     if is_op(node, aten.conv2d.default):
         return int(argument(node, 6, "groups", 1)) == 1
-    if has_trait(node, Trait.SQUEEZE):  # tokens are as similar in any basis
+    if has_trait(node, Trait.SQUEEZE, Trait.ANY_BASIS):  # tokens are as similar in any basis
         return axis in table.terms(argument(node, 0))
     kept = all(axis in table.terms(one) for one in _tensors(table, node))
     if is_op(node, aten.add.Tensor, aten.sub.Tensor):

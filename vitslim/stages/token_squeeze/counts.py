@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from vitslim.errors import Problem
+from vitslim.graph.anatomy.token_sizes import size_conflict, sizes_are_read_after
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages.token_squeeze import Rounding
 
@@ -68,8 +69,12 @@ def planned_start_counts(
     return counts
 
 
-def block_problems(sketch: ModelSketch, blocks: Sequence[int]) -> list[Problem]:
-    """Return a problem for an empty list, and for blocks that do not exist, are listed twice or already squeezed."""
+def block_problems(sketch: ModelSketch, blocks: Sequence[int], proportional: bool | None = None) -> list[Problem]:
+    """Return a problem for an empty list, for blocks that do not exist, are listed twice or already squeezed, and for
+    blocks that would lose the sizes of merged tokens.
+
+    proportional: for methods that count sizes, whether later attentions weigh keys by them; None for other methods.
+    """
     count = len(sketch.blocks)
     problems = [
         Problem(
@@ -89,7 +94,16 @@ def block_problems(sketch: ModelSketch, blocks: Sequence[int]) -> list[Problem]:
         for index in blocks
         if index < count and sketch.blocks[index] in sketch.squeezed
     ]
-    return problems
+    names = {sketch.blocks[index] for index in blocks if index < count}
+    return problems or _size_problems(sketch, names, proportional)
+
+
+def _size_problems(sketch: ModelSketch, names: Collection[str], proportional: bool | None) -> list[Problem]:
+    merged = dict(sketch.merged) if proportional is None else {**sketch.merged, **dict.fromkeys(names, proportional)}
+    others = {*sketch.squeezed, *names} - merged.keys()
+    conflict = size_conflict(sketch.blocks, merged, others)
+    hint = "merge tokens after all other squeezing, or set `proportional_attention: false`"
+    return [Problem("blocks", sizes_are_read_after(conflict), hint)] if conflict else []
 
 
 def count_problems(sketch: ModelSketch, counts: Mapping[str, Count]) -> list[Problem]:

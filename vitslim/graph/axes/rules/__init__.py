@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vitslim.graph.axes.rules import elementwise, images, layers, matmuls, parts, positions, rearrange, tokens
+from vitslim.graph.axes.rules import elementwise, images, layers, matmuls, merging, parts, positions, rearrange, tokens
 from vitslim.graph.axes.scope import Rule
 from vitslim.graph.axes.traits import Trait, Traits
 
@@ -37,6 +37,7 @@ RULES: Mapping[Any, Rule] = MappingProxyType(
     | images.RULES
     | elementwise.RULES
     | tokens.RULES
+    | merging.RULES
 )
 """Name of an operator to its axis rule."""
 
@@ -48,6 +49,7 @@ _LISTED: tuple[Traits, ...] = (
     positions.TRAITS,
     elementwise.TRAITS,
     tokens.TRAITS,
+    merging.TRAITS,
 )
 
 TRAITS: Mapping[Trait, frozenset[str]] = MappingProxyType(

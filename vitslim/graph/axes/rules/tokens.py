@@ -14,9 +14,10 @@ IS_TOKENS = "is a token position"
 
 
 def token_score(scope: Scope, node: Node) -> Dims:
-    """q, k (B, heads, n, d) to a score for each token after the prefix (B, n - prefix)."""
-    q, k = scope.operands(node, "q", "k")
+    """q, k (B, heads, n, d) and a bias (B, 1, 1, n) to a score for each token after the prefix (B, n - prefix)."""
+    q, k, bias = scope.operands(node, "q", "k", "bias")
     batch, _, tokens, _ = scope.pair(q, k)
+    scope.pair((batch, tokens), (bias[0], bias[-1]) if bias else ())
     _, patches = scope.terms.cut(tokens, int(scope.value(node, "prefix")))
     scope.freeze((patches,), IS_TOKENS)
     return (batch, patches)
