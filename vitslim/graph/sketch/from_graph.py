@@ -257,7 +257,8 @@ def _ranked_pairs(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
 
 def _merged_tokens(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     """The sum of both operators that merge."""
-    before, match, after = (sizes.table.size(sizes.table.terms(x)[1]) for x in (*node.args[:2], node))
+    operands = (argument(node, 0), argument(node, 1), node)
+    before, match, after = (sizes.table.size(sizes.table.terms(operand)[1]) for operand in operands)
     prefix, width = int(argument(node, 4)), sizes.of(sizes.table.terms(node)[-1])
     if node.target is MERGE_RANKED:
         keep = after - prefix

@@ -135,7 +135,8 @@ class _MaskedRun(Interpreter):
                              "use `method: tome`")  # fmt: skip
         x, keepdim = self.env[argument(node, 0)], bool(argument(node, 2, "keepdim", False))
         weights = mask[:, -x.shape[1] :].unsqueeze(-1)
-        return (x * weights).sum(dim=1, keepdim=keepdim) / weights.sum(dim=1, keepdim=keepdim)
+        mean: Tensor = (x * weights).sum(dim=1, keepdim=keepdim) / weights.sum(dim=1, keepdim=keepdim)
+        return mean
 
 
 def learn_rates(

@@ -75,8 +75,8 @@ def _sorted(tokens: Tokens, score: Tensor) -> Tokens:
     order = highest((score + 1) * visible, score.shape[1]) + prefix
     first = torch.arange(prefix, device=order.device).expand(len(order), -1)
     order = torch.cat([first, order], dim=1)
-    rows = (torch.gather(one, 1, order) for one in (tokens.sizes, tokens.mask))
-    return Tokens(take_rows(tokens.x, order), *rows, tokens.patches)
+    sizes, mask = (torch.gather(one, 1, order) for one in (tokens.sizes, tokens.mask))
+    return Tokens(take_rows(tokens.x, order), sizes, mask, tokens.patches)
 
 
 def _for_all(mask: Tensor, patches: int) -> Tensor:

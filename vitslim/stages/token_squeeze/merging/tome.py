@@ -31,7 +31,8 @@ class TomeStage:
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:  # noqa: ARG002
         """Insert the operators that match and merge tokens. The weights do not change."""
         before = sketch(graph)
-        changes, skipped = [], []
+        changes: list[LayerNote] = []
+        skipped: list[LayerNote] = []
         for name, removal in self._removals(before).items():
             note = _note(name, removal)
             (changes if removal.merged else skipped).append(note)

@@ -77,7 +77,8 @@ def _other_operators(tokens: Ints, blocks: int, at_input: bool, model: CostModel
     """
     processed = (np.broadcast_to(tokens, (len(tokens),) * 2) if at_input else tokens[:, None]) + tokens
     squeezes = 1.0 - np.eye(len(tokens))
-    return model.tokens / (blocks * tokens[0]) * processed / 2 + model.squeeze * squeezes
+    costs: Floats = model.tokens / (blocks * tokens[0]) * processed / 2 + model.squeeze * squeezes
+    return costs
 
 
 def _first(sketch: ModelSketch) -> int:
