@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vitslim.graph.axes.names import PREDICTOR_PREFIX
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.recipe.train import Train
 
 SCALE_RATE = 10.0
 """Relative change of a quantizer scale in one step, as a multiple of the learning rate."""
-PREDICTOR_PREFIX = "vitslim.predictor."
-"""Prefix of the parameters of predictors, which a stage added to the source model."""
 
 
 def lr_factor(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
