@@ -30,7 +30,7 @@ def record(name: str, *ms: float) -> StageRecord:
 )
 def test_a_stage_that_is_slower_at_batch_1_gives_a_warning(config: StageConfig, advice: str) -> None:
     records = [record("00-dense", 5.0, 40.0), record("01-stage", 5.5, 30.0), record("02-export", 5.6, 30.1)]
-    (warning,) = latency_regressions(records, (config, Export(method="export")))
+    (warning,) = latency_regressions(records, (config, Export(method="onnx")))
     assert warning.startswith("01-stage is slower than 00-dense on onnxruntime:cpu at batch 1, 1 threads: 5.5 ms")
     assert advice in warning
     assert warning.endswith("5 ms") == (not advice)

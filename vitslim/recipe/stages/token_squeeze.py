@@ -262,7 +262,7 @@ class DiffRate(Merging):
     )
 
     @property
-    def schedule(self) -> Train:
+    def training(self) -> Train:
         """The training schedule of the stage."""
         return self.train
 

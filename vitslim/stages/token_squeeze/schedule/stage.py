@@ -75,6 +75,9 @@ class ScheduledStage:
         least = costs.least / costs.dense
         if least <= share * (1 + ROUNDING):
             return []
+        if least > 1 - ROUNDING:
+            message = f"fewer tokens do not reduce the {WORDS[key]} of this model"
+            return [Problem(f"schedule.{key}", message, "remove the stage, or let earlier blocks squeeze tokens")]
         message = f"{share:g} of the {WORDS[key]} cannot be reached: {least:.3f} remains with the fewest tokens"
         return [Problem(f"schedule.{key}", message, "raise it, or let earlier blocks squeeze tokens with `blocks`")]
 
