@@ -68,18 +68,7 @@ class ScheduledStage:
         if self.target.latency is not None and self.latency is None:
             message = f"`latency` needs a latency table, got none at {self.target.table or 'schedule.table'}"
             return [Problem("schedule.table", message, "`vitslim bench --table MODEL` writes one")]
-        if problems := block_problems(sketch, self._positions(sketch)):
-            return problems
-        costs = self._costs(sketch)
-        key, share = self.target.limit
-        least = costs.least / costs.dense
-        if least <= share * (1 + ROUNDING):
-            return []
-        if least > 1 - ROUNDING:
-            message = f"fewer tokens do not reduce the {WORDS[key]} of this model"
-            return [Problem(f"schedule.{key}", message, "remove the stage, or let earlier blocks squeeze tokens")]
-        message = f"{share:g} of the {WORDS[key]} cannot be reached: {least:.3f} remains with the fewest tokens"
-        return [Problem(f"schedule.{key}", message, "raise it, or let earlier blocks squeeze tokens with `blocks`")]
+        return block_problems(sketch, self._positions(sketch)) or self._target_problems(sketch)
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with one keep rate that meets the target. The actual counts depend on images."""
@@ -123,6 +112,19 @@ class ScheduledStage:
         if remaining <= share * (1 + ROUNDING):
             return []
         return [Problem(f"schedule.{key}", f"{remaining:.4f} remains, expected at most {share:g}")]
+
+    def _target_problems(self, sketch: ModelSketch) -> list[Problem]:
+        """Return a problem if the fewest tokens do not meet the target."""
+        costs = self._costs(sketch)
+        key, share = self.target.limit
+        least = costs.least / costs.dense
+        if least <= share * (1 + ROUNDING):
+            return []
+        if least > 1 - ROUNDING:
+            message = f"fewer tokens do not reduce the {WORDS[key]} of this model"
+            return [Problem(f"schedule.{key}", message, "remove the stage, or let earlier blocks squeeze tokens")]
+        message = f"{share:g} of the {WORDS[key]} cannot be reached: {least:.3f} remains with the fewest tokens"
+        return [Problem(f"schedule.{key}", message, "raise it, or let earlier blocks squeeze tokens with `blocks`")]
 
     def _positions(self, sketch: ModelSketch) -> Sequence[int]:
         """Return the positions of the blocks that may squeeze tokens.
