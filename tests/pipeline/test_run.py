@@ -52,8 +52,8 @@ def recipe(tiny_kwargs: dict[str, Any]) -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="module")
-def artifact(recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return vitslim.run(recipe(), tmp_path_factory.mktemp("run") / "small")
+def artifact(recipe: Make, run_recipe: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run_recipe(recipe(), tmp_path_factory.mktemp("run") / "small")
 
 
 @pytest.fixture
