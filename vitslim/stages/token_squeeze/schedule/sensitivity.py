@@ -48,11 +48,11 @@ def measure_losses(
     blocks = {block.name: block for block in find_anatomy(graph).blocks if block.name in kept}
     inputs = {name: stream_input(block) for name, block in blocks.items()}
     batches, logits, stored = _dense_pass(graph, list(inputs.values()), images)
-    wanted = [(name, count) for name in inputs for count in kept[name]]
+    positions = {name: position for position, name in enumerate(inputs)}
+    cases = [(name, count) for name in inputs for count in kept[name]]
     losses: dict[str, list[float]] = {name: [] for name in inputs}
-    for name, count in progress.track(wanted, "sensitivity to token squeezing"):
-        rest = from_node(squeeze(graph, {name: count}).module.eval(), inputs[name].name)
-        position = list(inputs).index(name)
+    for name, count in progress.track(cases, "sensitivity to token squeezing"):
+        rest, position = from_node(squeeze(graph, {name: count}).module.eval(), inputs[name].name), positions[name]
         with torch.no_grad():
             squeezed = torch.cat([rest(x, values[position]) for x, values in zip(batches, stored, strict=True)])
         loss = float(soft_loss(squeezed.double(), logits.double()))
