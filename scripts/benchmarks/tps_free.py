@@ -16,9 +16,10 @@ from vitslim.data import load_data
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, cost, sketch
 from vitslim.graph.trace import trace_timm
+from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.recipe.stages import DiffRate, Etps, Evit, PruneOnly, TokenSchedule, Tome
+from vitslim.recipe.stages import DiffRate, Etps, Evit, PruneOnly, Tome
 from vitslim.stages.registry import make_stage
 
 MODEL = "deit_tiny_patch16_224"
@@ -30,7 +31,7 @@ CALIBRATION = 256
 
 def scheduled(config: type[Any], method: str) -> Callable[[ModelSketch, float], StageConfig]:
     """Return the config of a method whose counts the solver chooses."""
-    return lambda _, fraction: config(method=method, blocks=None, schedule=TokenSchedule(macs=fraction))
+    return lambda _, fraction: config(method=method, blocks=None, schedule=CostTarget(macs=fraction))
 
 
 def uniform(config: type[Any], method: str) -> Callable[[ModelSketch, float], StageConfig]:
