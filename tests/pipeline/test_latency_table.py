@@ -12,9 +12,8 @@ import pytest
 import vitslim
 from vitslim.backends.registry import parse_backend
 from vitslim.errors import InputError, RecipeError
-from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.sketch import attention_cuts, sketch
+from vitslim.graph.sketch import sketch
 from vitslim.latency_grid import Shape
 from vitslim.pipeline.bench.latency_table import (
     build_table,
@@ -22,7 +21,6 @@ from vitslim.pipeline.bench.latency_table import (
     grid_lengths,
     grid_shapes,
     matmul_latencies,
-    matmul_shape,
     rest_and_scale,
 )
 from vitslim.pipeline.run.keys import stage_key
@@ -32,9 +30,6 @@ from vitslim.recipe import load_recipe, validate
 from vitslim.recipe.schema import Model, Recipe
 from vitslim.results import LatencyTable
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.stages.token_squeeze.schedule.choose import kept_tokens
-from vitslim.stages.token_squeeze.schedule.cost_model import table_latency
-from vitslim.stages.token_squeeze.schedule.costs import schedule_costs
 from vitslim.workload import read_workload
 
 T = TypeVar("T")
@@ -45,7 +40,7 @@ MODEL = Model(timm="vit_tiny_patch16_224", kwargs=KWARGS)
 
 def shapes_of(graph: ModelGraph, **sizes: int) -> list[Shape]:
     found = sketch(graph)
-    return [matmul_shape(p, {**found.axes, **sizes}) for p in found.matmuls]
+    return [p.shape({**found.axes, **sizes}) for p in found.matmuls]
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +53,6 @@ def graph() -> ModelGraph:
 @pytest.fixture(scope="module")
 def simulated() -> LatencyTable:
     return build_table(MODEL, parse_backend("sim:systolic"), batch=2)
-
-
-SMALL_ARRAY = {"sim": "systolic", "array": [8, 8]}
-"""An array so small that fewer tokens save time."""
-
-
-@pytest.fixture(scope="module")
-def on_small_array() -> LatencyTable:
-    return build_table(MODEL, parse_backend(SMALL_ARRAY), batch=16)
-
-
-@pytest.fixture
-def small_array_file(on_small_array: LatencyTable, tmp_path: Path) -> Path:
-    write_table(on_small_array, tmp_path / "small.table.json")
-    return tmp_path / "small.table.json"
 
 
 @pytest.fixture
@@ -100,21 +80,6 @@ def test_a_smaller_model_is_not_slower(simulated: LatencyTable, graph: ModelGrap
     times = [simulated.estimate_ms(shapes_of(graph, **{"blocks.0.mlp": n, "embed": n // 4})) for n in (32, 100, 256)]
     assert times == sorted(times)
     assert simulated.rest_ms < times[0] < times[-1] == pytest.approx(simulated.dense_ms)
-
-
-def test_the_latency_of_a_simulated_squeezed_model_is_near_its_estimate(
-    on_small_array: LatencyTable, graph: ModelGraph, tmp_path: Path
-) -> None:
-    dense = sketch(graph)
-    costs = schedule_costs(
-        dense, dense.blocks, range(16, 1, -1), attention_cuts, table_latency(on_small_array), added=0
-    )
-    assert costs.dense == pytest.approx(on_small_array.dense_ms, rel=1e-9)
-    for levels in ((8, 8), (6, 12), (14, 14)):
-        path = tmp_path / "squeezed.onnx"
-        export_onnx(insert_squeeze(graph, kept_tokens(levels, costs, 0)), path)
-        whole = parse_backend(SMALL_ARRAY).estimate(path, 16)  # type: ignore[union-attr]
-        assert costs.of(levels) == pytest.approx(whole.latency_ms, rel=0.1)
 
 
 def test_the_latency_of_a_measured_dense_model_equals_the_measurement(
@@ -269,40 +234,6 @@ def test_a_run_meets_its_latency_budget(file: Path, simulated: LatencyTable, tmp
     assert dense == simulated.dense_ms
     assert pruned <= 0.85 * dense
     assert str(file) in artifact.folder.joinpath("recipe.lock.yaml").read_text()
-
-
-def scheduled(table: Path, latency: float, **model: Any) -> Recipe:
-    keys = {"schedule": {"latency": latency, "table": str(table)}, "blocks": [0, 1]}
-    document = {
-        "name": "small",
-        "model": {"timm": MODEL.timm, "kwargs": KWARGS, **model},
-        "data": {"kind": "digits", "calibration": 16, "eval_images": 20},
-        "stages": [{"token-squeeze": {"method": "etps", **keys}}, "export"],
-        "report": {"backends": [SMALL_ARRAY], "batches": [16]},
-    }
-    return validate(document, "test")
-
-
-def test_a_run_meets_the_latency_of_its_token_schedule(small_array_file: Path, tmp_path: Path) -> None:
-    recipe = scheduled(small_array_file, 0.85)
-    plan = vitslim.build_plan(recipe)
-    assert [row.approximate for row in plan.rows] == [False, True, True]
-    artifact = vitslim.run(recipe, tmp_path / "out")
-    dense, squeezed = artifact.report.stages[:2]
-    assert 0.7 < squeezed.metrics["latency_share"] <= 0.85
-    assert squeezed.estimates[0].latency_ms < 0.95 * dense.estimates[0].latency_ms
-    assert str(small_array_file) in artifact.folder.joinpath("recipe.lock.yaml").read_text()
-
-
-def test_a_plan_refuses_a_token_schedule_that_cannot_be_reached(small_array_file: Path) -> None:
-    with pytest.raises(RecipeError) as caught:
-        vitslim.build_plan(scheduled(small_array_file, 0.1))
-    (problem,) = caught.value.problems
-    assert problem.where == "stages.0.token-squeeze.schedule.latency"
-    assert "0.1 of the latency cannot be reached: 0." in problem.message
-    with pytest.raises(RecipeError) as caught:
-        vitslim.build_plan(scheduled(small_array_file, 0.8, kwargs={**KWARGS, "depth": 1}))
-    assert caught.value.problems[0].where == "stages.0.token-squeeze.schedule.table"
 
 
 def test_default_file_names() -> None:

@@ -32,16 +32,6 @@ from vitslim.graph.verify import verify_axes
 KEEP = {"blocks.0": 11, "blocks.2": 5}
 
 
-@pytest.fixture(scope="module")
-def kwargs(tiny_kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**tiny_kwargs, "depth": 3}
-
-
-@pytest.fixture(scope="module")
-def graph(kwargs: dict[str, Any]) -> ModelGraph:
-    return trace_timm("vit_tiny_patch16_224", kwargs)
-
-
 def images(batch: int) -> torch.Tensor:
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 

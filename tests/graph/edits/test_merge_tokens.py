@@ -42,16 +42,6 @@ COUNTS = {
 METHODS = pytest.mark.parametrize("method", list(COUNTS))
 
 
-@pytest.fixture(scope="module")
-def kwargs(tiny_kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**tiny_kwargs, "depth": 3}
-
-
-@pytest.fixture(scope="module")
-def graph(kwargs: dict[str, Any]) -> ModelGraph:
-    return trace_timm("vit_tiny_patch16_224", kwargs)
-
-
 def images(batch: int) -> torch.Tensor:
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 

@@ -23,6 +23,7 @@ from vitslim.graph.ops.squeeze import (
     squeeze_tokens,
 )
 from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION, class_attention, received_attention
+from vitslim.stages.export.translate import translations
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -171,7 +172,10 @@ def test_one_node_each_in_a_graph_and_equal_in_onnx_runtime(operator: Any, score
     program = torch.export.export(squeeze, example, dynamic_shapes=dynamic)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert calls == [score, operator]
-    exported = torch.onnx.export(squeeze, example, dynamo=True, dynamic_shapes=dynamic, opset_version=21, verbose=False)
+    exported = torch.onnx.export(
+        squeeze, example, dynamo=True, dynamic_shapes=dynamic, opset_version=21, verbose=False,
+        custom_translation_table=translations(),
+    )  # fmt: skip
     exported.save(tmp_path / "squeeze.onnx")
     model = onnx.load(tmp_path / "squeeze.onnx")
     kinds = {node.op_type for node in model.graph.node}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from vitslim.errors import StageError
 from vitslim.graph.anatomy.attention import Attention, find_attentions
 from vitslim.graph.anatomy.flow import ancestors, descendants, image_dependent_nodes
 from vitslim.graph.axes.names import PREDICTOR_PREFIX
@@ -87,6 +88,17 @@ def find_anatomy(graph: ModelGraph) -> Anatomy:
     blocks = _with_squeezes([_block(name, attentions, linears) for name in names])
     token_node, has_class_token, prefix = _prefix(graph, shapes)
     return Anatomy(blocks, linears, token_node, has_class_token, prefix, shapes)
+
+
+def block_input(block: Block) -> Node:
+    """Return the tokens that enter a block: the operand of its attention residual that the attention reads.
+
+    Raises StageError for a block without attention or without the residual connection.
+    """
+    if block.attention is None or block.attention_residual is None:
+        raise StageError(f"token-squeeze: '{block.name}' has no attention with a residual", "name another block")
+    before = set(ancestors(block.attention.node))
+    return next(side for side in block.attention_residual.all_input_nodes if side in before)
 
 
 def _roles(layers: list[Node], attentions: list[Attention]) -> dict[Node, str]:

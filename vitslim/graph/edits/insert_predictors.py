@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from vitslim.errors import StageError, closest
-from vitslim.graph.anatomy import Block, ancestors, find_anatomy
+from vitslim.errors import StageError
+from vitslim.graph.anatomy import ancestors, block_input, find_anatomy
 from vitslim.graph.axes.names import PREDICTOR_PREFIX
 from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.edits.edit import Edit
@@ -83,11 +83,8 @@ def insert_predictors(graph: ModelGraph, keep: Mapping[str, int], method: str) -
     one that is squeezed already, and for a number of tokens that the block does not have.
     """
     new = graph.copy()
-    names = squeezable_blocks(graph, find_anatomy(new))
-    for name in keep:
-        if name not in names:
-            raise StageError(f"token-squeeze: the model has no block '{name}'", closest(name, names))
-    done = {name: keep[name] for name in names if name in keep and _insert(new, name, keep[name], method)}
+    names = squeezable_blocks(new, keep)
+    done = {name: keep[name] for name in names if _insert(new, name, keep[name], method)}
     if done:
         new.edits = (*new.edits, InsertPredictors(method, done))
     return new
@@ -115,17 +112,6 @@ def _insert(graph: ModelGraph, name: str, keep: int, method: str) -> bool:
 
     shorten_tokens(graph, source, anatomy.prefix_tokens + keep, build)
     return True
-
-
-def block_input(block: Block) -> Node:
-    """Return the tokens that enter a block: the operand of its attention residual that the attention reads.
-
-    Raises StageError for a block without attention or without the residual connection.
-    """
-    if block.attention is None or block.attention_residual is None:
-        raise StageError(f"token-squeeze: '{block.name}' has no attention with a residual", "name another block")
-    before = set(ancestors(block.attention.node))
-    return next(side for side in block.attention_residual.all_input_nodes if side in before)
 
 
 def layer_widths(width: int) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -53,25 +53,27 @@ def insert_squeeze(graph: ModelGraph, keep: Mapping[str, int], method: str = "et
     block, for one that is squeezed already, and for a number of tokens that the block does not have.
     """
     new = graph.copy()
-    names = squeezable_blocks(graph, find_anatomy(new))
-    for name in keep:
-        if name not in names:
-            raise StageError(f"token-squeeze: the model has no block '{name}'", closest(name, names))
-    done = {}
-    for name in (n for n in names if n in keep):
-        if _insert(new, name, keep[name], method):
-            done[name] = keep[name]
+    names = squeezable_blocks(new, keep)
+    done = {name: keep[name] for name in names if _insert(new, name, keep[name], method)}
     if done:
         new.edits = (*new.edits, InsertSqueeze(method, done))
     return new
 
 
-def squeezable_blocks(graph: ModelGraph, anatomy: Anatomy) -> list[str]:
-    """Return the names of all blocks. Raises StageError if tokens of the model cannot be squeezed."""
+def squeezable_blocks(graph: ModelGraph, requested: Collection[str]) -> list[str]:
+    """Return the requested names of blocks in graph order.
+
+    Raises StageError if tokens of the model cannot be squeezed, and for a name that no block has.
+    """
+    anatomy = find_anatomy(graph)
     obstacle = squeeze_obstacle(anatomy)
     if obstacle:
         raise StageError(f"token-squeeze cannot run on '{graph.source.timm}': {obstacle}", "leave the stage out")
-    return [block.name for block in anatomy.blocks]
+    names = [block.name for block in anatomy.blocks]
+    for name in requested:
+        if name not in names:
+            raise StageError(f"token-squeeze: the model has no block '{name}'", closest(name, names))
+    return [name for name in names if name in requested]
 
 
 def insert_score(nodes: Graph, attention: Attention, anatomy: Anatomy) -> Node:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from vitslim.errors import StageError, closest
+from vitslim.errors import StageError
 from vitslim.graph.anatomy import Anatomy, Attention, ancestors, find_anatomy
 from vitslim.graph.anatomy.token_sizes import merged_sizes, size_conflict, sizes_are_read_after, weighed_blocks
 from vitslim.graph.axes.operators import Trait, has_trait
@@ -78,14 +78,12 @@ def merge_tokens(
     not have.
     """
     new = graph.copy()
-    names = squeezable_blocks(graph, find_anatomy(new))
-    for name in counts:
-        if name not in names:
-            raise StageError(f"token-squeeze: the model has no block '{name}'", closest(name, names))
-    _require_sizes(find_anatomy(new), {name: proportional for name in names if name in counts})
-    first = min((names.index(name) for name in counts), default=len(names))
+    names = squeezable_blocks(new, counts)
+    anatomy = find_anatomy(new)
+    _require_sizes(anatomy, dict.fromkeys(names, proportional))
+    first = next((place for place, block in enumerate(anatomy.blocks) if block.name in counts), len(anatomy.blocks))
     had_bias = _forget_sizes(new, first)
-    done = {name: counts[name] for name in names if name in counts and _insert(new, name, method, counts[name])}
+    done = {name: counts[name] for name in names if _insert(new, name, method, counts[name])}
     if had_bias or (done and proportional):
         _weigh_keys(new, first)
     if not done:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.library import Library
 from torch.nn import functional
 
-from vitslim.graph.ops.squeeze import NORM_EPSILON, split_by_score
+from vitslim.graph.ops.selection import unit_vectors
+from vitslim.graph.ops.squeeze import split_by_score
 
 POLICY_EPSILON = 1e-6
 """Added to the denominator of masked attention (DynamicViT)."""
@@ -38,7 +39,7 @@ def sampled_decision(logits: Tensor, previous: Tensor | None) -> Tensor:
 def ranked_decision(score: Tensor, previous: Tensor | None, keep: int) -> Tensor:
     """Keep the tokens with the highest scores among those of the previous decision, as the deployed model does.
 
-    score: (B, N) float in [0, inf). previous: (B, N) of zeros and ones, with at least `keep` ones; None: all ones.
+    score: (B, N) float in [0, 1]. previous: (B, N) of zeros and ones, with at least `keep` ones; None: all ones.
     Of equal scores the lower index wins. Returns (B, N) float32 with exactly `keep` ones, without a gradient.
     """
     present = score if previous is None else score.masked_fill(previous < 0.5, -1.0)
@@ -56,7 +57,7 @@ def masked_squeeze(x: Tensor, decision: Tensor, previous: Tensor | None) -> Tens
     tokens = x[:, x.shape[1] - decision.shape[1] :].float()
     dropped = 1.0 - decision if previous is None else (1.0 - decision) * previous
     with _float32(x):
-        unit = tokens / (torch.linalg.vector_norm(tokens, dim=-1, keepdim=True) + NORM_EPSILON)
+        unit = unit_vectors(tokens)
         itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=x.device)
         hidden = (decision < 0.5).unsqueeze(1) | itself
         similarity = torch.matmul(unit, unit.transpose(1, 2)).masked_fill(hidden, HIDDEN)

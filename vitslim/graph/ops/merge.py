@@ -18,10 +18,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
-
-NORM_EPSILON = 1e-6
-"""Added to the length of a vector before the division."""
+from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS, unit_vectors
 
 
 def match_alternate(keys: Tensor, prefix: int, keep: int) -> Tensor:
@@ -156,12 +153,6 @@ def _mean_over_heads(keys: Tensor) -> Tensor:
     _, heads, tokens, width = keys.shape
     weights = torch.full((1, heads), 1.0 / heads, dtype=keys.dtype, device=keys.device)
     return torch.matmul(weights, keys.reshape(-1, heads, tokens * width)).reshape(-1, tokens, width)
-
-
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Return vectors of length one, or of length zero for zero vectors: (..., C)."""
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / (length + NORM_EPSILON)
 
 
 def _mean(hosts: Tensor, own: Tensor, guests: Tensor, sizes: Tensor, host: Tensor, total: Tensor) -> Tensor:

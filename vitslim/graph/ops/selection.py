@@ -1,4 +1,4 @@
-"""Operators that choose tokens, each with an ONNX form of its own (`stages/export/translate_tokens.py`).
+"""Selection of tokens. Two operators have an ONNX form of their own (`stages/export/translate.py`).
 
 `vitslim::highest` becomes TopK, in which the lower index of two equal values comes first; `torch.topk` leaves their
 order open, and a stable sort has no ONNX form. `vitslim::take_rows` becomes GatherND, which copies whole rows;
@@ -11,6 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+NORM_EPSILON = 1e-6
+"""Added to the length of a vector before the division (TPS, section 3.2)."""
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return vectors of length one, or of length zero for zero vectors: (..., C)."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / (length + NORM_EPSILON)
 
 
 @torch.library.custom_op("vitslim::highest", mutates_args=())

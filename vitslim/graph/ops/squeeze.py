@@ -4,8 +4,8 @@ They differ in the treatment of the other tokens: `squeeze_tokens` adds each to 
 2023, arXiv 2304.10716), `fuse_inattentive` adds them up to one token (EViT, ICLR 2022, arXiv 2202.07800), and
 `keep_tokens` drops them (DynamicViT, arXiv 2106.02034).
 
-All are composites of ordinary operators, so autograd, torch.export and the ONNX exporter need nothing else: top-k,
-gathering by index, matmuls and a comparison, all with a constant number of kept tokens and a free batch size.
+All are composites of ordinary operators and of those in `selection.py`, with a constant number of kept tokens and a
+free batch size, so autograd, torch.export and the ONNX exporter need nothing else.
 
 Multiply-accumulates for one image, with Np removed and Nr kept patch tokens of width C: similarity Np*Nr*C and fusion
 Nr*Np*C in `squeeze_tokens`, Np*C in `fuse_inattentive`. The cost table of TPS counts the similarity alone; vitslim
@@ -19,32 +19,26 @@ import math
 import torch
 from torch.library import Library
 
-NORM_EPSILON = 1e-6
-"""Added to the length of a token before the division (TPS, section 3.2)."""
-
-
-TIE_STEP = 2.0**-40
-TIE_FLOOR = 1e-50
-"""Far below the smallest float32, so that scores of exactly zero are ordered too."""
+from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS, unit_vectors
 
 
 def squeeze_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
     """Keep the patch tokens with the highest scores and add each other token to the most similar kept one.
 
-    x: (B, P + N, C) float, P prefix tokens first, which pass unchanged. score: (B, N), from [0, inf). keep: 1 to N.
+    x: (B, P + N, C) float, P prefix tokens first, which pass unchanged. score: (B, N). keep: 1 to N.
     Returns (B, P + keep, C); kept tokens stay in their order. Of equal scores the lower index wins.
     No gradient reaches the scores: selection by rank has none. Raises ValueError for another `keep`.
     """
-    prefix, tokens = _parts(x, score)
+    prefix = x.shape[1] - score.shape[1]
     kept, removed = split_by_score(score, keep)
-    return torch.cat([prefix, fuse(take_tokens(tokens, kept), take_tokens(tokens, removed))], dim=1)
+    return torch.cat([x[:, :prefix], fuse(TAKE_ROWS(x, kept + prefix), TAKE_ROWS(x, removed + prefix))], dim=1)
 
 
 def keep_tokens(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
     """Keep the patch tokens with the highest scores and drop the others. Arguments and result as `squeeze_tokens`."""
-    prefix, tokens = _parts(x, score)
+    prefix = x.shape[1] - score.shape[1]
     kept, _ = split_by_score(score, keep)
-    return torch.cat([prefix, take_tokens(tokens, kept)], dim=1)
+    return torch.cat([x[:, :prefix], TAKE_ROWS(x, kept + prefix)], dim=1)
 
 
 def fuse_inattentive(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.Tensor:
@@ -53,42 +47,24 @@ def fuse_inattentive(x: torch.Tensor, score: torch.Tensor, keep: int) -> torch.T
     Arguments as `squeeze_tokens`. Returns (B, P + keep + 1, C). The weights are not normalized (EViT, section 3.3).
     Gradients reach the scores of the removed tokens.
     """
-    prefix, tokens = _parts(x, score)
+    prefix = x.shape[1] - score.shape[1]
     kept, removed = split_by_score(score, keep)
-    weights = torch.gather(score, 1, removed).unsqueeze(1)
-    fused = torch.matmul(weights, take_tokens(tokens, removed))
-    return torch.cat([prefix, take_tokens(tokens, kept), fused], dim=1)
+    weights = TAKE_ROWS(score.unsqueeze(-1), removed).transpose(1, 2)
+    fused = torch.matmul(weights, TAKE_ROWS(x, removed + prefix))
+    return torch.cat([x[:, :prefix], TAKE_ROWS(x, kept + prefix), fused], dim=1)
 
 
 def split_by_score(score: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positions of the `keep` highest scores, ascending, and the other positions, by falling score.
 
-    score: (B, N), from [0, inf); of equal scores the lower index is kept. Returns int64 (B, keep) and (B, N - keep).
+    score: (B, N) float; of equal scores the lower index is kept. Returns int64 (B, keep) and (B, N - keep).
     Raises ValueError unless keep is 1 to N.
     """
     patches = score.shape[1]
     if not 1 <= keep <= patches:
         raise ValueError(f"cannot keep {keep} of {patches} patch tokens")
-    order = torch.topk(_distinct(score), patches, dim=1)[1]
+    order = HIGHEST(score, patches)
     return torch.topk(order[:, :keep], keep, dim=1, largest=False)[0], order[:, keep:]
-
-
-def _parts(x: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prefix tokens and the patch tokens."""
-    prefix = x.shape[1] - score.shape[1]
-    return x[:, :prefix], x[:, prefix:]
-
-
-def _distinct(score: torch.Tensor) -> torch.Tensor:
-    """Return scores in float64 with the same order, from [0, inf), and ties broken in favor of lower indices.
-
-    torch.topk leaves the order of equal values open, and a stable sort has no ONNX form. Two float32 numbers differ by
-    at least 2^-24 of the larger one, so relative steps of TIE_STEP (up to 2^14 tokens) never change their order.
-    """
-    patches = score.shape[1]
-    lower_first = torch.arange(patches - 1, -1, -1, dtype=torch.float64, device=score.device)
-    distinct: torch.Tensor = (score.to(torch.float64) + TIE_FLOOR) * (1.0 + lower_first * TIE_STEP)
-    return distinct
 
 
 def fuse(reserved: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
@@ -109,18 +85,8 @@ def best_matches(reserved: torch.Tensor, pruned: torch.Tensor) -> tuple[torch.Te
 
     reserved: (B, Nr, C), pruned: (B, Np, C), floats. Returns float and bool, both (B, Np, Nr). Exact ties are all True.
     """
-    similarity = torch.matmul(_unit(pruned), _unit(reserved).transpose(1, 2))
+    similarity = torch.matmul(unit_vectors(pruned), unit_vectors(reserved).transpose(1, 2))
     return similarity, similarity == similarity.amax(dim=2, keepdim=True)
-
-
-def _unit(tokens: torch.Tensor) -> torch.Tensor:
-    length: torch.Tensor = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-    return tokens / (length + NORM_EPSILON)
-
-
-def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the tokens (B, K, C) at positions int64 (B, K) of tokens (B, N, C)."""
-    return torch.gather(tokens, 1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def _register() -> Library:

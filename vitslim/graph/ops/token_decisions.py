@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.ops.merge import MERGE_ALTERNATE, MERGE_RANKED, first_odd, match_parts
+from vitslim.graph.ops.selection import TAKE_ROWS
 from vitslim.graph.ops.squeeze import (
     FUSE_INATTENTIVE,
     KEEP_TOKENS,
     SQUEEZE_TOKENS,
     best_matches,
     split_by_score,
-    take_tokens,
 )
 
 NONE = -1
@@ -44,7 +44,7 @@ def squeezed(x: Tensor, score: Tensor, keep: int) -> TokenDecision:
     patches = score.shape[1]
     kept, removed = split_by_score(score, keep)
     tokens = x[:, x.shape[1] - patches :]
-    _, matched = best_matches(take_tokens(tokens, kept), take_tokens(tokens, removed))
+    _, matched = best_matches(TAKE_ROWS(tokens, kept), TAKE_ROWS(tokens, removed))
     return decision(patches, kept, removed, matched.to(torch.uint8).argmax(dim=2))
 
 

@@ -29,7 +29,6 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.ops.merge import MATCH_ALTERNATE, MATCH_RANKED, MERGE_ALTERNATE, MERGE_RANKED
-from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
 from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION
 from vitslim.graph.sketch import merge_matmuls, token_matmuls
 from vitslim.graph.sketch.matmul import Matmul
@@ -269,9 +268,7 @@ def _merged_tokens(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
 TOKEN_READERS: dict[Any, Reader] = {
     CLASS_ATTENTION: _score(token_matmuls.class_attention),
     RECEIVED_ATTENTION: _score(token_matmuls.received_attention),
-    SQUEEZE_TOKENS: _best_tokens(token_matmuls.squeeze_tokens),
-    KEEP_TOKENS: _best_tokens(token_matmuls.keep_tokens),
-    FUSE_INATTENTIVE: _best_tokens(token_matmuls.fuse_inattentive),
+    **{operator: _best_tokens(matmuls) for operator, matmuls in token_matmuls.BY_OPERATOR.items()},
     MATCH_ALTERNATE: _alternate_pairs,
     MATCH_RANKED: _ranked_pairs,
     MERGE_ALTERNATE: _merged_tokens,

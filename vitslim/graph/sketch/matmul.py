@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from vitslim.graph.sketch.size import Size
 
@@ -31,6 +32,10 @@ class Matmul:
     constant: bool = False
     """Whether it does not depend on the image, such as the layers that compute a relative position bias."""
 
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, int, int, int]:
+        """Count, rows, reduce and columns for given axis lengths."""
+        return self.count.value(sizes), self.rows.value(sizes), self.reduce.value(sizes), self.columns.value(sizes)
+
     def macs(self, sizes: Mapping[str, int]) -> int:
         """Multiply-accumulates for one image."""
-        return (self.count * self.rows * self.reduce * self.columns).value(sizes)
+        return prod(self.shape(sizes))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from vitslim.graph.axes.names import PREDICTOR_PREFIX
-from vitslim.graph.edits.insert_predictors import layer_widths
+from vitslim.graph.edits.insert_predictors import OPERATORS, layer_widths
 from vitslim.graph.sketch.matmul import Matmul
 from vitslim.graph.sketch.model_sketch import ModelSketch
 from vitslim.graph.sketch.size import ONE, Size
-from vitslim.graph.sketch.token_matmuls import SqueezeMatmuls, SqueezeSizes, TokenCut, keep_tokens, squeeze_tokens
+from vitslim.graph.sketch.token_matmuls import BY_OPERATOR, SqueezeMatmuls, SqueezeSizes, TokenCut
 
 ROLE = "predictor"
-
-OPERATORS: Mapping[str, SqueezeMatmuls] = MappingProxyType({"dtps": squeeze_tokens, "dynamicvit": keep_tokens})
-"""Method to the matmuls of the operator that removes tokens."""
 
 
 def predictor_cuts(sketch: ModelSketch, keep: Mapping[str, int], method: str) -> dict[str, TokenCut]:
@@ -24,7 +20,7 @@ def predictor_cuts(sketch: ModelSketch, keep: Mapping[str, int], method: str) ->
     for block, count in keep.items():
         width = next(p.columns for p in sketch.matmuls if p.block == block and p.role == "proj")
         layers = _layers(width, width.value(sketch.axes))
-        matmuls = (_matmuls(layers), OPERATORS[method])
+        matmuls = (_matmuls(layers), BY_OPERATOR[OPERATORS[method]])
         cuts[block] = TokenCut(count, matmuls, at_input=True, parameters=_parameters(block, width, layers))
     return cuts
 

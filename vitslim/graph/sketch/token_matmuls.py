@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vitslim.graph.edits.insert_squeeze import FUSED_TOKENS, OPERATORS
+from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
 from vitslim.graph.sketch.matmul import Matmul
 from vitslim.graph.sketch.size import ONE, Size
 
@@ -89,14 +91,13 @@ def score_matmuls(has_class_token: bool) -> SqueezeMatmuls:
     return lambda sizes: score(sizes.block, sizes.heads, sizes.head_width, sizes.tokens)
 
 
-BY_METHOD: Mapping[str, tuple[SqueezeMatmuls, int]] = MappingProxyType(
-    {"etps": (squeeze_tokens, 0), "evit": (fuse_inattentive, 1), "prune-only": (keep_tokens, 0)}
+BY_OPERATOR: Mapping[Any, SqueezeMatmuls] = MappingProxyType(
+    {SQUEEZE_TOKENS: squeeze_tokens, KEEP_TOKENS: keep_tokens, FUSE_INATTENTIVE: fuse_inattentive}
 )
-"""Method that scores by attention to the matmuls of its operator, and the number of tokens that it adds."""
+"""Operator that takes tokens, scores and the number of kept tokens to its matmuls."""
 
 
 def attention_cuts(sketch: ModelSketch, keep: Mapping[str, int], method: str = "etps") -> dict[str, TokenCut]:
     """Return the cuts of a method that scores by attention: block name to the number of kept patch tokens."""
-    matmuls, added = BY_METHOD[method]
-    scored = (score_matmuls(sketch.has_class_token), matmuls)
-    return {block: TokenCut(count, scored, added) for block, count in keep.items()}
+    matmuls = (score_matmuls(sketch.has_class_token), BY_OPERATOR[OPERATORS[method]])
+    return {block: TokenCut(count, matmuls, FUSED_TOKENS.get(method, 0)) for block, count in keep.items()}

@@ -13,7 +13,7 @@ from vitslim.backends.environment import environment
 from vitslim.backends.monotone import Floats, filled, smoothed
 from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
-from vitslim.graph.sketch import Matmul, ModelSketch, Size, sketch
+from vitslim.graph.sketch import ModelSketch, Size, sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
 from vitslim.pipeline.bench.token_latency import relative_latencies, token_latency
@@ -73,17 +73,7 @@ def build_table(
 
 
 def _matmuls_ms(latencies: MatmulLatencies, found: ModelSketch) -> float:
-    return sum(latencies.at(matmul_shape(p, found.axes)) for p in found.matmuls)
-
-
-def matmul_shape(matmul: Matmul, sizes: Mapping[str, int]) -> Shape:
-    """Return count, rows, reduce and columns of a matmul for given axis lengths."""
-    return (
-        matmul.count.value(sizes),
-        matmul.rows.value(sizes),
-        matmul.reduce.value(sizes),
-        matmul.columns.value(sizes),
-    )
+    return sum(latencies.at(p.shape(found.axes)) for p in found.matmuls)
 
 
 def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
@@ -104,7 +94,7 @@ def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
     if not dense.squeeze_obstacle and len(tokens) == 1:
         (axis,) = tokens
         for length in grid_lengths(dense.axes[axis], TOKEN_POINTS, 1):
-            shapes.update(matmul_shape(p, {**dense.axes, axis: length}) for p in dense.matmuls)
+            shapes.update(p.shape({**dense.axes, axis: length}) for p in dense.matmuls)
     if not any(shape[0] == 1 for shape in shapes):
         raise InputError("this model has no matmul by a weight", "build a latency table of an image classifier")
     return tuple(sorted(shapes))

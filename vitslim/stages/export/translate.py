@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import FLOAT, INT8, opset21
+from onnxscript import FLOAT, INT8, INT64, opset21
 
 from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
-from vitslim.graph.ops.squeeze import FUSE_INATTENTIVE, KEEP_TOKENS, SQUEEZE_TOKENS
-from vitslim.stages.export import translate_tokens
 from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
 
 
@@ -22,11 +20,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.vitslim.fake_quant.default: fake_quant,
         torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
         DEQUANTIZE: dequantize,
-        SQUEEZE_TOKENS: translate_tokens.squeeze_tokens,
-        KEEP_TOKENS: translate_tokens.keep_tokens,
-        FUSE_INATTENTIVE: translate_tokens.fuse_inattentive,
-        HIGHEST: translate_tokens.highest,
-        TAKE_ROWS: translate_tokens.take_rows,
+        HIGHEST: highest,
+        TAKE_ROWS: take_rows,
     }
 
 
@@ -68,6 +63,17 @@ def dequantize(
         return opset21.DequantizeLinear(integers, scale, axis=axis, block_size=group_size)
     zero_points = _constant(np.zeros(_shape(scale), np.int8))
     return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis)
+
+
+def highest(values: FLOAT, count: int) -> Any:
+    """TopK of the values as they are: in ONNX the lower index of two equal values comes first."""
+    _, order = opset21.TopK(values, _constant(np.array([count], np.int64)), axis=1)
+    return order
+
+
+def take_rows(x: FLOAT, index: INT64) -> Any:
+    """GatherND, which copies whole rows; GatherElements would read one number at a time."""
+    return opset21.GatherND(x, opset21.Unsqueeze(index, _constant(np.array([2], np.int64))), batch_dims=1)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

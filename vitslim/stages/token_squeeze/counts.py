@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from vitslim.errors import Problem
+from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.anatomy.token_sizes import size_conflict, sizes_are_read_after
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages.token_squeeze import Rounding
 
@@ -69,6 +71,14 @@ def planned_start_counts(
     return counts
 
 
+def support_problems(sketch: ModelSketch) -> list[Problem]:
+    """Return a problem for a model whose tokens cannot be squeezed."""
+    if not sketch.squeeze_obstacle:
+        return []
+    message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
+    return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
+
+
 def block_problems(sketch: ModelSketch, blocks: Sequence[int], proportional: bool | None = None) -> list[Problem]:
     """Return a problem for an empty list, for blocks that do not exist, are listed twice or already squeezed, and for
     blocks that would lose the sizes of merged tokens.
@@ -116,6 +126,19 @@ def count_problems(sketch: ModelSketch, counts: Mapping[str, Count]) -> list[Pro
             reason = f"but a later block keeps {needed}" if needed else "expected at least 1"
             message = f"'{name}' would keep {count.after} of {count.before} patch tokens, {reason}"
             problems.append(Problem("keep_rate", message, "raise keep_rate"))
+    return problems
+
+
+def kept_problems(after: ModelGraph, kept: Mapping[str, int]) -> list[Problem]:
+    """Return a problem for each block of a squeezed graph that does not leave its number of patch tokens."""
+    anatomy = find_anatomy(after)
+    problems = []
+    for name, count in kept.items():
+        block = anatomy.block(name)
+        if block is None or block.squeeze is None:
+            problems.append(Problem("blocks", f"'{name}' was not squeezed"))
+        elif anatomy.shapes[block.squeeze][1] != count + anatomy.prefix_tokens:
+            problems.append(Problem("blocks", f"'{name}' does not keep {count} patch tokens"))
     return problems
 
 

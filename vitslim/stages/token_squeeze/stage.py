@@ -6,14 +6,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem
-from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.insert_squeeze import FUSED_TOKENS, insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
 from vitslim.recipe.stages import KeepBest
 from vitslim.results import LayerNote
 from vitslim.stages.contract import Stage, StageContext, StageResult
-from vitslim.stages.token_squeeze.counts import Count, block_problems, count_problems, planned_counts
+from vitslim.stages.token_squeeze.counts import (
+    Count,
+    block_problems,
+    count_problems,
+    kept_problems,
+    planned_counts,
+    support_problems,
+)
 from vitslim.stages.token_squeeze.schedule.stage import ScheduledMethod, ScheduledStage
 
 if TYPE_CHECKING:
@@ -46,10 +52,8 @@ class KeepBestStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """Require attention over all tokens without position bias, and existing blocks that are not squeezed yet."""
-        if sketch.squeeze_obstacle:
-            message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
-            return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
-        return block_problems(sketch, self.config.positions) or count_problems(sketch, self._counts(sketch))
+        found = support_problems(sketch) or block_problems(sketch, self.config.positions)
+        return found or count_problems(sketch, self._counts(sketch))
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with fewer tokens after each block. Exact: the counts do not depend on data."""
@@ -70,15 +74,8 @@ class KeepBestStage:
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Check that every block has its operator and keeps the planned number of tokens."""
-        anatomy = find_anatomy(after)
-        problems = []
-        for name, count in self._kept(sketch(before)).items():
-            block = anatomy.block(name)
-            if block is None or block.squeeze is None:
-                problems.append(Problem("blocks", f"'{name}' was not squeezed"))
-            elif anatomy.shapes[block.squeeze][1] != count + self._added + anatomy.prefix_tokens:
-                problems.append(Problem("blocks", f"'{name}' does not keep {count} patch tokens"))
-        return problems
+        kept = {name: count + self._added for name, count in self._kept(sketch(before)).items()}
+        return kept_problems(after, kept)
 
     def _describe(self, count: Count) -> str:
         fused = " and fused the others into one" if self._added else ""

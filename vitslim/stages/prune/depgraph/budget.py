@@ -99,9 +99,7 @@ def _bisect(schedule: Schedule, costs: Costs, limit: float, high: float) -> tupl
 def gemms(sketch: ModelSketch, lengths: Mapping[str, int]) -> list[tuple[int, int, int, int]]:
     """Return (count, rows, reduce, columns) of every matmul for one image, with some axes at new lengths."""
     axes = {**sketch.axes, **lengths}
-    return [
-        (p.count.value(axes), p.rows.value(axes), p.reduce.value(axes), p.columns.value(axes)) for p in sketch.matmuls
-    ]
+    return [p.shape(axes) for p in sketch.matmuls]
 
 
 def _latency(sketch: ModelSketch, table: LatencyTable) -> Costs:

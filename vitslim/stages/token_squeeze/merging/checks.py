@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from vitslim.errors import Problem
-from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.merge_tokens import KeptTokens
-from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Merging
-from vitslim.stages.token_squeeze.counts import block_problems
+from vitslim.stages.token_squeeze.counts import block_problems, support_problems
 
 
 def chosen_blocks(config: Merging, sketch: ModelSketch) -> list[str]:
@@ -20,10 +15,8 @@ def chosen_blocks(config: Merging, sketch: ModelSketch) -> list[str]:
 
 def model_problems(config: Merging, sketch: ModelSketch) -> list[Problem]:
     """Return the reasons that tokens cannot be merged in the blocks of a model."""
-    if sketch.squeeze_obstacle:
-        message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
-        return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
-    problems = block_problems(sketch, _positions(config, sketch), config.proportional_attention)
+    problems = support_problems(sketch)
+    problems = problems or block_problems(sketch, _positions(config, sketch), config.proportional_attention)
     if problems or not sketch.squeezed:
         return problems
     places = {name: place for place, name in enumerate(sketch.blocks)}
@@ -33,19 +26,6 @@ def model_problems(config: Merging, sketch: ModelSketch) -> list[Problem]:
         message = f"'{early[0]}' comes before '{last}', which is already squeezed"
         return [Problem("blocks", message, f"list blocks after '{last}' only, or move this stage before the other")]
     return []
-
-
-def result_problems(after: ModelGraph, counts: Mapping[str, KeptTokens]) -> list[Problem]:
-    """Return a problem for each block of a graph that does not keep its number of patch tokens."""
-    anatomy = find_anatomy(after)
-    problems = []
-    for name, count in counts.items():
-        block = anatomy.block(name)
-        if block is None or block.squeeze is None:
-            problems.append(Problem("blocks", f"'{name}' was not squeezed"))
-        elif anatomy.shapes[block.squeeze][1] != count.keep + anatomy.prefix_tokens:
-            problems.append(Problem("blocks", f"'{name}' does not keep {count.keep} patch tokens"))
-    return problems
 
 
 def _positions(config: Merging, sketch: ModelSketch) -> tuple[int, ...]:

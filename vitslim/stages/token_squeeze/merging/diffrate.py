@@ -13,8 +13,8 @@ from vitslim.graph.sketch import ModelSketch, TokenCut, merge_cuts, sketch
 from vitslim.recipe.stages import DiffRate
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.token_squeeze.counts import patch_tokens
-from vitslim.stages.token_squeeze.merging.checks import chosen_blocks, model_problems, result_problems
+from vitslim.stages.token_squeeze.counts import kept_problems, patch_tokens
+from vitslim.stages.token_squeeze.merging.checks import chosen_blocks, model_problems
 from vitslim.stages.token_squeeze.merging.learning import MacsFraction, Rates, learn_rates
 from vitslim.stages.token_squeeze.merging.rounding import Counts, counts_for
 
@@ -65,7 +65,7 @@ class DiffRateStage:
         """Check that every block has its operators, and that the number of MACs is the requested one."""
         new = after.edits[len(before.edits) :]
         counts = {name: count for edit in new if isinstance(edit, MergeTokens) for name, count in edit.counts.items()}
-        problems = result_problems(after, counts)
+        problems = kept_problems(after, {name: count.keep for name, count in counts.items()})
         macs = sketch(after).cost().macs / sketch(before).cost().macs
         if abs(macs - self.config.macs) > max(TOLERANCE, _one_token(sketch(before))):
             problems.append(Problem("macs", f"got {macs:.3f} of the MACs, expected {self.config.macs}"))

@@ -65,7 +65,7 @@ def _refined(counts: Counts, patches: int, target: float, macs: Callable[[Counts
 
 
 def _moved(counts: Counts, name: str, by: int, patches: int) -> Counts | None:
-    """Return counts in which one block and all after it keep `by` more tokens; None if they have not so many."""
+    """Return counts in which one block and all after it keep `by` more tokens; None if the tokens do not suffice."""
     found: Counts = {}
     left, offset = patches, 0
     for block, (survivors, keep) in counts.items():

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitslim.graph.ops.merge import unit_vectors
-from vitslim.graph.ops.selection import highest, take_rows
+from vitslim.graph.ops.selection import highest, take_rows, unit_vectors
 from vitslim.stages.token_squeeze.merging.rates import expected_rate, keep_mask, kept_count
 
 

@@ -9,8 +9,8 @@ from vitslim.graph.sketch import ModelSketch, merge_cuts, sketch
 from vitslim.recipe.stages import Tome
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.token_squeeze.counts import patch_tokens
-from vitslim.stages.token_squeeze.merging.checks import chosen_blocks, model_problems, result_problems
+from vitslim.stages.token_squeeze.counts import kept_problems, patch_tokens
+from vitslim.stages.token_squeeze.merging.checks import chosen_blocks, model_problems
 from vitslim.stages.token_squeeze.merging.removal import Removal, removal_schedule, removals
 
 
@@ -43,7 +43,7 @@ class TomeStage:
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Check that every block has its operators and keeps the planned number of tokens."""
-        return result_problems(after, self._kept(sketch(before)))
+        return kept_problems(after, {name: count.keep for name, count in self._kept(sketch(before)).items()})
 
     def _removals(self, sketch: ModelSketch) -> dict[str, Removal]:
         names = chosen_blocks(self.config, sketch)

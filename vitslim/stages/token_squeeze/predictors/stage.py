@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from vitslim.errors import Problem
-from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.insert_predictors import find_predictors, insert_predictors, predictor_module
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, predictor_cuts, sketch
@@ -13,7 +12,14 @@ from vitslim.graph.training_form import KEPT_MIN, training_form
 from vitslim.recipe.stages import WithPredictors
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.token_squeeze.counts import Count, block_problems, count_problems, planned_start_counts
+from vitslim.stages.token_squeeze.counts import (
+    Count,
+    block_problems,
+    count_problems,
+    kept_problems,
+    planned_start_counts,
+    support_problems,
+)
 from vitslim.stages.token_squeeze.predictors.warm_start import fit, observe
 
 FORM_ERROR_MAX = 1e-3
@@ -30,10 +36,7 @@ class PredictorStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """Require attention over all tokens without position bias, and existing blocks that are not squeezed yet."""
-        if sketch.squeeze_obstacle:
-            message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
-            return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
-        if problems := block_problems(sketch, self.config.blocks):
+        if problems := support_problems(sketch) or block_problems(sketch, self.config.blocks):
             return problems
         counts = self._counts(sketch)
         few = f"would keep one patch token, expected at least {KEPT_MIN}"
@@ -71,15 +74,8 @@ class PredictorStage:
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Check that every block keeps the planned number of tokens, and that the training form is the same model."""
-        anatomy = find_anatomy(after)
-        squeezed = {block.name: block.squeeze for block in anatomy.blocks}
-        problems = []
-        for name, count in self._counts(sketch(before)).items():
-            node = squeezed[name]
-            if (node is None) != (count.after == count.before):
-                problems.append(Problem("blocks", f"'{name}' was not squeezed"))
-            elif node is not None and anatomy.shapes[node][1] != count.after + anatomy.prefix_tokens:
-                problems.append(Problem("blocks", f"'{name}' does not keep {count.after} patch tokens"))
+        counts = self._counts(sketch(before)).items()
+        problems = kept_problems(after, {name: count.after for name, count in counts if count.after < count.before})
         if not problems and find_predictors(after.module) and (error := form_error(after)) > FORM_ERROR_MAX:
             message = f"the training form of this model gives other logits (relative error {error:.2g})"
             problems.append(Problem("method", message, "use etps, which needs no training form"))

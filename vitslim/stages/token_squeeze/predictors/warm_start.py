@@ -13,11 +13,10 @@ from torch.nn import functional
 from vitslim.data import Dataset
 from vitslim.data.source import Normalization
 from vitslim.errors import StageError
-from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.edits.insert_predictors import block_input
+from vitslim.graph.anatomy import block_input, find_anatomy
 from vitslim.graph.edits.insert_squeeze import insert_score
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.ops.squeeze import split_by_score
+from vitslim.graph.ops.masked_tokens import ranked_decision
 from vitslim.progress import Progress
 from vitslim.recipe.train import Train
 from vitslim.training.evaluate import predict
@@ -91,18 +90,10 @@ def _reader(graph: ModelGraph, block: str) -> GraphModule:
     return graph.module.eval()
 
 
-def top_mask(score: Tensor, keep: int) -> Tensor:
-    """Return (B, N) float32, 1.0 for the `keep` highest scores of each row, of equal scores for the lower index.
-
-    score: (B, N) float in [0, inf).
-    """
-    kept, _ = split_by_score(score, keep)
-    return torch.zeros_like(score, dtype=torch.float32).scatter(1, kept, 1.0)
-
-
 def rank_agreement(first: Tensor, second: Tensor, keep: int) -> float:
     """Return the fraction of the `keep` highest scores of each row, (B, N), that two scores share; mean over rows."""
-    return float((top_mask(first, keep) * top_mask(second, keep)).sum(dim=1).mean() / keep)
+    shared = ranked_decision(first, None, keep) * ranked_decision(second, None, keep)
+    return float(shared.sum(dim=1).mean() / keep)
 
 
 def fit(
@@ -117,7 +108,7 @@ def fit(
     count = len(observed.tokens)
     held_out = list(range(0, count, HELD_OUT))
     trained = [i for i in range(count) if i % HELD_OUT] or held_out
-    target = top_mask(observed.score[trained], keep)
+    target = ranked_decision(observed.score[trained], None, keep)
     images = Dataset("tokens", "calibration", StoredTokens(observed.tokens), tuple(range(count)), (0,) * count, (), "")
 
     def objective(logits: Tensor, batch: Batch) -> dict[str, Tensor]:

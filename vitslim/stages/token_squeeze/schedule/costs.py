@@ -59,13 +59,13 @@ def schedule_costs(
     costs = []
     for name, matmuls in segments.items():
         block = replace(sketch, matmuls=matmuls, blocks=(name,), branches=(), parameters={})
-        key = (name in candidates, *(_shape(p, block.axes) for p in matmuls))
+        key = (name in candidates, *(p.shape(block.axes) for p in matmuls))
         if key not in known:
             known[key] = _block_cost(block, name in candidates, np.asarray(counts), cuts, model, added)
         costs.append(known[key])
     at_input = any(cut.at_input for cut in cuts(sketch, dict.fromkeys(candidates, int(counts[-1]))).values())
     others = _other_operators(np.asarray(counts) + sketch.prefix_tokens, len(costs), at_input, model)
-    before = [_shape(p, sketch.axes) for p in sketch.matmuls[: _first(sketch)]]
+    before = [p.shape(sketch.axes) for p in sketch.matmuls[: _first(sketch)]]
     fixed = model.rest + float(model.matmuls(np.array(before, dtype=np.int64).reshape(-1, 4)).sum())
     return ScheduleCosts(tuple(counts), tuple(segments), np.stack(costs) + others, fixed)
 
@@ -123,14 +123,8 @@ def _squeezing(sketch: ModelSketch, name: str, tokens: int, kept: int, cuts: Cut
     """Return the cost of the matmuls of the method itself in one block."""
     before = sketch.with_sizes({sketch.token_axes[name]: tokens})
     after = before.with_squeeze(cuts(before, {name: kept}))
-    shapes = [_shape(p, after.axes) for p in after.matmuls if p.role == ROLE]
+    shapes = [p.shape(after.axes) for p in after.matmuls if p.role == ROLE]
     return float(model.matmuls(np.array(shapes, dtype=np.int64).reshape(-1, 4)).sum())
-
-
-def _shape(matmul: Matmul, axes: Mapping[str, int]) -> tuple[int, int, int, int]:
-    sizes = matmul.count, matmul.rows, matmul.reduce, matmul.columns
-    count, rows, reduce, columns = (size.value(axes) for size in sizes)
-    return count, rows, reduce, columns
 
 
 def _summed(matmuls: Sequence[Matmul], axes: Mapping[str, Any], model: CostModel) -> Floats:

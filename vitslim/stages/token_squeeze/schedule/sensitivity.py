@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError
-from vitslim.graph.anatomy import find_anatomy
-from vitslim.graph.anatomy.blocks import Block
-from vitslim.graph.anatomy.flow import ancestors
+from vitslim.graph.anatomy import block_input, find_anatomy
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import graph_module, tensors_of
@@ -46,7 +44,7 @@ def measure_losses(
     Raises StageError for predictions that are not finite.
     """
     blocks = {block.name: block for block in find_anatomy(graph).blocks if block.name in kept}
-    inputs = {name: stream_input(block) for name, block in blocks.items()}
+    inputs = {name: block_input(block) for name, block in blocks.items()}
     batches, logits, stored = _dense_pass(graph, list(inputs.values()), images)
     positions = {name: position for position, name in enumerate(inputs)}
     cases = [(name, count) for name in inputs for count in kept[name]]
@@ -71,17 +69,6 @@ def _dense_pass(
     with torch.no_grad():
         found = [tapped(batch) for batch in batches]
     return batches, torch.cat([logits for logits, _ in found]), [values for _, values in found]
-
-
-def stream_input(block: Block) -> Node:
-    """Return the residual stream before a block: the operand of its attention residual that its attention reads.
-
-    Raises StageError for a block without an attention residual.
-    """
-    if block.attention is None or block.attention_residual is None:
-        raise StageError(f"token-squeeze: '{block.name}' has no attention with a residual", "name another block")
-    before = set(ancestors(block.attention.node))
-    return next(node for node in block.attention_residual.all_input_nodes if node in before)
 
 
 def from_node(module: GraphModule, name: str) -> GraphModule:

@@ -13,7 +13,7 @@ from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.stages import KeepBest
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.token_squeeze.counts import block_problems, patch_tokens
+from vitslim.stages.token_squeeze.counts import block_problems, patch_tokens, support_problems
 from vitslim.stages.token_squeeze.schedule.choose import (
     choose_schedule,
     kept_tokens,
@@ -59,9 +59,8 @@ class ScheduledStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """Require a model whose tokens can be squeezed and are not squeezed yet, and a target that can be reached."""
-        if sketch.squeeze_obstacle:
-            message = f"token-squeeze does not support this model: {sketch.squeeze_obstacle}"
-            return [Problem("method", message, "remove the stage, or use a plain ViT or DeiT")]
+        if problems := support_problems(sketch):
+            return problems
         if sketch.squeezed:
             message = "an earlier stage squeezes tokens, and a schedule starts from all of them"
             return [Problem("schedule", message, "use `blocks` and `keep_rate`, or remove the earlier stage")]
