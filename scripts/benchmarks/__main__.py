@@ -27,7 +27,9 @@ BENCHMARKS = {
     "quickstart": "Runs `vitslim run quickstart` from scratch and prints seconds, accuracy, size and speedup.",
     "startup": "Times `vitslim --help` and `plan quickstart --no-trace`, and checks whether they import torch.",
     "systolic": "Compares the compute cycles of SCALE-Sim and of sim:systolic on the GEMMs of DeiT-Tiny.",
+    "token-models": "Compares ONNX Runtime and PyTorch on models with squeezed tokens, or prints why one is refused.",
     "torch-cuda": "Measures FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU.",
+    "tps": "Compares methods of token squeezing on DeiT-Tiny: latency, accuracy with and without training (2 hours).",
 }
 """Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
 imported, because some need packages that others do not."""

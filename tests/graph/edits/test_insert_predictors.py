@@ -28,6 +28,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import verify_axes
+from vitslim.stages.export.onnx_export import export_onnx
 
 KEEP = {"blocks.0": 11, "blocks.2": 5}
 
@@ -138,17 +139,13 @@ def test_a_predictor_alone_has_the_same_logits_and_parameters(graph: ModelGraph)
 def test_exports_with_constant_token_counts_and_equals_onnx_runtime(
     tiny_graph: ModelGraph, tmp_path: Path, method: str
 ) -> None:
-    module = insert_predictors(tiny_graph, {"blocks.0": 11, "blocks.1": 5}, method).module
-    program = torch.onnx.export(
-        module, (images(2),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=21,
-        verbose=False,
-    )  # fmt: skip
-    path = tmp_path / "model.onnx"
-    program.save(path)
+    squeezed = insert_predictors(tiny_graph, {"blocks.0": 11, "blocks.1": 5}, method)
+    module = squeezed.module
+    path = export_onnx(squeezed, tmp_path / "model.onnx").path
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded, full_check=True)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in loaded.graph.value_info}
-    chosen = [shapes[n.output[0]] for n in loaded.graph.node if n.op_type in {"TopK", "GatherElements"}]
+    chosen = [shapes[n.output[0]] for n in loaded.graph.node if n.op_type in {"TopK", "GatherND"}]
     assert chosen
     assert all(size.HasField("dim_value") for shape in chosen for size in shape[1:])
     session = onnxruntime.InferenceSession(path)
