@@ -146,6 +146,7 @@ except StageError as error:
 """
 
 
+@pytest.mark.slow
 def test_compilation_without_a_compiler_is_refused() -> None:
     """In a separate process, because PyTorch caches the compiler that it found."""
     environment = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}

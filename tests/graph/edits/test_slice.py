@@ -99,6 +99,7 @@ def test_published_size_of_a_halved_vit() -> None:
     assert sketch(graph).with_sizes({name: len(kept) for name, kept in halves.items()}).cost() == found
 
 
+@pytest.mark.slow
 def test_swin_halves_and_runs() -> None:
     graph = trace_timm("swin_tiny_patch4_window7_224", {})
     halved = slice_axes(graph, {axis.name: range(max(1, axis.size // 2)) for axis in graph.axes.prunable})

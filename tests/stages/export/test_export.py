@@ -228,7 +228,10 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
     assert weight not in summary.unquantized and len(summary.unquantized) == 9
 
 
-@pytest.mark.parametrize("method", ["etps", "evit", "prune-only"])
+SLOW_METHODS = [pytest.param(method, marks=pytest.mark.slow) for method in ("evit", "prune-only")]
+
+
+@pytest.mark.parametrize("method", ["etps", *SLOW_METHODS])
 def test_squeezed_graph_exports_with_its_batch_free(method: str, tiny_graph: ModelGraph, tmp_path: Path) -> None:
     squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9, "blocks.1": 5}, method)
     images = images_for(squeezed, 7)

@@ -86,7 +86,7 @@ def test_weight_noise_is_the_change_of_the_logits_without_the_bias() -> None:
     [
         {},
         pytest.param({"group_size": 16}, marks=pytest.mark.slow),
-        {"group_size": 16, "activations": "float"},
+        pytest.param({"group_size": 16, "activations": "float"}, marks=pytest.mark.slow),
         {"first_last_bits": 8, "group_size": 16},
     ],
 )

@@ -66,8 +66,7 @@ def test_patch_embeddings_of_8_bit_activations_read_pixels(
     [
         ("vit_tiny_patch16_224", VIT, [PORTABLE, ORT_CPU]),
         pytest.param("swin_tiny_patch4_window7_224", SWIN, [PORTABLE, ORT_CPU], marks=pytest.mark.slow),
-        ("convnext_atto", CONVNEXT, [ORT_CPU]),
-        pytest.param("convnext_atto", CONVNEXT, [PORTABLE], marks=pytest.mark.slow),
+        pytest.param("convnext_atto", CONVNEXT, [PORTABLE, ORT_CPU], marks=pytest.mark.slow),
     ],
 )
 def test_patch_embeddings_become_matmuls(

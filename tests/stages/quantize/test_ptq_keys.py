@@ -211,7 +211,10 @@ def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
     return graph
 
 
-@pytest.mark.parametrize(("scaling", "kind"), [("per-channel", ScaleActivations), ("per-token", DivideTokens)])
+@pytest.mark.parametrize(
+    ("scaling", "kind"),
+    [pytest.param("per-channel", ScaleActivations, marks=pytest.mark.slow), ("per-token", DivideTokens)],
+)
 def test_activations_after_gelu_are_scaled_in_the_graph_and_the_file(
     tiny_graph: ModelGraph, context: StageContext, scaling: str, kind: type[ScaleActivations] | type[DivideTokens]
 ) -> None:

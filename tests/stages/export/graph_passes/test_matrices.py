@@ -59,7 +59,7 @@ def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGr
             torch.testing.assert_close(flat.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["per-channel", "per-token"])
+@pytest.mark.parametrize("scaling", [pytest.param("per-channel", marks=pytest.mark.slow), "per-token"])
 def test_few_reshapes_are_left(
     quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
