@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, KeepRate
@@ -249,14 +249,8 @@ class DiffRate(Merging):
         description="number of candidate rates, from 0 in equal steps to below 1",
         json_schema_extra={ASSUMED: True},
     )
-    macs_weight: PositiveFloat = Field(
-        100.0,
-        description="weight of the squared distance from `macs` in the loss; the other term is the KL divergence from "
-        "the predictions without squeezing",
-        json_schema_extra={ASSUMED: True},
-    )
     train: Train = Field(
-        Train(epochs=3, batch=16, lr=0.1, wd=0.0),
+        Train(epochs=2, batch=8, lr=0.2, wd=0.0),
         description="schedule of learning the rates on the calibration images; weights do not change",
         json_schema_extra={ASSUMED: True},
     )

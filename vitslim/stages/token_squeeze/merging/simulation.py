@@ -1,7 +1,8 @@
-"""Dropping and merging of tokens as masks, so that gradients reach the rates (DiffRate, ICCV 2023).
+"""Dropping and merging of tokens as weights, so that gradients reach the rates.
 
-Tokens that are dropped or merged stay in the sequence but are invisible: no attention reads them. A merged token is
-also added to its host. The masks are hard, so the visible tokens are those that the deployed operators leave.
+Tokens that are dropped or merged stay in the sequence with weight 0: no attention sees them. Tokens at the boundary may
+have weights in between, as `rates.rank_mask` says; a merged token then gives the rest of its weight to its host. With
+weights 0 and 1 alone, the model computes the same as with the deployed operators.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.ops.selection import highest, take_rows, unit_vectors
-from vitslim.stages.token_squeeze.merging.rates import expected_rate, keep_mask, kept_count
+from vitslim.stages.token_squeeze.merging.rates import kept_tokens, rank_mask
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,31 @@ class Tokens:
     x: Tensor
     """float (B, T, C), prefix tokens first."""
     sizes: Tensor
-    """float (B, T): number of original tokens that a visible token stands for."""
-    mask: Tensor
-    """float (B, T): 1 for a visible token, 0 for one that was dropped or merged."""
-    patches: int
-    """Visible patch tokens."""
+    """float (B, T): number of original tokens that a token stands for."""
+    weights: Tensor
+    """float (B, T), from 0 for a token that is gone to 1."""
+    patches: Tensor
+    """Number of patch tokens that are left, a scalar."""
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Boundary:
+    """Tokens between those that stay and those that go."""
+
+    width: int
+    """Number of tokens with weights between 0 and 1."""
+    roots: tuple[float, float]
+    """Square roots of the weights at the boundaries of dropping and of merging."""
+
+
+HARD = Boundary(0, (0.0, 0.0))
+"""All weights are 0 or 1."""
+
+
+def weighed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return attention in which key j counts `weights` times, and its probabilities.
 
-    q, k: (B, H, T, d); v: (B, H, T, e); weights: (B, T), at least 0, with a gradient also where it is 0. Returns
-    (B, H, T, e) and (B, H, T, T).
+    q, k: (B, H, T, d); v: (B, H, T, e); weights: (B, T), at least 0. Returns (B, H, T, e) and (B, H, T, T).
     """
     logits = torch.matmul(q, k.transpose(-2, -1)) * scale
     weighed = torch.exp(logits - logits.amax(dim=-1, keepdim=True).detach()) * weights[:, None, None, :]
@@ -41,57 +55,62 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Ten
     return torch.matmul(probabilities, v), probabilities
 
 
-def token_score(probabilities: Tensor, mask: Tensor, prefix: int, has_class_token: bool) -> Tensor:
-    """Return the attention of the class token to each patch token, or without one the attention that a token receives
-    from visible tokens: (B, H, T, T) and (B, T) to (B, T - prefix), without gradients."""
-    attention = probabilities.detach().mean(dim=1)
-    if has_class_token:
-        return attention[:, 0, prefix:]
-    return torch.matmul(mask.detach().unsqueeze(1), attention).squeeze(1)[:, prefix:]
+def token_score(probabilities: Tensor, weights: Tensor, prefix: int, has_class_token: bool) -> Tensor:
+    """Return the importance of each patch token, without gradients: (B, H, T, T) and (B, T) to (B, T - prefix).
+
+    It is the attention of the class token, or without one the attention that a token receives. A token with a weight
+    below 1 scores as with weight 1, one with weight 0 scores 0.
+    """
+    attention, weights = probabilities.detach().mean(dim=1), weights.detach()
+    queries = attention[:, :1] if has_class_token else weights.unsqueeze(1) @ attention
+    score = queries.squeeze(1) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
+    return torch.where(weights > 0, score, 0.0)[:, prefix:]
 
 
-def compress(tokens: Tokens, score: Tensor, prune: Tensor, merge: Tensor) -> Tokens:
+def compress(tokens: Tokens, score: Tensor, prune: Tensor, merge: Tensor, boundary: Boundary = HARD) -> Tokens:
     """Drop and merge patch tokens at differentiable rates.
 
-    score: (B, N) of the patch tokens. prune: logits (K,) of the rate of visible patch tokens that are dropped. merge:
-    the same for the rate of the rest that is merged. Patch tokens of the result are sorted by importance.
+    score: (B, N), of the patch tokens. prune: rate at which patch tokens are dropped, a scalar. merge: rate at which
+    the rest is merged. Patch tokens of the result are sorted by importance.
     """
-    sorted_ = _sorted(tokens, score)
-    survivors = kept_count(float(expected_rate(prune).detach()), tokens.patches)
-    keep = kept_count(float(expected_rate(merge).detach()), survivors)
-    prefix, patches = tokens.x.shape[1] - score.shape[1], score.shape[1]
-    stays = _for_all(keep_mask(prune, tokens.patches), patches) * _for_all(keep_mask(merge, survivors), patches)
-    mask = torch.cat([sorted_.mask[:, :prefix], sorted_.mask[:, prefix:] * stays], dim=1)
-    if keep == survivors:
-        return Tokens(sorted_.x, sorted_.sizes, mask, keep)
-    return Tokens(*_merged(sorted_, prefix, keep, survivors), mask, keep)
+    found, patches = _sorted(tokens, score), score.shape[1]
+    prefix = tokens.x.shape[1] - patches
+    survivors = kept_tokens(prune, tokens.patches)
+    keep = kept_tokens(merge, survivors)
+    undropped = rank_mask(survivors, patches, boundary.width, boundary.roots[0]) * found.weights[:, prefix:]
+    unmerged = rank_mask(keep, patches, boundary.width, boundary.roots[1])
+    hosts = int((unmerged == 1).sum())
+    if hosts < patches and float((undropped * (1 - unmerged)).detach().sum()):
+        found = _merged(found, prefix, hosts, undropped * (1 - unmerged))
+    weights = torch.cat([found.weights[:, :prefix], undropped * unmerged], dim=1)
+    return Tokens(found.x, found.sizes, weights, keep)
 
 
 def _sorted(tokens: Tokens, score: Tensor) -> Tokens:
-    """Return the tokens with visible patch tokens first, by falling score."""
+    """Return the tokens with patch tokens by falling score; those with weight 0 come last."""
     prefix = tokens.x.shape[1] - score.shape[1]
-    visible = tokens.mask.detach()[:, prefix:]
-    order = highest((score + 1) * visible, score.shape[1]) + prefix
+    is_there = tokens.weights.detach()[:, prefix:] > 0
+    order = highest(torch.where(is_there, score, -1.0), score.shape[1]) + prefix
     first = torch.arange(prefix, device=order.device).expand(len(order), -1)
     order = torch.cat([first, order], dim=1)
-    sizes, mask = (torch.gather(one, 1, order) for one in (tokens.sizes, tokens.mask))
-    return Tokens(take_rows(tokens.x, order), sizes, mask, tokens.patches)
+    sizes, weights = (torch.gather(one, 1, order) for one in (tokens.sizes, tokens.weights))
+    return Tokens(take_rows(tokens.x, order), sizes, weights, tokens.patches)
 
 
-def _for_all(mask: Tensor, patches: int) -> Tensor:
-    """Extend a mask over visible ranks to all patch tokens: an invisible one would take the last visible rank."""
-    return torch.cat([mask, mask[-1:].expand(patches - len(mask))])
+def _merged(tokens: Tokens, prefix: int, hosts: int, shares: Tensor) -> Tokens:
+    """Add shares of the patch tokens to the most similar of the first `hosts` ones, as `merge_ranked` does.
 
-
-def _merged(tokens: Tokens, prefix: int, keep: int, survivors: int) -> tuple[Tensor, Tensor]:
-    """Add patch tokens from rank `keep` to `survivors` to the most similar ones before them, as `merge_ranked` does."""
-    x, sizes = tokens.x, tokens.sizes
-    hosts, guests = x[:, prefix : prefix + keep], x[:, prefix + keep : prefix + survivors]
-    own, added = sizes[:, prefix : prefix + keep], sizes[:, prefix + keep : prefix + survivors]
+    shares: (B, N), the part of the size of each patch token that its host takes; 0 for the hosts.
+    """
+    x, sizes = tokens.x[:, prefix:], tokens.sizes[:, prefix:]
+    count = int((shares.detach().amax(dim=0) > 0).nonzero().max()) + 1
+    guests, added = x[:, hosts:count], (sizes * shares)[:, hosts:count]
     with torch.no_grad():
-        host = torch.matmul(unit_vectors(guests), unit_vectors(hosts).transpose(1, 2)).argmax(dim=2)
-        weight = torch.nn.functional.one_hot(host, keep).transpose(1, 2).to(x.dtype) * added.unsqueeze(1)
-        total = own + weight.sum(dim=2)
-    mean = (hosts * own.unsqueeze(-1) + torch.matmul(weight, guests)) / total.unsqueeze(-1)
-    rest = slice(prefix + keep, None)
-    return torch.cat([x[:, :prefix], mean, x[:, rest]], 1), torch.cat([sizes[:, :prefix], total, sizes[:, rest]], 1)
+        similarity = torch.matmul(unit_vectors(guests), unit_vectors(x[:, :hosts]).transpose(1, 2))
+        host = torch.nn.functional.one_hot(similarity.argmax(dim=2), hosts).transpose(1, 2).to(x.dtype)
+    taken = host * added.unsqueeze(1)
+    total = sizes[:, :hosts] + taken.sum(dim=2)
+    mean = (x[:, :hosts] * sizes[:, :hosts].unsqueeze(-1) + torch.matmul(taken, guests)) / total.unsqueeze(-1)
+    merged = torch.cat([tokens.x[:, :prefix], mean, x[:, hosts:]], dim=1)
+    counted = torch.cat([tokens.sizes[:, :prefix], total, sizes[:, hosts:]], dim=1)
+    return Tokens(merged, counted, tokens.weights, tokens.patches)
