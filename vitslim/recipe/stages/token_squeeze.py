@@ -250,7 +250,7 @@ class DiffRate(Merging):
         json_schema_extra={ASSUMED: True},
     )
     train: Train = Field(
-        Train(epochs=2, batch=8, lr=0.2, wd=0.0),
+        Train(epochs=2, batch=8, lr=0.4, wd=0.0),
         description="schedule of learning the rates on the calibration images; weights do not change",
         json_schema_extra={ASSUMED: True},
     )

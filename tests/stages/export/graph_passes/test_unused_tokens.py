@@ -13,7 +13,10 @@ import onnxruntime
 import pytest
 import torch
 
+from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
+from vitslim.graph.edits.insert_squeeze import insert_squeeze
+from vitslim.graph.edits.merge_tokens import KeptTokens, merge_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
@@ -133,3 +136,16 @@ def hidden_rows(path: Path) -> int:
     image = session.get_inputs()[0]
     (hidden,) = session.run([output], {image.name: np.zeros((1, *image.shape[1:]), np.float32)})
     return int(np.prod(hidden.shape[:-1]))
+
+
+@pytest.mark.parametrize("method", ["etps", "tome"])
+def test_a_squeeze_before_which_only_the_class_token_is_read_is_removed(tiny_graph: ModelGraph, method: str) -> None:
+    if method == "tome":
+        squeezed = merge_tokens(tiny_graph, "tome", {"blocks.0": KeptTokens(16, 12), "blocks.1": KeptTokens(12, 9)})
+    else:
+        squeezed = insert_squeeze(tiny_graph, {"blocks.0": 12, "blocks.1": 9})
+    found = narrowed(squeezed)
+    kept = [block.squeeze is not None for block in find_anatomy(found).blocks]
+    assert kept == [True, False]
+    assert rows(found)["blocks.1.attn.proj.weight"] == rows(found)["blocks.1.mlp.fc1.weight"] == 1
+    assert rows(found)["blocks.1.attn.qkv.weight"] == rows(found)["blocks.0.mlp.fc1.weight"] == 13

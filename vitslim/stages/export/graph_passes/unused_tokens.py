@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
+from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
 from vitslim.graph.model_graph import ModelGraph
@@ -37,25 +38,32 @@ def remove_unused_tokens(graph: ModelGraph) -> None:
     """In place: operators before a `select` or `slice` compute only the part that it reads.
 
     Walks back from each `select` and `slice` through operators that treat every index of the dimension separately, as
-    long as all users of a tensor read the same part.
+    long as all users of a tensor read the same part. A token squeeze of which only prefix tokens are
+    read is removed.
     """
     module = graph.module
     shapes = tensor_shapes(module, graph.source.image)
+    squeezes = [node for node in module.graph.nodes if has_trait(node, Trait.SQUEEZE)]
+    prefix = find_anatomy(graph).prefix_tokens if squeezes else 0
     read: dict[Node, Part] = {}
     needs: dict[Node, Parts] = {}
     for node in reversed(module.graph.nodes):
         part = _common([_read_by(user, node, needs, shapes) for user in node.users])
-        found = None if part is None else _needed(node, part, shapes)
+        found = None if part is None else _needed(node, part, shapes, prefix)
         if part is not None and found is not None:
             read[node], needs[node] = part, found
     for node in list(module.graph.nodes):
         if node in read:
             _narrow(module.graph, node, read[node], needs[node], read)
+            if has_trait(node, Trait.SQUEEZE):  # prefix tokens pass unchanged
+                read[argument(node, 0)] = read[node]
+                node.replace_all_uses_with(argument(node, 0))
         elif _part_taken(node, shapes) is not None and argument(node, 0) in read:
             _start_at_zero(node, read[argument(node, 0)])
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
+    graph.forget_axes()
 
 
 def _common(parts: list[Part | None]) -> Part | None:
@@ -90,8 +98,10 @@ def _part_taken(node: Node, shapes: Mapping[Node, Any]) -> Part | None:
     return Part(dim, start, stop) if 0 < 2 * (stop - start) <= length else None
 
 
-def _needed(node: Node, part: Part, shapes: Mapping[Node, Any]) -> Parts | None:
+def _needed(node: Node, part: Part, shapes: Mapping[Node, Any], prefix: int) -> Parts | None:
     """The parts of its operands that a node needs to compute a part of its result; None where it needs all of them."""
+    if has_trait(node, Trait.SQUEEZE):
+        return {0: part} if part.dim == 1 and part.stop <= prefix else None
     if node.op != "call_function" or not isinstance(shapes.get(node), tuple):
         return None
     if has_trait(node, Trait.INDEXWISE):

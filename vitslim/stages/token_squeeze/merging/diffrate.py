@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ class DiffRateStage:
         if self.config.macs >= least:
             return []
         message = f"got {self.config.macs}, but with one patch token after '{next(iter(fewest))}' {least:.3f} are left"
-        return [Problem("macs", message, f"set `macs` to at least {least:.3f}, or begin with an earlier block")]
+        reachable = math.ceil(least * 1000) / 1000
+        return [Problem("macs", message, f"set `macs` to at least {reachable}, or begin with an earlier block")]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch with the planned MACs; how blocks share them depends on data."""
@@ -53,7 +55,7 @@ class DiffRateStage:
         before = sketch(graph)
         rates, metrics = self._uniform(before), dict[str, float]()
         if rates:
-            macs = _macs_by_tokens(before, tuple(rates))
+            macs = macs_by_tokens(before, tuple(rates))
             rates, metrics = learn_rates(graph, self.config, rates, macs, context)
         counts = self._counts(before, rates)
         merged = merge_tokens(graph, "diffrate", counts, self.config.proportional_attention)
@@ -76,7 +78,7 @@ class DiffRateStage:
         if self.config.macs == 1:
             return {}
         names = chosen_blocks(self.config, sketch)
-        macs = _macs_by_tokens(sketch, tuple(names))
+        macs = macs_by_tokens(sketch, tuple(names))
         low, high = 0.0, 1.0
         for _ in range(40):
             rate = (low + high) / 2
@@ -97,7 +99,7 @@ class DiffRateStage:
         return sketch.with_squeeze(merge_cuts(sketch, "diffrate", counts, self.config.proportional_attention))
 
 
-def _macs_by_tokens(sketch: ModelSketch, names: tuple[str, ...]) -> MacsFraction:
+def macs_by_tokens(sketch: ModelSketch, names: tuple[str, ...]) -> MacsFraction:
     """Return the MACs as a function of the patch tokens after each block, without those of matching and merging."""
     cuts = {name: TokenCut(patch_tokens(sketch, name), ()) for name in names}
     spread, dense = sketch.with_squeeze(cuts), sketch.cost().macs
