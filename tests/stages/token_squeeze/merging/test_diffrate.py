@@ -213,7 +213,7 @@ def test_learned_counts_of_deit_tiny_are_within_one_percent(deit_tiny: ModelGrap
 def test_learning_merges_rather_than_drops_tokens_that_matter(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
-    """The class token reads patches in the second block alone: tokens dropped before it are lost, merged ones are not."""
+    """The class token reads patches in the second block alone: tokens dropped before are lost, merged ones are not."""
     with torch.no_grad():
         tiny_graph.module.get_parameter("blocks.0.attn.proj.weight").zero_()
         for layer in ("blocks.1.attn.proj", "head"):
