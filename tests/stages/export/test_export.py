@@ -236,7 +236,12 @@ def test_squeezed_graph_exports_with_its_batch_free(method: str, tiny_graph: Mod
     squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9, "blocks.1": 5}, method)
     images = images_for(squeezed, 7)
     path = export_onnx(squeezed, tmp_path / "squeezed.onnx").path
-    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    file = onnx.load(path)
+    kinds = {node.op_type for node in file.graph.node}
+    (about,) = (json.loads(prop.value) for prop in file.metadata_props if prop.key == "vitslim.token_squeezes")
+    first, second = (11, 7) if method == "evit" else (10, 6)
+    sizes = {"blocks.0": f"17 to {first}", "blocks.1": f"{first} to {second}"}
+    assert about == {block: f"{size} tokens ({method})" for block, size in sizes.items()}
     assert not kinds & {"GatherElements", "ScatterElements", "ScatterND", "NonZero", "Loop", "If"}
     for count in (1, 2, 7):
         expected = logits_of(squeezed, images[:count])

@@ -185,6 +185,8 @@ def _violations(found: Inspection, console: Console) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}: {one}" for key, one in value.items()]
     if isinstance(value, list) and len(value) > ITEMS_SHOWN:
         return f"{', '.join(str(item) for item in value[:ITEMS_SHOWN])}, ... ({len(value)} in all)"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)

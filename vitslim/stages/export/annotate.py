@@ -59,11 +59,14 @@ def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
     return masked_layers(graph)[weight.name] != TWO_FOUR or is_two_four(rows == 0, axis=1)
 
 
-def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> tuple[LayerAnnotation, ...]:
+def annotate(
+    model: ir.Model, graph: ModelGraph, class_names: Sequence[str], squeezes: Mapping[str, str]
+) -> tuple[LayerAnnotation, ...]:
     """Write metadata to the nodes of layers and to the model, and return the layers in graph order.
 
     Replaces the metadata of the exporter. A layer gets a sparsity pattern only if a stage masked it and the stored
     weight follows the mask. Matmuls of constants are no layers: runtimes compute them when they load the file.
+    squeezes: a description of the token squeeze of each block that has one.
     """
     _drop_metadata(model)
     found, computed = [], set(model.graph.inputs)
@@ -76,8 +79,10 @@ def annotate(model: ir.Model, graph: ModelGraph, class_names: Sequence[str]) -> 
             layer = _annotation(node, weight, graph)
             found.append(layer)
             _write_metadata(node.metadata_props, asdict(layer))
-    layers = {"layers": [asdict(layer) for layer in found]}
-    _write_metadata(model.metadata_props, _model_metadata(graph, class_names) | layers)
+    described: dict[str, Any] = {"layers": [asdict(layer) for layer in found]}
+    if squeezes:
+        described["token_squeezes"] = dict(squeezes)
+    _write_metadata(model.metadata_props, _model_metadata(graph, class_names) | described)
     return tuple(found)
 
 

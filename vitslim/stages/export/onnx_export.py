@@ -24,6 +24,7 @@ from vitslim.stages.export.graph_passes import run_graph_passes
 from vitslim.stages.export.graph_passes.integer_weights import weight_storage
 from vitslim.stages.export.onnx_passes import run_onnx_passes
 from vitslim.stages.export.onnx_passes.weight_storage import plan_storage
+from vitslim.stages.export.token_metadata import token_squeezes
 from vitslim.stages.export.translate import translations
 from vitslim.version import __version__
 
@@ -61,7 +62,7 @@ def export_onnx(
     model = _to_onnx(copy)
     plan_storage(model, storage)
     run_onnx_passes(model, profile)
-    annotations = annotate(model, graph, class_names)
+    annotations = annotate(model, graph, class_names, token_squeezes(graph, copy))
     _set_header(model, graph)
     data = _checked(ir.to_proto(model))
     write_atomically(path, data, "check the folder and its free space")
