@@ -39,8 +39,18 @@ def errors_of(*stages: Any) -> dict[str, tuple[str, str]]:
             "a list of 3 teachers, expected at most 2",
             "remove",
         ),
-        ({"teacher": ["dense", {"timm": "a", "checkpoint": "package:a"}]}, "teacher.1.checkpoint", "package:", "safe"),
-        ({"teacher": {"timm": "vit", "checkpoint": "package:a"}}, "teacher.checkpoint", "package:", "safetensors"),
+        (
+            {"teacher": ["dense", {"timm": "a", "checkpoint": "package:a"}]},
+            "teacher.1.checkpoint",
+            "package:",
+            "path of a checkpoint",
+        ),
+        (
+            {"teacher": {"timm": "vit", "checkpoint": "package:a"}},
+            "teacher.checkpoint",
+            "package:",
+            "path of a checkpoint",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["distill", "quantize"])

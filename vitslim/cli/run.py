@@ -17,7 +17,8 @@ def run(
     overrides: SetOption = None,
     data: Annotated[Path | None, typer.Option(help="Image folder; short for --set data.root=DIR.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights (safetensors); short for --set model.checkpoint=FILE.")
+        Path | None,
+        typer.Option(help="Weights (.safetensors, .pth, ...); short for --set model.checkpoint=FILE."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, including finished ones.")] = False,
     output: FormatOption = "table",

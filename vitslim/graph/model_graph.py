@@ -36,6 +36,8 @@ class ModelSource:
     """Channels, height, width of one input."""
     classes: int
     preprocessing: Preprocessing
+    weights: tuple[str, ...] = ()
+    """How the checkpoint was read and made to fit the model, one sentence each."""
 
 
 @dataclass

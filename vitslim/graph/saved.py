@@ -49,6 +49,9 @@ def load_graph(folder: Path) -> ModelGraph:
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
     graph = trace_timm(source.timm, source.kwargs)
+    if (graph.source.image, graph.source.classes) != (source.image, source.classes):
+        raise _another_model(source, folder, "its input or its number of classes differs")
+    graph.source = source
     for edit in edits:
         graph = edit.replay(graph)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASK_PREFIX)}
@@ -82,7 +85,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _source(fields: dict[str, Any]) -> ModelSource:
     prep = fields["preprocessing"]
     preprocessing = Preprocessing(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
-    return ModelSource(**{**fields, "image": tuple(fields["image"]), "preprocessing": preprocessing})
+    lists = {key: tuple(fields[key]) for key in ("image", "weights")}
+    return ModelSource(**{**fields, **lists, "preprocessing": preprocessing})
 
 
 def _edit(fields: dict[str, Any]) -> Edit:
@@ -97,9 +101,10 @@ def _load_strictly(graph: ModelGraph, state: dict[str, torch.Tensor], folder: Pa
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
-        raise InputError(
-            f"the installed timm builds another '{graph.source.timm}' than the model saved in '{folder}' "
-            f"({len(differing)} tensors differ, the first is '{differing[0]}')",
-            "install the timm version that the lock file names",
-        )
+        raise _another_model(graph.source, folder, f"{len(differing)} tensors differ, the first is '{differing[0]}'")
     graph.module.load_state_dict(state, strict=True)
+
+
+def _another_model(source: ModelSource, folder: Path, difference: str) -> InputError:
+    message = f"the installed timm builds another '{source.timm}' than the model saved in '{folder}' ({difference})"
+    return InputError(message, "install the timm version that the lock file names")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
 from vitslim.pipeline.table_file import stage_table, table_problems
+from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
 
-    Tracing builds the timm model with random weights. Only latency tables are read from disk, and nothing is written.
-    Raises RecipeError with every problem found, InputError for a latency table that cannot be read.
+    Tracing builds the timm model and reads its checkpoint, if the recipe has one. Nothing is written. Raises
+    RecipeError with every problem found, InputError for a checkpoint or a latency table that cannot be read.
     """
     warnings = check_recipe(recipe)
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
@@ -34,7 +35,9 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.graph.sketch import sketch
     from vitslim.graph.trace import trace_timm
 
-    graph = trace_timm(recipe.model.timm, dict(recipe.model.kwargs), seed=recipe.seed)
+    model = recipe.model
+    checkpoint = resolve_checkpoint(recipe)
+    graph = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
     return estimate_stages(recipe, sketch(graph))
 
 

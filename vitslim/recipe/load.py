@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitslim.errors import Problem, RecipeError, UsageError
+from vitslim.errors import InputError, Problem, RecipeError, UsageError
 from vitslim.recipe.catalog import find_recipe
 from vitslim.recipe.check import join, shown
 from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
+from vitslim.recipe.hub_folder import read_hub_folder
 from vitslim.recipe.overrides import apply_overrides
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import STAGE_FILES
@@ -29,6 +30,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, part
     source = str(name_or_path)
     document = _read(find_recipe(source), ())
     problems = apply_overrides(document, overrides)
+    problems += _fill_model(document)
     return _validated(document, source, problems, partial)
 
 
@@ -117,6 +119,21 @@ def _rebase_key(holder: Any, key: str, folder: Path) -> None:
     value = holder.get(key) if isinstance(holder, dict) else None
     if isinstance(value, str) and value and not value.startswith(PACKAGE):
         holder[key] = str(Path(value).expanduser() if value.startswith("~/") else folder / value)
+
+
+def _fill_model(document: dict[str, Any]) -> list[Problem]:
+    """Take `model.timm` from the folder that `model.checkpoint` names, if the recipe does not set it."""
+    model = document.get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or "timm" in model or not isinstance(checkpoint, str):
+        return []
+    try:
+        architecture = read_hub_folder(Path(checkpoint)).architecture if Path(checkpoint).is_dir() else ""
+    except InputError as error:
+        return [Problem(join("model", "checkpoint"), error.message, error.hint)]
+    if architecture:
+        model["timm"] = architecture
+    return []
 
 
 def _missing_root(document: Mapping[str, Any]) -> list[Problem]:

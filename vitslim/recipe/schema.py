@@ -18,7 +18,17 @@ class Model(Config):
     """The dense model."""
 
     timm: TimmName
-    checkpoint: str | None = Field(None, description="safetensors file; `package:NAME`: a file that ships with vitslim")
+    checkpoint: str | None = Field(
+        None,
+        description="weights: .safetensors, .npz, a file that torch.save wrote (.pth, .pt, .bin, .ckpt), or a folder "
+        "with model.safetensors and the config.json of timm, which also gives `timm`, `kwargs` and the preprocessing; "
+        "`package:NAME`: a file that ships with vitslim",
+    )
+    checkpoint_entry: str | None = Field(
+        None,
+        description="entry of the checkpoint that holds the weights; default: the first of `state_dict_ema`, "
+        "`model_ema`, `state_dict` and `model`",
+    )
     kwargs: dict[str, int | float | str | bool] = Field({}, description="arguments of timm.create_model")
 
 

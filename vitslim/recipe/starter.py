@@ -16,7 +16,7 @@ description: {model} with structural pruning, distillation and INT8
 
 model:
   timm: {model}
-  # Pretrained weights, safetensors with timm's parameter names. Without them the weights are random.
+  # Pretrained weights: .safetensors, .pth, .ckpt, .npz. Without them the weights are random.
   # checkpoint: {model}.safetensors
   # Arguments of timm.create_model:
   # kwargs: {{num_classes: 10}}

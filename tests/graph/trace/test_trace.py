@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from vitslim.errors import InputError, UsageError
+from vitslim.errors import UsageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 
@@ -153,16 +153,6 @@ def test_one_channel_images_get_one_mean(tiny_kwargs: dict[str, Any]) -> None:
     assert source.classes == 10
 
 
-def test_half_precision_checkpoint_is_widened(
-    tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path
-) -> None:
-    half = {key: tensor.half() for key, tensor in tiny_graph.module.state_dict().items()}
-    save_file(half, tmp_path / "half.safetensors")
-    state = trace_timm(NAME, tiny_kwargs, tmp_path / "half.safetensors").module.state_dict()
-    assert all(tensor.dtype == torch.float32 for tensor in state.values())
-    assert all(torch.equal(state[key], half[key].float()) for key in half)
-
-
 def test_an_unknown_model_gets_the_closest_name_as_a_hint() -> None:
     with pytest.raises(UsageError, match="no model 'deit_tinny_patch16_224'") as error:
         trace_timm("deit_tinny_patch16_224", {})
@@ -190,52 +180,3 @@ def test_wrong_arguments_are_named(kwargs: dict[str, Any], word: str) -> None:
         trace_timm(NAME, kwargs)
     assert word in error.value.message
     assert "\n" not in error.value.message
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-def test_unreadable_checkpoints_are_refused_with_the_reason(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.pth")
-    cases = {
-        tmp_path / "absent.safetensors": "does not exist",
-        tmp_path: "is a folder",
-        write(tmp_path / "empty.safetensors", b""): "is empty",
-        write(tmp_path / "noise.safetensors", bytes(range(200))): "not a valid safetensors file",
-        tmp_path / "pickle.pth": "pickle",
-    }
-    for path, word in cases.items():
-        with pytest.raises(InputError, match=word) as error:
-            trace_timm(NAME, tiny_kwargs, path)
-        assert error.value.hint
-        assert error.value.exit_code == 5
-
-
-def test_truncated_checkpoint(tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file(tiny_graph.module.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="not a valid safetensors file"):
-        trace_timm(NAME, tiny_kwargs, path)
-
-
-def test_checkpoint_of_another_architecture_names_parameters(tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file(trace_timm(NAME, {**tiny_kwargs, "depth": 3}).module.state_dict(), path)
-    with pytest.raises(InputError, match=r"unexpected: blocks\.2.* and 9 more"):
-        trace_timm(NAME, tiny_kwargs, path)
-    with pytest.raises(InputError, match=r"missing: blocks\.3"):
-        trace_timm(NAME, {**tiny_kwargs, "depth": 4}, path)
-    with pytest.raises(InputError, match=r"wrong shape: cls_token is 1x1x64 instead of 1x1x96"):
-        trace_timm(NAME, {**tiny_kwargs, "depth": 3, "embed_dim": 96}, path)
-
-
-def test_a_checkpoint_with_another_number_of_classes_is_refused(
-    tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path
-) -> None:
-    save_file(tiny_graph.module.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(InputError) as error:
-        trace_timm(NAME, {**tiny_kwargs, "num_classes": 7}, tmp_path / "model.safetensors")
-    assert "num_classes to 10" in error.value.hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.export import Dim, export
 
 from vitslim.errors import InputError, UsageError
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.graph.trace.checkpoint import load_checkpoint
+from vitslim.graph.trace.checkpoint import read_weights
+from vitslim.graph.trace.checkpoint.fit import Weights, adaptations, mismatch, with_arguments
 from vitslim.graph.trace.normalize import normalize
+from vitslim.recipe.hub_folder import HubFolder, read_hub_folder
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of timm.create_model that would load weights without the checks made here."""
@@ -24,17 +27,28 @@ EXAMPLE_BATCH = 2
 """torch.export specializes batch sizes 0 and 1, so the example has two images."""
 
 
-def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0) -> ModelGraph:
+UNFIT = (RuntimeError, KeyError, IndexError, ValueError, AttributeError, TypeError, AssertionError)
+"""Exceptions of timm's loaders and checkpoint filters for weights of another model."""
+
+
+def trace_timm(
+    timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0, entry: str | None = None
+) -> ModelGraph:
     """Return the exported graph of a timm model in evaluation mode; its outputs equal the model's bit for bit.
 
     `kwargs` go to `timm.create_model`. Without a checkpoint the weights are random, from `seed`. Weights are never
-    downloaded. Raises UsageError for an unknown name or arguments that the model does not take, InputError for a
-    checkpoint that cannot be read or does not fit, and for a model that torch.export cannot trace.
+    downloaded. `entry` names the state dict of a checkpoint that has several. Unless `kwargs` set `num_classes`, it is
+    that of the checkpoint. Raises UsageError for an unknown name or arguments that the model does not take, InputError
+    for a checkpoint that cannot be read or does not fit, and for a model that torch.export cannot trace.
     """
+    hub = read_hub_folder(checkpoint) if checkpoint is not None and checkpoint.is_dir() else None
+    if hub is not None:
+        checkpoint, kwargs = hub.weights, _hub_arguments(hub, timm_name, kwargs)
     model = _build(timm_name, kwargs, seed)
+    adapted: tuple[str, ...] = ()
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, timm_name)
-    image, preprocessing = _input(model, kwargs)
+        model, kwargs, adapted = _load(model, timm_name, kwargs, read_weights(model, checkpoint, entry))
+    image, preprocessing = _input(model, kwargs, hub.preprocessing if hub else {})
     example = torch.zeros(EXAMPLE_BATCH, *image)
     with torch.no_grad():
         logits = _example_logits(model, example, timm_name)
@@ -44,8 +58,33 @@ def trace_timm(timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None =
         raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
     module = normalize(exported.module())
     module.eval()
-    source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing)
+    source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing, adapted)
     return ModelGraph(module, source)
+
+
+def _load(
+    model: torch.nn.Module, timm_name: str, kwargs: dict[str, Any], weights: Weights
+) -> tuple[torch.nn.Module, dict[str, Any], tuple[str, ...]]:
+    """Return the model with weights, its arguments, and a sentence on each step that made the weights fit.
+
+    timm loads them: it resizes position embeddings and adapts the first convolution to other image channels.
+    """
+    kwargs, weights = with_arguments(weights, model, kwargs)
+    input_size = model.pretrained_cfg["input_size"]  # type: ignore[index]  # a dict
+    overlay = weights.overlay | {
+        "input_size": (weights.channels or input_size[0], *input_size[1:]),
+        # Otherwise timm would leave the head random.
+        "num_classes": kwargs.get("num_classes", model.num_classes),
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loaded: torch.nn.Module = timm.create_model(
+                timm_name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
+            )
+    except UNFIT as error:
+        raise mismatch(weights, _build(timm_name, kwargs, 0), timm_name) from error
+    loaded.pretrained_cfg = loaded.default_cfg = model.pretrained_cfg  # without the tensors
+    return loaded.eval(), kwargs, (*weights.notes, *adaptations(weights, loaded))
 
 
 def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -71,10 +110,30 @@ def _closest_model(name: str) -> str:
     return f"did you mean '{match[0]}'?" if match else "timm.list_models() lists the names"
 
 
-def _input(model: torch.nn.Module, kwargs: dict[str, Any]) -> tuple[tuple[int, int, int], Preprocessing]:
-    """Return image size and preprocessing: the arguments override the values that timm lists for pretrained weights."""
+def _hub_arguments(hub: HubFolder, timm_name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a model folder and of the recipe. Raises InputError if they contradict each other."""
+    folder = hub.weights.parent
+    if hub.architecture and hub.architecture.partition(".")[0] != timm_name.partition(".")[0]:
+        message = f"'{folder}' holds a '{hub.architecture}', model.timm is '{timm_name}'"
+        raise InputError(message, f"set model.timm to {hub.architecture}")
+    for key in sorted(kwargs.keys() & hub.arguments.keys()):
+        if kwargs[key] != hub.arguments[key]:
+            message = f"'{folder}' has {key} = {hub.arguments[key]!r}, model.kwargs.{key} is {kwargs[key]!r}"
+            raise InputError(message, f"remove model.kwargs.{key}")
+    return {**hub.arguments, **kwargs}
+
+
+def _input(
+    model: torch.nn.Module, kwargs: dict[str, Any], own: Mapping[str, Any]
+) -> tuple[tuple[int, int, int], Preprocessing]:
+    """Return image size and preprocessing.
+
+    The arguments override `own`, the values of a model folder, and those override the values that timm lists for
+    pretrained weights.
+    """
     given = {key: kwargs[key] for key in ("img_size", "in_chans") if kwargs.get(key)}
-    config = resolve_model_data_config(model, args=given)  # type: ignore[no-untyped-call]
+    listed = {**model.pretrained_cfg, **own}  # type: ignore[dict-item]  # a dict
+    config = resolve_model_data_config(model, args=given, pretrained_cfg=listed)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     mean, std = config["mean"], config["std"]
     if len(mean) != channels:

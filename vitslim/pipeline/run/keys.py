@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.pipeline.table_file import table_path
+from vitslim.recipe.hub_folder import hub_files
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.training import TeacherModel, TrainedWithTeacher
@@ -19,6 +20,14 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a checkpoint; of a model folder, over the files that decide on the model."""
+    if not path.is_dir():
+        return file_digest(path)
+    digests = "\n".join(f"{file.name} {file_digest(file)}" for file in hub_files(path))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def package_digest() -> str:
@@ -36,7 +45,7 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
     return _key(
         {
             "model": recipe.model.model_dump(mode="json", exclude={"checkpoint"}),
-            "checkpoint": file_digest(checkpoint) if checkpoint else None,
+            "checkpoint": checkpoint_digest(checkpoint) if checkpoint else None,
             "data": data_digest,
             "calibration": recipe.data.calibration,
             "eval_images": recipe.data.eval_images,
@@ -57,7 +66,7 @@ def stage_key(previous: str, config: StageConfig) -> str:
             "previous": previous,
             "kind": config.kind,
             "config": config.model_dump(mode="json"),
-            "teachers": [file_digest(path) for path in checkpoints if path.is_file()],
+            "teachers": [checkpoint_digest(path) for path in checkpoints if path.exists()],
             "table": file_digest(table) if table and table.is_file() else None,
         }
     )

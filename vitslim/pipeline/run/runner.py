@@ -14,7 +14,7 @@ from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import dense_key, file_digest, stage_key
+from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, stage_key
 from vitslim.pipeline.run.regressions import latency_regressions
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
@@ -42,7 +42,10 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
 
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.timm}")
-    dense = trace_timm(recipe.model.timm, dict(recipe.model.kwargs), checkpoint, recipe.seed)
+    model = recipe.model
+    dense = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
+    for note in dense.source.weights:
+        progress.say(f"model.checkpoint: {note}")
     estimate_stages(recipe, sketch(dense))
     data = load_data(recipe.data, dense.source, recipe.seed)
 
@@ -56,7 +59,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
 
     records = _measured(runner, recipe, progress)
     report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
-    digests = {"data": data.digest} | ({"checkpoint": file_digest(checkpoint)} if checkpoint else {})
+    digests = {"data": data.digest} | ({"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {})
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
     lock = lock_text(recipe, versions=here.versions, digests=digests)
     return write_artifact(out, runner.finished[-1].folder, lock, report)

@@ -21,7 +21,7 @@ from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.results import LayerNote, StageRecord
+from vitslim.results import RESOLVED_KEY, LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
@@ -47,7 +47,8 @@ class StageRunner:
         stored = self.store.find(DENSE, key)
         if stored is None:
             with self.store.writing(DENSE, key) as scratch:
-                stored = self._keep(scratch, StageResult(graph), DENSE, "dense", "", key, time.monotonic())
+                result = StageResult(graph, changes=_weights_notes(graph))
+                stored = self._keep(scratch, result, DENSE, "dense", "", key, time.monotonic())
         self.finished.append(stored)
 
     def run_stage(self, config: StageConfig, key: str) -> None:
@@ -134,3 +135,8 @@ def find_stage(stages: Iterable[StageConfig], name: str) -> int:
 def _first(problems: list[Problem]) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{problems[0].where}: {problems[0].message}{more}"
+
+
+def _weights_notes(graph: ModelGraph) -> tuple[LayerNote, ...]:
+    """Return how the checkpoint of the dense model was read."""
+    return tuple(LayerNote(layer=RESOLVED_KEY, result="model.checkpoint", reason=one) for one in graph.source.weights)

@@ -24,7 +24,9 @@ class TeacherModel(Config):
     """A teacher that is another timm model."""
 
     timm: TimmName = Field(description="name of the timm model")
-    checkpoint: str | None = Field(None, description="safetensors file; without it the weights are random")
+    checkpoint: str | None = Field(
+        None, description="weights, in any format of `model.checkpoint`; without it they are random"
+    )
 
 
 Teacher = str | TeacherModel
@@ -170,7 +172,7 @@ def _teacher_problems(
     if not isinstance(teacher, str):
         if (teacher.checkpoint or "").startswith(PACKAGE):
             message = f"got '{teacher.checkpoint}', but '{PACKAGE}' is allowed in model.checkpoint only"
-            yield Problem(f"{where}.checkpoint", message, "give the path of a safetensors file")
+            yield Problem(f"{where}.checkpoint", message, "give the path of a checkpoint")
         return
     allowed = (*TEACHERS, *names_of(before))
     if teacher in allowed:

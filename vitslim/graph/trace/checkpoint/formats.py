@@ -1,0 +1,135 @@
+"""Read the content of a checkpoint file: safetensors, or a file that `torch.save` wrote. No code in it is run."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vitslim.errors import InputError
+
+LARGEST_BYTES = 64 * 10**9
+"""Size above which a checkpoint is refused."""
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+"""First bytes of files that `torch.save` writes; a valid safetensors file can also start with them."""
+PLAIN_TYPES = (
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+)
+"""Types that training scripts store beside the weights: command lines, paths, NumPy numbers. They hold values only."""
+DOWNLOAD_AGAIN = "download or copy it again"
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the content of a checkpoint: tensors by name, or the nested values that `torch.save` wrote.
+
+    Raises InputError with the reason if the file cannot be read, or if reading it would run code.
+    """
+    start = _start(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        if start.startswith(PICKLE_STARTS):
+            return _read_pickle(path)
+        raise InputError(f"checkpoint '{path}' is not a valid safetensors file ({error})", DOWNLOAD_AGAIN) from error
+
+
+def is_flax(path: Path) -> bool:
+    """Return whether a file is an archive of NumPy arrays (`.npz`), the format of Google's original ViT weights."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def read_flax(path: Path) -> dict[str, torch.Tensor]:
+    """Return the arrays of an `.npz` archive. Raises InputError for a damaged archive, and for pickled objects."""
+    _start(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"checkpoint '{path}' is not a valid NumPy archive: {error}", DOWNLOAD_AGAIN) from error
+
+
+def _start(path: Path) -> bytes:
+    """Return the first bytes of a file. Raises InputError with the reason if it cannot be read, or is too large."""
+    if path.is_dir():
+        raise InputError(f"checkpoint '{path}' is a folder", "name the file with the weights in it")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(4)
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint '{path}' does not exist", "check model.checkpoint in the recipe") from error
+    except OSError as error:
+        raise InputError(f"checkpoint '{path}' cannot be read: {error.strerror}", "check its permissions") from error
+    if not start:
+        raise InputError(f"checkpoint '{path}' is empty", DOWNLOAD_AGAIN)
+    if size > LARGEST_BYTES:
+        message = f"checkpoint '{path}' has {size / 1e9:,.0f} GB, more than {LARGEST_BYTES / 1e9:.0f} GB"
+        raise InputError(message, "save the weights of the model alone")
+    return start
+
+
+def _read_pickle(path: Path) -> Any:
+    """Return the content of a file that `torch.save` wrote, restricted to tensors and plain values."""
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(list(PLAIN_TYPES)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        raise InputError(*_unsafe(path)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {_first_line(error)}", DOWNLOAD_AGAIN) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise InputError for an archive that `torch.save` does not write: it stores entries without compression."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}", DOWNLOAD_AGAIN) from error
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise InputError(
+            f"checkpoint '{path}' is a zip archive, but not one that torch.save writes",
+            "unpack it, and name the file with the weights",
+        )
+
+
+def _unsafe(path: Path) -> tuple[str, str]:
+    """Return message and hint for a pickle with other content than tensors and plain values."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError, OSError):
+        names = []
+    objects = f" of type {', '.join(names[:3])}" if names else ""
+    return (
+        f"checkpoint '{path}' holds objects{objects}, and reading them would run code",
+        "where you trust the file, save the weights alone: torch.save(model.state_dict(), 'weights.pth')",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
