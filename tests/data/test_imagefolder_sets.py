@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from vitslim.data import batches, load_data
+from vitslim.data.folder import read_image
 from vitslim.graph.model_graph import ModelSource
 from vitslim.recipe.schema import Data
 
@@ -28,15 +30,21 @@ def timm_images(root: Path, files: list[str], source: ModelSource) -> torch.Tens
         std=preprocessing.std,
         interpolation=preprocessing.interpolation,
         crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
     )
     return torch.stack([transform(Image.open(root / file).convert("RGB")) for file in files])
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("interpolation", "crop_mode"),
+    [("bicubic", "center"), ("bilinear", "center"), ("bicubic", "squash"), ("bicubic", "border")],
+)
 def test_images_equal_timms_transform_exactly_in_every_iteration(
-    image_root: Path, folder_source: ModelSource, interpolation: str
+    image_root: Path, folder_source: ModelSource, interpolation: str, crop_mode: str
 ) -> None:
-    source = replace(folder_source, preprocessing=replace(folder_source.preprocessing, interpolation=interpolation))
+    changed = replace(folder_source.preprocessing, interpolation=interpolation, crop_mode=crop_mode)
+    source = replace(folder_source, preprocessing=changed)
+    Image.effect_noise((160, 40), 90).convert("RGB").save(image_root / "val" / "bread" / "wide.png")
     val = load_data(folder_data(image_root), source, 0).val
     expected = timm_images(image_root / "val", list(val.source.folder.files), source)
     for batch in (2, 9, 4):
@@ -87,6 +95,37 @@ def test_gray_and_palette_and_transparent_files_decode(image_root: Path, folder_
         folder_source, image=(1, 32, 32), preprocessing=replace(folder_source.preprocessing, mean=(0.5,), std=(0.5,))
     )
     assert load_data(folder_data(image_root), gray, 0).val[0][0].shape == (1, 32, 32)
+
+
+GRADIENT = np.linspace(0, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "suffix"),
+    [
+        (np.rint(GRADIENT * 65535).astype(np.uint16), "png"),
+        (np.rint(GRADIENT * 65535).astype(np.uint16), "tif"),
+        (np.rint(GRADIENT * 65535).astype(np.int32), "tif"),
+        (np.rint(GRADIENT * 255).astype(np.int32), "tif"),
+        (GRADIENT.astype(np.float32), "tif"),
+        ((GRADIENT * 255).astype(np.float32), "tif"),
+        ((GRADIENT * 2 - 1).astype(np.float32), "tif"),
+    ],
+)
+def test_values_of_more_than_8_bits_are_scaled_by_their_range(values: np.ndarray, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    found = np.asarray(read_image(path, "L"), dtype=np.int64)
+    assert np.abs(found - np.rint(GRADIENT * 255)).max() <= 1
+    assert (np.asarray(read_image(path, "RGB")) == found[..., None]).all()
+
+
+def test_images_are_turned_upright(tmp_path: Path) -> None:
+    image = Image.effect_noise((40, 20), 90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert read_image(tmp_path / "turned.png", "L").tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def test_evaluation_subset_is_balanced_and_ignores_the_seed(image_root: Path, folder_source: ModelSource) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitslim.errors import InputError
 
@@ -68,12 +69,35 @@ def scan_folder(root: Path) -> ImageFolder:
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
-    """Decode an image to a Pillow mode, `RGB` or `L`. Raises InputError for a file that cannot be decoded."""
+    """Decode an image to a Pillow mode, `RGB` or `L`, upright as its EXIF orientation says.
+
+    Values of more than 8 bits are scaled by their range. Raises InputError for a file that cannot be decoded.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return _to_8_bits(ImageOps.exif_transpose(image)).convert(mode)
     except UNREADABLE as error:
         raise _unreadable([f"{path} ({_reason(path, error)})"]) from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit, 32-bit or floating-point values in mode `L`; other images unchanged.
+
+    Pillow would clip these values to 255. The range is the smallest of [0, 1] (floating point), [0, 255] and [0, 65535]
+    that holds all values, and that of the values themselves if none does.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    tops = (
+        [65535.0] if image.mode.startswith("I;16") else [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
+    )
+    fitting = [top for top in tops if low >= 0 and high <= top]
+    start, end = (0.0, fitting[0]) if fitting else (low, high)
+    scaled = (values - start) * (255.0 / max(end - start, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def join_names(names: Sequence[str]) -> str:

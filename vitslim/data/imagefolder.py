@@ -98,6 +98,8 @@ def _labeled(split: str, folder: ImageFolder, class_map: ClassMap, source: Model
         input_size=(channels, height, width),
         interpolation=source.preprocessing.interpolation,
         crop_pct=source.preprocessing.crop_pct,
+        crop_mode=source.preprocessing.crop_mode,
+        mean=source.preprocessing.mean,  # fills the border
         normalize=False,
     )
     return Dataset(

@@ -24,6 +24,8 @@ class Preprocessing:
     interpolation: str
     """`bilinear`, `bicubic`, ..."""
     crop_pct: float
+    crop_mode: str = "center"
+    """`center`: resize the shorter side and crop; `squash`: resize both sides; `border`: pad to the aspect ratio."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class _Preprocessing(Config):
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
     input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
 
 
@@ -45,7 +46,7 @@ class HubFolder:
     arguments: Mapping[str, int | float | str | bool]
     """Arguments of timm.create_model."""
     preprocessing: Mapping[str, Any]
-    """The values of mean, std, interpolation, crop_pct and input_size that the folder sets."""
+    """The values of mean, std, interpolation, crop_pct, crop_mode and input_size that the folder sets."""
 
 
 def read_hub_folder(folder: Path) -> HubFolder:

@@ -139,7 +139,11 @@ def _input(
     if len(mean) != channels:
         mean, std = (math.fsum(mean) / len(mean),) * channels, (math.fsum(std) / len(std),) * channels
     preprocessing = Preprocessing(
-        tuple(map(float, mean)), tuple(map(float, std)), config["interpolation"], float(config["crop_pct"])
+        tuple(map(float, mean)),
+        tuple(map(float, std)),
+        config["interpolation"],
+        float(config["crop_pct"]),
+        config["crop_mode"],
     )
     return (int(channels), int(height), int(width)), preprocessing
 

@@ -126,6 +126,7 @@ def _model_metadata(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, 
         "std": list(source.preprocessing.std),
         "interpolation": source.preprocessing.interpolation,
         "crop_pct": source.preprocessing.crop_pct,
+        "crop_mode": source.preprocessing.crop_mode,
     }
 
 
