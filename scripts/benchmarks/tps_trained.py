@@ -48,7 +48,8 @@ def trained_rows(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _labeled(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     folder = require_shared("caltech101")
     dense = trace_timm(MODEL, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    data = load_data(Data(kind="imagefolder", root=str(folder), calibration=256), dense.source, 0)
+    config = Data(kind="imagefolder", root=str(folder), classes="torchvision", calibration=256)
+    data = load_data(config, dense.source, 0)
     for rate in RATES:
         arms = {f"{name} {rate}": [_squeeze(config, name, rate), _train(name, labeled=True)]
                 for name, config in (SCORED | PREDICTED).items()}  # fmt: skip

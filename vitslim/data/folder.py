@@ -62,6 +62,12 @@ def scan_folder(root: Path) -> ImageFolder:
             hint=f"an image file ends in {', '.join(sorted(SUFFIXES))}",
         )
     paths = [path for files in found.values() for path in files]
+    nested = sorted({path.parent.relative_to(root).as_posix() for path in paths if path.parent.parent != root})
+    if nested:
+        raise InputError(
+            f"{root} has folders inside class folders: {join_names(nested)}",
+            hint="move their images up, or make each of them a class folder",
+        )
     _check_headers(paths)
     names = tuple(sorted(path.relative_to(root).as_posix() for path in paths))
     content = "\n".join(f"{name} {(root / name).stat().st_size}" for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,11 +71,12 @@ class FileImages:
 
 
 def load_folder_sets(
-    root: Path, also: Mapping[str, Path], source: ModelSource
+    root: Path, also: Mapping[str, Path], source: ModelSource, order: str | Sequence[str] | None = None
 ) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
     """Return `train` and `val` below `root`, and further folders by name, labeled with the model's classes.
 
-    Raises InputError for missing folders, unreadable images, and folders that are not a class of the model.
+    order: of the class folders, see `map_classes`. Raises InputError for missing folders, unreadable images, and
+    folders that are not a class of the model.
     """
     if source.image[0] not in MODES:
         raise InputError(
@@ -86,7 +87,7 @@ def load_folder_sets(
         problem = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {problem}", hint="set data.root to a folder that holds train/ and val/")
     folders = {name: scan_folder(path) for name, path in {"train": root / "train", "val": root / "val", **also}.items()}
-    class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes)
+    class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes, order)
     sets = {name: _labeled(name, folder, class_map, source) for name, folder in folders.items()}
     return sets["train"], sets["val"], {name: sets[name] for name in also}
 

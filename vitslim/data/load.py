@@ -60,4 +60,4 @@ def _folders(config: Data, source: ModelSource) -> tuple[Dataset, Dataset, dict[
         raise InputError(
             f"`data.also_evaluate` uses the reserved name '{reserved[0]}'", hint="give the folder another name"
         )
-    return load_folder_sets(Path(config.root), also, source)
+    return load_folder_sets(Path(config.root), also, source, config.classes)

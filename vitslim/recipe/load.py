@@ -12,7 +12,7 @@ from vitslim.recipe.check import join, shown
 from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
 from vitslim.recipe.hub_folder import read_hub_folder
 from vitslim.recipe.overrides import apply_overrides
-from vitslim.recipe.schema import Recipe
+from vitslim.recipe.schema import CLASS_ORDERS, Recipe
 from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE
 from vitslim.recipe.yaml12 import read_yaml
@@ -102,6 +102,8 @@ def _rebase(document: dict[str, Any], folder: Path) -> None:
     _rebase_key(document.get("model"), "checkpoint", folder)
     data = document.get("data")
     _rebase_key(data, "root", folder)
+    if not isinstance(data, dict) or data.get("classes") not in CLASS_ORDERS:
+        _rebase_key(data, "classes", folder)
     also = data.get("also_evaluate") if isinstance(data, dict) else None
     for name in also if isinstance(also, dict) else ():
         _rebase_key(also, name, folder)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from vitslim.recipe.check import join
 from vitslim.recipe.config import ASSUMED
 from vitslim.recipe.grammar import LOCKED, write_stage
-from vitslim.recipe.schema import Recipe
+from vitslim.recipe.schema import CLASS_ORDERS, Recipe
 from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE, Features, TrainedWithTeacher
 from vitslim.recipe.yaml12 import dump_yaml
@@ -34,6 +34,8 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
     document = _document(recipe)
     document["model"]["checkpoint"] = _absolute(recipe.model.checkpoint)
     document["data"]["root"] = _absolute(recipe.data.root)
+    if isinstance(recipe.data.classes, str) and recipe.data.classes not in CLASS_ORDERS:
+        document["data"]["classes"] = _absolute(recipe.data.classes)
     document["data"]["also_evaluate"] = {name: _absolute(path) for name, path in recipe.data.also_evaluate.items()}
     for entry in document["stages"]:
         values = next(iter(entry.values()))

@@ -11,6 +11,7 @@ from vitslim.recipe.stage_config import StageConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
+CLASS_ORDERS = ("timm", "torchvision")
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -39,6 +40,13 @@ class Data(Config):
         description="digits: handwritten digits that ship with scikit-learn; imagefolder: the images below `root`"
     )
     root: str | None = Field(None, description="folder that holds train/ and val/ with one folder per class")
+    classes: str | tuple[str, ...] | None = Field(
+        None,
+        description="order of the class folders, as the model was trained: `timm` (by number), `torchvision` (by "
+        "character), a file with one folder name per line, or the names, in the order of the model's outputs. "
+        "Default: WordNet ids are mapped to ImageNet; where timm and torchvision agree, their order; else the order "
+        "in which the dense model is right on training images",
+    )
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")
     also_evaluate: dict[str, str] = Field({}, description="further labeled image folders by name")

@@ -47,6 +47,7 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
             "model": recipe.model.model_dump(mode="json", exclude={"checkpoint"}),
             "checkpoint": checkpoint_digest(checkpoint) if checkpoint else None,
             "data": data_digest,
+            "classes": recipe.data.classes,
             "calibration": recipe.data.calibration,
             "eval_images": recipe.data.eval_images,
             "seed": recipe.seed,

@@ -13,6 +13,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, stage_key
 from vitslim.pipeline.run.regressions import latency_regressions
@@ -47,12 +48,13 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     estimate_stages(recipe, sketch(dense))
+    recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
 
     here = environment()
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, here.versions)
-    runner.run_dense(dense, key)
+    runner.run_dense(dense, key, order)
     for config in recipe.stages:
         key = stage_key(key, config)
         runner.run_stage(config, key)

@@ -42,12 +42,12 @@ class StageRunner:
     notes: Mapping[int, LayerNote] = field(default_factory=dict)
     """Notes on resolved keys, by position of the stage in the recipe."""
 
-    def run_dense(self, graph: ModelGraph, key: str) -> None:
-        """Evaluate and export the dense model."""
+    def run_dense(self, graph: ModelGraph, key: str, notes: tuple[LayerNote, ...] = ()) -> None:
+        """Evaluate and export the dense model; `notes` are on resolved keys."""
         stored = self.store.find(DENSE, key)
         if stored is None:
             with self.store.writing(DENSE, key) as scratch:
-                result = StageResult(graph, changes=_weights_notes(graph))
+                result = StageResult(graph, changes=(*_weights_notes(graph), *notes))
                 stored = self._keep(scratch, result, DENSE, "dense", "", key, time.monotonic())
         self.finished.append(stored)
 
