@@ -19,6 +19,7 @@ from vitslim.backends.measured.torch_cuda import TORCH_CUDA
 from vitslim.backends.simulated.gpu.simulator import load_simulator as load_gpu
 from vitslim.backends.simulated.settings import read_settings
 from vitslim.backends.simulated.simulator import Simulator, SimulatorLoader
+from vitslim.backends.simulated.spatten.simulator import load_simulator as load_spatten
 from vitslim.backends.simulated.systolic.simulator import load_simulator as load_systolic
 from vitslim.errors import UsageError, closest
 from vitslim.latency_grid import Shape
@@ -29,7 +30,7 @@ from vitslim.workload import read_workload
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ONNX_RUNTIME, OPENVINO, TORCH_CUDA)}
 """Measured backends: one entry for each name in `backend_names.MEASURED`."""
-SIMULATORS: dict[str, SimulatorLoader] = {"systolic": load_systolic, "gpu": load_gpu}
+SIMULATORS: dict[str, SimulatorLoader] = {"systolic": load_systolic, "gpu": load_gpu, "spatten": load_spatten}
 """Families of simulated targets; `backend_names.SIMULATED_TARGETS` assigns a family to each target."""
 
 

@@ -12,7 +12,10 @@ MEASURED = ("onnxruntime:cpu", "openvino:cpu", "torch:cuda")
 """Measured backends; `vitslim.backends.registry` has an entry for each."""
 RUN_ONNX = ("onnxruntime:cpu", "openvino:cpu")
 """Measured backends that run the ONNX file itself."""
-SIMULATED_TARGETS = {"systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu"}
+SIMULATED_TARGETS = {
+    "systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu",
+    "spatten": "spatten", "spatten-1/8": "spatten",
+}  # fmt: skip
 """Simulated target to its family, a folder of `vitslim/backends/simulated`."""
 SIM = "sim:"
 """Prefix of simulated backends."""
