@@ -56,7 +56,7 @@ def fc_gemms(model: AttentionModel, counts: SpattenCounts) -> tuple[FcGemm, ...]
 
 
 def _sizes(o: Operator, layer: AttentionLayer, tokens: int, heads: int, pruned: str) -> tuple[str, int, int, int]:
-    """Return the role and the sizes of a GEMM; a GEMM of the class token alone keeps its rows."""
+    """Return role and sizes of a GEMM; one of the class token alone keeps its rows."""
     rows = o.m if o.m % layer.keys else o.m // layer.keys * min(tokens, layer.keys)
     columns = o.n * heads // layer.heads if pruned == "columns" else o.n
     reduction = o.k * heads // layer.heads if pruned == "reduction" else o.k
@@ -66,8 +66,8 @@ def _sizes(o: Operator, layer: AttentionLayer, tokens: int, heads: int, pruned: 
 def fc_cycles(sizes: Floats, spec: SpattenSpec) -> tuple[Floats, Floats]:
     """Return cycles and DRAM bytes of GEMMs; `sizes` float64 (n, 3): M, N, K.
 
-    The arrays work at their peak while operands stream from DRAM: the longer of both counts. Weights, inputs and outputs
-    move once.
+    The arrays work at their peak while operands stream from DRAM: the longer of both counts. Weights, inputs and
+    outputs move once.
     """
     m, n, k = sizes.T
     compute = m * n * k / (spec.qk_mult + spec.pv_mult)

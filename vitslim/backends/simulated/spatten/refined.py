@@ -30,11 +30,9 @@ def refined_time(work: HeadWork, spec: SpattenSpec) -> LayerTime:
     heads = np.maximum(np.maximum(lines, fill) + drain, work.queries * chosen)
     tokens = correct_rounds(work.keys, work.selected, spec.topk.comparators, RTL_OVERHEAD)
     topk = np.where(work.selected > 0, tokens, 0.0).sum(axis=2)
-    sums = [np.asarray(part.sum(axis=2), np.float64) for part in (fill, lines, drain)]
     return LayerTime(
-        np.asarray(heads.sum(axis=2) + topk, np.float64), *sums, topk=np.asarray(topk, np.float64),
-        dram_bytes=np.asarray(moved.sum(axis=2), np.float64),
-    )  # fmt: skip
+        heads.sum(axis=2) + topk, fill.sum(axis=2), lines.sum(axis=2), drain.sum(axis=2), topk, moved.sum(axis=2)
+    )
 
 
 def head_bytes(work: HeadWork, spec: SpattenSpec) -> Floats:

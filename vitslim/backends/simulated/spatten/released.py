@@ -28,8 +28,8 @@ def released_time(work: HeadWork, spec: SpattenSpec) -> LayerTime:
     drain = np.where(last_head(work), drain_cycles(b), 0).sum(axis=2)
     topk = _selection(work, b, spec)
     moved = np.where(work.active, sum(_transactions(columns, bits) for bits in (work.key_bits, work.value_bits)), 0)
-    parts = [np.asarray(part, np.float64) for part in (fill, dram, drain, topk)]
-    return LayerTime(sum(parts), *parts, dram_bytes=np.asarray(TRANSACTION * moved.sum(axis=2), np.float64))
+    cycles = np.asarray(fill + dram + drain + topk, np.float64)
+    return LayerTime(cycles, fill, dram, drain, topk, dram_bytes=TRANSACTION * moved.sum(axis=2))
 
 
 def _transactions(columns: Ints, bits: Ints) -> Ints:

@@ -19,7 +19,8 @@ from vitslim.results import Estimate, EstimateRow
 
 COLUMNS = (
     "iteration_id", "layer_id", "head_id", "embedding_length_D", "sentence_length_L", "key_fetch_num",
-    "value_fetch_num", "quant_key_bit", "quant_query_bit", "quant_value_bit", "if_requant", "auto_requant_incre", "if_topk", "topk",
+    "value_fetch_num", "quant_key_bit", "quant_query_bit", "quant_value_bit", "if_requant", "auto_requant_incre",
+    "if_topk", "topk",
 )  # fmt: skip
 YES, NO = {"true", "1"}, {"false", "0"}
 LARGEST = 2**31
