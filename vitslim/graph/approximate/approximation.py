@@ -42,15 +42,17 @@ class Approximation:
         return logits, counts_of(state), state.left
 
 
-def approximate(graph: ModelGraph, settings: Accelerator) -> Approximation:
+def approximate(graph: ModelGraph, settings: Accelerator, deployed: ModelGraph | None = None) -> Approximation:
     """Return a graph as an accelerator computes it; it shares all tensors with the graph.
 
-    Raises StageError for a model that the accelerator cannot compute.
+    deployed: the same model in the form of its file, such as without unused tokens; it is computed instead. Raises
+    StageError for a model that the accelerator cannot compute.
     """
     reason = approximation_obstacle(graph, settings)
     if reason:
         message = f"sim:{settings.name} cannot compute {graph.source.timm}: {reason}"
         raise StageError(message, "remove the backend, or choose another model")
+    graph = deployed or graph
     anatomy = find_anatomy(graph)
     sites = find_sites(anatomy)
     tokens = tuple(anatomy.shapes[site.attention.k][2] for site in sites)
@@ -75,7 +77,8 @@ def counts_of(state: Any) -> Counts:
             return _spatten_counts(state)
         case FactState():
             stacked = torch.stack(state.counts, dim=1).cpu().numpy()
-            return FactCounts(*(np.ascontiguousarray(stacked[:, :, i]) for i in range(stacked.shape[2])))
+            entries, columns, rows, high = (np.ascontiguousarray(stacked[:, :, i]) for i in range(4))
+            return FactCounts(entries, columns, rows, high)
     raise TypeError(f"no accelerator has a state of type {type(state).__name__}")
 
 
@@ -84,4 +87,5 @@ def _spatten_counts(state: SpattenState) -> SpattenCounts:
     padded = [torch.nn.functional.pad(one, (0, 0, 0, heads - one.shape[1])) for one in state.counts]
     stacked = torch.stack(padded, dim=1).cpu().numpy()
     left = torch.stack([one.sum(dim=1) for one in state.left], dim=1).cpu().numpy()
-    return SpattenCounts(*(np.ascontiguousarray(stacked[..., i]) for i in range(5)), tokens_after=left)
+    queries, keys, values, value_rows, refetched = (np.ascontiguousarray(stacked[..., i]) for i in range(5))
+    return SpattenCounts(queries, keys, values, value_rows, refetched, left)

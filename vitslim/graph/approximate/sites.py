@@ -75,8 +75,6 @@ def _fact_obstacle(sites: tuple[Site, ...]) -> str:
         qkv = site.of_role("qkv")
         if not qkv or not all(is_op(layer.node, aten.linear.default) for layer in qkv):
             return f"Q and K of '{site.block.name}' do not come from linear layers"
-        if not site.of_role("fc1", "fc2"):
-            return f"'{site.block.name}' has no MLP"
     return ""
 
 

@@ -22,9 +22,9 @@ class Selection(NamedTuple):
 def select_entries(logits: Tensor, count: int, margin: float | None, prefix: int) -> Selection:
     """Return the selected entries of each row and the one-hot rows.
 
-    logits: predicted, float (B, H, n, m). count: entries of a row. margin: a row is one-hot if its largest logit exceeds
-    the second largest by more than this; None: never. prefix: the first columns, class token and registers, are always
-    selected and count among the entries.
+    logits: predicted, float (B, H, n, m). count: entries of a row. margin: a row is one-hot if its largest logit
+    exceeds the second largest by more than this; None: never. prefix: the first columns, class token and registers, are
+    always selected and count among the entries.
     """
     ranked = logits.clone()
     ranked[..., :prefix] = float("inf")

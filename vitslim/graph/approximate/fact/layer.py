@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitslim.graph.approximate.bit_planes import straight_through, symmetric_scale, to_symmetric
+from vitslim.graph.approximate.bit_planes import INT8_MAX, straight_through, symmetric_scale, to_symmetric
 from vitslim.graph.approximate.fact.decisions import Selection, important_tokens, select_entries
-from vitslim.graph.approximate.fact.prediction import BITS, predicted_logits
+from vitslim.graph.approximate.fact.prediction import predicted_logits
 from vitslim.graph.ops.token_decisions import DECISIONS, NONE
 from vitslim.recipe.accelerators import FactSettings
 
@@ -77,8 +77,8 @@ class CarriedTokens(nn.Module):
 
 def _int8(x: Tensor) -> Tensor:
     """Return a tensor (B, H, n, d) in INT8 with one scale per image."""
-    scale = symmetric_scale(x, BITS, (1, 2, 3))
-    return straight_through(x, scale * to_symmetric(x, scale, BITS))
+    scale = symmetric_scale(x, INT8_MAX, (1, 2, 3))
+    return straight_through(x, scale * to_symmetric(x, scale, INT8_MAX))
 
 
 def _counts(found: Selection, high: Tensor) -> Tensor:

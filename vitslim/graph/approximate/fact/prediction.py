@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitslim.graph.approximate.bit_planes import symmetric_scale, to_symmetric
+from vitslim.graph.approximate.bit_planes import INT8_MAX, symmetric_scale, to_symmetric
 
-BITS = 8
 MANTISSAS = math.log(2) ** -2
-"""Mean of the product of two mantissas in [1, 2) with uniform logarithms, which leading ones drop. The predictor folds it
-into its scales, so that biases and the margin of the one-hot rule are in units of the true logits; no ranking changes."""
+"""Mean of the product of two mantissas in [1, 2) with uniform logarithms, which leading ones drop. The predictor folds
+it into its scales, so that biases and the margin of the one-hot rule are in units of the true logits."""
 _EXPONENT = -(2**23)
 """Mask of sign and exponent of a float32."""
 
@@ -34,9 +33,9 @@ def predicted_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x: (B, ..., C), one scale per image. weight: (out, C), one scale. Returns float32 (B, ..., out), without gradients.
     """
     with torch.no_grad():
-        x_scale = symmetric_scale(x, BITS, tuple(range(1, x.dim())))
-        w_scale = symmetric_scale(weight, BITS, (0, 1))
-        ones = [leading_one(to_symmetric(one, scale, BITS)) for one, scale in ((x, x_scale), (weight, w_scale))]
+        x_scale = symmetric_scale(x, INT8_MAX, tuple(range(1, x.dim())))
+        w_scale = symmetric_scale(weight, INT8_MAX, (0, 1))
+        ones = [leading_one(to_symmetric(one, scale, INT8_MAX)) for one, scale in ((x, x_scale), (weight, w_scale))]
         found = functional.linear(*ones).mul_(x_scale * w_scale.reshape(()) * MANTISSAS)
         return found if bias is None else found + bias
 
@@ -48,7 +47,7 @@ def predicted_logits(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = N
     bias: added, broadcasts to the result.
     """
     with torch.no_grad():
-        scales = [symmetric_scale(one, BITS, (1, 2, 3)) for one in (q, k)]
-        ones = [leading_one(to_symmetric(one, s, BITS)) for one, s in zip((q, k), scales, strict=True)]
+        scales = [symmetric_scale(one, INT8_MAX, (1, 2, 3)) for one in (q, k)]
+        ones = [leading_one(to_symmetric(one, s, INT8_MAX)) for one, s in zip((q, k), scales, strict=True)]
         found = torch.matmul(ones[0], ones[1].transpose(-2, -1)).mul_(scales[0] * scales[1] * (scale * MANTISSAS))
         return found if bias is None else found + bias

@@ -30,7 +30,9 @@ def rewrite_fact(module: GraphModule, graph: ModelGraph, settings: FactSettings)
         node = nodes[attention.node.name]
         predicted = _predicted(module, nodes, site)
         mlp = site.of_role("fc1", "fc2")
-        layer = FactLayer(settings, attention.scale, anatomy.prefix_tokens, anatomy.shapes[argument(mlp[0].node, 0)][1])
+        after = argument(mlp[0].node, 0) if mlp else attention.v
+        tokens = anatomy.shapes[after][1 if mlp else 2]
+        layer = FactLayer(settings, attention.scale, anatomy.prefix_tokens, tokens)
         module.add_submodule(f"fact_{place}", layer)
         bias = None if attention.size_bias is None else nodes[attention.size_bias.name]
         operands = tuple(nodes[one.name] for one in (attention.q, attention.k, attention.v))
@@ -40,7 +42,8 @@ def rewrite_fact(module: GraphModule, graph: ModelGraph, settings: FactSettings)
             state = module.graph.call_function(operator.getitem, (called, 1))
         node.replace_all_uses_with(output)
         squeeze = site.block.squeeze
-        if squeeze is not None and squeeze in descendants(attention.node) and mlp[0].node in descendants(squeeze):
+        reads = {one.node for one in mlp}
+        if squeeze is not None and squeeze in descendants(attention.node) and reads & set(descendants(squeeze)):
             state = _carry(module, nodes[squeeze.name], state, f"carried_{place}")
         _quantize(module, nodes, site.of_role("qkv", "proj"), None, settings)
         _quantize(module, nodes, mlp, state, settings)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitslim.graph.approximate.bit_planes import straight_through, symmetric_scale, to_symmetric, upper_plane
+from vitslim.graph.approximate.bit_planes import (
+    largest_integer,
+    straight_through,
+    symmetric_scale,
+    to_symmetric,
+    upper_plane,
+)
 from vitslim.recipe.accelerators import ProgressiveQuantization
 
 
@@ -38,8 +44,7 @@ def probabilities(x: Operands, pq: ProgressiveQuantization) -> tuple[Tensor, Ten
     them once more with all bits. Scales are per head and image. The second result is bool (B, H, n), pruned queries
     excluded.
     """
-    bits = pq.msb + pq.lsb
-    scaled = [_integers(one, counted, bits) for one, counted in ((x.q, x.queries), (x.k, x.keys))]
+    scaled = [_integers(one, counted, pq) for one, counted in ((x.q, x.queries), (x.k, x.keys))]
     upper = [straight_through(one, scale * upper_plane(whole, pq.lsb))
              for one, (whole, scale) in zip((x.q, x.k), scaled, strict=True)]  # fmt: skip
     found = _softmax(x, *upper)
@@ -54,13 +59,14 @@ def probabilities(x: Operands, pq: ProgressiveQuantization) -> tuple[Tensor, Ten
 
 def upper_values(x: Operands, pq: ProgressiveQuantization) -> Tensor:
     """Return V (B, H, m, e) from its upper bit plane; its low bits are never read."""
-    whole, scale = _integers(x.v, x.keys, pq.msb + pq.lsb)
+    whole, scale = _integers(x.v, x.keys, pq)
     return straight_through(x.v, scale * upper_plane(whole, pq.lsb))
 
 
-def _integers(x: Tensor, counted: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
-    scale = symmetric_scale(x, bits, (2, 3), None if counted is None else counted[:, None, :, None])
-    return to_symmetric(x, scale, bits), scale
+def _integers(x: Tensor, counted: Tensor | None, pq: ProgressiveQuantization) -> tuple[Tensor, Tensor]:
+    top = largest_integer(pq.msb, pq.lsb)
+    scale = symmetric_scale(x, top, (2, 3), None if counted is None else counted[:, None, :, None])
+    return to_symmetric(x, scale, top), scale
 
 
 def _softmax(x: Operands, q: Tensor, k: Tensor) -> Tensor:
