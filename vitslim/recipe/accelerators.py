@@ -65,11 +65,14 @@ class Cascade(Config):
         return tuple([0.0] * (layers - count - 1) + inner + [0.0] * min(1, layers))
 
     def kept(self, count: int, layers: int, least: int = 1) -> tuple[int, ...]:
-        """Return how many of `count` tokens or heads are left after each of `layers` layers, at least `least`."""
-        left = []
+        """Return how many of `count` tokens or heads are left after each of `layers` layers, at least `least`.
+
+        Fractions are multiplied before rounding up, so that small counts are pruned as well.
+        """
+        left, fraction = [], 1.0
         for ratio in self.ratios(layers):
-            count = max(min(least, count), math.ceil(count * (1 - ratio) - ROUNDING))
-            left.append(count)
+            fraction *= 1 - ratio
+            left.append(max(min(least, count), math.ceil(count * fraction - ROUNDING)))
         return tuple(left)
 
 

@@ -36,12 +36,12 @@ def upper_plane(integers: Tensor, low: int) -> Tensor:
 
     The upper plane alone is therefore a symmetric quantization with fewer bits. Unchanged for `low` 0.
     """
-    return integers if low == 0 else torch.floor(integers / 2**low + 0.5) * 2**low
+    return integers if low == 0 else torch.floor(integers / (1 << low) + 0.5) * (1 << low)
 
 
 def upper_magnitude(integers: Tensor, low: int) -> Tensor:
     """Return integers whose `low` lowest bits of the magnitude are zero, as in sign-magnitude numbers."""
-    return torch.trunc(integers / 2**low) * 2**low
+    return torch.trunc(integers / (1 << low)) * (1 << low)
 
 
 def straight_through(x: Tensor, approximate: Tensor) -> Tensor:
