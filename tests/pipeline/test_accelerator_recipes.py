@@ -38,6 +38,8 @@ EIGHTH = {**SPATTEN, "sim": "spatten-1/8"}
 TRAIN = {"distill": {"teacher": "none", "approximate": "spatten",
                      "train": {"epochs": 1, "images": 32, "batch": 16, "lr": 1e-3}}}  # fmt: skip
 
+PREDICTORS = {"distill": {**TRAIN["distill"], "teacher": "dense", "loss": {"ratio": 2}}}
+
 
 def document(tiny_kwargs: dict[str, Any], stages: list[Any], backends: list[Any]) -> dict[str, Any]:
     return {
@@ -156,7 +158,8 @@ def test_the_key_of_a_stage_depends_on_the_approximations_that_it_trains_under()
         ([TRAIN, "export"], ["sim:fact"], "no backend of the report has the approximations of spatten"),
         ([TRAIN, "export"], [SPATTEN, "sim:spatten-1/8"], "with different approximations"),
         (
-            [{"token-squeeze": {"method": "dtps"}}, TRAIN, "export"],
+            [{"token-squeeze": {"method": "dtps", "blocks": [1]}},
+                 {"distill": {**TRAIN["distill"], "teacher": "dense", "loss": {"ratio": 2}}}, "export"],
             ["sim:spatten"],
             "token predictors are trained in a form that no accelerator computes",
         ),

@@ -18,13 +18,19 @@ from vitslim.results.accelerator_result import LayerWork
 HOSTILE = "<b>x</b>"
 
 
+def distribution(name: str, values: list[int]) -> Distribution:
+    low, high = min(values), max(values)
+    mean = sum(values) / len(values)
+    return Distribution(name=name, mean=mean, minimum=low, p10=low, median=mean, p90=high, maximum=high)
+
+
 def with_accelerator(report: Report) -> Report:
     """The report with one accelerator in its last stage, whose layer has a hostile name."""
-    counts = (Distribution.of("keys", [2, 4]), Distribution.of("rows", [3, 3]))
+    counts = (distribution("keys", [2, 4]), distribution("rows", [3, 3]))
     result = AcceleratorResult(
         backend="sim:fact",
         accuracies=(ApproximateAccuracy(dataset="val", n=2, top1=0.5, exact_top1=1.0, agreement=0.5),),
-        distributions=(Distribution.of("cycles", [10, 30]),),
+        distributions=(distribution("cycles", [10, 30]),),
         layers=(LayerWork(layer=HOSTILE, counts=counts),),
     )
     row = Sensitivity(key="mult", value="512", low=128, high=512, latency_low_ms=4, latency_high_ms=1,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from vitslim.results.token_picture import TokenPicture
@@ -23,13 +20,6 @@ class Distribution(Value):
     median: float
     p90: float
     maximum: float
-
-    @classmethod
-    def of(cls, name: str, values: npt.ArrayLike | Sequence[float]) -> Distribution:
-        """Return the distribution of one value for each image."""
-        found = np.asarray(values, np.float64)
-        low, p10, median, p90, high = np.quantile(found, (0, 0.1, 0.5, 0.9, 1)).tolist()
-        return cls(name=name, mean=float(found.mean()), minimum=low, p10=p10, median=median, p90=p90, maximum=high)
 
 
 class LayerWork(Value):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from vitslim.backends.simulated.attention_layers import read_attention_layers
@@ -102,7 +104,7 @@ def accelerator_result(
     return AcceleratorResult(
         backend=simulator.name,
         accuracies=tuple(accuracies),
-        distributions=tuple(Distribution.of(name, one) for name, one in values.items()),
+        distributions=tuple(distribution(name, one) for name, one in values.items()),
         layers=layer_counts(run.found.blocks, run.counts),
         pictures=pictures,
         picture_note=NOTES[type(run.counts)] if pictures else "",
@@ -135,6 +137,13 @@ def _share(first: torch.Tensor, second: torch.Tensor) -> float:
     return (first == second).float().mean().item()
 
 
+def distribution(name: str, values: npt.ArrayLike) -> Distribution:
+    """Return the distribution of one value for each image."""
+    found = np.asarray(values, np.float64)
+    low, p10, median, p90, high = np.quantile(found, (0, 0.1, 0.5, 0.9, 1)).tolist()
+    return Distribution(name=name, mean=float(found.mean()), minimum=low, p10=p10, median=median, p90=p90, maximum=high)
+
+
 def layer_counts(blocks: Sequence[str], counts: Counts) -> tuple[LayerWork, ...]:
     """Return the distribution of each count over the images, layer by layer; SpAtten's are sums over heads."""
     rows = []
@@ -143,7 +152,7 @@ def layer_counts(blocks: Sequence[str], counts: Counts) -> tuple[LayerWork, ...]
         for one in fields(counts):
             values = getattr(counts, one.name)[:, place]
             summed = values if values.ndim == 1 else values.sum(axis=1)
-            found.append(Distribution.of(one.name.replace("_", " "), summed))
+            found.append(distribution(one.name.replace("_", " "), summed))
         rows.append(LayerWork(layer=block, counts=tuple(found)))
     return tuple(rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,7 @@ class FactSpec(Settings):
         return getattr(getattr(self, outer), inner) if inner else getattr(self, outer)
 
 
+@cache
 def packaged_spec() -> FactSpec:
     """Return the packaged settings."""
     return load_spec()
