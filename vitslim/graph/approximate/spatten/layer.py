@@ -101,5 +101,7 @@ class SpattenLayer(nn.Module):
             head_scores = scores if head_scores is None else head_scores + scores
             if self.plan.heads_after < output.shape[1]:
                 heads = select(head_scores, heads, self.plan.heads_after)
-        left = torch.ones(found.shape[0], found.shape[3], dtype=torch.bool) if tokens is None else tokens
+        left = tokens
+        if left is None:
+            left = torch.ones(found.shape[0], found.shape[3], dtype=torch.bool, device=found.device)
         return SpattenState(tokens, heads, token_scores, head_scores, (*state.counts, counted), (*state.left, left))
