@@ -23,7 +23,9 @@ def symmetric_scale(x: Tensor, top: int, dims: tuple[int, ...], counted: Tensor 
 
 def to_symmetric(x: Tensor, scale: Tensor, top: int) -> Tensor:
     """Return `clamp(round(x / scale), -top, top)`: integers as float, without gradients."""
-    return torch.clamp(torch.round(x.detach() / scale), -top, top)
+    found = x.detach() / scale
+    found.round_().clamp_(-top, top)  # in place: activations are large
+    return found
 
 
 def largest_integer(upper: int, low: int = 0) -> int:

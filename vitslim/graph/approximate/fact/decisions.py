@@ -32,9 +32,10 @@ def select_entries(logits: Tensor, count: int, margin: float | None, prefix: int
     selected = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, places, True)
     if margin is None or logits.shape[-1] == 1:
         return Selection(selected, torch.zeros_like(selected[..., 0]), selected)
-    best, place = logits.topk(2, dim=-1)
-    one_hot = best[..., 0] - best[..., 1] > margin
-    single = torch.zeros_like(selected).scatter_(-1, place[..., :1], True)
+    best, place = logits.max(dim=-1, keepdim=True)
+    second = logits.scatter(-1, place, float("-inf")).amax(dim=-1)
+    one_hot = best[..., 0] - second > margin
+    single = torch.zeros_like(selected).scatter_(-1, place, True)
     return Selection(selected, one_hot, torch.where(one_hot[..., None], single, selected))
 
 

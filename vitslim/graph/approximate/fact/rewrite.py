@@ -41,6 +41,7 @@ def rewrite_fact(module: GraphModule, graph: ModelGraph, settings: FactSettings)
             output = module.graph.call_function(operator.getitem, (called, 0))
             state = module.graph.call_function(operator.getitem, (called, 1))
         node.replace_all_uses_with(output)
+        module.graph.erase_node(node)  # fused attention counts as impure, and would stay
         squeeze = site.block.squeeze
         reads = {one.node for one in mlp}
         if squeeze is not None and squeeze in descendants(attention.node) and reads & set(descendants(squeeze)):

@@ -50,6 +50,7 @@ def rewrite_spatten(module: GraphModule, graph: ModelGraph, settings: SpattenSet
             output = module.graph.call_function(operator.getitem, (called, 0))
             state = module.graph.call_function(operator.getitem, (called, 1))
         node.replace_all_uses_with(output)
+        module.graph.erase_node(node)  # fused attention counts as impure, and would stay
     if state is None:
         raise ValueError("a graph without attention has no state")
     if settings.token.is_active:
