@@ -17,6 +17,7 @@ from vitslim.errors import closest
 BENCHMARKS = {
     "axes": "Traces, prunes, trains for one step and exports every timm architecture; continues after an interruption.",
     "depgraph": "Compares the importance scores of DepGraph and Torch-Pruning on DeiT-Tiny at 85, 70 and 50 % of MACs.",
+    "fact": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:fact; ablation and sensitivity.",
     "gpu-model": "Computes the error of the simulated A100 and of a roofline model on held-out GEMMs.",
     "gpusq": "Measures the steps of GPUSQ on DeiT-Tiny: 2:4 sparsity, distillation, INT8 and INT4 (half an hour).",
     "int8": "Compares latency, size, agreement and top-1 of INT8 and INT4 DeiT-Tiny with other tools.",
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "int8-timm": "Quantizes every timm architecture and runs its file; continues after an interruption.",
     "published": "Compares published speedups of whole models with those of sim:a100.",
     "quickstart": "Runs `vitslim run quickstart` from scratch and prints seconds, accuracy, size and speedup.",
+    "spatten": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:spatten; GPT-2 workloads.",
     "startup": "Times `vitslim --help` and `plan quickstart --no-trace`, and checks whether they import torch.",
     "systolic": "Compares the compute cycles of SCALE-Sim and of sim:systolic on the GEMMs of DeiT-Tiny.",
     "token-models": "Compares ONNX Runtime and PyTorch on models with squeezed tokens, or prints why one is refused.",

@@ -16,20 +16,28 @@ from vitslim.backends.measured.onnxruntime import ONNX_RUNTIME
 from vitslim.backends.measured.openvino import OPENVINO
 from vitslim.backends.measured.runtime import Runtime
 from vitslim.backends.measured.torch_cuda import TORCH_CUDA
+from vitslim.backends.simulated.fact.simulator import load_simulator as load_fact
 from vitslim.backends.simulated.gpu.simulator import load_simulator as load_gpu
 from vitslim.backends.simulated.settings import read_settings
-from vitslim.backends.simulated.simulator import Simulator, SimulatorLoader
+from vitslim.backends.simulated.simulator import ApproximatingSimulator, Simulator, SimulatorLoader
+from vitslim.backends.simulated.spatten.simulator import load_simulator as load_spatten
 from vitslim.backends.simulated.systolic.simulator import load_simulator as load_systolic
 from vitslim.errors import UsageError, closest
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.recipe.backend_names import SIM, SIMULATED_TARGETS, SPEC_SUFFIXES, backend_name, known_backends
 from vitslim.results import Estimate, Measurement
+from vitslim.results.accelerator_counts import Counts
 from vitslim.workload import read_workload
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ONNX_RUNTIME, OPENVINO, TORCH_CUDA)}
 """Measured backends: one entry for each name in `backend_names.MEASURED`."""
-SIMULATORS: dict[str, SimulatorLoader] = {"systolic": load_systolic, "gpu": load_gpu}
+SIMULATORS: dict[str, SimulatorLoader] = {
+    "systolic": load_systolic,
+    "gpu": load_gpu,
+    "spatten": load_spatten,
+    "fact": load_fact,
+}
 """Families of simulated targets; `backend_names.SIMULATED_TARGETS` assigns a family to each target."""
 
 
@@ -95,9 +103,12 @@ class Simulated:
     def require(self) -> None:
         """Do nothing: simulated backends are always available."""
 
-    def estimate(self, path: Path, batch: int) -> Estimate:
-        """Return the estimate of one ONNX file at one batch size."""
-        return self.simulator.estimate(read_workload(path, batch))
+    def estimate(self, path: Path, batch: int, counts: Counts | None = None) -> Estimate:
+        """Return the estimate of one ONNX file at one batch size, with the work of images if they were counted."""
+        workload = read_workload(path, batch)
+        if counts is not None and isinstance(self.simulator, ApproximatingSimulator):
+            return self.simulator.estimate(workload, counts)
+        return self.simulator.estimate(workload)
 
     def matmul_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> MatmulTimes:
         """Return the latency of dense matmuls and of the dense model that contains them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vitslim.errors import Problem, RecipeError, UsageError
 from vitslim.recipe import check_order
-from vitslim.recipe.backend_names import known_backends
+from vitslim.recipe.backend_names import known_backends, may_approximate
 from vitslim.recipe.schema import Recipe
 
 
@@ -17,7 +17,7 @@ def check_recipe(recipe: Recipe) -> tuple[str, ...]:
     settings file of a simulated backend that cannot be read.
     """
     errors, warnings = check_order(recipe)
-    errors = errors or list(_setting_problems(recipe))
+    errors = errors or list(_setting_problems(recipe)) or list(_accelerator_problems(recipe))
     if errors:
         raise RecipeError(errors, recipe.name)
     return tuple(warning.message for warning in warnings)
@@ -33,3 +33,12 @@ def _setting_problems(recipe: Recipe) -> Iterator[Problem]:
             parse_backend(backend)
         except UsageError as error:
             yield Problem(f"report.backends.{position}", str(error), error.hint)
+
+
+def _accelerator_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield problems between stages and backends that change results; only then are the backends read."""
+    trained = any(config.approximation for config in recipe.stages)
+    if trained or any(may_approximate(backend) for backend in recipe.report.backends):
+        from vitslim.pipeline.accelerators import accelerator_problems
+
+        yield from accelerator_problems(recipe)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
 from vitslim.results import Estimate, Measurement
+from vitslim.results.accelerator_counts import Counts
 
 
 def measure_files(
-    files: dict[str, Path], baseline: str, config: ReportConfig, progress: Progress
+    files: dict[str, Path],
+    baseline: str,
+    config: ReportConfig,
+    progress: Progress,
+    counts: Mapping[tuple[str, str], Counts] = MappingProxyType({}),
 ) -> dict[str, tuple[tuple[Measurement, ...], tuple[Estimate, ...]]]:
-    """Return measurements and estimates of each file; speedups are over `baseline` on the same backend and batch."""
+    """Return measurements and estimates of each file; speedups are over `baseline` on the same backend and batch.
+
+    counts: name of a file and of a backend that changes results to the work of each image; without it the backend
+    states its work.
+    """
     measured: dict[str, list[Measurement]] = {name: [] for name in files}
     estimated: dict[str, list[Estimate]] = {name: [] for name in files}
     for backend in map(parse_backend, config.backends):
@@ -25,13 +35,19 @@ def measure_files(
                     measured[name].extend(rows)
             case Simulated():
                 for batch in config.batches:
-                    for name, row in _estimate(backend, files, baseline, batch).items():
+                    for name, row in _estimate(backend, files, baseline, batch, counts).items():
                         estimated[name].append(row)
     return {name: (tuple(measured[name]), tuple(estimated[name])) for name in files}
 
 
-def _estimate(backend: Simulated, files: dict[str, Path], baseline: str, batch: int) -> dict[str, Estimate]:
-    rows = {name: backend.estimate(path, batch) for name, path in files.items()}
+def _estimate(
+    backend: Simulated,
+    files: dict[str, Path],
+    baseline: str,
+    batch: int,
+    counts: Mapping[tuple[str, str], Counts],
+) -> dict[str, Estimate]:
+    rows = {name: backend.estimate(path, batch, counts.get((name, backend.name))) for name, path in files.items()}
     dense = rows[baseline].latency_ms
     return {
         name: row if name == baseline else row.model_copy(update={"speedup": dense / row.latency_ms})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
@@ -34,22 +35,24 @@ def _plain_rows(recipe: Recipe) -> list[PlanRow]:
 def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.graph.sketch import sketch
     from vitslim.graph.trace import trace_timm
+    from vitslim.pipeline.accelerators import model_problems
 
     model = recipe.model
     checkpoint = resolve_checkpoint(recipe)
     graph = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
-    return estimate_stages(recipe, sketch(graph))
+    return estimate_stages(recipe, sketch(graph), model_problems(recipe, graph))
 
 
-def estimate_stages(recipe: Recipe, dense: ModelSketch) -> list[PlanRow]:
+def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Problem] = ()) -> list[PlanRow]:
     """Check the requirements of every stage on the sketch of the model before it, and estimate the model after it.
 
-    Raises RecipeError with the problems of all stages, InputError for a latency table that cannot be read.
+    Raises RecipeError with the problems of all stages and the `further` ones, InputError for a latency table that
+    cannot be read.
     """
     from vitslim.stages.registry import make_stage
 
     sketch, rows = dense, [PlanRow(kind="dense", method="", cost=dense.cost())]
-    problems: list[Problem] = []
+    problems = list(further)
     for position, config in enumerate(recipe.stages):
         table = stage_table(config, position)
         stage = make_stage(config, table)

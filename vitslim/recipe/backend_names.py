@@ -12,8 +12,13 @@ MEASURED = ("onnxruntime:cpu", "openvino:cpu", "torch:cuda")
 """Measured backends; `vitslim.backends.registry` has an entry for each."""
 RUN_ONNX = ("onnxruntime:cpu", "openvino:cpu")
 """Measured backends that run the ONNX file itself."""
-SIMULATED_TARGETS = {"systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu"}
+SIMULATED_TARGETS = {
+    "systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu",
+    "spatten": "spatten", "spatten-1/8": "spatten", "fact": "fact",
+}  # fmt: skip
 """Simulated target to its family, a folder of `vitslim/backends/simulated`."""
+APPROXIMATING = ("spatten", "fact")
+"""Families of targets that change results."""
 SIM = "sim:"
 """Prefix of simulated backends."""
 SPEC_SUFFIXES = (".yaml", ".yml")
@@ -31,6 +36,12 @@ def backend_name(value: str | Mapping[str, Any]) -> str:
         return value
     settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "sim")
     return f"{SIM}{value.get('sim', '')}({settings})" if settings else f"{SIM}{value.get('sim', '')}"
+
+
+def may_approximate(value: str | Mapping[str, Any]) -> bool:
+    """Return whether a backend may change results: an accelerator with approximations, or a settings file."""
+    target = value.removeprefix(SIM) if isinstance(value, str) else str(value.get("sim", ""))
+    return SIMULATED_TARGETS.get(target) in APPROXIMATING or target.endswith(SPEC_SUFFIXES)
 
 
 def is_known(name: str) -> bool:

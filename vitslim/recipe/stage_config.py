@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from vitslim.errors import Problem
+from vitslim.recipe.accelerators import AcceleratorName
 from vitslim.recipe.config import EXPECTED, Config
 from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
@@ -62,6 +63,11 @@ class StageConfig(Config):
     @property
     def export_profile(self) -> Profile | None:
         """The form of the file that the stage writes; None for a stage that writes none."""
+        return None
+
+    @property
+    def approximation(self) -> AcceleratorName | None:
+        """The accelerator under whose approximations the stage trains; None without any."""
         return None
 
     @property

@@ -6,7 +6,16 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vitslim.report import breakdowns, columns, figures, headline, stage_details, token_table, wording
+from vitslim.report import (
+    accelerator_tables,
+    breakdowns,
+    columns,
+    figures,
+    headline,
+    stage_details,
+    token_table,
+    wording,
+)
 from vitslim.report.columns import Group, Source
 from vitslim.results import Report
 from vitslim.units import format_duration
@@ -36,6 +45,8 @@ def render_html(report: Report) -> str:
             breakdowns=breakdowns.breakdowns(report),
             rooflines=breakdowns.rooflines(report),
             tokens=token_table.token_table(report),
+            approximate_accuracies=accelerator_tables.accuracy_groups(report),
+            accelerators=accelerator_tables.accelerator_tables(report),
             simulators=wording.simulators(report),
             gates=tuple(map(wording.gate_line, report.gates)),
             verdict=wording.gates_verdict(report.gates),

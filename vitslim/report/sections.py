@@ -47,6 +47,7 @@ def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
         Section("Warnings", tuple(Entry(text, "!", "warning") for text in report.warnings)),
         Section("Resolved keys", tuple(_resolved(report))),
         Section("Exported file", tuple(_exported(report))),
+        Section("Accuracy on simulated accelerators", tuple(_accelerators(report))),
         Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
         Section("Assumed values without a source", tuple(_assumptions(report))),
         Section("Provenance", tuple(_provenance(report))),
@@ -74,6 +75,17 @@ def _exported(report: Report) -> Iterator[Entry]:
         yield Entry(f"{result.dataset}: top-1 {format_percent(result.top1)} of {result.n:,} images{agreement}")
     for name, value in report.parity.items():
         yield Entry(f"{name} = {value:.4g}")
+
+
+def _accelerators(report: Report) -> Iterator[Entry]:
+    for stage in report.stages:
+        for found in stage.accelerators:
+            for a in found.accuracies:
+                points = f"{100 * (a.top1 - a.exact_top1):+.1f} points by its approximations"
+                yield Entry(
+                    f"{stage.name} on {found.backend}, simulated: {a.dataset}: top-1 {format_percent(a.top1)}, "
+                    f"{points}, agreement {format_percent(a.agreement)}, {a.n:,} images"
+                )
 
 
 def _skipped(report: Report) -> Iterator[Entry]:

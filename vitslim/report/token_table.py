@@ -60,7 +60,11 @@ class TokenTable:
 
 def token_table(report: Report) -> TokenTable | None:
     """Return the pictures of a report; None without any."""
-    pictures = report.token_pictures
+    return picture_table(report.token_pictures, "token-image")
+
+
+def picture_table(pictures: Sequence[TokenPicture], name: str) -> TokenTable | None:
+    """Return the table of pictures, whose images have ids that begin with a name; None without pictures."""
     if not pictures:
         return None
     blocks = [(picture, block) for picture in pictures for block in picture.blocks]
@@ -68,7 +72,7 @@ def token_table(report: Report) -> TokenTable | None:
     extra = any(host is None for _, block in blocks for host in block.squeezed.values())
     return TokenTable(
         columns=tuple(_column(same, pictures[0].patches) for same in zip(*(p.blocks for p in pictures), strict=False)),
-        rows=tuple(_row(picture, f"token-image-{index}") for index, picture in enumerate(pictures)),
+        rows=tuple(_row(picture, f"{name}-{index}") for index, picture in enumerate(pictures)),
         legend=tuple((state, words) for state, words in WORDS.items() if state in found),
         note=EXTRA_TOKEN if extra else "",
     )

@@ -1,5 +1,6 @@
 """Plain values that several rooms share: measurements, estimates, the plan and the report."""
 
+from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
 from vitslim.results.latency_table import LatencyTable
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
 from vitslim.results.value import Value
@@ -21,6 +22,7 @@ from vitslim.results.values import (
     PlanRow,
     Report,
     Roofline,
+    Sensitivity,
     StageRecord,
     Utilization,
 )
@@ -28,10 +30,13 @@ from vitslim.results.values import (
 __all__ = [
     "REPORT_SCHEMA_VERSION",
     "RESOLVED_KEY",
+    "AcceleratorResult",
     "Accuracy",
+    "ApproximateAccuracy",
     "Assumption",
     "Bound",
     "Cost",
+    "Distribution",
     "Energy",
     "Environment",
     "Estimate",
@@ -45,6 +50,7 @@ __all__ = [
     "PlanRow",
     "Report",
     "Roofline",
+    "Sensitivity",
     "SqueezedBlock",
     "StageRecord",
     "TokenPicture",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vitslim.results.accelerator_result import AcceleratorResult
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
 
@@ -115,6 +116,20 @@ class Roofline(Value):
     precision: str
 
 
+class Sensitivity(Value):
+    """Latency and energy of a simulated target at both ends of the plausible range of an assumed value."""
+
+    key: str
+    value: str
+    """The value that the estimate uses."""
+    low: float
+    high: float
+    latency_low_ms: float
+    latency_high_ms: float
+    energy_low_mj: float
+    energy_high_mj: float
+
+
 class Estimate(Value):
     """Simulated latency of one ONNX file on one target at one batch size."""
 
@@ -144,6 +159,8 @@ class Estimate(Value):
     """Expected relative error of the latency; empty when unknown."""
     assumed: tuple[str, ...] = ()
     """Keys of the target whose value has no source."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """Effect of the assumed values, for targets that are mostly assumed."""
     provenance: Literal["simulated"] = "simulated"
 
 
@@ -210,6 +227,8 @@ class StageRecord(Value):
     accuracies: tuple[Accuracy, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    accelerators: tuple[AcceleratorResult, ...] = ()
+    """Results under the approximations of simulated accelerators."""
     changes: tuple[LayerNote, ...] = ()
     skipped: tuple[LayerNote, ...] = ()
     metrics: dict[str, float] = Field({})

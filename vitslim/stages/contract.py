@@ -14,6 +14,7 @@ from vitslim.errors import Problem
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Progress
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LayerNote, Measurement
 
@@ -59,6 +60,8 @@ class StageContext:
     """None if no measured backend of the recipe runs ONNX files."""
     keep: Path | None = None
     """Folder that survives an interruption: the stage finds its files here when it runs again."""
+    accelerator: Accelerator | None = None
+    """The approximations under which the stage trains; None without any."""
 
 
 class Stage(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from pydantic import ConfigDict
@@ -57,6 +58,7 @@ class Work:
     dram_bits: float
 
 
+@cache
 def load_table(name: str) -> EnergyTable:
     """Return a packaged table."""
     return EnergyTable.model_validate(packaged(__package__, TABLES)[name])

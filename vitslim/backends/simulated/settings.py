@@ -80,9 +80,15 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 def _usage_error(error: ValidationError, example: Mapping[str, Any], where: str) -> UsageError:
     """Return one sentence with every invalid key, and a hint with a valid value for the first."""
     problems = error.errors(include_url=False)
-    parts = [f"{_path(p['loc'])}: {WORDING.get(p['type'], p['msg'][:1].lower() + p['msg'][1:])}" for p in problems]
+    parts = [f"{_path(p['loc'])}: {WORDING.get(p['type'], _message(p['msg']))}" for p in problems]
     first = problems[0]["loc"]
     return UsageError(f"{where}: {'; '.join(parts)}", _hint(first, example))
+
+
+def _message(text: str) -> str:
+    """Return the message of a problem in lower case, without the prefix of errors that validators raise."""
+    text = text.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from vitslim.backends.gemm_list import Gemm
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.results import Estimate
+from vitslim.results.accelerator_counts import Counts
 from vitslim.workload import Workload
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +49,33 @@ class Simulator(Protocol):
 
     def roofline_us(self, gemms: Sequence[Gemm]) -> Floats | None:
         """Microseconds of GEMMs by the roofline of the target, to compare `gemm_us` with; None without a roofline."""
+        ...
+
+
+@runtime_checkable
+class ApproximatingSimulator(Simulator, Protocol):
+    """A target that changes results: its functional half counts the work of each image."""
+
+    @property
+    def approximation(self) -> Accelerator:
+        """The settings of the functional half."""
+        ...
+
+    def estimate(self, workload: Workload, counts: Counts | None = None) -> Estimate:
+        """Estimate from the mean over the images of `counts`; without counts the settings state them."""
+        ...
+
+    def per_image(self, workload: Workload, counts: Counts) -> dict[str, Floats]:
+        """Values of each image at batch 1 by name, such as `cycles`; float64 (images,)."""
+        ...
+
+
+@runtime_checkable
+class SequenceSimulator(Protocol):
+    """A target that reads sequence workloads from CSV files."""
+
+    def estimate_sequences(self, path: Path) -> Estimate:
+        """Estimate of all steps of a workload. Raises InputError for an invalid file."""
         ...
 
 

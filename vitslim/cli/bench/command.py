@@ -41,6 +41,10 @@ def bench(
         Path | None,
         typer.Option(metavar="CSV", help="Predict or measure the GEMMs of a CSV file instead of ONNX files."),
     ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Simulate the sequence workload of a CSV file instead of ONNX files."),
+    ] = None,
     kwargs: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; repeatable."),
@@ -60,10 +64,21 @@ def bench(
 
     With --gemms, read a CSV file with the columns M,N,K,dtype,sparse,count and optionally measured_us. A simulated
     backend predicts the latency of each GEMM and the error where measured_us is given; a measured backend measures it.
+
+    With --workload, read a CSV file with one query of one attention head per line, as released with SpAtten, and
+    simulate it on sim:spatten or sim:spatten-1/8.
     """
     from vitslim.cli.bench.latency_table import bench_table
     from vitslim.recipe.schema import ReportConfig
 
+    if workload is not None:
+        from vitslim.cli.bench.sequences import bench_sequences
+
+        others = bool(files) or table is not None or gemms is not None or seconds is not None or bool(kwargs)
+        _refuse(others or bool(batch) or bool(threads) or out is not None,
+                "--workload allows only --backend and --format", "remove the other options")  # fmt: skip
+        bench_sequences(workload, backend or [], output)
+        return
     if gemms is not None:
         from vitslim.cli.bench.gemms import bench_gemms
 

@@ -32,10 +32,25 @@ def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
         rows.add_row(row.name, str(row.count), f"{row.latency_us:.4g} us", f"{100 * row.utilization:.1f} %", row.bound,
                      row.expected_error, row.calibration)  # fmt: skip
     yield rows
+    if found.sensitivity:
+        yield _sensitivity(found)
     sums = plain_table(None, ("",), ("",))
     for name, value in _sums(found):
         sums.add_row(name, value)
     yield sums
+
+
+def _sensitivity(found: Estimate) -> Table:
+    """Return latency and energy at both ends of the range of each assumed value."""
+    from vitslim.cli.console import plain_table
+    from vitslim.report.accelerator_tables import sensitivity_groups
+
+    (group,) = sensitivity_groups(found)
+    headers = [column.header for column in group.columns]
+    table = plain_table("sensitivity to assumed values", tuple(headers[:1]), tuple(headers[1:]))
+    for cells in zip(*(column.cells for column in group.columns), strict=True):
+        table.add_row(*(cell.text for cell in cells))
+    return table
 
 
 def _sums(found: Estimate) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.pipeline.table_file import table_path
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.hub_folder import hub_files
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
@@ -57,8 +58,11 @@ def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, version
     )
 
 
-def stage_key(previous: str, config: StageConfig) -> str:
-    """Return the key of a stage from the previous key, its kind, its config, and digests of the files that it names."""
+def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | None = None) -> str:
+    """Return the key of a stage from the previous key, its kind, its config, and digests of the files that it names.
+
+    accelerator: the approximations under which the stage trains; None without any.
+    """
     teachers = config.teachers if isinstance(config, TrainedWithTeacher) else ()
     checkpoints = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
     table = table_path(config)
@@ -67,6 +71,7 @@ def stage_key(previous: str, config: StageConfig) -> str:
             "previous": previous,
             "kind": config.kind,
             "config": config.model_dump(mode="json"),
+            "accelerator": accelerator.model_dump(mode="json") if accelerator else None,
             "teachers": [checkpoint_digest(path) for path in checkpoints if path.exists()],
             "table": file_digest(table) if table and table.is_file() else None,
         }

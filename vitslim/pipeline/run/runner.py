@@ -10,8 +10,10 @@ from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
+from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
@@ -47,7 +49,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     dense = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
-    estimate_stages(recipe, sketch(dense))
+    estimate_stages(recipe, sketch(dense), model_problems(recipe, dense))
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
 
@@ -56,8 +58,9 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     key = dense_key(recipe, checkpoint, data.digest, here.versions)
     runner.run_dense(dense, key, order)
     for config in recipe.stages:
-        key = stage_key(key, config)
-        runner.run_stage(config, key)
+        settings = approximation_of(recipe, config.approximation) if config.approximation else None
+        key = stage_key(key, config, settings)
+        runner.run_stage(config, key, settings)
 
     records = _measured(runner, recipe, progress)
     report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
@@ -70,10 +73,13 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
 def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[StageRecord, ...]:
     stages = runner.finished
     files = {stage.record.name: stage.onnx for stage in stages}
-    results = measure_files(files, stages[0].record.name, recipe.report, progress)
+    simulators = [simulator for _, simulator in approximating(recipe)]
+    accelerators, counts = accelerator_results(stages, simulators, runner.data, recipe.seed, progress)
+    results = measure_files(files, stages[0].record.name, recipe.report, progress, counts)
     return tuple(
         stage.record.model_copy(
             update=dict(zip(("measurements", "estimates"), results[stage.record.name], strict=True))
+            | {"accelerators": tuple(accelerators[stage.record.name])}
         )
         for stage in stages
     )

@@ -19,6 +19,7 @@ from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import RESOLVED_KEY, LayerNote, StageRecord
@@ -51,26 +52,33 @@ class StageRunner:
                 stored = self._keep(scratch, result, DENSE, "dense", "", key, time.monotonic())
         self.finished.append(stored)
 
-    def run_stage(self, config: StageConfig, key: str) -> None:
-        """Apply one stage of the recipe to the result of the stage before it."""
+    def run_stage(self, config: StageConfig, key: str, accelerator: Accelerator | None = None) -> None:
+        """Apply one stage of the recipe to the result of the stage before it.
+
+        accelerator: the approximations under which it trains; None without any.
+        """
         name = stage_name(len(self.finished), config)
         stored = self.store.find(name, key)
         if stored is None:
             self.progress.say(f"{name}: {config.method}")
             started = time.monotonic()
             with self.store.writing(name, key) as scratch:
-                result = self._apply(config, name, scratch, self.store.kept(name, key))
+                result = self._apply(config, name, scratch, self.store.kept(name, key), accelerator)
                 stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
         self.finished.append(stored)
 
-    def _apply(self, config: StageConfig, name: str, scratch: Path, keep: Path) -> StageResult:
+    def _apply(
+        self, config: StageConfig, name: str, scratch: Path, keep: Path, accelerator: Accelerator | None
+    ) -> StageResult:
         position = len(self.finished) - 1
         table = stage_table(config, position)
         stage, before = make_stage(config, table), self.finished[-1].graph
         deployment = make_deployment(self.recipe, self.progress)
-        context = StageContext(self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep)
+        context = StageContext(
+            self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
+        )
         torch.manual_seed(self.recipe.seed)
         try:
             result = stage.apply(before, context)

@@ -6,7 +6,7 @@ import base64
 
 from vitslim.data import Dataset, thumbnail
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.token_trace import TokenStep, trace_tokens
+from vitslim.graph.token_trace import trace_tokens
 from vitslim.results import SqueezedBlock, TokenPicture
 
 IMAGES = 4
@@ -25,17 +25,24 @@ def token_pictures(graph: ModelGraph, dataset: Dataset, seed: int) -> tuple[Toke
     if trace is None:
         return ()
     return tuple(
-        _picture(samples, position, trace.rows, trace.columns, steps) for position, steps in enumerate(trace.images)
-    )
+        picture_of(
+            samples, position, (trace.rows, trace.columns),
+            tuple(SqueezedBlock(block=step.block, kept=step.kept, squeezed=step.squeezed) for step in steps),
+        )
+        for position, steps in enumerate(trace.images)
+    )  # fmt: skip
 
 
-def _picture(samples: Dataset, position: int, rows: int, columns: int, steps: tuple[TokenStep, ...]) -> TokenPicture:
+def picture_of(
+    samples: Dataset, position: int, grid: tuple[int, int], blocks: tuple[SqueezedBlock, ...]
+) -> TokenPicture:
+    """Return the picture of one image; grid: rows and columns of its patches."""
     media_type, file = thumbnail(samples.pixels(position), THUMBNAIL_SIDE)
     return TokenPicture(
         label=samples.class_names[samples.labels[position]],
         media_type=media_type,
         image=base64.b64encode(file).decode("ascii"),
-        rows=rows,
-        columns=columns,
-        blocks=tuple(SqueezedBlock(block=step.block, kept=step.kept, squeezed=step.squeezed) for step in steps),
+        rows=grid[0],
+        columns=grid[1],
+        blocks=blocks,
     )

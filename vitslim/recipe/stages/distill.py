@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from vitslim.recipe.accelerators import AcceleratorName
 from vitslim.recipe.stages.training import TrainedWithTeacher
 
 
@@ -13,6 +16,16 @@ class Distill(TrainedWithTeacher):
     kind: ClassVar[str] = "distill"
 
     method: Literal["distill"] = "distill"
+    approximate: AcceleratorName | None = Field(
+        None,
+        description="train under the approximations of this simulated accelerator, with the settings that it has in "
+        "report.backends; default: train the model as it is",
+    )
+
+    @property
+    def approximation(self) -> AcceleratorName | None:
+        """The accelerator under whose approximations the stage trains; None without any."""
+        return self.approximate
 
     @property
     def uses_training_form(self) -> bool:

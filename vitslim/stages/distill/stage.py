@@ -39,6 +39,7 @@ class DistillStage:
             context.progress,
             label="distill: training",
             keep=context.keep,
+            accelerator=context.accelerator,
         )
         return StageResult(student, changes=(note,), metrics=metrics)
 

@@ -8,11 +8,13 @@ import torch
 from torch.fx import GraphModule
 
 from vitslim.errors import Problem, StageError
+from vitslim.graph.approximate import with_approximation
 from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.edits.insert_predictors import find_predictors
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.training_form import TrainingForm, training_form, with_sampled_decisions
 from vitslim.progress import Progress
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
 from vitslim.results import LayerNote
 from vitslim.training.device import device_name, find_device, find_precision
@@ -36,11 +38,13 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     label: str = "training",
     weights: torch.Tensor | None = None,
     keep: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
     A student with token predictors is trained by its training form, which shares its parameters, unless the stage
     trains the model as it is deployed. `dataset` is the whole training set, of which `config.train.images` are used.
+    With an `accelerator` the student is trained as that accelerator computes it.
     `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
     compared blocks. In the folder `keep` the state is written as training goes on, so that an interrupted training
     continues from it.
@@ -67,7 +71,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     answers = averaged(functions, config.temperature) if functions else None
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     metrics = train(
-        _trained_module(student, form, blocks, config),
+        _trained_module(student, form, blocks, config, accelerator),
         images,
         DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept),
         config.train,
@@ -127,11 +131,19 @@ def _require_equal_tokens(form: TrainingForm, teacher: ModelGraph) -> str:
 
 
 def _trained_module(
-    student: ModelGraph, form: TrainingForm | None, blocks: tuple[str, ...], config: TrainedWithTeacher
+    student: ModelGraph,
+    form: TrainingForm | None,
+    blocks: tuple[str, ...],
+    config: TrainedWithTeacher,
+    accelerator: Accelerator | None,
 ) -> GraphModule:
-    """Return the module that is trained, which shares all parameters with the student."""
+    """Return the module that is trained, which shares all parameters with the student.
+
+    Raises StageError for a student that the accelerator cannot compute.
+    """
     if form is None:
-        return with_drop_path(_with_features(student, blocks), student, config.train.drop_path)
+        module = with_drop_path(_with_features(student, blocks), student, config.train.drop_path)
+        return module if accelerator is None else with_approximation(module, student, accelerator)
     return with_sampled_decisions(with_drop_path(form.graph.module, form.graph, config.train.drop_path))
 
 

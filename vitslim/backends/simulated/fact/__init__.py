@@ -1,0 +1,1 @@
+"""FACT (Qin et al., ISCA 2023), reconstructed from its abstract and secondary sources."""
