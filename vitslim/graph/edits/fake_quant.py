@@ -27,6 +27,8 @@ from vitslim.graph.ops.fake_quant import (
 )
 from vitslim.units import FLOAT_BITS
 
+aten = torch.ops.aten
+
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution."""
 _REDUCTION_AXIS = 1
@@ -54,6 +56,12 @@ class FakeQuantSite:
     """Whether each weight group also has a zero point."""
     integer_scales: bool = False
     """Whether each group scale is an integer multiple of the scale of its output channel."""
+    per_tensor: bool = False
+    """Whether all weights share one scale."""
+    narrow: bool = False
+    """Whether the integers of a signed activation are symmetric about zero: -127 to 127 for 8 bits."""
+    shift: float = 0.0
+    """Constant that is added to the activation before it is quantized, and subtracted afterwards."""
 
     @property
     def matmul_form(self) -> tuple[int, int]:
@@ -90,7 +98,7 @@ def activation_scale_name(weight: str) -> str:
 
 
 def weight_scale_name(weight: str) -> str:
-    """Name of the parameter with the scales of this weight, shape (out,) or (out, groups)."""
+    """Name of the parameter with the scales of this weight, shape (out,), (out, groups), or () per tensor."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
@@ -128,11 +136,11 @@ def insert_fake_quant(
 ) -> ModelGraph:
     """Return a new graph with fake quantizers on the input activation and the weight of each site.
 
-    Activations are quantized per tensor, weights per output channel or per group. scales: values by the names that
-    `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start at one and
-    missing zero points at zero, to be loaded later. reduce_range: recorded in the edit, for the exported file. Raises
-    StageError for a weight that no layer has, that is listed twice or already quantized, and for a group size on a
-    weight that is not a matrix or that does not divide its reduction.
+    Activations are quantized per tensor, weights per output channel, per group or per tensor. scales: values by the
+    names that `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start
+    at one and missing zero points at zero, to be loaded later. reduce_range: recorded in the edit, for the exported
+    file. Raises StageError for a weight that no layer has, that is listed twice or already quantized, and for a group
+    size on a weight that is not a matrix or that does not divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -207,6 +215,8 @@ def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
             f"'{site.weight}' of shape {tuple(weight.shape)} cannot have groups of {site.group_size} weights",
             "groups need a linear layer whose number of input channels is a multiple of the group size",
         )
+    if site.per_tensor:
+        return ()
     _, group_size = site.matmul_form
     outputs = weight.shape[_OUTPUT_AXIS]
     return (outputs, weight.shape[_REDUCTION_AXIS] // group_size) if group_size else (outputs,)
@@ -219,7 +229,7 @@ def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
         scale = graph.get_attr(weight_scale_name(site.weight))
         bits, group_size = site.matmul_form
         limits = weight_range(bits, group_size)
-        axis = _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
+        axis = None if site.per_tensor else _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
         points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
         weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, group_size, *points))
     for node in nodes:
@@ -233,5 +243,9 @@ def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if not has_activation_scale(site):
         return x
     scale = graph.get_attr(activation_scale_name(site.weight))
-    limits = activation_range(site.activation_bits, site.zero_point)
-    return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))
+    limits = activation_range(site.activation_bits, site.zero_point, site.narrow)
+    if not site.shift:
+        return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))
+    shifted = graph.call_function(aten.add.Tensor, (x, site.shift))
+    quantized = graph.call_function(FAKE_QUANT, (shifted, scale, site.zero_point or 0, None, *limits, 0))
+    return graph.call_function(aten.sub.Tensor, (quantized, site.shift))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from vitslim.graph.edits import FakeQuantSite, QuantizeAttention
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import constant_layers, layer_nodes
+from vitslim.graph.edits.quantize_attention import AttentionSite, attention_sites
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.results import LayerNote
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
@@ -59,16 +60,18 @@ def describe(site: FakeQuantSite) -> str:
 
 
 def _attention_notes(after: ModelGraph, scheme: QuantScheme) -> tuple[LayerNote, ...]:
-    edits = [edit for edit in after.edits if isinstance(edit, QuantizeAttention)]
     return tuple(
-        LayerNote(
-            layer=f"{block}.attention",
-            result=f"INT{edit.bits} queries, keys and values, UINT{edit.bits} probabilities",
-            reason=scheme.calibrate,
-        )
-        for edit in edits
-        for block in edit.blocks
+        LayerNote(layer=f"{block}.attention", result=_operands(site), reason=scheme.calibrate)
+        for block, site in attention_sites(after).items()
     )
+
+
+def _operands(site: AttentionSite) -> str:
+    """Return, for example, `INT8 queries, keys and values, UINT8 probabilities`."""
+    query, key, probability, value = site.bits
+    if query == key == value:
+        return f"INT{query} queries, keys and values, UINT{probability} probabilities"
+    return f"INT{query} queries, INT{key} keys, UINT{probability} probabilities, INT{value} values"
 
 
 def _reason(scheme: QuantScheme, site: FakeQuantSite, graph: ModelGraph, first_or_last: bool) -> str:

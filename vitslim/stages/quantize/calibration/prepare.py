@@ -11,7 +11,13 @@ from itertools import compress
 import torch
 
 from vitslim.graph.edits.fake_quant import layer_nodes
-from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantize_attention
+from vitslim.graph.edits.quantize_attention import (
+    AttentionSite,
+    attention_blocks,
+    decomposed,
+    operands,
+    quantize_attention,
+)
 from vitslim.graph.edits.read_pixels import PIXEL_BITS, read_pixels, reads_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
@@ -72,4 +78,5 @@ def quantize_attention_matmuls(graph: ModelGraph, scheme: QuantScheme, context: 
         for name, operand in found.items()
     }
     scales = {name: torch.tensor(one.scale) for name, one in ranges.items()}
-    return quantize_attention(graph, blocks, scheme.activation_bits, scales)
+    sites = [AttentionSite.uniform(block, scheme.activation_bits) for block in blocks]
+    return quantize_attention(graph, sites, scales)
