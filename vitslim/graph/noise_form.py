@@ -85,9 +85,7 @@ def noise_form(
 class _Builder:
     """Inserts noise proxies and their parameters into a graph."""
 
-    def __init__(
-        self, form: ModelGraph, proxies: Mapping[str, NoiseProxy], stochastic: bool, empirical: bool
-    ) -> None:
+    def __init__(self, form: ModelGraph, proxies: Mapping[str, NoiseProxy], stochastic: bool, empirical: bool) -> None:
         self._module, self._proxies = form.module, proxies
         self._stochastic, self._empirical = stochastic, empirical
 

@@ -9,7 +9,6 @@ Sources: DynamicViT (Rao et al., NeurIPS 2021), TPS (Wei et al., CVPR 2023).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

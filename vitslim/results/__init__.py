@@ -22,6 +22,7 @@ from vitslim.results.values import (
     Report,
     Roofline,
     StageRecord,
+    TensorBits,
     Utilization,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "Roofline",
     "SqueezedBlock",
     "StageRecord",
+    "TensorBits",
     "TokenPicture",
     "Utilization",
     "Value",

@@ -18,7 +18,7 @@ BINS = 256
 """Bins of the histogram of rounding errors."""
 
 
-def learned_bits(state: Tensor, low: float, high: float) -> Tensor:
+def learned_bits(state: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Return `low + (high - low) * sigmoid(state)`, the bits of a tensor; float of the shape of the state."""
     return low + (high - low) * torch.sigmoid(state)
 

@@ -37,24 +37,29 @@ class Floor(Config):
     )
 
 
-class Quantize(StageConfig):
-    """Keys that all quantization methods share."""
+class QuantizedLayers(StageConfig):
+    """Keys of every quantization method."""
 
     kind: ClassVar[str] = "quantize"
     phase: ClassVar[Phase] = Phase.PRECISION
 
-    bits: Bits = Field(8, description="bits of weights")
-    activation_bits: Bits = Field(8, description="bits of input activations")
     first_last_bits: Bits | None = Field(
         None, description="bits of the weights of the patch embedding and the head, without groups; default: `bits`"
     )
+    skip: tuple[str, ...] = Field((), description="layers that stay in float")
+
+
+class Quantize(QuantizedLayers):
+    """Keys that methods with given bits share."""
+
+    bits: Bits = Field(8, description="bits of weights")
+    activation_bits: Bits = Field(8, description="bits of input activations")
     group_size: Literal[0, 16, 32, 64, 128] = Field(
         0,
         description="weights of an output channel that share a scale; 0: one scale per output channel. With integer "
         "activations, at most 4 bits are allowed, and group scales are integer multiples of the channel scale, so that "
         "the GEMM stays integer",
     )
-    skip: tuple[str, ...] = Field((), description="layers that stay in float")
     smooth: bool = Field(
         True,
         description="move the ranges of activation channels into the adjacent weights (SmoothQuant, Outlier "

@@ -12,7 +12,10 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.results import LayerNote
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
 from vitslim.stages.quantize.scheme import QuantScheme
-from vitslim.units import FLOAT_BITS
+from vitslim.units import FLOAT_BITS, INTEGER_BITS_MAX
+
+NO_INTEGER_KERNEL = "no integer kernel"
+"""Note on a layer with activations below 8 bits: ONNX Runtime multiplies them as 8-bit integers."""
 
 
 def quantized_notes(before: ModelGraph, after: ModelGraph, scheme: QuantScheme) -> tuple[LayerNote, ...]:
@@ -50,23 +53,26 @@ def skipped_notes(before: ModelGraph, quantized: Collection[str]) -> tuple[Layer
 def describe(site: FakeQuantSite) -> str:
     """Return, for example, `INT8 weights per output channel, UINT8 activations`."""
     scales = f"in groups of {site.group_size}" if site.group_size else "per output channel"
+    scales = "per tensor" if site.per_tensor else scales
     scales += ", integer group scales" if site.integer_scales else ""
     activations = "float activations"
     if site.dynamic:
         activations = "dynamic UINT8 activations"
     elif site.activation_bits < FLOAT_BITS:
         activations = f"{'INT' if site.zero_point is None else 'UINT'}{site.activation_bits} activations"
+        activations += f" shifted by {site.shift:g}" if site.shift else ""
+        activations += f", {NO_INTEGER_KERNEL}" if site.activation_bits < INTEGER_BITS_MAX else ""
     return f"INT{site.weight_bits} weights {scales}, {activations}"
 
 
 def _attention_notes(after: ModelGraph, scheme: QuantScheme) -> tuple[LayerNote, ...]:
     return tuple(
-        LayerNote(layer=f"{block}.attention", result=_operands(site), reason=scheme.calibrate)
+        LayerNote(layer=f"{block}.attention", result=describe_attention(site), reason=scheme.calibrate)
         for block, site in attention_sites(after).items()
     )
 
 
-def _operands(site: AttentionSite) -> str:
+def describe_attention(site: AttentionSite) -> str:
     """Return, for example, `INT8 queries, keys and values, UINT8 probabilities`."""
     query, key, probability, value = site.bits
     if query == key == value:

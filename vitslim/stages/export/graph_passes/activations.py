@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from vitslim.graph.anatomy.patches import has_padding
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
@@ -57,7 +58,7 @@ def _finish(module: GraphModule) -> None:
 
 def _make_signed(module: GraphModule, layer: Node) -> None:
     quantizer: Any = layer.args[0]
-    if not is_op(quantizer, FAKE_QUANT) or quantizer.args[4] != 0 or _has_padding(layer):
+    if not is_op(quantizer, FAKE_QUANT) or quantizer.args[4] != 0 or has_padding(layer):
         return
     x, scale, zero_point, _, _, qmax, _ = quantizer.args
     half = (qmax + 1) // 2
@@ -79,13 +80,6 @@ def _make_unsigned(module: GraphModule, layer: Node) -> None:
                 FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, group_size)
             )
         layer.replace_input_with(quantizer, unsigned)
-
-
-def _has_padding(layer: Node) -> bool:
-    if is_op(layer, aten.linear.default):
-        return False
-    padding = argument(layer, 4, "padding", 0)
-    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
 
 def _row_sums(module: GraphModule, layer: Node) -> Tensor:
