@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vitslim.report import breakdowns, columns, figures, headline, stage_details, token_table, wording
+from vitslim.report import bits_plot, breakdowns, columns, figures, headline, stage_details, token_table, wording
 from vitslim.report.columns import Group, Source
 from vitslim.results import Report
 from vitslim.units import format_duration
@@ -35,6 +35,7 @@ def render_html(report: Report) -> str:
             details=stage_details.stage_details(report),
             breakdowns=breakdowns.breakdowns(report),
             rooflines=breakdowns.rooflines(report),
+            bits=bits_plot.bits_figures(report),
             tokens=token_table.token_table(report),
             simulators=wording.simulators(report),
             gates=tuple(map(wording.gate_line, report.gates)),

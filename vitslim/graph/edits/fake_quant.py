@@ -168,6 +168,12 @@ def integer_weights(module: GraphModule, quantizer: Any) -> Tensor:
         return to_integers(values, scales, axis, qmin, qmax, zero, group_size)
 
 
+def shifted_quantizer(operand: Any) -> Node | None:
+    """Return the fake quantizer from whose result an operand subtracts a constant; None for any other operand."""
+    shifted = is_op(operand, aten.sub.Tensor) and is_op(operand.args[0], FAKE_QUANT)
+    return operand.args[0] if shifted and isinstance(operand.args[1], float) else None
+
+
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
     """Return a new graph with the same float weights and without quantizers and scales."""
     new = graph.copy()

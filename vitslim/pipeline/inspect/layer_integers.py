@@ -20,7 +20,7 @@ from torch.fx import Interpreter, Node
 
 from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
 from vitslim.data import load_data
-from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.fake_quant import layer_nodes, layer_of, shifted_quantizer
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph
 from vitslim.progress import Progress
@@ -86,7 +86,7 @@ class _Comparison(Interpreter):
         self._sites: dict[Node, list[tuple[str, str]]] = defaultdict(list)
         for weight, nodes in layer_nodes(graph.module).items():
             for index, operand in enumerate(("activation", "weight")):
-                argument = nodes[0].args[index]
+                argument = shifted_quantizer(nodes[0].args[index]) or nodes[0].args[index]
                 if isinstance(argument, Node) and _is_quantizer(argument):
                     self._sites[argument].append((weight, operand))
                     self.layers[weight] = layer_of(weight)

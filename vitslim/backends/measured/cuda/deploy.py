@@ -74,6 +74,7 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
         return None
     scale, input_scale = (tensors[one.target].detach() for one in (scale, input_scale))
     integers = to_integers(weight, scale, axis, low, high).to(torch.int8)
+    scale = scale.expand(len(integers))  # a scale of the whole weight, or one for each channel
     bias, factor = argument(node, 2), _factor(_operands(x)[0])
     return Int8Linear(
         integers,

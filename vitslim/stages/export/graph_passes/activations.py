@@ -13,12 +13,26 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from vitslim.graph.anatomy.patches import has_padding
-from vitslim.graph.edits.fake_quant import layer_nodes
+from vitslim.graph.edits.fake_quant import layer_nodes, shifted_quantizer
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import FAKE_QUANT
 
 aten = torch.ops.aten
+
+
+def fold_shifts(graph: ModelGraph) -> None:
+    """In place: fold the constant that is subtracted after a quantizer into the bias of the layer that reads it.
+
+    Runtimes fuse a quantizer only with the layer that reads it directly. The constant stays before the quantizer.
+    """
+    for layer in _quantized_layers(graph.module):
+        shifted: Any = layer.args[0]
+        quantizer = shifted_quantizer(shifted)
+        if quantizer is not None:
+            layer.replace_input_with(shifted, quantizer)
+            _add_to_bias(graph.module, layer, -argument(shifted, 1) * _row_sums(graph.module, layer))
+    _finish(graph.module)
 
 
 def make_activations_signed(graph: ModelGraph) -> None:

@@ -84,7 +84,7 @@ def _store(module: GraphModule, weight: str, quantizer: Node) -> None:
     for one in zero_points:
         _set_int8(module, parameter_of(one), tensor_of(module, parameter_of(one)))
     with module.graph.inserting_before(quantizer):
-        stored = module.graph.call_function(DEQUANTIZE, (quantizer.args[0], scale, axis, group_size, *zero_points))
+        stored = module.graph.call_function(DEQUANTIZE, (quantizer.args[0], scale, axis or 0, group_size, *zero_points))
     quantizer.replace_all_uses_with(stored)
     module.graph.erase_node(quantizer)
 
