@@ -202,9 +202,9 @@ class ModelSketch:
         """Return the sketch with some layers quantized."""
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
-    def with_attention_bits(self, bits: int) -> ModelSketch:
-        """Return the sketch with the attention of every block quantized."""
-        return replace(self, attention_bits=dict.fromkeys(self.blocks_with_attention, (bits, bits, bits, bits)))
+    def with_attention_bits(self, bits: Mapping[str, AttentionBits]) -> ModelSketch:
+        """Return the sketch with the attention of some blocks quantized, given by name."""
+        return replace(self, attention_bits={**self.attention_bits, **bits})
 
     @property
     def blocks_with_attention(self) -> tuple[str, ...]:

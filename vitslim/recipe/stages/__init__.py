@@ -5,7 +5,7 @@ from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.nipq import BitTarget, Nipq
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
-from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize, QuantizedLayers
+from vitslim.recipe.stages.quantize import Floor, OwnBits, Ptq, Qat, Quantize, QuantizedLayers
 from vitslim.recipe.stages.token_squeeze import (
     DiffRate,
     Dtps,
@@ -67,6 +67,7 @@ __all__ = [
     "KeepBest",
     "Merging",
     "Nipq",
+    "OwnBits",
     "PruneOnly",
     "PruningRatios",
     "Ptq",

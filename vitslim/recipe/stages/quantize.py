@@ -37,6 +37,13 @@ class Floor(Config):
     )
 
 
+class OwnBits(Config):
+    """Bits of one layer that differ from those of the others."""
+
+    weight: Bits | None = Field(None, description="bits of the weight; default: `bits`")
+    activation: Bits | None = Field(None, description="bits of the input activation; default: `activation_bits`")
+
+
 class QuantizedLayers(StageConfig):
     """Keys of every quantization method."""
 
@@ -216,6 +223,12 @@ class Qat(Quantize, TrainedWithTeacher):
     )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", json_schema_extra={ASSUMED: True}, description="initial rounding of weights"
+    )
+    attention: bool = Field(False, description="quantize both attention matmuls (QK^T and PV)")
+    layer_bits: dict[str, OwnBits] = Field(
+        {},
+        description="bits of single layers, such as those that `method: nipq` has learned, by name: blocks.0.attn.qkv, "
+        "or blocks.0.attention.query (key, probability, value) for operands of attention",
     )
     feature_weight: FeatureWeight | None = Field(
         None,

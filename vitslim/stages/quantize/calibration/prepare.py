@@ -12,7 +12,6 @@ import torch
 
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.edits.quantize_attention import (
-    AttentionSite,
     attention_blocks,
     decomposed,
     operands,
@@ -73,10 +72,12 @@ def quantize_attention_matmuls(graph: ModelGraph, scheme: QuantScheme, context: 
     histograms = {name: Histogram() for name in found}
     places = {name: [(operand.matmul, operand.place)] for name, operand in found.items()}
     observe(plain, histograms, context, "calibrating attention", places)
+    sites = {block: scheme.attention_site(block) for block in blocks}
     ranges = {
-        name: histograms[name].find_range(scheme.activation_bits, scheme.calibrate, operand.zero_point is None)
+        name: histograms[name].find_range(
+            sites[operand.block].bits_of(operand.name), scheme.calibrate, operand.zero_point is None
+        )
         for name, operand in found.items()
     }
     scales = {name: torch.tensor(one.scale) for name, one in ranges.items()}
-    sites = [AttentionSite.uniform(block, scheme.activation_bits) for block in blocks]
-    return quantize_attention(graph, sites, scales)
+    return quantize_attention(graph, tuple(sites.values()), scales)

@@ -173,7 +173,7 @@ def whole_container(widths: Tensor) -> Tensor:
 
 def total_penalty(costs: Sequence[Cost], bits: Tensor) -> Tensor:
     """Return the sum of the penalties of bits (n,)."""
-    total = bits.new_zeros(())
+    total: Tensor = bits.new_zeros(())
     for cost in costs:
         total = total + cost.penalty(bits)
     return total

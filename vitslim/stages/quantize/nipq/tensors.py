@@ -186,7 +186,7 @@ def with_widths(config: Nipq, sketch: ModelSketch, widths: Mapping[str, int]) ->
         )
         sketch = sketch.with_bits({linear.weight}, bits)
     of_blocks = {block: operand_widths(block, widths) for block in attention_blocks(config, sketch)}
-    return replace(sketch, attention_bits=of_blocks)
+    return sketch.with_attention_bits(of_blocks)
 
 
 def operand_widths(block: str, widths: Mapping[str, int]) -> AttentionBits:
