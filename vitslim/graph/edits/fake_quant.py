@@ -25,6 +25,7 @@ from vitslim.graph.ops.fake_quant import (
     to_integers,
     weight_range,
 )
+from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8, to_float8
 from vitslim.units import FLOAT_BITS
 
 aten = torch.ops.aten
@@ -60,6 +61,8 @@ class FakeQuantSite:
     """Whether all weights share one scale."""
     narrow: bool = False
     """Whether the integers of a signed activation are symmetric about zero: -127 to 127 for 8 bits."""
+    float8: bool = False
+    """Whether both are 8-bit floats (E4M3) instead of integers; weights have a scale for each output channel."""
     shift: float = 0.0
     """Constant that is added to the activation before it is quantized, and subtracted afterwards."""
 
@@ -125,7 +128,11 @@ def constant_layers(module: GraphModule) -> frozenset[str]:
 
 def quantized_layers(module: GraphModule) -> frozenset[str]:
     """Names of the weights that have fake quantizers."""
-    return frozenset(weight for weight, nodes in layer_nodes(module).items() if is_op(nodes[0].args[1], FAKE_QUANT))
+    return frozenset(
+        weight
+        for weight, nodes in layer_nodes(module).items()
+        if is_op(nodes[0].args[1], FAKE_QUANT, FAKE_QUANT_FLOAT8)
+    )
 
 
 def insert_fake_quant(
@@ -160,7 +167,13 @@ def insert_fake_quant(
 
 
 def integer_weights(module: GraphModule, quantizer: Any) -> Tensor:
-    """Return the integers to which a fake quantizer rounds its weight, as float in the weight's shape."""
+    """Return the integers to which a fake quantizer rounds its weight, as float in the weight's shape.
+
+    For a quantizer to 8-bit floats these are the stored floats.
+    """
+    if is_op(quantizer, FAKE_QUANT_FLOAT8):
+        source, factors = (tensor_of(module, parameter_of(one)).detach() for one in quantizer.args[:2])
+        return to_float8(source, factors, quantizer.args[2]).float()
     weight, scale, zero_point, axis, qmin, qmax, group_size, *zero_points = quantizer.args
     values, scales, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zero_points))
     zero: Any = points[0] if points else zero_point
@@ -188,7 +201,7 @@ def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
 def bypass_quantizers(module: GraphModule) -> None:
     """In place: users of a fake quantizer read its input instead."""
     for node in module.graph.nodes:
-        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+        if is_op(node, FAKE_QUANT, FAKE_QUANT_FLOAT8, DYNAMIC_FAKE_QUANT):
             node.replace_all_uses_with(node.args[0])
 
 
@@ -232,15 +245,20 @@ def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
     """Quantize the input activation of each layer that uses the weight, and the weight once for all of them."""
     graph = module.graph
     with graph.inserting_before(nodes[0]):
-        scale = graph.get_attr(weight_scale_name(site.weight))
-        bits, group_size = site.matmul_form
-        limits = weight_range(bits, group_size)
-        axis = None if site.per_tensor else _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
-        points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, group_size, *points))
+        weight = _quantized_weight(graph, nodes[0].args[1], site)
     for node in nodes:
         with graph.inserting_before(node):
             node.args = (_quantized_activation(graph, node.args[0], site), weight, *node.args[2:])
+
+
+def _quantized_weight(graph: Graph, x: Any, site: FakeQuantSite) -> Node:
+    scale = graph.get_attr(weight_scale_name(site.weight))
+    if site.float8:
+        return graph.call_function(FAKE_QUANT_FLOAT8, (x, scale, _OUTPUT_AXIS))
+    bits, group_size = site.matmul_form
+    axis = None if site.per_tensor else _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
+    points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
+    return graph.call_function(FAKE_QUANT, (x, scale, 0, axis, *weight_range(bits, group_size), group_size, *points))
 
 
 def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
@@ -249,6 +267,8 @@ def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if not has_activation_scale(site):
         return x
     scale = graph.get_attr(activation_scale_name(site.weight))
+    if site.float8:
+        return graph.call_function(FAKE_QUANT_FLOAT8, (x, scale, None))
     limits = activation_range(site.activation_bits, site.zero_point, site.narrow)
     if not site.shift:
         return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))

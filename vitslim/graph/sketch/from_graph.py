@@ -66,7 +66,9 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         merged=weighed_blocks(anatomy),
         bits={
-            s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales, s.per_tensor)
+            s.weight: LayerBits(
+                s.weight_bits, s.activation_bits, s.group_size, s.integer_scales, s.per_tensor, s.float8
+            )
             for s in quantized
         },
         attention_bits={block: site.bits for block, site in attention_sites(graph).items()},

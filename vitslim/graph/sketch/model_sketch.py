@@ -30,6 +30,8 @@ class LayerBits(NamedTuple):
     """Whether each group scale is an integer multiple of the scale of its output channel."""
     per_tensor: bool = False
     """Whether all weights share one scale."""
+    float8: bool = False
+    """Whether both operands are 8-bit floats."""
 
 
 FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)

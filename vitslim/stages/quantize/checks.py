@@ -90,8 +90,9 @@ def _raised(scheme: QuantScheme, linears: Sequence[SketchLinear]) -> frozenset[s
 def _bits(scheme: QuantScheme, linear: SketchLinear, more_bits: bool = False) -> LayerBits:
     first_or_last = linear.role in FIRST_LAST_ROLES
     form = weight_form(scheme, first_or_last, not linear.convolution, linear.in_features, more_bits)
-    as_pixels = linear.reads_pixels and scheme.activation_bits == PIXEL_BITS
+    as_pixels = linear.reads_pixels and scheme.activation_bits == PIXEL_BITS and not scheme.float8
     in_float = not scheme.integer_matmuls or (linear.reads_image and not as_pixels)
     activation = PIXEL_BITS if linear.reads_pixels else scheme.bits_of_activation(linear.weight)
     bits = scheme.own_weight_bits(linear.weight) or form.bits
-    return LayerBits(bits, FLOAT_BITS if in_float else activation, form.group_size, form.integer_scales)
+    return LayerBits(bits, FLOAT_BITS if in_float else activation, form.group_size, form.integer_scales,
+                     float8=scheme.float8)  # fmt: skip

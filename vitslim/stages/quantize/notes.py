@@ -52,6 +52,9 @@ def skipped_notes(before: ModelGraph, quantized: Collection[str]) -> tuple[Layer
 
 def describe(site: FakeQuantSite) -> str:
     """Return, for example, `INT8 weights per output channel, UINT8 activations`."""
+    if site.float8:
+        activations = "FP8 activations" if site.activation_bits < FLOAT_BITS else "float activations"
+        return f"FP8 (E4M3) weights per output channel, {activations}"
     scales = f"in groups of {site.group_size}" if site.group_size else "per output channel"
     scales = "per tensor" if site.per_tensor else scales
     scales += ", integer group scales" if site.integer_scales else ""

@@ -20,6 +20,8 @@ FULL_RANGE_SUM = 254
 class QuantScheme:
     """Quantization of weights and activations. Fields without a counterpart in a config keep the values below."""
 
+    format: str = "integer"
+    """`integer`, or `fp8`: 8-bit floats (E4M3)."""
     bits: int = 8
     """Bits of weights."""
     activation_bits: int = 8
@@ -78,14 +80,19 @@ class QuantScheme:
         return AttentionSite(block, (query, key, probability, value))
 
     @property
+    def float8(self) -> bool:
+        """Whether weights and activations are 8-bit floats."""
+        return self.format == "fp8"
+
+    @property
     def integer_matmuls(self) -> bool:
-        """Whether layers multiply integers."""
+        """Whether layers multiply quantized activations."""
         return self.activations != "float"
 
     @property
     def limits_sums(self) -> bool:
         """Whether weights keep sums of two adjacent products within 16 bits."""
-        return self.reduce_range and self.integer_matmuls
+        return self.reduce_range and self.integer_matmuls and not self.float8
 
     @property
     def adjacent_sum_max(self) -> int:

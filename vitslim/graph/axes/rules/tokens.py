@@ -79,6 +79,15 @@ def fake_quant(scope: Scope, node: Node) -> Dims:
     return x
 
 
+def fake_quant_float8(scope: Scope, node: Node) -> Dims:
+    """Elementwise; the scale is one number, or one for each index along `axis`."""
+    x, scale = scope.operands(node, "x", "scale")
+    axis = scope.value(node, "axis")
+    if axis is not None:
+        scope.pair(x[int(axis) : int(axis) + 1], scale)
+    return x
+
+
 def pseudo_quant(scope: Scope, node: Node) -> Dims:
     """Elementwise; the range is one number, or one for each index of dimension 0."""
     x, per_channel = scope.operands(node, "x", "range_parameter")
@@ -106,6 +115,7 @@ RULES: dict[Any, Rule] = {
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
     "vitslim.pseudo_quant": pseudo_quant,
+    "vitslim.fake_quant_float8": fake_quant_float8,
 }
 
 TRAITS: Traits = {
@@ -119,5 +129,6 @@ TRAITS: Traits = {
         "vitslim.fake_quant.default",
         "vitslim.dynamic_fake_quant.default",
         "vitslim.pseudo_quant.default",
+        "vitslim.fake_quant_float8.default",
     ),
 }

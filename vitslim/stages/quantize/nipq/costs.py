@@ -150,7 +150,8 @@ class Latency:
         widest = torch.maximum(*self.gemms.operand_bits(bits))
         narrow, wide, floats = self.us.to(bits)
         integer = narrow + (wide - narrow) * (container(widest) - NARROW) / (WIDE - NARROW)
-        return torch.where(widest > WIDE, floats, integer).sum() / floats.sum()
+        fraction: Tensor = torch.where(widest > WIDE, floats, integer).sum() / floats.sum()
+        return fraction
 
     def deployed(self, widths: Tensor) -> float:
         """Return the fraction with operands of 4 and 8 bits."""
