@@ -13,9 +13,10 @@ from vitslim.recipe.config import ASSUMED, Config, KeepRate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages.quantize import Bits, QuantizedLayers
 from vitslim.recipe.stages.training import TEACHER_WORDS, Teachers, TrainedWithTeacher
-from vitslim.units import INTEGER_BITS_MAX
 
-CONTAINERS = (4, 8)
+BITS_MAX = 8
+"""Most bits of an integer that a file stores."""
+CONTAINERS = (4, BITS_MAX)
 """Bits of the integers that files and devices store."""
 
 AllowedBits = Annotated[tuple[Bits, ...], Field(min_length=1)]
@@ -90,7 +91,7 @@ class Nipq(QuantizedLayers, TrainedWithTeacher):
         None, description="bits of activations, with the same values as `bits`"
     )
     bit_range: tuple[Annotated[int, Field(ge=2, le=14)], ...] = Field(
-        (2, INTEGER_BITS_MAX),
+        (2, BITS_MAX),
         description="smallest and largest number of bits where no widths are given; training starts in the middle. "
         "Published: [2, 14]",
         json_schema_extra={ASSUMED: True},
@@ -173,9 +174,9 @@ class Nipq(QuantizedLayers, TrainedWithTeacher):
         low, high = self.bit_range
         for key in ("bits", "activation_bits"):
             value = getattr(self, key)
-            if value is None and high > INTEGER_BITS_MAX:
-                message = f"no export profile stores more than {INTEGER_BITS_MAX} bits, got `bit_range` up to {high}"
-                yield Problem(key, message, f"list the allowed bits, or set `bit_range: [{low}, {INTEGER_BITS_MAX}]`")
+            if value is None and high > BITS_MAX:
+                message = f"no export profile stores more than {BITS_MAX} bits, got `bit_range` up to {high}"
+                yield Problem(key, message, f"list the allowed bits, or set `bit_range: [{low}, {BITS_MAX}]`")
             if isinstance(value, tuple) and len(set(value)) == 1:
                 yield Problem(key, "got a list of one width", f"write `{key}: {value[0]}` for fixed bits")
 
