@@ -36,6 +36,7 @@ def make_model(
     stages: Sequence[Stage],
     data: DataModule,
     results: Mapping[str, StageResult] | None = None,
+    seed: int = 0,
     accelerator: Accelerator | None = None,
 ) -> StageResult:
     """Apply stages to a model, or load the result that an earlier run kept; metrics include `seconds`.
@@ -51,7 +52,7 @@ def make_model(
     current, metrics = StageResult(source), {}
     for stage in stages:
         known = {"dense": StageResult(source), **(results or {}), "previous": current}
-        context = StageContext(data, 0, Silent(), known.__getitem__, folder, keep=keep, accelerator=accelerator)
+        context = StageContext(data, seed, Silent(), known.__getitem__, folder, keep=keep, accelerator=accelerator)
         current = stage.apply(current.graph, context)
         metrics |= current.metrics
     # An interrupted training reports the seconds of all of its parts.

@@ -35,6 +35,8 @@ def brief(stage: Any) -> Any:
         changes |= {"batches": 1, "batch": 16}
     if "activation_bits" in keys:
         changes |= {"activation_bits": 8}
+    if keys.get("method") == "nipq":
+        changes |= {"quantized_epochs": 0, "activation_bits": 8}
     if kind == "token-squeeze":
         changes |= {"blocks": [1]}
     return {kind: {**keys, **changes}}

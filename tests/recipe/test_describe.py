@@ -41,7 +41,7 @@ def test_each_example_is_a_valid_entry(info: object) -> None:
 
 
 def test_a_kind_describes_all_its_methods() -> None:
-    assert [info.method for info in find_methods("quantize")] == ["ptq", "qat"]
+    assert [info.method for info in find_methods("quantize")] == ["ptq", "qat", "nipq"]
     assert [info.method for info in find_methods("export")] == ["onnx"]
 
 

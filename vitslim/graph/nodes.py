@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,13 @@ def graph_module(tensors: Mapping[str, Tensor], graph: Graph) -> GraphModule:
             _owner(owners, path)._buffers[leaf] = tensor
     root.graph = graph
     return root
+
+
+def shared_copy(module: GraphModule) -> GraphModule:
+    """Return a module with a graph of its own and the same tensors."""
+    copied = graph_module(tensors_of(module), copy.deepcopy(module.graph))
+    copied.train(module.training)
+    return copied
 
 
 def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:

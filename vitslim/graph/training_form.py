@@ -9,7 +9,6 @@ Sources: DynamicViT (Rao et al., NeurIPS 2021), TPS (Wei et al., CVPR 2023).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from vitslim.graph.axes.operators import Trait, has_trait
 from vitslim.graph.edits.insert_predictors import Predictor, find_predictors
 from vitslim.graph.edits.slice import resize_tokens
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument, graph_module, is_op, tensors_of
+from vitslim.graph.nodes import argument, is_op, shared_copy
 from vitslim.graph.ops.masked_tokens import (
     MASKED_KEEP,
     MASKED_MEAN,
@@ -90,7 +89,7 @@ def training_form(graph: ModelGraph) -> TrainingForm:
     Raises StageError for a graph without predictors, for another token squeeze after the first predictor, and for
     attention with a bias or a mask after it.
     """
-    form = replace(graph, module=_shared_copy(graph.module), masks={})
+    form = replace(graph, module=shared_copy(graph.module), masks={})
     predictors = find_predictors(form.module)
     _require_only_predictors(predictors)
     shapes = form.axes.shapes
@@ -117,7 +116,7 @@ def with_sampled_decisions(module: GraphModule) -> GraphModule:
 
     `module` is that of a training form, or one made of it.
     """
-    sampled = _shared_copy(module)
+    sampled = shared_copy(module)
     nodes = sampled.graph
     for number, node in enumerate(nodes.find_nodes(op="call_function", target=RANKED_DECISION)):
         score, previous, keep = node.args
@@ -130,13 +129,6 @@ def with_sampled_decisions(module: GraphModule) -> GraphModule:
     sampled.recompile()
     sampled.train(module.training)
     return sampled
-
-
-def _shared_copy(module: GraphModule) -> GraphModule:
-    """Return a module with a graph of its own and the same tensors."""
-    copied = graph_module(tensors_of(module), copy.deepcopy(module.graph))
-    copied.train(module.training)
-    return copied
 
 
 def _require_only_predictors(predictors: tuple[Predictor, ...]) -> None:

@@ -49,13 +49,14 @@ def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Proble
     Raises RecipeError with the problems of all stages and the `further` ones, InputError for a latency table that
     cannot be read.
     """
+    from vitslim.pipeline.bit_latency import gemm_latency
     from vitslim.stages.registry import make_stage
 
     sketch, rows = dense, [PlanRow(kind="dense", method="", cost=dense.cost())]
     problems = list(further)
     for position, config in enumerate(recipe.stages):
         table = stage_table(config, position)
-        stage = make_stage(config, table)
+        stage = make_stage(config, table, gemm_latency(config))
         found = table_problems(table, recipe.model, config, position)
         if not found:
             found = [_in_recipe(problem, position, config.kind) for problem in stage.requires(sketch)]

@@ -28,6 +28,8 @@ class Profile:
     """Whether scales of activations may be computed at run time."""
     integer_group_scales: bool = False
     """Whether group-wise weights may have integer group scales."""
+    float8: bool = False
+    """Whether weights and activations may be 8-bit floats."""
     weights_at_load: bool = False
     """True: the runtime converts weights once, when it loads the file: INT4 to INT8, and weights of float matmuls to
     float. False: every quantized weight goes through DequantizeLinear."""
@@ -42,6 +44,7 @@ class Profile:
 PORTABLE = Profile(
     "portable",
     "signed integers, zero points of 0 and static scales, as TensorRT, OpenVINO and ONNX Runtime read them",
+    float8=True,
 )
 
 ORT_CPU = Profile(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitslim.report import (
     accelerator_tables,
+    bits_plot,
     breakdowns,
     columns,
     figures,
@@ -44,6 +45,7 @@ def render_html(report: Report) -> str:
             details=stage_details.stage_details(report),
             breakdowns=breakdowns.breakdowns(report),
             rooflines=breakdowns.rooflines(report),
+            bits=bits_plot.bits_figures(report),
             tokens=token_table.token_table(report),
             approximate_accuracies=accelerator_tables.accuracy_groups(report),
             accelerators=accelerator_tables.accelerator_tables(report),

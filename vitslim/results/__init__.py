@@ -24,6 +24,7 @@ from vitslim.results.values import (
     Roofline,
     Sensitivity,
     StageRecord,
+    TensorBits,
     Utilization,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "Sensitivity",
     "SqueezedBlock",
     "StageRecord",
+    "TensorBits",
     "TokenPicture",
     "Utilization",
     "Value",

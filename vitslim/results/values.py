@@ -208,6 +208,20 @@ class LayerNote(Value):
     """Reason for skipping the layer, or for this result."""
 
 
+class TensorBits(Value):
+    """Bits that a stage learned for one weight or activation."""
+
+    layer: str
+    """`blocks.0.attn.qkv`, or `blocks.0.attention.query` for an operand of attention."""
+    operand: Literal["weight", "activation"]
+    learned: float
+    """Before it was rounded to an allowed width."""
+    bits: int
+    """Bits of its integers."""
+    container: int
+    """Bits of the type that a file stores them in."""
+
+
 class StageRecord(Value):
     """Results of one stage: a row of the report."""
 
@@ -233,6 +247,8 @@ class StageRecord(Value):
     skipped: tuple[LayerNote, ...] = ()
     metrics: dict[str, float] = Field({})
     """Metrics of the method, such as `kept_magnitude` or `sqnr_db`."""
+    bits: tuple[TensorBits, ...] = ()
+    """Learned bits; empty for a stage that learns none."""
 
 
 class PlanRow(Value):

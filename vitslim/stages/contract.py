@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,10 +13,26 @@ from vitslim.data import DataModule
 from vitslim.errors import Problem
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
+from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.results import LayerNote, Measurement
+from vitslim.results import LayerNote, Measurement, TensorBits
+
+
+class SizedGemm(NamedTuple):
+    """A matmul with operands of some bits."""
+
+    shape: Shape
+    """Count, rows, reduction and columns for one image."""
+    bits: int
+    """4 or 8 for integers, 16 for floats."""
+    sparse: bool = False
+    """Whether the weight is 2:4."""
+
+
+GemmLatency = Callable[[Sequence[SizedGemm]], Sequence[float]]
+"""Microseconds of matmuls on a backend, at a batch size."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class StageResult:
     skipped: tuple[LayerNote, ...] = ()
     """Layers that the stage did not change, each with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
+    bits: tuple[TensorBits, ...] = ()
+    """Learned bits of each tensor; empty for a stage that learns none."""
 
 
 @dataclass(frozen=True)

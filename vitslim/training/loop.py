@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from vitslim.training.augmentation import augment_strongly, mix_images
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import autocast, compilation, find_device, on_device
 from vitslim.training.images import LabeledImages
-from vitslim.training.optimizer import AveragedWeights, make_optimizer, set_learning_rates
+from vitslim.training.optimizer import CLIPS, AveragedWeights, make_optimizer, set_learning_rates
 from vitslim.training.record import LOSS, SECONDS, Record
 
 
@@ -49,6 +50,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     after_backward: Callable[[], None] | None = None,
     keep: Path | None = None,
     classes: int | None = None,
+    epochs: range | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Train `student` in place on all images of `dataset`; afterwards it is on the CPU and in evaluation mode.
 
@@ -58,6 +61,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
     the same weights as without an interruption. Equal seeds give equal weights.
     `classes`, the number of the model's classes, is needed for mixup and cutmix only.
+    `epochs`: those of the schedule that are trained; all by default. `rates`: learning rates of parameters by name, as
+    factors of `config.lr`; these have no weight decay.
 
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     `seconds` (of all steps, interruptions excluded), and the mean of every other scalar over the last epoch.
@@ -68,23 +73,25 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     with on_device(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
-        optimizer = make_optimizer(parameters, config)
+        optimizer = make_optimizer(parameters, config, rates)
         averaged = AveragedWeights(parameters, config.ema)
         checkpoint = Checkpoint(keep, parameters, optimizer, averaged.averages)
         history = checkpoint.load()
         per_epoch = len(dataset.batches(config.batch))
-        steps, done = config.epochs * per_epoch, len(history.get(LOSS, ()))
-        if done:
+        epochs = range(config.epochs) if epochs is None else epochs
+        first, steps = epochs.start * per_epoch, epochs.stop * per_epoch
+        done = first + len(history.get(LOSS, ()))
+        if done > first:
             progress.say(f"{label} continues after step {done} of {steps}")
-        record, compute_losses = Record(history, steps), _loss_function(student, objective, config)
+        record, compute_losses = Record(history, steps, first), _loss_function(student, objective, config)
         student.train()
         if device.type != "cpu" and config.augment != "light":
             dataset = dataset.preloaded(device, progress)
-        batches = progress.track(_batches(dataset, config, seed, done, device), label, total=steps - done)
+        batches = progress.track(_batches(dataset, config, seed, epochs, done, device), label, total=steps - done)
         for step, batch in enumerate(batches, start=done):
             # Each step has its own seed, so that training can continue from any step.
             torch.manual_seed(seed + step)
-            set_learning_rates(optimizer, config, step, steps)
+            set_learning_rates(optimizer, config, step, config.epochs * per_epoch)
             with autocast(config, device):
                 losses = compute_losses(_augmented(batch, config, classes))
             _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
@@ -95,7 +102,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         averaged.copy_to_weights()
         student.eval()
         history = record.read()
-    return _metrics(history, per_epoch) | {"steps": float(steps), "images": float(config.epochs * len(dataset))}
+    return _metrics(history, per_epoch) | {"steps": float(steps - first), "images": float(len(epochs) * len(dataset))}
 
 
 def _loss_function(
@@ -125,9 +132,11 @@ def _metrics(history: History, per_epoch: int) -> dict[str, float]:
     return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
 
 
-def _batches(dataset: LabeledImages, config: Train, seed: int, done: int, device: torch.device) -> Iterator[Batch]:
-    """Yield the batches of all epochs after the first `done`; each epoch has its own order and augmentation."""
-    for epoch in range(config.epochs):
+def _batches(
+    dataset: LabeledImages, config: Train, seed: int, epochs: range, done: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the batches of `epochs` after the first `done` of all; each epoch has its own order and augmentation."""
+    for epoch in epochs:
         epoch_seed = seed + 1_000_003 * (epoch + 1)
         images_of_epoch = dataset.augmented(epoch_seed) if config.augment == "light" else dataset
         whole = images_of_epoch.batches(config.batch, shuffle_seed=epoch_seed)
@@ -151,7 +160,8 @@ def _update(
     for weight, mask in fixed.items():
         if weight.grad is not None:
             weight.grad.mul_(mask)
-    nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], clip)
+    clipped = [weight for group in optimizer.param_groups if group.get(CLIPS, True) for weight in group["params"]]
+    nn.utils.clip_grad_norm_(clipped, clip)
     optimizer.step()
     # Masked gradients are not enough: the optimizer's moments could still move a pruned weight away from zero.
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vitslim.graph.axes.names import PREDICTOR_PREFIX
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.recipe.train import Train
+
+CLIPS = "clips"
+"""Key of a parameter group: whether its gradients count in the norm that is clipped."""
 
 SCALE_RATE = 10.0
 """Relative change of a quantizer scale in one step, as a multiple of the learning rate."""
@@ -29,18 +33,23 @@ def lr_factor(step: int, steps: int, warmup: float, floor: float = 0.0) -> float
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Train) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: Train, rates: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.AdamW:
     """Return AdamW without weight decay for biases, norms and scales (tensors of at most one dimension).
 
     Each group has a factor `rate` of the learning rate: 1 for predictors and `config.backbone_lr` for all other
     weights. AdamW changes every value by about the learning rate, which is large relative to a quantizer scale of
-    0.001. The learning rate of each scale is therefore proportional to the scale.
+    0.001. The learning rate of each scale is therefore proportional to the scale. rates: factors of further parameters
+    by name; these have no weight decay, and their gradients are not clipped.
     """
     found: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (is_predictor, decays): [] for is_predictor in (False, True) for decays in (True, False)
     }
     scales: list[nn.Parameter] = []
     for name, parameter in parameters.items():
+        if name in rates:
+            continue
         is_scale, is_predictor = name.startswith(QUANTIZER_PREFIX), name.startswith(PREDICTOR_PREFIX)
         (scales if is_scale else found[is_predictor, parameter.ndim > 1]).append(parameter)
     groups: list[dict[str, Any]] = [
@@ -53,6 +62,11 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Train) -> tor
     ]
     groups += [
         {"params": [one], "weight_decay": 0.0, "rate": SCALE_RATE * float(one.detach().mean())} for one in scales
+    ]
+    groups += [
+        {"params": [parameters[name]], "weight_decay": 0.0, "rate": rate, CLIPS: False}
+        for name, rate in rates.items()
+        if name in parameters
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
 

@@ -19,9 +19,9 @@ READ_EVERY = 10
 class Record:
     """Scalars of every step by name, read from the device several steps at a time."""
 
-    def __init__(self, history: History, steps: int) -> None:
-        """`history` holds the scalars of earlier steps; `steps` is the number of all steps."""
-        self.history, self.steps = history, steps
+    def __init__(self, history: History, steps: int, first: int = 0) -> None:
+        """`history` holds the scalars of earlier steps; `steps` is the number of all steps, `first` of those before."""
+        self.history, self.steps, self.first = history, steps, first
         self.unread: list[Mapping[str, torch.Tensor]] = []
         self.added_at = time.monotonic()
 
@@ -47,7 +47,7 @@ class Record:
         return self.history
 
     def _require_finite(self) -> None:
-        step, loss = len(self.history[LOSS]), self.history[LOSS][-1]
+        step, loss = self.first + len(self.history[LOSS]), self.history[LOSS][-1]
         if not math.isfinite(loss):
             raise StageError(
                 f"training stopped at step {step} of {self.steps}: the loss is {loss}",

@@ -12,7 +12,7 @@ from vitslim.errors import InputError
 from vitslim.workload.activation_bits import stored_bits
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer_of, role_of
 from vitslim.workload.operators import Operator
-from vitslim.workload.weights import Weight, find_weight, sparsity, weight_bits
+from vitslim.workload.weights import Weight, container, find_weight, sparsity, weight_bits
 
 SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice"}
 """Operators that may be between an attention matmul and the softmax."""
@@ -138,6 +138,7 @@ def weighted(
         weight=weight is not None,
         weight_bits=weight_bits(graph, weight) if weight else 0,
         activation_bits=stored_bits(graph, data),
+        float8=weight is not None and container(weight).startswith("FLOAT8"),
         sparsity=sparsity(graph, weight, axis) if weight and node.op_type in TWO_FOUR else "",
         layer=layer,
         role=node.op_type if layer == node.name else role_of(layer),

@@ -37,6 +37,8 @@ class Operator:
     weight_bits: int = 0
     """Bits of the weight, or of the second activation of an attention matmul."""
     activation_bits: int = 0
+    float8: bool = False
+    """Whether the weight is stored as 8-bit floats."""
     sparsity: str = ""
     """`2:4` when the weight follows that pattern along the reduction dimension."""
     layer: str = ""

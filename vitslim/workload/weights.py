@@ -36,6 +36,11 @@ class Weight:
         return element_bits(self.tensor.data_type)
 
 
+def container(weight: Weight) -> str:
+    """Return the ONNX type of the initializer, such as `INT8`."""
+    return str(TensorProto.DataType.Name(weight.tensor.data_type))
+
+
 def element_bits(element: int) -> int:
     """Return the bits of an ONNX element type: 32 for FLOAT, 4 for INT4."""
     name = TensorProto.DataType.Name(element)

@@ -19,6 +19,7 @@ from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Export, Ptq
@@ -192,7 +193,13 @@ def test_metadata_describes_the_file(sparse_int8: ModelGraph, int8_file: Path) -
     assert about["vitslim.interpolation"] == "bicubic"
     layers = {entry["layer"]: entry for entry in json.loads(about["vitslim.layers"])}
     assert layers.keys() == layer_nodes(sparse_int8.module).keys()
-    assert layers["blocks.0.mlp.fc1.weight"] == {
+    noted = layers["blocks.0.mlp.fc1.weight"]
+    scales = {leaf: tensor_of(sparse_int8.module, f"vitslim.q.blocks.0.mlp.fc1.{leaf}_scale").detach()
+              for leaf in ("weight", "input")}  # fmt: skip
+    assert noted.pop("weight_limit") == pytest.approx(127 * float(scales["weight"].max()))
+    low, high = noted.pop("activation_limits")
+    assert high - low == pytest.approx(255 * float(scales["input"]))
+    assert noted == {
         "layer": "blocks.0.mlp.fc1.weight",
         "weight_bits": 8,
         "activation_bits": 8,

@@ -14,7 +14,12 @@ from torch import Tensor
 from vitslim.backends.measured.kernels import read_kernels
 from vitslim.graph.anatomy import find_anatomy
 from vitslim.graph.edits.fake_quant import remove_fake_quant
-from vitslim.graph.edits.quantize_attention import attention_blocks, attention_scale_name, quantize_attention
+from vitslim.graph.edits.quantize_attention import (
+    AttentionSite,
+    attention_blocks,
+    attention_scale_name,
+    quantize_attention,
+)
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.saved import load_graph, save_graph
@@ -41,7 +46,7 @@ def rounded(x: Tensor, scale: float, low: int, high: int) -> Tensor:
 def test_both_attention_matmuls_read_quantized_operands(tiny_graph: ModelGraph) -> None:
     """The softmax and the matmuls of both heads by hand, from the output of the first qkv layer."""
     scales = {attention_scale_name("blocks.0", name): torch.tensor(value) for name, value in SCALES.items()}
-    graph = quantize_attention(tiny_graph, ("blocks.0",), 8, scales)
+    graph = quantize_attention(tiny_graph, [AttentionSite.uniform("blocks.0", 8)], scales)
     seen = {}
     for model in (tiny_graph, graph):
         copy = model.copy()

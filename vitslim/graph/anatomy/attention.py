@@ -13,6 +13,7 @@ from vitslim.graph.axes.tensor_shapes import BATCH
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.ops.fake_quant import FAKE_QUANT
 from vitslim.graph.ops.merge import SIZE_BIAS
+from vitslim.graph.ops.pseudo_quant import PSEUDO_QUANT
 
 aten = torch.ops.aten
 
@@ -95,4 +96,4 @@ def _decomposed(node: Node, shapes: dict[Node, tuple[int, ...]]) -> Attention | 
 
 
 def _unquantized(operand: Any) -> Any:
-    return argument(operand, 0) if is_op(operand, FAKE_QUANT) else operand
+    return argument(operand, 0) if is_op(operand, FAKE_QUANT, PSEUDO_QUANT) else operand

@@ -22,6 +22,14 @@ def is_patch_convolution(layer: Node, weight: Tensor) -> bool:
     return tuple(weight.shape[2:]) == stride and padding == (0, 0) and dilation == (1, 1)
 
 
+def has_padding(layer: Node) -> bool:
+    """Whether a layer is a convolution that pads its input with zeros."""
+    if is_op(layer, aten.linear.default):
+        return False
+    padding = argument(layer, 4, "padding", 0)
+    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+
+
 def _pair(value: Any) -> tuple[Any, ...]:
     """Return a value for each direction; `padding` may also be a string."""
     listed = list(value) if isinstance(value, (list, tuple)) else [value]

@@ -25,7 +25,10 @@ from vitslim.graph.ops.fake_quant import (
     to_integers,
     weight_range,
 )
+from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8, to_float8
 from vitslim.units import FLOAT_BITS
+
+aten = torch.ops.aten
 
 _OUTPUT_AXIS = 0
 """Output channels are the first dimension of the weight of a linear and of a convolution."""
@@ -54,6 +57,14 @@ class FakeQuantSite:
     """Whether each weight group also has a zero point."""
     integer_scales: bool = False
     """Whether each group scale is an integer multiple of the scale of its output channel."""
+    per_tensor: bool = False
+    """Whether all weights share one scale."""
+    narrow: bool = False
+    """Whether the integers of a signed activation are symmetric about zero: -127 to 127 for 8 bits."""
+    float8: bool = False
+    """Whether both are 8-bit floats (E4M3) instead of integers; weights have a scale for each output channel."""
+    shift: float = 0.0
+    """Constant that is added to the activation before it is quantized, and subtracted afterwards."""
 
     @property
     def matmul_form(self) -> tuple[int, int]:
@@ -90,7 +101,7 @@ def activation_scale_name(weight: str) -> str:
 
 
 def weight_scale_name(weight: str) -> str:
-    """Name of the parameter with the scales of this weight, shape (out,) or (out, groups)."""
+    """Name of the parameter with the scales of this weight, shape (out,), (out, groups), or () per tensor."""
     return f"{QUANTIZER_PREFIX}{layer_of(weight)}.weight_scale"
 
 
@@ -117,7 +128,11 @@ def constant_layers(module: GraphModule) -> frozenset[str]:
 
 def quantized_layers(module: GraphModule) -> frozenset[str]:
     """Names of the weights that have fake quantizers."""
-    return frozenset(weight for weight, nodes in layer_nodes(module).items() if is_op(nodes[0].args[1], FAKE_QUANT))
+    return frozenset(
+        weight
+        for weight, nodes in layer_nodes(module).items()
+        if is_op(nodes[0].args[1], FAKE_QUANT, FAKE_QUANT_FLOAT8)
+    )
 
 
 def insert_fake_quant(
@@ -128,11 +143,11 @@ def insert_fake_quant(
 ) -> ModelGraph:
     """Return a new graph with fake quantizers on the input activation and the weight of each site.
 
-    Activations are quantized per tensor, weights per output channel or per group. scales: values by the names that
-    `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start at one and
-    missing zero points at zero, to be loaded later. reduce_range: recorded in the edit, for the exported file. Raises
-    StageError for a weight that no layer has, that is listed twice or already quantized, and for a group size on a
-    weight that is not a matrix or that does not divide its reduction.
+    Activations are quantized per tensor, weights per output channel, per group or per tensor. scales: values by the
+    names that `activation_scale_name`, `weight_scale_name` and `weight_zero_points_name` return; missing scales start
+    at one and missing zero points at zero, to be loaded later. reduce_range: recorded in the edit, for the exported
+    file. Raises StageError for a weight that no layer has, that is listed twice or already quantized, and for a group
+    size on a weight that is not a matrix or that does not divide its reduction.
     """
     new = graph.copy()
     layers = layer_nodes(new.module)
@@ -152,12 +167,24 @@ def insert_fake_quant(
 
 
 def integer_weights(module: GraphModule, quantizer: Any) -> Tensor:
-    """Return the integers to which a fake quantizer rounds its weight, as float in the weight's shape."""
+    """Return the integers to which a fake quantizer rounds its weight, as float in the weight's shape.
+
+    For a quantizer to 8-bit floats these are the stored floats.
+    """
+    if is_op(quantizer, FAKE_QUANT_FLOAT8):
+        source, factors = (tensor_of(module, parameter_of(one)).detach() for one in quantizer.args[:2])
+        return to_float8(source, factors, quantizer.args[2]).float()
     weight, scale, zero_point, axis, qmin, qmax, group_size, *zero_points = quantizer.args
     values, scales, *points = (tensor_of(module, parameter_of(one)) for one in (weight, scale, *zero_points))
     zero: Any = points[0] if points else zero_point
     with torch.no_grad():
         return to_integers(values, scales, axis, qmin, qmax, zero, group_size)
+
+
+def shifted_quantizer(operand: Any) -> Node | None:
+    """Return the fake quantizer from whose result an operand subtracts a constant; None for any other operand."""
+    shifted = is_op(operand, aten.sub.Tensor) and is_op(operand.args[0], FAKE_QUANT)
+    return operand.args[0] if shifted and isinstance(operand.args[1], float) else None
 
 
 def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
@@ -174,7 +201,7 @@ def remove_fake_quant(graph: ModelGraph) -> ModelGraph:
 def bypass_quantizers(module: GraphModule) -> None:
     """In place: users of a fake quantizer read its input instead."""
     for node in module.graph.nodes:
-        if is_op(node, FAKE_QUANT, DYNAMIC_FAKE_QUANT):
+        if is_op(node, FAKE_QUANT, FAKE_QUANT_FLOAT8, DYNAMIC_FAKE_QUANT):
             node.replace_all_uses_with(node.args[0])
 
 
@@ -207,6 +234,8 @@ def _weight_scale_shape(weight: Tensor, site: FakeQuantSite) -> tuple[int, ...]:
             f"'{site.weight}' of shape {tuple(weight.shape)} cannot have groups of {site.group_size} weights",
             "groups need a linear layer whose number of input channels is a multiple of the group size",
         )
+    if site.per_tensor:
+        return ()
     _, group_size = site.matmul_form
     outputs = weight.shape[_OUTPUT_AXIS]
     return (outputs, weight.shape[_REDUCTION_AXIS] // group_size) if group_size else (outputs,)
@@ -216,15 +245,20 @@ def _quantize_operands(module: GraphModule, nodes: tuple[Node, ...], site: FakeQ
     """Quantize the input activation of each layer that uses the weight, and the weight once for all of them."""
     graph = module.graph
     with graph.inserting_before(nodes[0]):
-        scale = graph.get_attr(weight_scale_name(site.weight))
-        bits, group_size = site.matmul_form
-        limits = weight_range(bits, group_size)
-        axis = _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
-        points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
-        weight = graph.call_function(FAKE_QUANT, (nodes[0].args[1], scale, 0, axis, *limits, group_size, *points))
+        weight = _quantized_weight(graph, nodes[0].args[1], site)
     for node in nodes:
         with graph.inserting_before(node):
             node.args = (_quantized_activation(graph, node.args[0], site), weight, *node.args[2:])
+
+
+def _quantized_weight(graph: Graph, x: Any, site: FakeQuantSite) -> Node:
+    scale = graph.get_attr(weight_scale_name(site.weight))
+    if site.float8:
+        return graph.call_function(FAKE_QUANT_FLOAT8, (x, scale, _OUTPUT_AXIS))
+    bits, group_size = site.matmul_form
+    axis = None if site.per_tensor else _REDUCTION_AXIS if group_size else _OUTPUT_AXIS
+    points = (graph.get_attr(weight_zero_points_name(site.weight)),) if site.weight_zero_points else ()
+    return graph.call_function(FAKE_QUANT, (x, scale, 0, axis, *weight_range(bits, group_size), group_size, *points))
 
 
 def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
@@ -233,5 +267,11 @@ def _quantized_activation(graph: Graph, x: Any, site: FakeQuantSite) -> Any:
     if not has_activation_scale(site):
         return x
     scale = graph.get_attr(activation_scale_name(site.weight))
-    limits = activation_range(site.activation_bits, site.zero_point)
-    return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))
+    if site.float8:
+        return graph.call_function(FAKE_QUANT_FLOAT8, (x, scale, None))
+    limits = activation_range(site.activation_bits, site.zero_point, site.narrow)
+    if not site.shift:
+        return graph.call_function(FAKE_QUANT, (x, scale, site.zero_point or 0, None, *limits, 0))
+    shifted = graph.call_function(aten.add.Tensor, (x, site.shift))
+    quantized = graph.call_function(FAKE_QUANT, (shifted, scale, site.zero_point or 0, None, *limits, 0))
+    return graph.call_function(aten.sub.Tensor, (quantized, site.shift))

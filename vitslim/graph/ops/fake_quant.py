@@ -35,12 +35,12 @@ def weight_range(bits: int, group_size: int) -> tuple[int, int]:
     return integer_range(bits, narrow=not group_size)
 
 
-def activation_range(bits: int, zero_point: int | None) -> tuple[int, int]:
+def activation_range(bits: int, zero_point: int | None, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest integer of an activation, the range that QuantizeLinear clips to.
 
-    Signed without a zero point, else unsigned: (0, 255) for 8 bits.
+    Signed without a zero point, symmetric about zero if `narrow`; else unsigned: (0, 255) for 8 bits.
     """
-    return integer_range(bits, narrow=False) if zero_point is None else (0, 2**bits - 1)
+    return integer_range(bits, narrow) if zero_point is None else (0, 2**bits - 1)
 
 
 def to_integers(

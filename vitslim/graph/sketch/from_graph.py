@@ -23,7 +23,8 @@ from vitslim.graph.anatomy import (
 from vitslim.graph.anatomy.token_sizes import weighed_blocks
 from vitslim.graph.axes import AxisTable, Prim, Prod, Sum, Term
 from vitslim.graph.axes.operators import Trait, operator_has
-from vitslim.graph.edits import InsertFakeQuant, Mask, QuantizeAttention
+from vitslim.graph.edits import InsertFakeQuant, Mask
+from vitslim.graph.edits.quantize_attention import attention_sites
 from vitslim.graph.edits.read_pixels import reads_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, parameter_of, tensor_of
@@ -31,7 +32,7 @@ from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.graph.ops.merge import MATCH_ALTERNATE, MATCH_RANKED, MERGE_ALTERNATE, MERGE_RANKED
 from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION
 from vitslim.graph.sketch import merge_matmuls, token_matmuls
-from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.matmul import SCORES, VALUES, Matmul
 from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch
 from vitslim.graph.sketch.size import ONE, Size
 from vitslim.results import Cost
@@ -64,10 +65,13 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         squeeze_obstacle=squeeze_obstacle(anatomy),
         squeezed=tuple(block.name for block in anatomy.blocks if block.squeeze is not None),
         merged=weighed_blocks(anatomy),
-        bits={s.weight: LayerBits(s.weight_bits, s.activation_bits, s.group_size, s.integer_scales) for s in quantized},
-        attention_bits={
-            block: edit.bits for edit in graph.edits if isinstance(edit, QuantizeAttention) for block in edit.blocks
+        bits={
+            s.weight: LayerBits(
+                s.weight_bits, s.activation_bits, s.group_size, s.integer_scales, s.per_tensor, s.float8
+            )
+            for s in quantized
         },
+        attention_bits={block: site.bits for block, site in attention_sites(graph).items()},
         sparsity=dict(masked),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )
@@ -161,6 +165,8 @@ class _Sizes:
 def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Matmul]:
     layers = {layer.node: layer for layer in anatomy.linears}
     attention_blocks = {block.attention.node: block.name for block in anatomy.blocks if block.attention}
+    suffixes = {block.attention.node: VALUES for block in anatomy.blocks if block.attention}
+    suffixes |= {block.attention.scores: SCORES for block in anatomy.blocks if block.attention}
     block, moving = "", image_dependent_nodes(graph.module)
     for node in graph.module.graph.nodes:
         if node in layers:
@@ -170,6 +176,8 @@ def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple
         elif (reader := _reader(node.target)) is not None:
             block = attention_blocks.get(node, block)
             found = reader(node, sizes, block)
+            if len(found) == 1 and node in suffixes:
+                found = (replace(found[0], name=block + suffixes[node]),)
         else:
             continue
         around = frozenset(branch.name for branch in branches if node in branch.nodes)
@@ -206,8 +214,8 @@ def _attention(node: Node, sizes: _Sizes, block: str) -> tuple[Matmul, ...]:
     q, k, v = (sizes.table.terms(argument(node, i)) for i in range(3))
     heads, queries, keys = sizes.product(q[:-2]), sizes.of(q[-2]), sizes.of(k[-2])
     return (
-        Matmul(f"{block}.attention.qk", heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
-        Matmul(f"{block}.attention.v", heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
+        Matmul(block + SCORES, heads, queries, sizes.of(q[-1]), keys, "", block, "attention"),
+        Matmul(block + VALUES, heads, queries, keys, sizes.of(v[-1]), "", block, "attention"),
     )
 
 

@@ -8,6 +8,10 @@ from math import prod
 
 from vitslim.graph.sketch.size import Size
 
+SCORES = ".attention.qk"
+"""End of the name of the matmul of queries and keys; the one of probabilities and values ends in `VALUES`."""
+VALUES = ".attention.v"
+
 
 @dataclass(frozen=True)
 class Matmul:

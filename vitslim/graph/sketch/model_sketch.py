@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vitslim.graph.anatomy.branches import USED_ELSEWHERE
-from vitslim.graph.sketch.matmul import Matmul
+from vitslim.graph.sketch.matmul import SCORES, VALUES, Matmul
 from vitslim.graph.sketch.size import Size
 from vitslim.graph.sketch.token_matmuls import SqueezeSizes, TokenCut
 from vitslim.results import Cost
@@ -28,9 +28,16 @@ class LayerBits(NamedTuple):
     """Weights along the reduction that share a scale; 0: all weights of an output channel."""
     integer_scales: bool = False
     """Whether each group scale is an integer multiple of the scale of its output channel."""
+    per_tensor: bool = False
+    """Whether all weights share one scale."""
+    float8: bool = False
+    """Whether both operands are 8-bit floats."""
 
 
 FLOAT_LAYER = LayerBits(FLOAT_BITS, FLOAT_BITS)
+
+AttentionBits = tuple[int, int, int, int]
+"""Bits of queries, keys, probabilities and values."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class ModelSketch:
     """Block whose tokens have sizes after it to whether later attentions weigh keys by them."""
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     """Weight name to the quantization of its layer."""
-    attention_bits: Mapping[str, int] = field(default_factory=dict)
+    attention_bits: Mapping[str, AttentionBits] = field(default_factory=dict)
     """Block name to bits of the operands of its attention matmuls; absent blocks compute them in float."""
     sparsity: Mapping[str, str] = field(default_factory=dict)
     """Weight name to pattern."""
@@ -197,9 +204,9 @@ class ModelSketch:
         """Return the sketch with some layers quantized."""
         return replace(self, bits={**self.bits, **dict.fromkeys(weights, bits)})
 
-    def with_attention_bits(self, bits: int) -> ModelSketch:
-        """Return the sketch with the attention of every block quantized."""
-        return replace(self, attention_bits=dict.fromkeys(self.blocks_with_attention, bits))
+    def with_attention_bits(self, bits: Mapping[str, AttentionBits]) -> ModelSketch:
+        """Return the sketch with the attention of some blocks quantized, given by name."""
+        return replace(self, attention_bits={**self.attention_bits, **bits})
 
     @property
     def blocks_with_attention(self) -> tuple[str, ...]:
@@ -224,7 +231,9 @@ class ModelSketch:
     def _bops(self, matmul: Matmul) -> int:
         bits = self.bits.get(matmul.weight, FLOAT_LAYER)
         if matmul.role == "attention" and matmul.block in self.attention_bits:
-            bits = LayerBits(self.attention_bits[matmul.block], self.attention_bits[matmul.block])
+            query, key, probability, value = self.attention_bits[matmul.block]
+            operands = {SCORES: LayerBits(query, key), VALUES: LayerBits(probability, value)}
+            bits = operands.get(matmul.name.removeprefix(matmul.block), bits)
         bops = matmul.macs(self.axes) * bits.weight * bits.activation
         return bops // 2 if skips_multiplications(self.sparsity.get(matmul.weight, ""), bits.weight) else bops
 
@@ -240,12 +249,14 @@ class ModelSketch:
     def _scale_bytes(self, name: str) -> int:
         """Bytes of the scales of a quantized layer.
 
-        One float32 scale for the activation, and one for each output channel or group; integer group scales take one
-        float32 for each channel and four bits for each group.
+        One float32 scale for the activation, and one for the weight, for each of its output channels, or for each
+        group; integer group scales take one float32 for each channel and four bits for each group.
         """
         if name not in self.bits:
             return 0
         bits = self.bits[name]
+        if bits.per_tensor:
+            return 8
         groups = self.parameters[name].value(self.axes) // bits.group_size if bits.group_size else 0
         if groups and not bits.integer_scales:
             return 4 * (groups + 1)

@@ -20,8 +20,10 @@ from torch.fx import Interpreter, Node
 
 from vitslim.backends.measured.quantizers import Quantizer, find_quantizers
 from vitslim.data import load_data
-from vitslim.graph.edits.fake_quant import layer_nodes, layer_of
+from vitslim.graph.edits.fake_quant import layer_nodes, layer_of, shifted_quantizer
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import is_op
+from vitslim.graph.ops.fake_quant import FAKE_QUANT
 from vitslim.graph.saved import load_graph
 from vitslim.progress import Progress
 from vitslim.recipe.schema import Data
@@ -86,7 +88,7 @@ class _Comparison(Interpreter):
         self._sites: dict[Node, list[tuple[str, str]]] = defaultdict(list)
         for weight, nodes in layer_nodes(graph.module).items():
             for index, operand in enumerate(("activation", "weight")):
-                argument = nodes[0].args[index]
+                argument = shifted_quantizer(nodes[0].args[index]) or nodes[0].args[index]
                 if isinstance(argument, Node) and _is_quantizer(argument):
                     self._sites[argument].append((weight, operand))
                     self.layers[weight] = layer_of(weight)
@@ -102,7 +104,7 @@ class _Comparison(Interpreter):
             found = (
                 quantizer.weight()
                 if operand == "weight"
-                else _quantized(quantizer, source, unsigned=bool(n.args[4] == 0))
+                else _quantized(quantizer, source, unsigned=is_op(n, FAKE_QUANT) and bool(n.args[4] == 0))
             )
             if found is not None:
                 near = source if operand == "activation" else result.numpy()

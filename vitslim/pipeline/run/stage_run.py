@@ -14,6 +14,7 @@ from vitslim.errors import Problem, StageError, VitslimError
 from vitslim.files import MODEL_FILE
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
+from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
 from vitslim.pipeline.run.store import StageStore, StoredStage
@@ -74,7 +75,7 @@ class StageRunner:
     ) -> StageResult:
         position = len(self.finished) - 1
         table = stage_table(config, position)
-        stage, before = make_stage(config, table), self.finished[-1].graph
+        stage, before = make_stage(config, table, gemm_latency(config)), self.finished[-1].graph
         deployment = make_deployment(self.recipe, self.progress)
         context = StageContext(
             self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
@@ -115,6 +116,7 @@ class StageRunner:
             changes=result.changes,
             skipped=result.skipped,
             metrics=result.metrics,
+            bits=result.bits,
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 

@@ -47,7 +47,7 @@ class StoredStage:
 
     def result(self) -> StageResult:
         """Return the result of the stage, for later stages."""
-        return StageResult(self.graph, self.record.changes, self.record.skipped, self.record.metrics)
+        return StageResult(self.graph, self.record.changes, self.record.skipped, self.record.metrics, self.record.bits)
 
 
 class StageStore:

@@ -3,8 +3,9 @@
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
+from vitslim.recipe.stages.nipq import BitTarget, Nipq
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
-from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
+from vitslim.recipe.stages.quantize import Floor, OwnBits, Ptq, Qat, Quantize, QuantizedLayers
 from vitslim.recipe.stages.token_squeeze import (
     DiffRate,
     Dtps,
@@ -27,6 +28,7 @@ METHODS: list[type[StageConfig]] = [
     Distill,
     Ptq,
     Qat,
+    Nipq,
     Etps,
     Evit,
     PruneOnly,
@@ -49,6 +51,7 @@ def kinds() -> dict[str, tuple[type[StageConfig], ...]]:
 
 __all__ = [
     "METHODS",
+    "BitTarget",
     "Budget",
     "DepGraph",
     "Depth",
@@ -63,11 +66,14 @@ __all__ = [
     "GroupSparsity",
     "KeepBest",
     "Merging",
+    "Nipq",
+    "OwnBits",
     "PruneOnly",
     "PruningRatios",
     "Ptq",
     "Qat",
     "Quantize",
+    "QuantizedLayers",
     "StageConfig",
     "TokenSqueeze",
     "Tome",

@@ -25,6 +25,9 @@ UNUSED_KEYS = {
 }  # fmt: skip
 """Value of `activations` to the keys that have no effect with it."""
 
+FLOAT8_KEYS = ("name", "method", "format", "skip")
+"""Keys that have an effect with `format: fp8`."""
+
 _Found = tuple[str, str, str]
 
 
@@ -37,24 +40,36 @@ class Floor(Config):
     )
 
 
-class Quantize(StageConfig):
-    """Keys that all quantization methods share."""
+class OwnBits(Config):
+    """Bits of one layer that differ from those of the others."""
+
+    weight: Bits | None = Field(None, description="bits of the weight; default: `bits`")
+    activation: Bits | None = Field(None, description="bits of the input activation; default: `activation_bits`")
+
+
+class QuantizedLayers(StageConfig):
+    """Keys of every quantization method."""
 
     kind: ClassVar[str] = "quantize"
     phase: ClassVar[Phase] = Phase.PRECISION
 
-    bits: Bits = Field(8, description="bits of weights")
-    activation_bits: Bits = Field(8, description="bits of input activations")
     first_last_bits: Bits | None = Field(
         None, description="bits of the weights of the patch embedding and the head, without groups; default: `bits`"
     )
+    skip: tuple[str, ...] = Field((), description="layers that stay in float")
+
+
+class Quantize(QuantizedLayers):
+    """Keys that methods with given bits share."""
+
+    bits: Bits = Field(8, description="bits of weights")
+    activation_bits: Bits = Field(8, description="bits of input activations")
     group_size: Literal[0, 16, 32, 64, 128] = Field(
         0,
         description="weights of an output channel that share a scale; 0: one scale per output channel. With integer "
         "activations, at most 4 bits are allowed, and group scales are integer multiples of the channel scale, so that "
         "the GEMM stays integer",
     )
-    skip: tuple[str, ...] = Field((), description="layers that stay in float")
     smooth: bool = Field(
         True,
         description="move the ranges of activation channels into the adjacent weights (SmoothQuant, Outlier "
@@ -131,6 +146,12 @@ class Ptq(Quantize):
     """Post-training quantization from calibration images."""
 
     method: Literal["ptq"] = "ptq"
+    format: Literal["integer", "fp8"] = Field(
+        "integer",
+        description="integer: weights and activations of `bits` and `activation_bits`. fp8: 8-bit floats (E4M3) for "
+        "TensorRT and Hopper or Ada GPUs, with static scales of the largest magnitude; of the other keys only `skip` "
+        "has an effect. Other runtimes compute them in float",
+    )
     activations: Literal["static", "dynamic", "float"] = Field(
         "static",
         description="static: calibrated scales; dynamic: scales of each batch, computed at run time; float: only "
@@ -173,7 +194,15 @@ class Ptq(Quantize):
     def _has_eight_bits(self) -> bool:
         return super()._has_eight_bits or self.average_bits is not None
 
+    @property
+    def uses_reduce_range(self) -> bool:
+        """Whether `reduce_range` affects the weights: never for 8-bit floats."""
+        return self.format == "integer" and super().uses_reduce_range
+
     def _contradictions(self, profile: Profile) -> Iterator[_Found]:
+        if self.format == "fp8":
+            yield from self._float8_contradictions(profile)
+            return
         if self.zero_points and self.activations != "float":
             message = f"`zero_points` needs `activations: float`, got `activations: {self.activations}`"
             yield "zero_points", message, "set `group_size: 32` and `activations: float`, or remove `zero_points`"
@@ -187,6 +216,15 @@ class Ptq(Quantize):
         if not self.smooth and self.activation_scaling == "per-token":
             message = "`activation_scaling: per-token` needs `smooth: true`, got `smooth: false`"
             yield "activation_scaling", message, "remove one of the two keys"
+
+    def _float8_contradictions(self, profile: Profile) -> Iterator[_Found]:
+        """Yield keys that 8-bit floats do not use, and a profile that cannot store them."""
+        for key, info in type(self).model_fields.items():
+            if key not in FLOAT8_KEYS and getattr(self, key) != info.default:
+                yield key, f"`format: fp8` does not use `{key}`", f"remove `{key}`"
+        if not profile.float8:
+            message = f"`profile: {profile.name}` cannot store 8-bit floats"
+            yield "format", message, f"use {profiles_with(lambda other: other.float8)} in the export stage"
 
 
 class Qat(Quantize, TrainedWithTeacher):
@@ -211,6 +249,12 @@ class Qat(Quantize, TrainedWithTeacher):
     )
     rounding: Literal["nearest", "gptq"] = Field(
         "gptq", json_schema_extra={ASSUMED: True}, description="initial rounding of weights"
+    )
+    attention: bool = Field(False, description="quantize both attention matmuls (QK^T and PV)")
+    layer_bits: dict[str, OwnBits] = Field(
+        {},
+        description="bits of single layers, such as those that `method: nipq` has learned, by name: blocks.0.attn.qkv, "
+        "or blocks.0.attention.query (key, probability, value) for operands of attention",
     )
     feature_weight: FeatureWeight | None = Field(
         None,

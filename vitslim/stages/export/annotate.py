@@ -12,8 +12,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask
+from vitslim.graph.edits import FakeQuantSite, InsertFakeQuant, Mask, QuantizeAttention
+from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation_scale, weight_scale_name
+from vitslim.graph.edits.quantize_attention import OPERANDS
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.nodes import tensor_of
+from vitslim.graph.ops.fake_quant import activation_range, weight_range
+from vitslim.graph.ops.float8 import FLOAT8_MAX
 from vitslim.sparsity import TWO_FOUR, is_two_four
 from vitslim.stages.export.stored_weight import StoredWeight, stored_weight
 from vitslim.units import FLOAT_BITS
@@ -34,6 +39,12 @@ class LayerAnnotation:
     """`2:4` along the reduction axis, or `unstructured:0.5`, if the stored weights follow it; else empty."""
     granularity: str
     """Of the scales of the weight: `tensor`, `channel` or `group:32`; empty for a float weight."""
+    format: str = ""
+    """`fp8` for a weight and an activation in 8-bit floats; else empty."""
+    weight_limit: float | None = None
+    """Largest magnitude that the integers of the weight represent, over all its scales; None for a float weight."""
+    activation_limits: tuple[float, float] | None = None
+    """Smallest and largest value of the input activation; None for a float or dynamic one."""
 
 
 def masked_layers(graph: ModelGraph) -> dict[str, str]:
@@ -98,7 +109,25 @@ def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> Layer
         activation_bits=min(_activation_bits(node), site.activation_bits) if site else _activation_bits(node),
         sparsity=pattern if pattern and keeps_mask(weight, graph) else "",
         granularity=f"group:{site.group_size}" if site and site.group_size else granularity,
+        format="fp8" if site and site.float8 else "",
+        weight_limit=_weight_limit(graph, site) if site else None,
+        activation_limits=_activation_limits(graph, site) if site and has_activation_scale(site) else None,
     )
+
+
+def _weight_limit(graph: ModelGraph, site: FakeQuantSite) -> float:
+    bits, group_size = site.matmul_form
+    largest = FLOAT8_MAX if site.float8 else max(map(abs, weight_range(bits, group_size)))
+    return float(tensor_of(graph.module, weight_scale_name(site.weight)).detach().max()) * largest
+
+
+def _activation_limits(graph: ModelGraph, site: FakeQuantSite) -> tuple[float, float]:
+    scale = float(tensor_of(graph.module, activation_scale_name(site.weight)).detach())
+    if site.float8:
+        return -FLOAT8_MAX * scale, FLOAT8_MAX * scale
+    low, high = activation_range(site.activation_bits, site.zero_point, site.narrow)
+    zero = site.zero_point or 0
+    return scale * (low - zero) - site.shift, scale * (high - zero) - site.shift
 
 
 def _activation_bits(node: ir.Node) -> int:
@@ -117,6 +146,8 @@ def _model_metadata(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, 
     for edit in graph.edits:
         if isinstance(edit, InsertFakeQuant):
             names["reduce_range"] = edit.reduce_range
+        if isinstance(edit, QuantizeAttention):
+            names["attention_bits"] = {site.block: dict(zip(OPERANDS, site.bits, strict=True)) for site in edit.sites}
     return names | {
         "version": __version__,
         "model": source.timm,

@@ -86,12 +86,18 @@ def _unsupported(sketch: ModelSketch, profile: Profile) -> Problem | None:
         allowed = profiles_with(lambda other: other.integer_group_scales)
         message = f"`profile: {profile.name}` cannot store group-wise integer scales"
         return Problem("profile", message, f"use {allowed}, or remove `group_size` from the quantize stage")
+    if any(bits.float8 for bits in sketch.bits.values()) and not profile.float8:
+        allowed = profiles_with(lambda other: other.float8)
+        message = f"`profile: {profile.name}` cannot store 8-bit floats"
+        return Problem("profile", message, f"use {allowed}, or `format: integer` in the quantize stage")
     return None
 
 
 def _describe(layer: LayerAnnotation) -> str:
     """Describe a layer, such as `INT8 per channel, 2:4`; empty for a dense float layer."""
     quantized = (
-        f"INT{layer.weight_bits} per {layer.granularity.replace(':', ' of ')}" if layer.weight_bits < FLOAT_BITS else ""
+        f"{'FP8' if layer.format else f'INT{layer.weight_bits}'} per {layer.granularity.replace(':', ' of ')}"
+        if layer.weight_bits < FLOAT_BITS
+        else ""
     )
     return ", ".join(part for part in (quantized, layer.sparsity) if part)

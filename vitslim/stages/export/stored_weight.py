@@ -19,7 +19,7 @@ class StoredWeight:
 
     name: str
     values: NDArray[Any]
-    """Integers if the weight is quantized."""
+    """Integers if the weight is quantized; 8-bit floats as float32."""
     scales: NDArray[np.float32] | None
     """Per output channel, per group or per tensor; None for a float weight."""
     bits: int
@@ -53,6 +53,8 @@ def stored_weight(node: ir.Node) -> StoredWeight | None:
     if operand is None or operand.const_value is None or operand.name is None:
         return None
     values = operand.const_value.numpy()
+    if operand.const_value.dtype == ir.DataType.FLOAT8E4M3FN:
+        values = values.astype(np.float32)
     if group_scales is not None and shape is not None:
         values = (values.astype(np.int8) * group_scales.astype(np.int8)).reshape(shape)
     elif group_scales is not None or shape is not None:

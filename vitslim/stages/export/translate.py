@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT8, INT64, opset21
 
+from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8
 from vitslim.graph.ops.selection import HIGHEST, TAKE_ROWS
 from vitslim.stages.export.graph_passes.integer_weights import DEQUANTIZE
 
@@ -19,6 +21,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.vitslim.fake_quant.default: fake_quant,
         torch.ops.vitslim.dynamic_fake_quant.default: dynamic_fake_quant,
+        FAKE_QUANT_FLOAT8: fake_quant_float8,
         DEQUANTIZE: dequantize,
         HIGHEST: highest,
         TAKE_ROWS: take_rows,
@@ -44,6 +47,12 @@ def fake_quant(
     return opset21.DequantizeLinear(opset21.QuantizeLinear(x, scale, zero), scale, zero)
 
 
+def fake_quant_float8(x: FLOAT, scale: FLOAT, axis: int | None = None) -> Any:  # noqa: ARG001
+    """QuantizeLinear and DequantizeLinear of an activation to FLOAT8E4M3FN; its zero point gives the type."""
+    zero = _constant(np.array(0, dtype=ml_dtypes.float8_e4m3fn))
+    return opset21.DequantizeLinear(opset21.QuantizeLinear(x, scale, zero), scale, zero)
+
+
 def dynamic_fake_quant(x: FLOAT) -> Any:
     """DynamicQuantizeLinear and DequantizeLinear, which runtimes fuse with the matmul that reads them."""
     integers, scale, zero = opset21.DynamicQuantizeLinear(x)
@@ -61,7 +70,8 @@ def dequantize(
         return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis, block_size=group_size)
     if group_size:
         return opset21.DequantizeLinear(integers, scale, axis=axis, block_size=group_size)
-    zero_points = _constant(np.zeros(_shape(scale), np.int8))
+    is_float8 = integers.dtype == ir.DataType.FLOAT8E4M3FN
+    zero_points = _constant(np.zeros(_shape(scale), ml_dtypes.float8_e4m3fn if is_float8 else np.int8))
     return opset21.DequantizeLinear(integers, scale, zero_points, axis=axis)
 
 

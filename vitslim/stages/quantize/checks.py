@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vitslim.errors import Problem, closest
 from vitslim.graph.edits.fake_quant import layer_of, quantized_layers
+from vitslim.graph.edits.quantize_attention import OPERANDS
 from vitslim.graph.edits.read_pixels import PIXEL_BITS
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
@@ -35,7 +36,8 @@ def quantized_sketch(scheme: QuantScheme, sketch: ModelSketch) -> ModelSketch:
     for linear in linears:
         sketch = sketch.with_bits({linear.weight}, _bits(scheme, linear, linear.weight in raised))
     if scheme.attention:
-        sketch = sketch.with_attention_bits(scheme.activation_bits)
+        blocks = sketch.blocks_with_attention
+        sketch = sketch.with_attention_bits({block: scheme.attention_site(block).bits for block in blocks})
     return sketch.as_approximate() if scheme.average_bits is not None else sketch
 
 
@@ -54,6 +56,12 @@ def _key_problems(scheme: QuantScheme, sketch: ModelSketch) -> Iterator[Problem]
     for name in scheme.skip:
         if layer_of(name) not in known:
             yield Problem("skip", f"the model has no layer '{name}'", closest(name, known))
+    operands = {f"{b}.attention.{name}": b for b in sketch.blocks_with_attention for name in OPERANDS}
+    for name in scheme.layer_bits:
+        if name not in {**known, **(operands if scheme.attention else {})}:
+            yield Problem(
+                "layer_bits", f"the model has no quantized layer '{name}'", closest(name, {**known, **operands})
+            )
     if sketch.bits:
         yield Problem("method", "the model is already quantized", "keep one quantize stage")
     if scheme.first_last_bits is not None and not any(one.role in FIRST_LAST_ROLES for one in sketch.linears):
@@ -82,7 +90,9 @@ def _raised(scheme: QuantScheme, linears: Sequence[SketchLinear]) -> frozenset[s
 def _bits(scheme: QuantScheme, linear: SketchLinear, more_bits: bool = False) -> LayerBits:
     first_or_last = linear.role in FIRST_LAST_ROLES
     form = weight_form(scheme, first_or_last, not linear.convolution, linear.in_features, more_bits)
-    as_pixels = linear.reads_pixels and scheme.activation_bits == PIXEL_BITS
+    as_pixels = linear.reads_pixels and scheme.activation_bits == PIXEL_BITS and not scheme.float8
     in_float = not scheme.integer_matmuls or (linear.reads_image and not as_pixels)
-    activation = FLOAT_BITS if in_float else scheme.activation_bits
-    return LayerBits(form.bits, activation, form.group_size, form.integer_scales)
+    activation = PIXEL_BITS if linear.reads_pixels else scheme.bits_of_activation(linear.weight)
+    bits = scheme.own_weight_bits(linear.weight) or form.bits
+    return LayerBits(bits, FLOAT_BITS if in_float else activation, form.group_size, form.integer_scales,
+                     float8=scheme.float8)  # fmt: skip

@@ -16,6 +16,7 @@ from vitslim.stages.quantize.calibration.prepare import (
     smooth,
 )
 from vitslim.stages.quantize.calibration.sites import find_sites
+from vitslim.stages.quantize.float8 import insert_float8
 from vitslim.stages.quantize.layers import quantizable_layers
 from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.scheme import QuantScheme
@@ -41,6 +42,10 @@ class Quantized:
 
 def insert_quantizers(graph: ModelGraph, scheme: QuantScheme, context: StageContext) -> Quantized:
     """Quantize a float graph by a scheme, on the calibration images. Returns a new graph."""
+    if scheme.float8:
+        quantized, placed = insert_float8(graph, scheme, context)
+        images = {"calibration_images": float(len(context.data.calibration))}
+        return Quantized(quantized, replace(scheme, sites=placed), metrics=images)
     weights = quantizable_layers(graph, scheme.skip)
     prepared, rotated, skipped = rotate_streams(graph, scheme, context.seed)
     prepared = smooth(prepared, scheme, context, weights)

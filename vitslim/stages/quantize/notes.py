@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from vitslim.graph.edits import FakeQuantSite, QuantizeAttention
+from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.edits.fake_quant import constant_layers, layer_nodes
+from vitslim.graph.edits.quantize_attention import AttentionSite, attention_sites
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.results import LayerNote
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
 from vitslim.stages.quantize.scheme import QuantScheme
-from vitslim.units import FLOAT_BITS
+from vitslim.units import FLOAT_BITS, INTEGER_BITS_MAX
+
+NO_INTEGER_KERNEL = "no integer kernel"
+"""Note on a layer with activations below 8 bits: ONNX Runtime multiplies them as 8-bit integers."""
 
 
 def quantized_notes(before: ModelGraph, after: ModelGraph, scheme: QuantScheme) -> tuple[LayerNote, ...]:
@@ -48,27 +52,35 @@ def skipped_notes(before: ModelGraph, quantized: Collection[str]) -> tuple[Layer
 
 def describe(site: FakeQuantSite) -> str:
     """Return, for example, `INT8 weights per output channel, UINT8 activations`."""
+    if site.float8:
+        activations = "FP8 activations" if site.activation_bits < FLOAT_BITS else "float activations"
+        return f"FP8 (E4M3) weights per output channel, {activations}"
     scales = f"in groups of {site.group_size}" if site.group_size else "per output channel"
+    scales = "per tensor" if site.per_tensor else scales
     scales += ", integer group scales" if site.integer_scales else ""
     activations = "float activations"
     if site.dynamic:
         activations = "dynamic UINT8 activations"
     elif site.activation_bits < FLOAT_BITS:
         activations = f"{'INT' if site.zero_point is None else 'UINT'}{site.activation_bits} activations"
+        activations += f" shifted by {site.shift:g}" if site.shift else ""
+        activations += f", {NO_INTEGER_KERNEL}" if site.activation_bits < INTEGER_BITS_MAX else ""
     return f"INT{site.weight_bits} weights {scales}, {activations}"
 
 
 def _attention_notes(after: ModelGraph, scheme: QuantScheme) -> tuple[LayerNote, ...]:
-    edits = [edit for edit in after.edits if isinstance(edit, QuantizeAttention)]
     return tuple(
-        LayerNote(
-            layer=f"{block}.attention",
-            result=f"INT{edit.bits} queries, keys and values, UINT{edit.bits} probabilities",
-            reason=scheme.calibrate,
-        )
-        for edit in edits
-        for block in edit.blocks
+        LayerNote(layer=f"{block}.attention", result=describe_attention(site), reason=scheme.calibrate)
+        for block, site in attention_sites(after).items()
     )
+
+
+def describe_attention(site: AttentionSite) -> str:
+    """Return, for example, `INT8 queries, keys and values, UINT8 probabilities`."""
+    query, key, probability, value = site.bits
+    if query == key == value:
+        return f"INT{query} queries, keys and values, UINT{probability} probabilities"
+    return f"INT{query} queries, INT{key} keys, UINT{probability} probabilities, INT{value} values"
 
 
 def _reason(scheme: QuantScheme, site: FakeQuantSite, graph: ModelGraph, first_or_last: bool) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.training.distillation.features import FEATURE_LOSS, feature_losses
 from vitslim.training.distillation.kept_tokens import ratio_loss, token_loss
-from vitslim.training.loop import Batch
+from vitslim.training.loop import Batch, Objective
 from vitslim.training.losses import hard_loss, soft_loss
 from vitslim.training.record import LOSS
 from vitslim.training.taps import LogitsAndFeatures
@@ -22,6 +22,16 @@ KEPT_FRACTION = "kept_fraction."
 
 TeacherFunction = Callable[[Batch], LogitsAndFeatures]
 """Returns the teacher's logits and features for a batch; features are empty without a feature loss."""
+
+
+def with_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
+    """Return an objective whose loss also has a penalty, which is recorded as `penalty`."""
+
+    def compute(output: Any, batch: Batch) -> Mapping[str, Tensor]:
+        losses, added = objective(output, batch), penalty()
+        return {**losses, LOSS: losses[LOSS] + added, "penalty": added}
+
+    return compute
 
 
 class DistillationLoss:

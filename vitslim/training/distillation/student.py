@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch.fx import GraphModule
@@ -19,7 +21,7 @@ from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
 from vitslim.results import LayerNote
 from vitslim.training.device import device_name, find_device, find_precision
 from vitslim.training.distillation.features import block_outputs, select_blocks
-from vitslim.training.distillation.objective import DistillationLoss
+from vitslim.training.distillation.objective import DistillationLoss, with_penalty
 from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
 from vitslim.training.images import LabeledImages
@@ -39,6 +41,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     weights: torch.Tensor | None = None,
     keep: Path | None = None,
     accelerator: Accelerator | None = None,
+    epochs: range | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    penalty: Callable[[], torch.Tensor] | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
@@ -46,8 +51,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     trains the model as it is deployed. `dataset` is the whole training set, of which `config.train.images` are used.
     With an `accelerator` the student is trained as that accelerator computes it.
     `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
-    compared blocks. In the folder `keep` the state is written as training goes on, so that an interrupted training
-    continues from it.
+    compared blocks. `epochs` and `rates`: as in `train`. `penalty`: a scalar that is added to the loss of each step,
+    and recorded as `penalty`. In the folder `keep` the state is written as training goes on, so that an interrupted
+    training continues from it.
     Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
     `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
     not finite, and if a term of the loss needs token predictors and the student has none.
@@ -70,10 +76,11 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     ]
     answers = averaged(functions, config.temperature) if functions else None
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
+    objective = DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept)
     metrics = train(
         _trained_module(student, form, blocks, config, accelerator),
         images,
-        DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept),
+        objective if penalty is None else with_penalty(objective, penalty),
         config.train,
         seed,
         student.masks,
@@ -81,6 +88,8 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         label=label,
         keep=keep,
         classes=student.source.classes,
+        epochs=epochs,
+        rates=rates,
     )
     student.module.eval()
     return LayerNote(layer="all parameters", result=_summary(config, len(images), device)), metrics

@@ -16,7 +16,7 @@ from vitslim.workload.contents.file_contents import Annotation, Violation
 from vitslim.workload.onnx_file import METADATA_PREFIX
 
 LAYERS = METADATA_PREFIX + "layers"
-TEXT_KEYS = ("sparsity", "granularity")
+TEXT_KEYS = ("sparsity", "granularity", "format")
 INTEGER_KEYS = ("weight_bits", "activation_bits")
 
 

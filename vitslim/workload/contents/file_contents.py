@@ -9,6 +9,9 @@ from typing import Any
 from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
 from vitslim.units import INTEGER_BITS_MAX, PAIR_LIMIT
 
+FLOAT8 = "FLOAT8"
+"""Beginning of the names of ONNX types of 8-bit floats."""
+
 
 @dataclass(frozen=True)
 class Annotation:
@@ -20,6 +23,7 @@ class Annotation:
     activation_bits: int | None = None
     sparsity: str = ""
     granularity: str = ""
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,20 @@ class Layer:
         return self.outputs * self.reduction
 
     @property
+    def float8(self) -> bool:
+        """Whether its weights are 8-bit floats."""
+        return self.container.startswith(FLOAT8)
+
+    @property
     def quantized(self) -> bool:
-        """Whether its weights are integers."""
+        """Whether its weights are integers or 8-bit floats."""
         return self.weight_bits <= INTEGER_BITS_MAX
 
     @property
     def may_saturate_int16(self) -> bool:
         """Whether its sums can saturate on processors that add pairs of INT8 multiplications in 16 bits."""
         is_integer = self.quantized_by in {"Q/DQ", "integer"} and self.activation_bits <= INTEGER_BITS_MAX
-        return is_integer and not self.container.startswith("U") and self.pair_sum_max > PAIR_LIMIT
+        return is_integer and not self.container.startswith(("U", FLOAT8)) and self.pair_sum_max > PAIR_LIMIT
 
     @property
     def pattern(self) -> str:

@@ -87,7 +87,7 @@ def _stray(graph: OnnxGraph, layers: Sequence[Layer], listed: Sequence[Annotatio
 
 
 def _difference(noted: Annotation, listed: Annotation) -> str:
-    keys = ("weight_bits", "activation_bits", "sparsity", "granularity")
+    keys = ("weight_bits", "activation_bits", "sparsity", "granularity", "format")
     differing = [key for key in keys if getattr(noted, key) != getattr(listed, key)]
     return ", ".join(f"{key} {getattr(noted, key)!r} and {getattr(listed, key)!r}" for key in differing)
 

@@ -19,14 +19,13 @@ from vitslim.workload.contents.weight_matrix import (
     OPERANDS,
     PACKED,
     WeightMatrix,
-    container,
     patterns,
     read_weight_matrix,
     runs_too_dense,
 )
 from vitslim.workload.integrity import tensor_bytes
 from vitslim.workload.onnx_graph import OnnxGraph, attribute, layer_of, optional_input
-from vitslim.workload.weights import DEQUANTIZING, Weight, find_weight, integer_group_scales, weight_bits
+from vitslim.workload.weights import DEQUANTIZING, Weight, container, find_weight, integer_group_scales, weight_bits
 
 
 def read_layers(graph: OnnxGraph, listed: Sequence[Annotation]) -> tuple[tuple[Layer, ...], tuple[Violation, ...]]:
@@ -149,6 +148,8 @@ def _check_bits(graph: OnnxGraph, layer: Layer, noted: Annotation, weight: Weigh
         if layer.int_min < low or layer.int_max > high:
             yield Violation(layer.name, f"{bits}-bit weights, integers from {low} to {high}",
                             f"integers from {layer.int_min} to {layer.int_max}")  # fmt: skip
+    if (noted.format == "fp8") != layer.float8:
+        yield Violation(layer.name, f"{noted.format or 'integer or float'} weights", f"stored as {layer.container}")
     if noted.activation_bits is not None and layer.activation_bits > noted.activation_bits:
         yield Violation(layer.name, f"{noted.activation_bits}-bit input", f"{layer.activation_bits} bits")
 

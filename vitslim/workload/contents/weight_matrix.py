@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, numpy_helper
 
 from vitslim.sparsity import PAIRS, TWO_FOUR, is_two_four, parse_pattern
 from vitslim.units import INTEGER_BITS_MAX
@@ -15,6 +15,7 @@ from vitslim.workload.weights import (
     T,
     Weight,
     all_zero_runs,
+    container,
     element_bits,
     find_weight,
     integer_group_scales,
@@ -105,11 +106,6 @@ def _pair_sum_max(integers: npt.NDArray[np.int64]) -> int:
     even = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
     pairs = even.reshape(len(even), -1, 2)
     return int(max((sign * pairs).clip(min=0).sum(axis=2).max(initial=0) for sign in (1, -1)))
-
-
-def container(weight: Weight) -> str:
-    """Return the ONNX type of the initializer, such as `INT8`."""
-    return str(TensorProto.DataType.Name(weight.tensor.data_type))
 
 
 def patterns(zeros: npt.NDArray[np.bool_]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from vitslim.graph.edits.scale_activations import FACTOR_PREFIX
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers
+from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8
 from vitslim.sparsity import TWO_FOUR
 
 aten = torch.ops.aten
@@ -74,6 +75,7 @@ def _int8(module: GraphModule, node: Node, name: str) -> Int8Linear | None:
         return None
     scale, input_scale = (tensors[one.target].detach() for one in (scale, input_scale))
     integers = to_integers(weight, scale, axis, low, high).to(torch.int8)
+    scale = scale.expand(len(integers))  # a scale of the whole weight, or one for each channel
     bias, factor = argument(node, 2), _factor(_operands(x)[0])
     return Int8Linear(
         integers,
@@ -117,14 +119,14 @@ def _put(module: GraphModule, node: Node, layer: nn.Module) -> None:
 def _in_float(module: GraphModule, node: Node, name: str) -> None:
     """Replace the weight by its dequantized values, and remove the quantizers of weight and input."""
     x, weight, *rest = _operands(node)
-    if is_op(weight, FAKE_QUANT):
+    if is_op(weight, FAKE_QUANT, FAKE_QUANT_FLOAT8):
         source, *given = _operands(weight)
         with torch.no_grad():
             tensor = tensor_of(module, name)
             arguments = (tensor_of(module, str(one.target)) if isinstance(one, Node) else one for one in given)
-            tensor.copy_(FAKE_QUANT(tensor, *arguments))
+            tensor.copy_(weight.target(tensor, *arguments))
         weight = source
-    node.args = (x.args[0] if is_op(x, FAKE_QUANT, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
+    node.args = (x.args[0] if is_op(x, FAKE_QUANT, FAKE_QUANT_FLOAT8, DYNAMIC_FAKE_QUANT) else x, weight, *rest)
 
 
 def _operands(node: Node) -> tuple[Any, ...]:

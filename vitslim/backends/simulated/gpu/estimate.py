@@ -150,6 +150,8 @@ def _settings(workload: Workload, spec: GpuSpec, timer: Timer) -> dict[str, str]
     }
     if spec.ops.int4 is None and timer.has_int4():
         settings["int4"] = f"runs as int8: {spec.chip} has no INT4 instruction"
+    if spec.ops.fp8 is None and timer.has_float8():
+        settings["fp8"] = f"runs as fp16: {spec.chip} has no FP8 instruction"
     if workload.unknown:
         settings["unknown operators, by their bytes"] = ", ".join(unknown_words(workload))
     return settings

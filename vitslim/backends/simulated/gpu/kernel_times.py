@@ -16,7 +16,7 @@ from vitslim.workload.operators import MATMUL_KINDS
 
 FLOAT_BYTES = 2.0
 """A GPU stores the 32-bit floats of the file as FP16."""
-SPARSE_BYTES: dict[Precision, float] = {"fp16": 9 / 16, "int8": 5 / 8, "int4": 5 / 8}
+SPARSE_BYTES: dict[Precision, float] = {"fp16": 9 / 16, "fp8": 5 / 8, "int8": 5 / 8, "int4": 5 / 8}
 """Size of a 2:4 weight relative to a dense one: half of the values, and a 2-bit index for each kept value."""
 
 
@@ -80,7 +80,7 @@ class Timer:
     def _fused_gemm(self, o: Operator, moved: float) -> KernelTime:
         """Return the time of a GEMM with its fused operators; `moved` are the bytes without the weights."""
         spec = self._spec
-        precision = spec.runs_as(max(o.weight_bits, o.activation_bits))
+        precision = spec.runs_as(max(o.weight_bits, o.activation_bits), o.float8)
         sparse = o.sparsity == "2:4" and o.weight
         found = self._gemm(o, precision, sparse, moved)
         if not sparse:
@@ -183,6 +183,10 @@ class Timer:
         """Return the GEMMs that are slower with 2:4 weights than with dense ones."""
         return tuple(self._slower)
 
+    def has_float8(self) -> bool:
+        """Whether the workload has GEMMs with weights in 8-bit floats."""
+        return any(o.float8 for o in self._workload.operators)
+
     def has_int4(self) -> bool:
         """Whether the workload has GEMMs with operands of at most 4 bits."""
         return any(0 < max(o.weight_bits, o.activation_bits) <= 4 for o in self._workload.operators if o.macs)
@@ -208,5 +212,6 @@ def device_bytes(elements: Mapping[int, int], spec: GpuSpec) -> float:
 
 def _signature(o: Operator | None) -> object:
     return None if o is None else (
-        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.activation_bits, o.sparsity
+        o.role, o.op, o.type if not o.macs else "", o.m, o.n, o.k, o.count, o.weight_bits, o.activation_bits, o.float8,
+        o.sparsity,
     )  # fmt: skip

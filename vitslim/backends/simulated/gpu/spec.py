@@ -17,7 +17,7 @@ GPUS = tuple(target for target, family in SIMULATED_TARGETS.items() if family ==
 """Names of packaged chips."""
 HARDWARE = {"multiprocessors", "clock_mhz", "ops", "dram_gbps", "l2_mb", "l2_bytes_per_clock"}
 """Keys whose change makes the chip another one, to which the constants are not fitted."""
-Precision = Literal["fp16", "int8", "int4"]
+Precision = Literal["fp16", "fp8", "int8", "int4"]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]
 
@@ -54,7 +54,7 @@ class Pair(Settings):
 
 
 class FittedPrecisions(Settings):
-    """Constants by precision; INT4 uses those of INT8."""
+    """Constants by precision; INT4 and FP8 use those of INT8."""
 
     fp16: Pair
     int8: Pair
@@ -92,6 +92,7 @@ class Ops(Settings):
     fp16: PositiveInt
     int8: PositiveInt
     int4: PositiveInt | None
+    fp8: PositiveInt | None
 
 
 class Launch(Settings):
@@ -163,13 +164,16 @@ class GpuSpec(Settings):
             self.l2_bytes_per_clock * self.clock_mhz / 1e3, self.l2_mb,
         )  # fmt: skip
 
-    def runs_as(self, bits: int) -> Precision:
+    def runs_as(self, bits: int, float8: bool = False) -> Precision:
         """Return the precision that multiplies operands of `bits` bits.
 
-        Operands of more than 8 bits run in FP16, 4-bit operands in INT8 when the chip has no INT4 instruction.
+        Operands of more than 8 bits run in FP16, and so do 8-bit floats when the chip has no FP8 instruction; 4-bit
+        operands run in INT8 when it has no INT4 instruction.
         """
-        if bits > 8:
+        if bits > 8 or (float8 and self.ops.fp8 is None):
             return "fp16"
+        if float8:
+            return "fp8"
         return "int4" if bits <= 4 and self.ops.int4 else "int8"
 
     @property
@@ -179,7 +183,9 @@ class GpuSpec(Settings):
 
     def rate(self, precision: Precision, sparse: bool) -> float:
         """Return operations per multiprocessor and clock."""
-        dense = {"fp16": self.ops.fp16, "int8": self.ops.int8, "int4": self.ops.int4 or self.ops.int8}[precision]
+        ops = self.ops
+        rates = {"fp16": ops.fp16, "fp8": ops.fp8 or ops.fp16, "int8": ops.int8, "int4": ops.int4 or ops.int8}
+        dense = rates[precision]
         return dense * (2 if sparse else 1)
 
     def peak_tops(self, precision: Precision, sparse: bool = False) -> float:
@@ -187,14 +193,14 @@ class GpuSpec(Settings):
         return self.rate(precision, sparse) * self.multiprocessors * self.clock_mhz / 1e6
 
     def constants(self, precision: Precision, sparse: bool) -> Constants:
-        """Return the fitted constants; INT4 uses those of INT8."""
+        """Return the fitted constants; INT4 and FP8 use those of INT8."""
         fitted = self.calibration.constants
         pair = fitted.fp16 if precision == "fp16" else fitted.int8
         return (pair.sparse if sparse else pair.dense).constants()
 
     def provenance(self, precision: Precision, sparse: bool, m: int, n: int, k: int) -> tuple[str, str]:
         """Return the calibration of a GEMM's time and its expected error."""
-        if not self.calibrated or precision == "int4":
+        if not self.calibrated or precision in {"int4", "fp8"}:
             return "uncalibrated", "unknown"
         kind = "2:4" if sparse else "dense"
         names = ("INT8",) if precision == "int8" else ("FP16", "BF16")

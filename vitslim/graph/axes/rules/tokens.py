@@ -79,6 +79,22 @@ def fake_quant(scope: Scope, node: Node) -> Dims:
     return x
 
 
+def fake_quant_float8(scope: Scope, node: Node) -> Dims:
+    """Elementwise; the scale is one number, or one for each index along `axis`."""
+    x, scale = scope.operands(node, "x", "scale")
+    axis = scope.value(node, "axis")
+    if axis is not None:
+        scope.pair(x[int(axis) : int(axis) + 1], scale)
+    return x
+
+
+def pseudo_quant(scope: Scope, node: Node) -> Dims:
+    """Elementwise; the range is one number, or one for each index of dimension 0."""
+    x, per_channel = scope.operands(node, "x", "range_parameter")
+    scope.pair(x[:1] if per_channel else (), per_channel)
+    return x
+
+
 def dynamic_fake_quant(scope: Scope, node: Node) -> Dims:
     """Elementwise: the smallest and the largest value are the same in any order."""
     (x,) = scope.operands(node, "x")
@@ -98,6 +114,8 @@ RULES: dict[Any, Rule] = {
     "vitslim.masked_mean": masked_mean,
     "vitslim.fake_quant": fake_quant,
     "vitslim.dynamic_fake_quant": dynamic_fake_quant,
+    "vitslim.pseudo_quant": pseudo_quant,
+    "vitslim.fake_quant_float8": fake_quant_float8,
 }
 
 TRAITS: Traits = {
@@ -106,6 +124,11 @@ TRAITS: Traits = {
         "vitslim.keep_tokens.default",
         "vitslim.fuse_inattentive.default",
     ),
-    Trait.LOGITS: ("vitslim.fake_quant.default",),
-    Trait.INDEXWISE: ("vitslim.fake_quant.default", "vitslim.dynamic_fake_quant.default"),
+    Trait.LOGITS: ("vitslim.fake_quant.default", "vitslim.pseudo_quant.default"),
+    Trait.INDEXWISE: (
+        "vitslim.fake_quant.default",
+        "vitslim.dynamic_fake_quant.default",
+        "vitslim.pseudo_quant.default",
+        "vitslim.fake_quant_float8.default",
+    ),
 }

@@ -12,7 +12,11 @@ from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.profiles import Profile
-from vitslim.stages.export.graph_passes.activations import make_activations_signed, make_activations_unsigned
+from vitslim.stages.export.graph_passes.activations import (
+    fold_shifts,
+    make_activations_signed,
+    make_activations_unsigned,
+)
 from vitslim.stages.export.graph_passes.integer_weights import store_integer_weights
 from vitslim.stages.export.graph_passes.matrices import flatten_to_matrices
 from vitslim.stages.export.graph_passes.patch_convolutions import rewrite_patch_convolutions
@@ -44,6 +48,7 @@ GRAPH_PASSES = (
         remove_unused_tokens,
         lambda graph, profile: profile.optimized_float or _is_quantized(graph, profile),
     ),
+    GraphPass("fold shifts of activations into biases", fold_shifts),
     GraphPass("turn quantized patch convolutions into linear layers", rewrite_patch_convolutions),
     GraphPass(
         "compute quantized linear layers, and row-wise operators between them, on matrices",

@@ -12,12 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from vitslim.graph.edits.fake_quant import layer_nodes
+from vitslim.graph.anatomy.patches import has_padding
+from vitslim.graph.edits.fake_quant import layer_nodes, shifted_quantizer
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.graph.ops.fake_quant import FAKE_QUANT
 
 aten = torch.ops.aten
+
+
+def fold_shifts(graph: ModelGraph) -> None:
+    """In place: fold the constant that is subtracted after a quantizer into the bias of the layer that reads it.
+
+    Runtimes fuse a quantizer only with the layer that reads it directly. The constant stays before the quantizer.
+    """
+    for layer in _quantized_layers(graph.module):
+        shifted: Any = layer.args[0]
+        quantizer = shifted_quantizer(shifted)
+        if quantizer is not None:
+            layer.replace_input_with(shifted, quantizer)
+            _add_to_bias(graph.module, layer, -argument(shifted, 1) * _row_sums(graph.module, layer))
+    _finish(graph.module)
 
 
 def make_activations_signed(graph: ModelGraph) -> None:
@@ -57,7 +72,7 @@ def _finish(module: GraphModule) -> None:
 
 def _make_signed(module: GraphModule, layer: Node) -> None:
     quantizer: Any = layer.args[0]
-    if not is_op(quantizer, FAKE_QUANT) or quantizer.args[4] != 0 or _has_padding(layer):
+    if not is_op(quantizer, FAKE_QUANT) or quantizer.args[4] != 0 or has_padding(layer):
         return
     x, scale, zero_point, _, _, qmax, _ = quantizer.args
     half = (qmax + 1) // 2
@@ -79,13 +94,6 @@ def _make_unsigned(module: GraphModule, layer: Node) -> None:
                 FAKE_QUANT, (x, scale, zero_point - qmin, axis, 0, qmax - qmin, group_size)
             )
         layer.replace_input_with(quantizer, unsigned)
-
-
-def _has_padding(layer: Node) -> bool:
-    if is_op(layer, aten.linear.default):
-        return False
-    padding = argument(layer, 4, "padding", 0)
-    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
 
 def _row_sums(module: GraphModule, layer: Node) -> Tensor:

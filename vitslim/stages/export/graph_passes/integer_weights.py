@@ -14,6 +14,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, parameter_of, tensor_of
 from vitslim.graph.ops.dequantize import dequantize
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
+from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8, FLOAT8
 from vitslim.recipe.profiles import Profile
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.units import container_bits
@@ -42,12 +43,15 @@ class WeightStorage(NamedTuple):
 
 
 def store_integer_weights(graph: ModelGraph) -> None:
-    """In place: quantized weights become INT8 constants under their old names, read by `vitslim::dequantize`."""
+    """In place: quantized weights become INT8 or FLOAT8 constants under their old names, read by
+    `vitslim::dequantize`."""
     module = graph.module
     for weight, nodes in layer_nodes(module).items():
         quantizer: Any = nodes[0].args[1]
         if is_op(quantizer, FAKE_QUANT):
             _store(module, weight, quantizer)
+        elif is_op(quantizer, FAKE_QUANT_FLOAT8):
+            _store_float8(module, weight, quantizer)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -84,14 +88,27 @@ def _store(module: GraphModule, weight: str, quantizer: Node) -> None:
     for one in zero_points:
         _set_int8(module, parameter_of(one), tensor_of(module, parameter_of(one)))
     with module.graph.inserting_before(quantizer):
-        stored = module.graph.call_function(DEQUANTIZE, (quantizer.args[0], scale, axis, group_size, *zero_points))
+        stored = module.graph.call_function(DEQUANTIZE, (quantizer.args[0], scale, axis or 0, group_size, *zero_points))
     quantizer.replace_all_uses_with(stored)
+    module.graph.erase_node(quantizer)
+
+
+def _store_float8(module: GraphModule, weight: str, quantizer: Node) -> None:
+    stored, scale, axis = quantizer.args
+    _set_constant(module, weight, integer_weights(module, quantizer).to(FLOAT8))
+    with module.graph.inserting_before(quantizer):
+        values = module.graph.call_function(DEQUANTIZE, (stored, scale, axis, 0))
+    quantizer.replace_all_uses_with(values)
     module.graph.erase_node(quantizer)
 
 
 def _set_int8(module: GraphModule, name: str, values: Tensor) -> None:
     """Replace a parameter or a buffer by an INT8 buffer of the same name."""
+    _set_constant(module, name, values.to(torch.int8))
+
+
+def _set_constant(module: GraphModule, name: str, values: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     holder: nn.Module = module.get_submodule(owner)
     delattr(holder, leaf)
-    holder.register_buffer(leaf, values.to(torch.int8))
+    holder.register_buffer(leaf, values)

@@ -11,7 +11,12 @@ from itertools import compress
 import torch
 
 from vitslim.graph.edits.fake_quant import layer_nodes
-from vitslim.graph.edits.quantize_attention import attention_blocks, decomposed, operands, quantize_attention
+from vitslim.graph.edits.quantize_attention import (
+    attention_blocks,
+    decomposed,
+    operands,
+    quantize_attention,
+)
 from vitslim.graph.edits.read_pixels import PIXEL_BITS, read_pixels, reads_pixels
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
@@ -67,9 +72,12 @@ def quantize_attention_matmuls(graph: ModelGraph, scheme: QuantScheme, context: 
     histograms = {name: Histogram() for name in found}
     places = {name: [(operand.matmul, operand.place)] for name, operand in found.items()}
     observe(plain, histograms, context, "calibrating attention", places)
+    sites = {block: scheme.attention_site(block) for block in blocks}
     ranges = {
-        name: histograms[name].find_range(scheme.activation_bits, scheme.calibrate, operand.zero_point is None)
+        name: histograms[name].find_range(
+            sites[operand.block].bits_of(operand.name), scheme.calibrate, operand.zero_point is None
+        )
         for name, operand in found.items()
     }
     scales = {name: torch.tensor(one.scale) for name, one in ranges.items()}
-    return quantize_attention(graph, blocks, scheme.activation_bits, scales)
+    return quantize_attention(graph, tuple(sites.values()), scales)

@@ -67,7 +67,7 @@ def _weight_site(
     form = weight_form(scheme, first_or_last, tensor.dim() == 2, tensor.shape[1], more_bits)
     return FakeQuantSite(
         weight,
-        form.bits,
+        scheme.own_weight_bits(weight) or form.bits,
         FLOAT_BITS,
         group_size=form.group_size,
         weight_zero_points=scheme.zero_points and form.group_size > 0,
@@ -92,9 +92,10 @@ def _with_activation(
         return site
     if scheme.activations == "dynamic":
         return replace(site, activation_bits=8, dynamic=True)
-    found = histograms[weight].find_range(scheme.activation_bits, scheme.calibrate, scheme.symmetric)
+    bits = scheme.bits_of_activation(weight)
+    found = histograms[weight].find_range(bits, scheme.calibrate, scheme.symmetric)
     scales[activation_scale_name(weight)] = torch.tensor(found.scale)
-    return replace(site, activation_bits=scheme.activation_bits, zero_point=found.zero_point)
+    return replace(site, activation_bits=bits, zero_point=found.zero_point)
 
 
 def _distinguish(module: GraphModule, scales: dict[str, Tensor]) -> None:

@@ -60,7 +60,7 @@ def candidate_forms(graph: ModelGraph, scheme: QuantScheme) -> list[Form]:
         activations["dynamic"] = {w: s if w in static else _dynamic(s) for w, s in own.items()}
     scales, graphs = tensors_of(graph.module), {False: plain}
     for edit in (edit for edit in graph.edits if isinstance(edit, QuantizeAttention)):
-        graphs[True] = quantize_attention(plain, edit.blocks, edit.bits, scales)
+        graphs[True] = quantize_attention(plain, edit.sites, scales)
     return [
         Form(name, attention, sites, float_graph, scales, scheme)
         for name, sites in activations.items()

@@ -1,0 +1,184 @@
+"""The operator `vitslim::pseudo_quant`: clip a tensor and add noise of the size of a quantization step. Only training
+uses it.
+
+Rounding is replaced by noise, so no straight-through estimator is on the data path; the range and the bits of a tensor
+are learned. Source: NIPQ (Shin et al., CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.library import Library
+from torch.nn import functional
+
+BINS = 256
+"""Bins of the histogram of rounding errors."""
+
+
+def learned_bits(state: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """Return `low + (high - low) * sigmoid(state)`, the bits of a tensor; float of the shape of the state."""
+    return low + (high - low) * torch.sigmoid(state)
+
+
+def round_straight(x: Tensor) -> Tensor:
+    """Round to the nearest integer; the gradient is that of the identity."""
+    return x + (torch.round(x) - x).detach()
+
+
+def sampled_bits(bits: Tensor, low: float, high: float) -> Tensor:
+    """Return `round(bits + u)` with one draw of u in [-0.5, 0.5) for each element, within [low, high]."""
+    return round_straight(bits + torch.rand_like(bits) - 0.5).clamp(low, high)
+
+
+def levels(bits: Tensor, signed: bool) -> Tensor:
+    """Return the largest integer: `2^(bits - 1) - 1` of signed integers, `2^bits - 1` of unsigned ones."""
+    return torch.exp2(bits - 1 if signed else bits) - 1
+
+
+def range_state(high: Tensor) -> Tensor:
+    """Return the state whose softplus is `high`, a positive float tensor: `log(exp(high) - 1)`."""
+    return high + torch.log(-torch.expm1(-high))
+
+
+def rounding_error_noise(x: Tensor, step: Tensor, counted: Tensor) -> Tensor:
+    """Draw noise from the distribution of the rounding errors of a tensor: in [-0.5, 0.5], in units of the step.
+
+    x: float, any shape. step: broadcasts to x. counted: bool, of the shape of x, True for the elements whose errors
+    count. The distribution is a histogram of `BINS` bins; a position within a bin is uniform. Uniform if no element
+    counts. Returns float of the shape of x.
+    """
+    ratio = (x / step)[counted].float()
+    counts = torch.histc(torch.round(ratio) - ratio, bins=BINS, min=-0.5, max=0.5)
+    counts = torch.where(counts.sum() > 0, counts, torch.ones_like(counts))
+    upper = counts.cumsum(0) / counts.sum()
+    draws = torch.rand(x.shape, device=x.device)
+    found = torch.searchsorted(upper, draws, right=True).clamp_(max=BINS - 1)
+    share = counts / counts.sum()
+    within = (draws - (upper - share)[found]) / share[found].clamp(min=torch.finfo(share.dtype).tiny)
+    return ((found + within.clamp_(0, 1)) / BINS - 0.5).to(x.dtype)
+
+
+def _spread(scale: Tensor, x: Tensor) -> Tensor:
+    """Return a scale of shape () or (x.shape[0],) in a shape that broadcasts to x."""
+    return scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _inside(x: Tensor, high: Tensor, signed: bool) -> Tensor:
+    return (x > (-high if signed else 0)) & (x < high)
+
+
+@torch.library.custom_op("vitslim::add_noise", mutates_args=())
+def add_noise(
+    x: Tensor, high: Tensor, top: Tensor, signed: bool, empirical: bool, mask: Tensor | None = None
+) -> Tensor:
+    """Clip a tensor to its range and add noise of one quantization step, `high / top`, to the elements inside.
+
+    x: float, any shape. high: float, positive, () or (x.shape[0],); the range is [-high, high], or [0, high] if not
+    `signed`. top: float (), the largest integer. empirical: noise with the distribution of the rounding errors; else
+    uniform. mask: bool, of the shape of x; elements where it is False get no noise.
+    """
+    ceiling = _spread(high, x)
+    step, inside = ceiling / top, _inside(x, ceiling, signed)
+    if mask is not None:
+        inside &= mask
+    noise = rounding_error_noise(x, step, inside) if empirical else torch.empty_like(x).uniform_(-0.5, 0.5)
+    # In place: activations are large.
+    noise.mul_(step).mul_(inside)
+    return noise.add_(torch.clamp(x, -ceiling if signed else torch.zeros_like(ceiling), ceiling))
+
+
+@add_noise.register_fake
+def _fake(
+    x: Tensor,
+    high: Tensor,  # noqa: ARG001
+    top: Tensor,  # noqa: ARG001
+    signed: bool,  # noqa: ARG001
+    empirical: bool,  # noqa: ARG001
+    mask: Tensor | None = None,  # noqa: ARG001
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def noise_gradients(
+    gradient: Tensor, x: Tensor, noisy: Tensor, high: Tensor, top: Tensor, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, high and top for fixed draws of the noise, each in the shape of its tensor.
+
+    noisy: the result of `add_noise`. Inside the range x passes its gradient, high gets `noise / top` and top gets
+    `-noise * high / top^2`, with noise in units of the step; outside x and top get none and high gets the sign of x.
+    """
+    passed = gradient * _inside(x, _spread(high, x), signed)
+    outer, noise = gradient - passed, noisy - x
+    per_channel = bool(high.dim())
+    clipped, spread = _sum_of_products(outer, noisy, per_channel), _sum_of_products(passed, noise, per_channel)
+    return passed, (clipped + spread) / high, -spread.sum() / top
+
+
+def _sum_of_products(x: Tensor, y: Tensor, per_channel: bool) -> Tensor:
+    """Return the sum of the elementwise product: (), or (x.shape[0],) per channel."""
+    return (x * y).flatten(start_dim=1).sum(dim=1) if per_channel else torch.dot(x.reshape(-1), y.reshape(-1))
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+    x, high, top, signed, _, _ = inputs
+    # The noise is the difference of result and input, which other operators keep anyway.
+    ctx.save_for_backward(x, output, high, top)  # type: ignore[arg-type]
+    ctx.signed = signed  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, noisy, high, top = ctx.saved_tensors  # type: ignore[attr-defined]
+    return (*noise_gradients(gradient, x, noisy, high, top, ctx.signed), None, None, None)  # type: ignore[attr-defined]
+
+
+add_noise.register_autograd(_backward, setup_context=_setup_context)
+
+
+def pseudo_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numbers, no classes
+    x: Tensor,
+    range_parameter: Tensor,
+    bits_parameter: Tensor,
+    low: float,
+    high: float,
+    signed: bool,
+    stochastic: bool,
+    empirical: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return x with the noise of quantization at its learned range and bits; same shape and dtype.
+
+    range_parameter: float, () or (x.shape[0],); its softplus is the largest value of the range. bits_parameter: float
+    (); see `learned_bits`. low, high: the smallest and the largest number of bits. stochastic: round the bits up or
+    down at random, else to the nearest integer. signed, empirical, mask: as `add_noise`.
+    """
+    bits = learned_bits(bits_parameter, low, high)
+    whole = sampled_bits(bits, low, high) if stochastic else round_straight(bits)
+    top = levels(whole, signed)
+    noisy: Tensor = add_noise(x, functional.softplus(range_parameter), top, signed, empirical, mask)
+    return noisy
+
+
+def _register() -> Library:
+    library = Library("vitslim", "FRAGMENT")  # type: ignore[no-untyped-call]
+    signature = (
+        "pseudo_quant(Tensor x, Tensor range_parameter, Tensor bits_parameter, float low, float high, bool signed, "
+        "bool stochastic, bool empirical, Tensor? mask=None) -> Tensor"
+    )
+    library.define(signature)  # type: ignore[no-untyped-call]
+    library.impl("pseudo_quant", pseudo_quant, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    return library
+
+
+_LIBRARY = _register()
+"""The operator stays registered as long as this object exists."""
+
+PSEUDO_QUANT = torch.ops.vitslim.pseudo_quant.default
+
+START_BITS = 0.0
+"""Initial bits parameter: the middle of the range."""
+
+UNIT_RANGE = math.log(math.e - 1)
+"""Range parameter of a range that ends at 1."""
