@@ -26,7 +26,10 @@ from vitslim.training.evaluate import predict
 from vitslim.workload.session import OnnxModel
 
 DIVERGED = "diverged.json"
-METRICS = ("average_weight_bits", "average_activation_bits", "seconds", "loss_last", "bops", "size_mb")
+METRICS = (
+    "average_weight_bits", "average_activation_bits", "learned_weight_bits", "learned_activation_bits", "seconds",
+    "loss_last", "bops", "size_mb",
+)  # fmt: skip
 
 
 def task_rows(root: Path, task: Task, arms: Mapping[str, Arm], *, in_file: bool = False) -> Iterator[tuple[str, Any]]:

@@ -205,6 +205,7 @@ def test_metadata_describes_the_file(sparse_int8: ModelGraph, int8_file: Path) -
         "activation_bits": 8,
         "sparsity": "2:4",
         "granularity": "channel",
+        "format": "",
     }
     assert {name for name, entry in layers.items() if entry["sparsity"]} == {"blocks.0.mlp.fc1.weight"}
     noted = [{p.key: p.value for p in n.metadata_props} for n in model.graph.node if n.op_type in LAYERS]

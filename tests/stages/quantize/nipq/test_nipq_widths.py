@@ -61,6 +61,13 @@ def test_widths_meet_the_limit_and_stay_near_the_learned_bits(limit: float) -> N
         assert widths.sum() <= nearest.sum()
 
 
+def test_bits_above_the_target_are_lowered_alike() -> None:
+    """Tensors of any size lose one bit before one of them loses two."""
+    sizes = torch.tensor([10.0, 1000.0, 100.0, 5000.0], dtype=torch.float64)
+    widths = choose_widths(torch.tensor([4.9, 5.0, 4.8, 4.7]), [ALL] * 4, AverageBits(sizes, 4))
+    assert widths.tolist() == [4, 4, 4, 4]
+
+
 def test_sets_of_widths_fill_the_budget_by_the_learned_bits() -> None:
     """All round to 4 bits; the tensor with the most learned bits gets 8 as long as the limit allows."""
     sizes = torch.tensor([100.0, 100.0, 100.0, 100.0], dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import layer_of
@@ -32,13 +33,20 @@ def bits_notes(graph: ModelGraph, sites: Sequence[FakeQuantSite], table: Sequenc
     return (*layers, *attention)
 
 
-def totals(config: Nipq, tensors: Tensors, widths: Mapping[str, int], costs: Sequence[Cost]) -> dict[str, float]:
-    """Return the average bits of weights and of activations, and the cost that the target limits, as metrics."""
+def totals(
+    config: Nipq, tensors: Tensors, learned: Tensor, widths: Mapping[str, int], costs: Sequence[Cost]
+) -> dict[str, float]:
+    """Return the average bits of weights and of activations, learned and rounded, and the cost that is limited.
+
+    learned: float (n,). Learned bits far from the rounded ones show that the training was too short for the target.
+    """
     found = {}
-    for name, kind in (("average_weight_bits", True), ("average_activation_bits", False)):
-        members = {n: one.elements for n, one in tensors.items() if one.is_weight == kind}
-        elements = sum(members.values())
-        found[name] = sum(widths[n] * count for n, count in members.items()) / max(elements, 1)
+    bits = dict(zip(tensors, learned.tolist(), strict=True))
+    for word, kind in (("weight", True), ("activation", False)):
+        members = {name: one.elements for name, one in tensors.items() if one.is_weight == kind}
+        elements = max(sum(members.values()), 1)
+        found[f"average_{word}_bits"] = sum(widths[name] * count for name, count in members.items()) / elements
+        found[f"learned_{word}_bits"] = sum(bits[name] * count for name, count in members.items()) / elements
     if config.target is not None and (key := config.target.limit[0]) != "average_bits":
         found[key] = costs[0].deployed(torch.tensor(list(widths.values())))
     return found

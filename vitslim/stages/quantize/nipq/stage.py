@@ -103,7 +103,7 @@ class NipqStage:
             changes=(learned.note, *trained, *changed, *bits_notes(quantized, sites, table)),
             skipped=(*skipped, *skipped_notes(graph, weights)),
             metrics=metrics
-            | totals(self.config, tensors, widths, costs)
+            | totals(self.config, tensors, learned.bits, widths, costs)
             | compare(graph, quantized, context)
             | {"before_training_calibration_sqnr_db": rounded["calibration_sqnr_db"]},
             bits=table,

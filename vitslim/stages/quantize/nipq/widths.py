@@ -20,7 +20,7 @@ class _Move(NamedTuple):
     widths: Mapping[int, int]
     cost: float
     distance: float
-    """Change of the sum of distances from the learned bits."""
+    """Mean change of the squared distances of its tensors from the learned bits."""
 
 
 def choose_widths(
@@ -30,8 +30,8 @@ def choose_widths(
 
     learned: float (n,). allowed: ascending widths of each tensor. together: positions of tensors whose widths may also
     change in one move, where the cost depends on the widest of them. Widths are rounded to the nearest allowed one.
-    While the cost is above the limit, the move is made with the least distance from the learned bits for the excess
-    that it saves; then widths below the learned bits are raised as long as the cost allows, nearest first. Raises
+    While the cost is above the limit, the move that adds the least squared distance from the learned bits is made, so
+    all widths are lowered alike; then widths below the learned bits are raised as long as the cost allows. Raises
     ValueError if the smallest widths cost more than the limit.
     """
     search = _Search(learned.tolist(), allowed, cost, together)
@@ -40,8 +40,7 @@ def choose_widths(
         cheaper = [move for move in search.moves(-1) if move.cost < search.cost]
         if not cheaper:
             raise ValueError(f"the smallest cost is {search.cost:g}, above the limit of {cost.limit:g}")
-        excess = search.cost - cost.limit
-        search.make(min(cheaper, key=lambda move: move.distance / min(search.cost - move.cost, excess)))
+        search.make(min(cheaper, key=lambda move: (move.distance, move.cost)))
     while fitting := [move for move in search.moves(1) if move.cost <= ceiling]:
         search.make(min(fitting, key=lambda move: (move.distance, move.cost)))
     return torch.tensor(search.widths)
@@ -69,10 +68,8 @@ class _Search:
             found = {index: width for index in unit if (width := self._next(index, direction)) is not None}
             if found:
                 widths = [found.get(index, width) for index, width in enumerate(self.widths)]
-                distance = sum(
-                    self._distance(i, width) - self._distance(i, self.widths[i]) for i, width in found.items()
-                )
-                yield _Move(found, self._cost.deployed(torch.tensor(widths)), distance)
+                change = sum(self._distance(i, width) - self._distance(i, self.widths[i]) for i, width in found.items())
+                yield _Move(found, self._cost.deployed(torch.tensor(widths)), change / len(found))
 
     def make(self, move: _Move) -> None:
         """Change the widths."""
@@ -88,7 +85,7 @@ class _Search:
         return options[place] if 0 <= place < len(options) else None
 
     def _distance(self, index: int, width: int) -> float:
-        return abs(width - self._learned[index])
+        return (width - self._learned[index]) ** 2
 
 
 def _nearest(bits: float, options: Sequence[int]) -> int:
