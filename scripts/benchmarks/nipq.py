@@ -68,7 +68,8 @@ def caltech_task() -> Task:
     """Return DeiT-Tiny with the 100 classes of Caltech-101, with labels and the dense model as teacher."""
     folder = require_shared("caltech101")
     dense = trace_timm(DEIT, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    data = load_data(Data(kind="imagefolder", root=str(folder), calibration=256), dense.source, 0)
+    config = Data(kind="imagefolder", root=str(folder), classes="torchvision", calibration=256)
+    data = load_data(config, dense.source, 0)
     return Task("caltech", dense, data, Loss(hard=1, soft=1), TRAIN)
 
 
