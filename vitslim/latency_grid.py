@@ -9,12 +9,15 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise, product
 from math import isfinite, prod
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Shape = tuple[int, int, int, int]
 """`count` matmuls (rows x reduce) by (reduce x columns), for one image."""
+
+Precision = Literal["float32", "int8"]
+"""Precision of weights and activations of linear layers in a latency table; attention matmuls are always float."""
 
 
 class LatencyGrid(BaseModel):

@@ -1,7 +1,7 @@
 """Plain values that several rooms share: measurements, estimates, the plan and the report."""
 
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
-from vitslim.results.latency_table import LatencyTable
+from vitslim.results.latency_table import LatencyTable, TableCheck
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
 from vitslim.results.value import Value
 from vitslim.results.values import (
@@ -53,6 +53,7 @@ __all__ = [
     "Sensitivity",
     "SqueezedBlock",
     "StageRecord",
+    "TableCheck",
     "TokenPicture",
     "Utilization",
     "Value",

@@ -30,6 +30,8 @@ class Deployment:
     """Write a graph with the export profile of the recipe."""
     logits: Callable[[Path, Tensor], Tensor]
     """Run a file in ONNX Runtime, on all cores: images (n, C, H, W) to logits (n, classes)."""
+    write_int8: Callable[[ModelGraph, Path], None]
+    """Write a graph quantized to INT8 on few images, to measure its latency; its accuracy is not that of the recipe."""
     latency: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
     """Measure files by name, interleaved, on the first backend of the recipe that runs ONNX files."""
 
@@ -43,6 +45,8 @@ class StageResult:
     skipped: tuple[LayerNote, ...] = ()
     """Layers that the stage did not change, each with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
+    snapshots: dict[str, StageResult] = field(default_factory=dict)
+    """Further results of the stage by name; later stages run for each of them too."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depth.stage import DepthStage
+from vitslim.stages.prune.nvit.stage import NvitStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -33,6 +34,7 @@ def from_config(stage: Callable[[Any], Stage]) -> Handler:
 
 STAGES: dict[type[StageConfig], Handler] = {
     configs.DepGraph: DepGraphStage,
+    configs.Nvit: NvitStage,
     configs.TwoFour: from_config(TwoFourStage),
     configs.Unstructured: from_config(UnstructuredStage),
     configs.Depth: from_config(DepthStage),

@@ -76,7 +76,7 @@ def _summary(table: LatencyTable) -> Table:
     from vitslim.cli.console import plain_table
 
     threads = f", {table.threads} threads" if table.threads else ""
-    title = f"{table.model} on {table.backend}, batch {table.batch}{threads} ({table.kind})"
+    title = f"{table.model} on {table.backend}, {table.precision}, batch {table.batch}{threads} ({table.kind})"
     view = plain_table(title, ("",), ("value",))
     grids = [("linear", table.matmuls.linear), ("attention", table.matmuls.attention)]
     for name, grid in grids:
@@ -85,11 +85,12 @@ def _summary(table: LatencyTable) -> Table:
             view.add_row(f"{name} entries (count x rows x reduce x columns)", f"{shape} = {len(grid.ms)}")
     view.add_row("dense model", f"{table.dense_ms:.3f} ms")
     view.add_row("its matmuls", f"{table.dense_ms - table.rest_ms:.3f} ms")
-    view.add_row("other operators, which pruning does not change", f"{table.rest_ms:.3f} ms")
+    view.add_row("other operators", f"{table.rest_ms:.3f} ms")
     view.add_row("of these, proportional to the number of tokens", f"{table.token_ms:.3f} ms")
     view.add_row("operators of one token squeeze other than matmuls", f"{table.squeeze_ms:.3f} ms")
-    if table.scale < 1:
-        view.add_row("scale of the entries, whose sum exceeds the model", f"{table.scale:.3f}")
+    if table.check is not None:
+        error = f"{100 * table.check.median_error:.1f} %, worst {100 * table.check.worst_error:.1f} %"
+        view.add_row(f"error on {table.check.models} pruned models, cross-validated: median", error)
     if table.kind == "measured":
         view.add_row("timed runs of each matmul, at least", str(table.n))
         view.add_row("spread of the runs (interquartile range over median)", f"{100 * table.spread:.1f} %")

@@ -63,7 +63,7 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
 
     accelerator: the approximations under which the stage trains; None without any.
     """
-    teachers = config.teachers if isinstance(config, TrainedWithTeacher) else ()
+    teachers = (*config.teachers, config.label_teacher) if isinstance(config, TrainedWithTeacher) else ()
     checkpoints = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
     table = table_path(config)
     return _key(

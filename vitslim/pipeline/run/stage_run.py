@@ -75,7 +75,7 @@ class StageRunner:
         position = len(self.finished) - 1
         table = stage_table(config, position)
         stage, before = make_stage(config, table), self.finished[-1].graph
-        deployment = make_deployment(self.recipe, self.progress)
+        deployment = make_deployment(self.recipe, self.data, self.progress)
         context = StageContext(
             self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
         )

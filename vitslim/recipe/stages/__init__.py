@@ -3,7 +3,16 @@
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
-from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
+from vitslim.recipe.stages.nvit import Groups, Nvit
+from vitslim.recipe.stages.prune import (
+    Budget,
+    DepGraph,
+    Depth,
+    GroupSparsity,
+    PruningRatios,
+    TwoFour,
+    Unstructured,
+)
 from vitslim.recipe.stages.quantize import Floor, Ptq, Qat, Quantize
 from vitslim.recipe.stages.token_squeeze import (
     DiffRate,
@@ -21,6 +30,7 @@ from vitslim.recipe.stages.token_squeeze import (
 
 METHODS: list[type[StageConfig]] = [
     DepGraph,
+    Nvit,
     TwoFour,
     Unstructured,
     Depth,
@@ -61,8 +71,10 @@ __all__ = [
     "Export",
     "Floor",
     "GroupSparsity",
+    "Groups",
     "KeepBest",
     "Merging",
+    "Nvit",
     "PruneOnly",
     "PruningRatios",
     "Ptq",

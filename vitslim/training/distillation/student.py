@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from vitslim.training.distillation.objective import DistillationLoss
 from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
 from vitslim.training.images import LabeledImages
-from vitslim.training.loop import train
+from vitslim.training.loop import TrainingHook, train
 from vitslim.training.taps import with_taps
 
 
@@ -39,6 +40,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     weights: torch.Tensor | None = None,
     keep: Path | None = None,
     accelerator: Accelerator | None = None,
+    hook: TrainingHook | None = None,
+    updates: bool = True,
+    uses_soft: Callable[[], bool] | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
@@ -47,7 +51,8 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     With an `accelerator` the student is trained as that accelerator computes it.
     `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
     compared blocks. In the folder `keep` the state is written as training goes on, so that an interrupted training
-    continues from it.
+    continues from it. `hook` and `updates` are those of `train`. `uses_soft` tells at each step whether the soft loss
+    counts; default: always.
     Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
     `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
     not finite, and if a term of the loss needs token predictors and the student has none.
@@ -69,16 +74,24 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         for position, teacher in enumerate(teachers)
     ]
     answers = averaged(functions, config.temperature) if functions else None
+    label_teacher = None
+    if config.label_teacher is not None:
+        graph = load_teacher(config.label_teacher, student.source, earlier_graph)
+        label_teacher = teacher_function(graph, (), config, images, progress)
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     metrics = train(
         _trained_module(student, form, blocks, config, accelerator),
         images,
-        DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept),
+        DistillationLoss(
+            config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, uses_soft
+        ),
         config.train,
         seed,
         student.masks,
         progress,
         label=label,
+        hook=hook,
+        updates=updates,
         keep=keep,
         classes=student.source.classes,
     )

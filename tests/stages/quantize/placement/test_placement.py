@@ -53,7 +53,7 @@ class Recorded:
     """Factor of the logits of a candidate."""
 
     def deployment(self) -> Deployment:
-        return Deployment(self.write, self.logits, self.latency)
+        return Deployment(self.write, self.logits, self.write, self.latency)
 
     def write(self, graph: ModelGraph, path: Path) -> None:
         self.written.append(path.stem)

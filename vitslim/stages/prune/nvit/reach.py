@@ -1,0 +1,79 @@
+"""Costs of a model with pruned structures: what a budget can reach, and the share of each block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitslim.errors import Problem
+from vitslim.graph.sketch import ModelSketch
+from vitslim.recipe.stages import Nvit
+from vitslim.stages.prune.model_costs import Lengths, ModelCosts, model_costs
+from vitslim.stages.prune.nvit.structures import Structures
+from vitslim.stages.prune.nvit.units import Units
+
+if TYPE_CHECKING:
+    from vitslim.results import LatencyTable
+
+WORDS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+"""Keys of a budget, with their names in messages."""
+LEVELS = 64
+"""Number of uniform fractions between the dense model and the smallest one."""
+
+
+def costs(sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None) -> ModelCosts:
+    """Return the cost that the budget limits."""
+    return model_costs(sketch, config.budget.limit[0], [one.axis for one in found.pruned], latency)
+
+
+def problems(sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None) -> list[Problem]:
+    """Return a problem for a model without an axis to prune, for a table of other dimensions, and for a budget that
+    even the smallest lengths exceed."""
+    if not found.pruned:
+        reasons = sorted({note.reason for note in found.skipped}) or ["no axis of these kinds was found"]
+        return [Problem("structures", f"nothing can be pruned: {'; '.join(reasons[:3])}", "lower the groups")]
+    if latency is not None and (missing := missing_kinds(sketch, latency)):
+        message = f"the latency table has no entry for {', '.join(missing)}, which this model needs"
+        return [Problem("budget.table", message, "build the table again: `vitslim bench --table MODEL`")]
+    key, share = config.budget.limit
+    found_costs = costs(sketch, found, config, latency)
+    least = found_costs.of({one.axis: one.lengths[0] for one in found.pruned}) / found_costs.dense
+    if least <= share:
+        return []
+    message = f"{share:g} of the {WORDS[key]} cannot be reached: {least:.3f} remains with every axis at its smallest"
+    return [Problem(f"budget.{key}", message, "raise the budget, lower the groups, or prune more structures")]
+
+
+def missing_kinds(sketch: ModelSketch, latency: LatencyTable) -> list[str]:
+    """Return the kinds of matmuls that occur in the model and not in the table."""
+    has_attention = any(p.count.value(sketch.axes) > 1 for p in sketch.matmuls)
+    return ["attention matmuls"] if has_attention and latency.matmuls.attention is None else []
+
+
+def uniform_lengths(sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None) -> Lengths:
+    """Return the largest lengths within the budget at which every axis has lost the same fraction of its choices."""
+    found_costs, share = costs(sketch, found, config, latency), config.budget.limit[1]
+    for level in range(LEVELS, 0, -1):
+        lengths = {one.axis: one.lengths[round(level / LEVELS * (len(one.lengths) - 1))] for one in found.pruned}
+        if found_costs.of(lengths) <= share * found_costs.dense:
+            return lengths
+    return {one.axis: one.lengths[0] for one in found.pruned}
+
+
+def share_of(sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None, units: Units) -> float:
+    """Return the cost of the model with these units as a share of the dense cost."""
+    found_costs = costs(sketch, found, config, latency)
+    return found_costs.of(units.lengths, units.removed) / found_costs.dense
+
+
+def block_shares(
+    sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None, units: Units
+) -> dict[str, float]:
+    """Return the share of the dense cost that each block has before and after pruning, as metrics of the report."""
+    found_costs = costs(sketch, found, config, latency)
+    shares = {}
+    for block, parts in found_costs.blocks.items():
+        before = sum(found_costs.parts[name].cost({}) for name in parts)
+        after = sum(found_costs.parts[name].cost(units.lengths) for name in parts if name not in units.removed)
+        shares[f"block_share_before.{block}"] = before / found_costs.dense
+        shares[f"block_share_after.{block}"] = after / found_costs.dense
+    return shares
