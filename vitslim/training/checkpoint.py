@@ -82,7 +82,7 @@ class Checkpoint:
             for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{key}:{name}"] = value.contiguous()
         state |= {f"average:{name}": average.contiguous() for name, average in self.averages.items()}
-        state |= {f"hook:{name}": tensor.contiguous() for name, tensor in hook.items()}
+        state |= {f"hook:{name}": tensor.clone().contiguous() for name, tensor in hook.items()}  # may share memory
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()

@@ -78,6 +78,11 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
     )
 
 
+def snapshot_key(stage: str, snapshot: str) -> str:
+    """Return the key of a snapshot of a stage, from the stage's key and the snapshot's name."""
+    return _key({"stage": stage, "snapshot": snapshot})
+
+
 def _key(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
