@@ -60,15 +60,18 @@ class LatencyTable(Value):
     check: TableCheck | None = None
     """None for a model without prunable axes."""
 
-    def matmul_ms(self, shape: Shape) -> float:
-        """Return the milliseconds of one matmul."""
-        return self.matmuls.at(shape)
+    def matmul_ms(self, shape: Shape, is_attention: bool) -> float:
+        """Return the milliseconds of a matmul by a weight, or of two activations."""
+        return self.matmuls.at(shape, is_attention)
 
     def operator_ms(self, kind: str, elements: int) -> float:
         """Return the milliseconds of an operator that computes so many values for one image."""
         return self.operators_ns.get(kind, 0.0) * elements / 1e6
 
-    def estimate_ms(self, shapes: Iterable[Shape], operators: Iterable[tuple[str, int]]) -> float:
-        """Return the milliseconds of a model with matmuls of these shapes, and operators of these kinds and sizes."""
-        total = self.fixed_ms + sum(self.matmul_ms(shape) for shape in shapes)
+    def estimate_ms(self, matmuls: Iterable[tuple[Shape, bool]], operators: Iterable[tuple[str, int]]) -> float:
+        """Return the milliseconds of a model.
+
+        matmuls: shape, and whether it multiplies two activations. operators: kind and number of values.
+        """
+        total = self.fixed_ms + sum(self.matmul_ms(shape, is_attention) for shape, is_attention in matmuls)
         return total + sum(self.operator_ms(kind, elements) for kind, elements in operators)

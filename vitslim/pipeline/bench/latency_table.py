@@ -114,7 +114,7 @@ def _fitted(times: MatmulTimes, samples: _Samples) -> tuple[Fit, MatmulLatencies
 
 
 def _matmuls_ms(latencies: MatmulLatencies, found: ModelSketch) -> float:
-    return sum(latencies.at(p.shape(found.axes)) for p in found.matmuls)
+    return sum(latencies.at(p.shape(found.axes), not p.weight) for p in found.matmuls)
 
 
 def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:

@@ -20,10 +20,12 @@ from vitslim.results import TableCheck
 
 Floats = npt.NDArray[np.float64]
 
-SCALES = (0.25, 2.0)
-"""Limits of the factors on the times of single matmuls."""
+SCALES = ((0.1, 2.0), (0.0, 2.0))
+"""Limits of the factors on the times of single matmuls: by a weight, and of two activations, which may be fused."""
 DENSE_WEIGHT = 100.0
 """Weight of the dense model, whose latency the fit must meet, against one pruned model."""
+RIDGE = 1e-4
+"""Weight of the squared coefficients, each times the largest value of its column, relative to the dense latency."""
 COLUMNS = 3 + len(OPERATOR_KINDS)
 """Matmuls by a weight, of two activations, operators by kind, and a constant."""
 
@@ -40,10 +42,10 @@ class Fit(NamedTuple):
     fixed_ms: float
 
 
-def features(sketch: ModelSketch, matmul_ms: Callable[[Shape], float]) -> Floats:
+def features(sketch: ModelSketch, matmul_ms: Callable[[Shape, bool], float]) -> Floats:
     """Return the columns of one model, float64 (COLUMNS,): milliseconds of matmuls, millions of values, and 1."""
-    shapes = [p.shape(sketch.axes) for p in sketch.matmuls]
-    times = [sum(matmul_ms(s) for s in shapes if (s[0] > 1) == is_attention) for is_attention in (False, True)]
+    times = [sum(matmul_ms(p.shape(sketch.axes), not p.weight) for p in sketch.matmuls if bool(p.weight) is is_linear)
+             for is_linear in (True, False)]  # fmt: skip
     values = [sum(o.elements.value(sketch.axes) for o in sketch.operators if o.kind == kind) / 1e6
               for kind in OPERATOR_KINDS]  # fmt: skip
     return np.array([*times, *values, 1.0])
@@ -59,8 +61,12 @@ def fit(rows: Floats, ms: Floats) -> Fit:
     scale[scale == 0] = 1.0
     importance = np.where(np.arange(len(ms)) == 0, DENSE_WEIGHT, 1.0) / ms
     low, high = np.zeros(COLUMNS), np.full(COLUMNS, np.inf)
-    low[:2], high[:2] = SCALES[0] * scale[:2], SCALES[1] * scale[:2]
-    found = lsq_linear((rows / scale) * importance[:, None], ms * importance, bounds=(low, high)).x / scale
+    for column, (least, most) in enumerate(SCALES):
+        low[column], high[column] = least * scale[column], most * scale[column]
+    # A little ridge regression makes the solution unique when columns are proportional to one another.
+    system = np.concatenate([(rows / scale) * importance[:, None], RIDGE * np.eye(COLUMNS) / ms[0]])
+    target = np.concatenate([ms * importance, np.zeros(COLUMNS)])
+    found = lsq_linear(system, target, bounds=(low, high), method="bvls").x / scale
     found *= ms[0] / float(rows[0] @ found)
     return Fit(float(found[0]), float(found[1]), tuple(map(float, found[2:-1])), float(found[-1]))
 

@@ -151,14 +151,14 @@ def _latency_parts(
 
 def _latency_part(
     axes: Mapping[str, int], matmuls: Sequence[Matmul], operators: Sequence[Operator], table: LatencyTable,
-    at: Callable[[tuple[int, int, int, int]], float], fixed: float,
+    at: Callable[[tuple[int, int, int, int], bool], float], fixed: float,
 ) -> PartCost:  # fmt: skip
     sizes = [size for p in matmuls for size in (p.count, p.rows, p.reduce, p.columns)] + [o.elements for o in operators]
     used = frozenset(name for size in sizes for name in size.axes())
 
     def cost(lengths: Mapping[str, int]) -> float:
         now = {name: lengths.get(name, axes[name]) for name in used}
-        total = fixed + sum(at(p.shape(now)) for p in matmuls)
+        total = fixed + sum(at(p.shape(now), not p.weight) for p in matmuls)
         return total + sum(table.operator_ms(o.kind, o.elements.value(now)) for o in operators)
 
     return PartCost(used, cost)

@@ -233,7 +233,7 @@ class MacsTable:
     class matmuls:
         attention = True
 
-    def matmul_ms(self, shape: tuple[int, int, int, int]) -> float:
+    def matmul_ms(self, shape: tuple[int, int, int, int], is_attention: bool) -> float:
         return float(shape[0] * shape[1] * shape[2] * shape[3])
 
     def operator_ms(self, kind: str, elements: int) -> float:
