@@ -86,13 +86,23 @@ def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
 
 def table_problems(table: LatencyTable | None, model: Model, config: StageConfig, position: int) -> list[Problem]:
     """Return a problem unless the table was built for the recipe's model with the same arguments."""
-    if table is None or (table.model, table.kwargs) == (model.timm, model.kwargs):
+    if table is None or (table.model, table.kwargs) == (model.name, model.kwargs):
         return []
-    expected, found = _call(model.timm, model.kwargs), _call(table.model, table.kwargs)
+    expected, found = _call(model.name, model.kwargs), _call(table.model, table.kwargs)
     options = "".join(f" --kwargs {name}={value}" for name, value in model.kwargs.items())
     command = f"vitslim bench --table {model.timm}{options} --backend {table.backend} --batch {table.batch}"
     return [
         Problem(_key(config, position), f"the table is for {found}, the model is {expected}", f"build one: {command}")
+    ]
+
+
+def table_warnings(table: LatencyTable | None, config: StageConfig, position: int, device: str) -> list[str]:
+    """Return a warning if a table was measured on another device than this one."""
+    if table is None or table.kind == "simulated" or table.environment.device == device:
+        return []
+    return [
+        f"{_key(config, position)}: the table was measured on {table.environment.device}, this machine is {device}; "
+        "latencies may differ here"
     ]
 
 

@@ -135,6 +135,12 @@ def _measuring_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _file_problems(recipe: Recipe) -> Iterator[Problem]:
     data, checkpoint = recipe.data, recipe.model.checkpoint or ""
+    if (recipe.model.timm is None) == (recipe.model.revit is None):
+        found = "both" if recipe.model.timm else "none"
+        message = f"expected one of `timm` and `revit`, got {found} of them"
+        yield Problem("model", message, "for example {timm: deit_tiny_patch16_224}")
+    if recipe.model.revit is not None and checkpoint:
+        yield Problem("model.checkpoint", "a `revit` starts from random weights", "remove `model.checkpoint`")
     for key in recipe.model.kwargs:
         if key in RESERVED_KWARGS:
             message = "a recipe cannot set this argument: weights come from model.checkpoint"

@@ -13,6 +13,7 @@ from vitslim.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vitslim.latency_grid import Precision
     from vitslim.recipe.schema import Model
     from vitslim.results import LatencyTable
 
@@ -21,22 +22,23 @@ T = TypeVar("T")
 
 def bench_table(
     name: str, kwargs: Sequence[str], backends: Sequence[str], batches: Sequence[int], threads: Sequence[int],
-    out: Path | None, output: str,
+    precision: Precision, cache: Path | None, out: Path | None, output: str,
 ) -> None:  # fmt: skip
     """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table."""
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.bench.latency_table import build_table
+    from vitslim.pipeline.bench.table_cache import cached_table, default_cache
     from vitslim.pipeline.table_file import check_writable, default_path, write_table
 
     backend = parse_backend(_only(backends, "onnxruntime:cpu", "--backend"))
-    path = out or default_path(name, backend.name)
+    path = out or default_path(name, f"{backend.name}.int8" if precision == "int8" else backend.name)
     check_writable(path)
     progress = ConsoleProgress()
-    table = build_table(
-        _model(name, kwargs), backend, _only(batches, 1, "--batch"), _only(threads, 1, "--threads"), progress
-    )
+    table = cached_table(
+        _model(name, kwargs), backend, _only(batches, 1, "--batch"), _only(threads, 1, "--threads"), precision,
+        cache or default_cache(), progress,
+    )  # fmt: skip
     write_table(table, path)
     if output == "json":
         typer.echo(table.model_dump_json())

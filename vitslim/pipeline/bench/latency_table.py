@@ -21,7 +21,7 @@ from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import OPERATOR_KINDS, ModelSketch, Size, sketch
-from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace.revit import trace_model
 from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Precision, Shape
 from vitslim.pipeline.bench.operator_fit import Fit, cross_validate, features, fit
 from vitslim.pipeline.bench.table_models import Timing, pruned_models
@@ -63,8 +63,8 @@ def build_table(
     backend.require()
     progress = progress or Silent()
     kind: Literal["measured", "simulated"] = "measured" if isinstance(backend, Measured) else "simulated"
-    progress.say(f"tracing and exporting {model.timm}")
-    graph = trace_timm(model.timm, dict(model.kwargs))
+    progress.say(f"tracing and exporting {model.name}")
+    graph = trace_model(model)
     dense = sketch(graph)
     shapes = grid_shapes(dense, POINTS[kind])
     if kind == "simulated":
@@ -80,7 +80,7 @@ def build_table(
             graph, dense, rest_ms, times.dense_ms, lambda found: _matmuls_ms(latencies, found), timing.shares
         )
     return LatencyTable(
-        model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, precision=precision,
+        model=model.name, kwargs=model.kwargs, backend=backend.name, kind=kind, precision=precision,
         settings=dict(times.settings), batch=batch, threads=threads if kind == "measured" else None,
         environment=environment(), n=times.n, spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms,
         **tokens._asdict(), matmuls=latencies, fixed_ms=fitted.fixed_ms, check=check,

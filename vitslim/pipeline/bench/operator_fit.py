@@ -73,7 +73,8 @@ def fit(rows: Floats, ms: Floats) -> Fit:
 
 def estimate(rows: Floats, found: Fit) -> Floats:
     """Return the milliseconds of each model, float64 (n,)."""
-    return rows @ np.array([found.linear, found.attention, *found.operators_ns, found.fixed_ms])
+    ms: Floats = rows @ np.array([found.linear, found.attention, *found.operators_ns, found.fixed_ms])
+    return ms
 
 
 def cross_validate(rows: Floats, ms: Floats) -> TableCheck | None:

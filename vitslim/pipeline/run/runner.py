@@ -10,10 +10,10 @@ from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
-from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.plan import device_warnings, estimate_stages
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
@@ -46,12 +46,12 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     store.prepare(fresh)
 
     checkpoint = resolve_checkpoint(recipe)
-    progress.say(f"{recipe.name}: tracing {recipe.model.timm}")
-    model = recipe.model
-    dense = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
+    progress.say(f"{recipe.name}: tracing {recipe.model.name}")
+    dense = trace_model(recipe.model, checkpoint, recipe.seed)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     estimate_stages(recipe, sketch(dense), model_problems(recipe, dense))
+    warnings += device_warnings(recipe)
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
 
@@ -132,7 +132,7 @@ def _report(
 ) -> Report:
     return Report(
         name=recipe.name,
-        model=recipe.model.timm,
+        model=recipe.model.name,
         dataset=recipe.data.kind,
         seed=recipe.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -30,10 +30,10 @@ from vitslim.recipe.stages.token_squeeze import (
 
 METHODS: list[type[StageConfig]] = [
     DepGraph,
-    Nvit,
     TwoFour,
     Unstructured,
     Depth,
+    Nvit,
     Distill,
     Ptq,
     Qat,

@@ -41,7 +41,9 @@ class Nvit(Prune, TrainedWithTeacher):
     phase: ClassVar[Phase] = Phase.STRUCTURE
 
     method: Literal["nvit"]
-    budget: Budget = Field(description="fraction of the latency, MACs or parameters at which pruning ends")
+    budget: Budget = Field(
+        Budget(macs=0.5), description="fraction of the latency, MACs or parameters at which pruning ends"
+    )
     snapshots: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], KeepRate] = Field(
         {},
         description="further results of the same run: a name, and the fraction of the budget's cost at which the model "

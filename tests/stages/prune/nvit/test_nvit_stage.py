@@ -16,6 +16,7 @@ from vitslim.graph.edits import RemoveBlocks
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
+from vitslim.latency_grid import LatencyGrid, MatmulLatencies
 from vitslim.recipe.stages import Budget, Groups, Nvit
 from vitslim.recipe.stages.training import Loss
 from vitslim.recipe.train import Train
@@ -225,19 +226,31 @@ class SlowDevice:
         return {name: Measurement(**keys, median_ms=value, speedup=1 / value) for name, value in shares.items()}
 
 
+GRID = LatencyGrid(counts=(1, 2), rows=(1, 17), reduce=(1, 256), columns=(1, 256), ms=(1.0,) * 16)
+
+
 class MacsTable:
     """A latency table that counts MACs."""
 
     fixed_ms, precision = 0.0, "float32"
-
-    class matmuls:
-        attention = True
+    matmuls = MatmulLatencies(linear=GRID, attention=GRID)
 
     def matmul_ms(self, shape: tuple[int, int, int, int], is_attention: bool) -> float:
         return float(shape[0] * shape[1] * shape[2] * shape[3])
 
     def operator_ms(self, kind: str, elements: int) -> float:
         return 0.0
+
+
+def test_a_table_without_a_dimension_is_a_problem(tiny_graph: ModelGraph) -> None:
+    table: Any = MacsTable()
+    table.matmuls = MatmulLatencies(
+        linear=GRID, attention=LatencyGrid(counts=(2,), rows=(17,), reduce=(8, 32), columns=(32,), ms=(1.0, 2.0))
+    )
+    stage = NvitStage(stage_of(budget=Budget(latency=0.6, table="t.json")).config, table)
+    (problem,) = stage.requires(sketch(tiny_graph))
+    assert problem.where == "budget.table"
+    assert "only one length for heads, v" in problem.message
 
 
 @pytest.mark.parametrize("allocation", ["solver", "published"])

@@ -31,9 +31,12 @@ def problems(sketch: ModelSketch, found: Structures, config: Nvit, latency: Late
     if not found.pruned:
         reasons = sorted({note.reason for note in found.skipped}) or ["no axis of these kinds was found"]
         return [Problem("structures", f"nothing can be pruned: {'; '.join(reasons[:3])}", "lower the groups")]
-    if latency is not None and (missing := missing_kinds(sketch, latency)):
-        message = f"the latency table has no entry for {', '.join(missing)}, which this model needs"
-        return [Problem("budget.table", message, "build the table again: `vitslim bench --table MODEL`")]
+    if latency is not None and (missing := missing_dimensions(sketch, found, latency)):
+        message = (
+            f"the latency table has only one length for {', '.join(missing)}, so it cannot tell what pruning saves"
+        )
+        hint = "build the table again with `vitslim bench --table MODEL`, or remove the kind from `structures`"
+        return [Problem("budget.table", message, hint)]
     key, share = config.budget.limit
     found_costs = costs(sketch, found, config, latency)
     least = found_costs.of({one.axis: one.lengths[0] for one in found.pruned}) / found_costs.dense
@@ -43,10 +46,17 @@ def problems(sketch: ModelSketch, found: Structures, config: Nvit, latency: Late
     return [Problem(f"budget.{key}", message, "raise the budget, lower the groups, or prune more structures")]
 
 
-def missing_kinds(sketch: ModelSketch, latency: LatencyTable) -> list[str]:
-    """Return the kinds of matmuls that occur in the model and not in the table."""
-    has_attention = any(p.count.value(sketch.axes) > 1 for p in sketch.matmuls)
-    return ["attention matmuls"] if has_attention and latency.matmuls.attention is None else []
+def missing_dimensions(sketch: ModelSketch, found: Structures, latency: LatencyTable) -> list[str]:
+    """Return the kinds of pruned axes along which the grids of a table do not vary."""
+    missing: dict[str, None] = {}
+    for p in sketch.matmuls:
+        grid = latency.matmuls.linear if p.weight or p.count.value(sketch.axes) == 1 else latency.matmuls.attention
+        sizes = (p.count, p.rows, p.reduce, p.columns)
+        for one in found.pruned:
+            places = [place for place, size in enumerate(sizes) if one.axis in size.axes()]
+            if any(grid is None or len(grid.lengths[place]) < 2 for place in places):
+                missing[one.kind] = None
+    return list(missing)
 
 
 def uniform_lengths(sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None) -> Lengths:

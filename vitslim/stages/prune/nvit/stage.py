@@ -66,7 +66,7 @@ class NvitStage:
         linked = linked_parameters([graph.axes[one.axis] for one in found.pruned], student.parameters())
         units = whole_units(found)
         measured = self._measured_target(graph, before, found, context)
-        plan = make_plan(before, found, linked, self.config, self.latency, measured and measured.correct)
+        plan = make_plan(before, found, linked, self.config, self.latency, measured.correct if measured else None)
         pruner = Pruner(plan, self.config.budget.limit[1] * plan.costs.dense, units)
         # One mask for every parameter that a branch or an axis can zero; the pruner changes them in place.
         masks = parameter_masks(linked, units.alive, student.parameters())
