@@ -2,6 +2,7 @@
 
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
 from vitslim.results.latency_table import LatencyTable, TableCheck
+from vitslim.results.pruned_widths import BlockWidths, PrunedWidths
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
 from vitslim.results.value import Value
 from vitslim.results.values import (
@@ -34,6 +35,7 @@ __all__ = [
     "Accuracy",
     "ApproximateAccuracy",
     "Assumption",
+    "BlockWidths",
     "Bound",
     "Cost",
     "Distribution",
@@ -48,6 +50,7 @@ __all__ = [
     "PatchState",
     "Plan",
     "PlanRow",
+    "PrunedWidths",
     "Report",
     "Roofline",
     "Sensitivity",

@@ -16,7 +16,7 @@ from vitslim.graph.sketch import ModelSketch
 from vitslim.progress import Progress
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.results import LayerNote, Measurement
+from vitslim.results import LayerNote, Measurement, PrunedWidths
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class StageResult:
     skipped: tuple[LayerNote, ...] = ()
     """Layers that the stage did not change, each with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
+    widths: PrunedWidths | None = None
+    """Dimensions of every block before and after structural pruning, for the report."""
     snapshots: dict[str, StageResult] = field(default_factory=dict)
     """Further results of the stage by name; later stages run for each of them too."""
 

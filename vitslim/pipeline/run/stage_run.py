@@ -137,6 +137,7 @@ class StageRunner:
             changes=result.changes,
             skipped=result.skipped,
             metrics=result.metrics,
+            widths=result.widths,
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 

@@ -54,8 +54,8 @@ class Nvit(Prune, TrainedWithTeacher):
         description="published: each pruning step removes the groups with the lowest scores of the whole model; "
         "solver: a dynamic program chooses the widths of all blocks, and the branches that stay, for the least loss",
     )
-    structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = Field(
-        STRUCTURES, description="kinds of axes that lose units"
+    structures: Literal["all"] | Annotated[tuple[Structure, ...], Field(min_length=1)] = Field(
+        "all", description="kinds of axes that lose units: embed, heads, qk, v and mlp, or some of them"
     )
     group: Groups = Groups()
     eta: Annotated[float, Field(ge=0)] = Field(
@@ -89,6 +89,11 @@ class Nvit(Prune, TrainedWithTeacher):
     )
 
     @property
+    def kinds(self) -> tuple[Structure, ...]:
+        """Kinds of axes that lose units."""
+        return STRUCTURES if self.structures == "all" else self.structures
+
+    @property
     def needs_measured_backend(self) -> str:
         """The key that needs a measured backend that runs ONNX files; empty if there is none."""
         return "measure" if self.measure else ""
@@ -110,7 +115,7 @@ class Nvit(Prune, TrainedWithTeacher):
             yield Problem(f"budget.{problem.where}".rstrip("."), problem.message, problem.hint)
         if len([key for key in self.budget.LIMITS if getattr(self.budget, key) is not None]) == 1:
             yield from self._target_problems()
-        if len(set(self.structures)) < len(self.structures):
+        if len(set(self.kinds)) < len(self.kinds):
             yield Problem("structures", "a kind is listed twice", "remove one of them")
         if self.update_weights is False and self.train.ema is not None:
             yield Problem("train.ema", "`ema` averages weights, and `update_weights: false` trains none", "remove it")

@@ -79,6 +79,8 @@ def test_a_budget_is_met(tiny_graph: ModelGraph, run: Run, keys: dict[str, Any],
     assert 0.7 * limit < reached <= limit
     assert result.metrics[f"{key}_share"] == pytest.approx(reached)
     assert {note.result for note in result.skipped} == set()
+    assert result.widths is not None
+    assert result.widths.blocks[1].share_before == pytest.approx(0.45, abs=0.05)
     save_graph(result.graph, tmp_path)
     assert torch.equal(load_graph(tmp_path).module(IMAGES), result.graph.module(IMAGES))
 
@@ -232,7 +234,7 @@ GRID = LatencyGrid(counts=(1, 2), rows=(1, 17), reduce=(1, 256), columns=(1, 256
 class MacsTable:
     """A latency table that counts MACs."""
 
-    fixed_ms, precision = 0.0, "float32"
+    fixed_ms, precision, kind, backend, batch = 0.0, "float32", "measured", "toy", 1
     matmuls = MatmulLatencies(linear=GRID, attention=GRID)
 
     def matmul_ms(self, shape: tuple[int, int, int, int], is_attention: bool) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vitslim.errors import Problem
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import Nvit
+from vitslim.results import BlockWidths, PrunedWidths
 from vitslim.stages.prune.model_costs import Lengths, ModelCosts, model_costs
 from vitslim.stages.prune.nvit.structures import Structures
 from vitslim.stages.prune.nvit.units import Units
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 WORDS = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 """Keys of a budget, with their names in messages."""
+ALL_BLOCKS = "all blocks"
 LEVELS = 64
 """Number of uniform fractions between the dense model and the smallest one."""
 
@@ -75,15 +77,28 @@ def share_of(sketch: ModelSketch, found: Structures, config: Nvit, latency: Late
     return found_costs.of(units.lengths, units.removed) / found_costs.dense
 
 
-def block_shares(
+def pruned_widths(
     sketch: ModelSketch, found: Structures, config: Nvit, latency: LatencyTable | None, units: Units
-) -> dict[str, float]:
-    """Return the share of the dense cost that each block has before and after pruning, as metrics of the report."""
-    found_costs = costs(sketch, found, config, latency)
-    shares = {}
-    for block, parts in found_costs.blocks.items():
-        before = sum(found_costs.parts[name].cost({}) for name in parts)
-        after = sum(found_costs.parts[name].cost(units.lengths) for name in parts if name not in units.removed)
-        shares[f"block_share_before.{block}"] = before / found_costs.dense
-        shares[f"block_share_after.{block}"] = after / found_costs.dense
-    return shares
+) -> PrunedWidths:
+    """Return the dimensions of every block before and after pruning, and its share of the cost, for the report."""
+    key, found_costs, lengths = config.budget.limit[0], costs(sketch, found, config, latency), units.lengths
+    gone = frozenset[str]().union(*(found_costs.parts[name].axes for name in units.removed))
+    stay = (part.axes for name, part in found_costs.parts.items() if name not in units.removed)
+    gone -= frozenset[str]().union(*stay)
+    widths: dict[str, dict[str, tuple[int, int]]] = {}
+    for one in found.pruned:
+        block = next((name for name in sketch.blocks if one.axis.startswith(f"{name}.")), ALL_BLOCKS)
+        kind = one.kind if one.kind not in widths.get(block, {}) else one.axis
+        widths.setdefault(block, {})[kind] = one.size, 0 if one.axis in gone else lengths[one.axis]
+    blocks = []
+    for name in (ALL_BLOCKS, *sketch.blocks):
+        parts = found_costs.blocks.get(name, ())
+        before = sum(found_costs.parts[part].cost({}) for part in parts)
+        after = sum(found_costs.parts[part].cost(lengths) for part in parts if part not in units.removed)
+        if name in widths or parts:
+            blocks.append(BlockWidths(block=name, widths=widths.get(name, {}), share_before=before / found_costs.dense,
+                                      share_after=after / found_costs.dense))  # fmt: skip
+    is_latency = key == "latency" and latency is not None
+    table = f"{latency.backend}, batch {latency.batch}, {latency.precision}" if latency and is_latency else ""
+    source = latency.kind if latency and is_latency else "counted"
+    return PrunedWidths(cost=WORDS[key], source=source, table=table, blocks=tuple(blocks))

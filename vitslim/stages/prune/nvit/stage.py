@@ -132,8 +132,8 @@ class NvitStage:
         changes, skipped = _notes(snapshot.units, found, present), (*found.skipped, *misaligned_layers(after))
         key = self.config.budget.limit[0]
         share = reach.share_of(before, found, self.config, self.latency, snapshot.units)
-        metrics = {f"{key}_share": share} | reach.block_shares(before, found, self.config, self.latency, snapshot.units)
-        return StageResult(cut, changes, skipped, metrics)
+        widths = reach.pruned_widths(before, found, self.config, self.latency, snapshot.units)
+        return StageResult(cut, changes, skipped, {f"{key}_share": share}, widths)
 
     def _unfinished(self, pruner: Pruner) -> StageError:
         key, share = self.config.budget.limit

@@ -52,7 +52,7 @@ def find_structures(sketch: ModelSketch, config: Nvit) -> Structures:
     The group of an axis is the recipe's, or a multiple of it: every dimension of a weight in which the axis occurs
     stays a multiple of 8 outputs or 16 inputs, whatever lengths the other pruned axes get.
     """
-    wanted = {axis: kind for axis, kind in sketch.kinds.items() if kind in config.structures}
+    wanted = {axis: kind for axis, kind in sketch.kinds.items() if kind in config.kinds}
     notes = [LayerNote(layer=axis, result="skipped", reason=reason)
              for axis in wanted if (reason := sketch.frozen.get(axis, ""))]  # fmt: skip
     open_axes = {axis: kind for axis, kind in wanted.items() if axis not in sketch.frozen}
