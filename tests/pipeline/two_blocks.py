@@ -37,6 +37,9 @@ def brief(stage: Any) -> Any:
         changes |= {"activation_bits": 8}
     if kind == "token-squeeze":
         changes |= {"blocks": [1]}
+    if keys.get("method") == "nvit":
+        changes |= {"budget": {"macs": 0.7}, "snapshots": {}, "measure": False, "interval": 1, "per_step": 256,
+                    "train": {**changes["train"], "images": 320}}  # fmt: skip
     return {kind: {**keys, **changes}}
 
 

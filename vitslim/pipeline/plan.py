@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
-from vitslim.pipeline.table_file import stage_table, table_problems, table_warnings
+from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
+from vitslim.progress import Silent
 from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
@@ -22,7 +23,12 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     Tracing builds the timm model and reads its checkpoint, if the recipe has one. Nothing is written. Raises
     RecipeError with every problem found, InputError for a checkpoint or a latency table that cannot be read.
     """
-    warnings = check_recipe(recipe) + (device_warnings(recipe) if trace else ())
+    warnings = check_recipe(recipe)
+    if trace and any(target.backend for _, target in cost_targets(recipe.stages)):
+        from vitslim.pipeline.bench.table_cache import resolve_tables
+
+        recipe = resolve_tables(recipe, Silent(), build=False)
+    warnings += device_warnings(recipe) if trace else ()
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
     return Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,14 +64,19 @@ def read_table(path: Path) -> LatencyTable:
 
 def table_path(config: StageConfig) -> Path | None:
     """Return the latency table that a stage names; None without one."""
-    found = _target(config)
+    found = cost_target(config)
     return None if found is None or found[1].table is None else Path(found[1].table)
 
 
-def _target(config: StageConfig) -> tuple[str, CostTarget] | None:
+def cost_target(config: StageConfig) -> tuple[str, CostTarget] | None:
     """Return the key and the value of a stage's cost target; None without one."""
     values = ((key, getattr(config, key, None)) for key in TARGETS)
     return next(((key, value) for key, value in values if isinstance(value, CostTarget)), None)
+
+
+def cost_targets(stages: Iterable[StageConfig]) -> list[tuple[str, CostTarget]]:
+    """Return key and value of the cost targets of all stages that have one."""
+    return [found for config in stages if (found := cost_target(config)) is not None]
 
 
 def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
@@ -112,5 +118,5 @@ def _call(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
 
 
 def _key(config: StageConfig, position: int) -> str:
-    found = _target(config)
+    found = cost_target(config)
     return f"stages.{position}.{config.kind}.{found[0] if found else TARGETS[0]}.table"

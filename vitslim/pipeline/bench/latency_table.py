@@ -52,11 +52,11 @@ def build_table(
     progress: Progress | None = None,
     *,
     precision: Precision = "float32",
-    models: int = MODELS,
+    models: int | None = None,
 ) -> LatencyTable:
     """Return the latency table of a timm model with random weights; only measured backends use `threads`.
 
-    models: number of pruned models to which the latency of operators other than matmuls is fitted.
+    models: number of pruned models to which the latency of operators other than matmuls is fitted; None: MODELS.
     Raises UsageError or InputError for a model that cannot be traced, StageError for one that cannot be exported,
     BackendUnavailableError for a backend that is missing.
     """
@@ -73,7 +73,7 @@ def build_table(
         timing = Timing(backend, batch, threads, precision, Path(folder), progress)
         timing.write(graph, timing.dense)
         times = timing.matmul_times(shapes)
-        samples = _samples(graph, dense, timing, models)
+        samples = _samples(graph, dense, timing, MODELS if models is None else models)
         fitted, latencies, check = _fitted(times, samples)
         rest_ms = max(0.0, times.dense_ms - _matmuls_ms(latencies, dense))
         tokens = token_latency(

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 from vitslim.backends.environment import environment
-from vitslim.backends.registry import Backend, Measured
+from vitslim.backends.registry import Backend, Measured, parse_backend
 from vitslim.errors import InputError
 from vitslim.latency_grid import Precision
 from vitslim.pipeline.bench.latency_table import build_table
-from vitslim.pipeline.table_file import default_path, read_table, write_table
+from vitslim.pipeline.table_file import cost_target, default_path, read_table, write_table
 from vitslim.progress import Progress
 from vitslim.recipe.backend_names import SIM
-from vitslim.recipe.schema import Model
+from vitslim.recipe.schema import Model, Recipe
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import LatencyTable
 
 KEY_LENGTH = 12
@@ -51,6 +52,35 @@ def cached_table(
     table = build_table(model, backend, batch, threads, progress, precision=precision)
     write_table(table, path)
     return table
+
+
+def resolve_tables(recipe: Recipe, progress: Progress, *, build: bool) -> Recipe:
+    """Return the recipe with the path of a table in place of each `backend` of a cost target.
+
+    The table is that of the user's cache. If there is none, it is built, or else InputError is raised without `build`.
+    """
+    return recipe.model_copy(update={"stages": tuple(_resolved(config, recipe.model, progress, build)
+                                                     for config in recipe.stages)})  # fmt: skip
+
+
+def _resolved(config: StageConfig, model: Model, progress: Progress, build: bool) -> StageConfig:
+    found = cost_target(config)
+    if found is None or found[1].backend is None:
+        return config
+    key, target = found
+    backend, cache = parse_backend(target.backend or ""), default_cache()
+    path = cache / _file_name(model, backend, target.batch, 1, target.precision)
+    if not path.exists():
+        if not build:
+            precision = "" if target.precision == "float32" else f" --precision {target.precision}"
+            command = f"vitslim bench --table {model.name} --backend {backend.name} --batch {target.batch}{precision}"
+            raise InputError(
+                f"there is no latency table of {model.name} on {backend.name} in {cache} yet",
+                f"`vitslim run` builds it, or {command}",
+            )
+        cached_table(model, backend, target.batch, 1, target.precision, cache, progress)
+    resolved = target.model_copy(update={"table": str(path), "backend": None})
+    return config.model_copy(update={key: resolved})
 
 
 def _file_name(model: Model, backend: Backend, batch: int, threads: int, precision: Precision) -> str:

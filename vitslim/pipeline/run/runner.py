@@ -12,6 +12,7 @@ from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
+from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.plan import device_warnings, estimate_stages
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
@@ -37,7 +38,7 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
-    recipe, notes = resolve_reduce_range(recipe)
+    recipe, notes = resolve_reduce_range(resolve_tables(recipe, progress, build=True))
     for training in filter(None, (config.training for config in recipe.stages)):
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
