@@ -91,17 +91,14 @@ class MatmulLatencies(BaseModel):
     """Matmuls of two activations, with counts above 1; None for a model without attention."""
 
     def at(self, shape: Shape, is_attention: bool = False) -> float:
-        """Return the milliseconds of a shape, monotone in all lengths: `count` matmuls take at least as long as one.
+        """Return the milliseconds of a shape, monotone in all lengths of one kind of matmul.
 
         is_attention: whether a shape with count 1 multiplies two activations too, as a single head does.
         """
         count, rows, reduce, columns = shape
-        if is_attention and self.attention and count <= 1:
+        if self.attention and (is_attention or count > 1):
             return self.attention.at(shape)
-        single = self.linear.at((1, rows, reduce, columns))
-        if count <= 1:
-            return max(0, count) * single
-        return max(single, self.attention.at(shape)) if self.attention else count * single
+        return max(0, count) * self.linear.at((1, rows, reduce, columns))
 
 
 def _place(length: int, known: tuple[int, ...]) -> tuple[int, float, float]:

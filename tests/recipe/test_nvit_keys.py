@@ -43,7 +43,8 @@ def test_contradictions(keys: dict[str, Any], where: str, message: str) -> None:
     assert message in found[f"stages.0.prune.{where}"]
 
 
-@pytest.mark.parametrize("model", [{}, {"timm": "deit_tiny_patch16_224", "revit": {"embed": 384}}])
-def test_a_model_is_a_timm_model_or_a_revit(model: dict[str, Any]) -> None:
-    assert "expected one of `timm` and `revit`" in problems(model)["model"]
+def test_a_model_is_a_timm_model_or_a_revit() -> None:
+    both = {"timm": "deit_tiny_patch16_224", "revit": {"embed": 384}}
+    assert "expected one of them" in problems(both)["model.revit"]
     assert problems({"revit": {"embed": 384}}) == {}
+    assert "random weights" in problems({"revit": {"embed": 384}, "checkpoint": "w.safetensors"})["model.checkpoint"]

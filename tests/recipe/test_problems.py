@@ -120,6 +120,7 @@ def test_unknown_key(problems: Problems, document: Document, key: str, hint: str
     [
         ("name", "required key missing, expected lower-case letters"),
         ("model", "required key missing, expected a mapping"),
+        ("model.timm", "required key missing, expected the name of a timm model"),
         ("data.kind", "required key missing, expected one of 'digits', 'imagefolder'"),
         ("stages", "required key missing, expected a list of stages"),
         ("stages.0.prune.method", "required key missing, expected one of 'depgraph', 'two-four'"),

@@ -135,10 +135,8 @@ def _measuring_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _file_problems(recipe: Recipe) -> Iterator[Problem]:
     data, checkpoint = recipe.data, recipe.model.checkpoint or ""
-    if (recipe.model.timm is None) == (recipe.model.revit is None):
-        found = "both" if recipe.model.timm else "none"
-        message = f"expected one of `timm` and `revit`, got {found} of them"
-        yield Problem("model", message, "for example {timm: deit_tiny_patch16_224}")
+    if recipe.model.timm is not None and recipe.model.revit is not None:
+        yield Problem("model.revit", "got `timm` and `revit`, expected one of them", "remove one of the two keys")
     if recipe.model.revit is not None and checkpoint:
         yield Problem("model.checkpoint", "a `revit` starts from random weights", "remove `model.checkpoint`")
     for key in recipe.model.kwargs:

@@ -172,16 +172,11 @@ def grid_lengths(full: int, points: int, multiple: int) -> list[int]:
 def matmul_latencies(ms: Mapping[Shape, float]) -> MatmulLatencies:
     """Return monotone grids of the latencies of single shapes: count 1 is a matmul by a weight, more of activations.
 
-    `count` matmuls take at least as long as one matmul by a weight of the same lengths. Entries have six digits.
+    Entries have six digits.
     """
-    axes, values = _monotone({shape: time for shape, time in ms.items() if shape[0] == 1})
-    linear = _grid(axes, values)
+    linear = _grid(*_monotone({shape: time for shape, time in ms.items() if shape[0] == 1}))
     several = {shape: time for shape, time in ms.items() if shape[0] > 1}
-    if not several:
-        return MatmulLatencies(linear=linear, attention=None)
-    axes, values = _monotone(several)
-    single = [linear.at((1, rows, reduce, columns)) for _, rows, reduce, columns in product(*axes)]
-    return MatmulLatencies(linear=linear, attention=_grid(axes, np.maximum(values, np.reshape(single, values.shape))))
+    return MatmulLatencies(linear=linear, attention=_grid(*_monotone(several)) if several else None)
 
 
 def _monotone(ms: Mapping[Shape, float]) -> tuple[Sequence[Sequence[int]], Floats]:
