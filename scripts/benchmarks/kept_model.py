@@ -42,7 +42,8 @@ def make_model(
     """Apply stages to a model, or load the result that an earlier run kept; metrics include `seconds`.
 
     `results` holds earlier results that a stage may ask for, besides `dense` and `previous`; a stage that trains under
-    the approximations of an accelerator takes them from `accelerator`, and one that measures candidates uses `deployment`.
+    the approximations of an accelerator takes them from `accelerator`, and one that measures candidates uses
+    `deployment`.
     """
     metrics_file = folder / "metrics.json"
     if metrics_file.exists():
