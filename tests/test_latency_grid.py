@@ -45,7 +45,14 @@ def test_between_and_outside_the_points() -> None:
 @settings(max_examples=300, deadline=None)
 def test_monotone_in_every_length(shape: Shape, more: Shape) -> None:
     count, rows, reduce, columns = (a + b for a, b in zip(shape, more, strict=True))
-    assert BOTH.at(shape) <= BOTH.at((count, rows, reduce, columns)) * (1 + 1e-12)
+    assert BOTH.at(shape, is_attention=True) <= BOTH.at((count, rows, reduce, columns), is_attention=True) * (1 + 1e-12)
+    single = (1, *shape[1:])
+    assert BOTH.at(single) <= BOTH.at((1, rows, reduce, columns)) * (1 + 1e-12)
+
+
+def test_a_single_head_is_read_from_the_grid_of_attention() -> None:
+    assert BOTH.at((1, 197, 64, 197), is_attention=True) == pytest.approx(BOTH.at((2, 197, 64, 197)) / 2)
+    assert BOTH.at((1, 197, 64, 192)) == LINEAR.at((1, 197, 64, 192))
 
 
 def test_several_matmuls_without_attention_take_a_multiple_of_one() -> None:

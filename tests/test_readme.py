@@ -114,7 +114,7 @@ def test_yaml_blocks_are_valid(
 def test_stage_entries_in_tables_are_valid() -> None:
     page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     entries = [parse_yaml(f"- {entry}")[0] for entry in re.findall(r"\| `(quantize[^`]*)` \|$", page, re.M)]
-    assert len(entries) == 6
+    assert len(entries) == 9
     for entry in entries:
         validate({**BASE, "stages": [entry, {"export": {"profile": "ort-cpu"}}]}, partial=True)
 
@@ -132,7 +132,9 @@ def test_the_python_block_predicts_as_the_evaluation_does(
             Image.fromarray(pixels).resize(size).save(folder / "image.png")
     export_onnx(tiny_graph, tmp_path / "model.onnx")
     (block,) = blocks("python")
-    data = load_data(Data(kind="imagefolder", root=str(tmp_path / "images"), calibration=1), tiny_graph.source, 0)
+    names = tuple(f"class{number}" for number in range(10))
+    config = Data(kind="imagefolder", root=str(tmp_path / "images"), calibration=1, classes=names)
+    data = load_data(config, tiny_graph.source, 0)
     session = onnxruntime.InferenceSession("model.onnx")
     for number, (images, _) in enumerate(data.val.batches(1)):
         (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})

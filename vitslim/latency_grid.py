@@ -9,12 +9,15 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise, product
 from math import isfinite, prod
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Shape = tuple[int, int, int, int]
 """`count` matmuls (rows x reduce) by (reduce x columns), for one image."""
+
+Precision = Literal["float32", "int8"]
+"""Precision of weights and activations of linear layers in a latency table; attention matmuls are always float."""
 
 
 class LatencyGrid(BaseModel):
@@ -87,13 +90,15 @@ class MatmulLatencies(BaseModel):
     attention: LatencyGrid | None
     """Matmuls of two activations, with counts above 1; None for a model without attention."""
 
-    def at(self, shape: Shape) -> float:
-        """Return the milliseconds of a shape, monotone in all lengths: `count` matmuls take at least as long as one."""
+    def at(self, shape: Shape, is_attention: bool = False) -> float:
+        """Return the milliseconds of a shape, monotone in all lengths of one kind of matmul.
+
+        is_attention: whether a shape with count 1 multiplies two activations too, as a single head does.
+        """
         count, rows, reduce, columns = shape
-        single = self.linear.at((1, rows, reduce, columns))
-        if count <= 1:
-            return max(0, count) * single
-        return max(single, self.attention.at(shape)) if self.attention else count * single
+        if self.attention and (is_attention or count > 1):
+            return self.attention.at(shape)
+        return max(0, count) * self.linear.at((1, rows, reduce, columns))
 
 
 def _place(length: int, known: tuple[int, ...]) -> tuple[int, float, float]:

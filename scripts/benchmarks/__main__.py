@@ -25,6 +25,7 @@ BENCHMARKS = {
     "int8-speed": "Compares the latency of INT8 DeiT-S, Swin-T and ViT-B with quantize_dynamic.",
     "int8-timm": "Quantizes every timm architecture and runs its file; continues after an interruption.",
     "nipq": "Compares learned bits (NIPQ) with LSQ on three tasks, and FP8 with INT8; continues after an interruption.",
+    "nvit": "Compares latency-aware pruning methods on DeiT-Tiny at equal measured latency (six hours); continues.",
     "published": "Compares published speedups of whole models with those of sim:a100.",
     "quickstart": "Runs `vitslim run quickstart` from scratch and prints seconds, accuracy, size and speedup.",
     "spatten": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:spatten; GPT-2 workloads.",

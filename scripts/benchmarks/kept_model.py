@@ -17,7 +17,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.progress import Silent
 from vitslim.recipe.accelerators import Accelerator
-from vitslim.stages.contract import Stage, StageContext, StageResult
+from vitslim.stages.contract import Deployment, Stage, StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.training.evaluate import predict
 from vitslim.workload.session import OnnxModel
@@ -30,7 +30,7 @@ def folder_of(root: Path, name: str) -> Path:
     return root / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def make_model(
+def make_model(  # noqa: PLR0913, PLR0917 - independent inputs of a model
     folder: Path,
     source: ModelGraph,
     stages: Sequence[Stage],
@@ -38,11 +38,13 @@ def make_model(
     results: Mapping[str, StageResult] | None = None,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    deployment: Deployment | None = None,
 ) -> StageResult:
     """Apply stages to a model, or load the result that an earlier run kept; metrics include `seconds`.
 
     `results` holds earlier results that a stage may ask for, besides `dense` and `previous`; a stage that trains under
-    the approximations of an accelerator takes them from `accelerator`.
+    the approximations of an accelerator takes them from `accelerator`, and one that measures candidates uses
+    `deployment`.
     """
     metrics_file = folder / "metrics.json"
     if metrics_file.exists():
@@ -52,7 +54,7 @@ def make_model(
     current, metrics = StageResult(source), {}
     for stage in stages:
         known = {"dense": StageResult(source), **(results or {}), "previous": current}
-        context = StageContext(data, seed, Silent(), known.__getitem__, folder, keep=keep, accelerator=accelerator)
+        context = StageContext(data, seed, Silent(), known.__getitem__, folder, deployment, keep, accelerator)
         current = stage.apply(current.graph, context)
         metrics |= current.metrics
     # An interrupted training reports the seconds of all of its parts.

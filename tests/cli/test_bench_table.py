@@ -16,6 +16,13 @@ ARGUMENTS = ("--table", "vit_tiny_patch16_224", *(part for pair in TINY for part
 SIMULATED = ("--backend", "sim:systolic")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tables out of the user's cache, and fit them to two pruned models only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("vitslim.pipeline.bench.latency_table.MODELS", 2)
+
+
 def test_a_table_is_written_and_summarized(
     vitslim: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +46,8 @@ def test_a_table_is_written_and_summarized(
         (("a.onnx", *ARGUMENTS), 2, "cannot be combined"),
         (("a.onnx", "--out", "x"), 2, "--out needs --table"),
         (("a.onnx", "--kwargs", "a=1"), 2, "--kwargs needs --table"),
+        (("a.onnx", "--precision", "int8"), 2, "--precision needs --table"),
+        (("a.onnx", "--cache", "x"), 2, "--cache needs --table"),
         ((*ARGUMENTS, "--seconds", "1"), 2, "does not use --seconds"),
         ((*ARGUMENTS, "--batch", "1", "--batch", "2"), 2, "one --batch"),
         ((*ARGUMENTS, "--backend", "sim:systol"), 2, "did you mean 'systolic'"),

@@ -33,7 +33,7 @@ SMALL_ARRAY = {"sim": "systolic", "array": [8, 8]}
 
 @pytest.fixture(scope="module")
 def on_small_array() -> LatencyTable:
-    return build_table(MODEL, parse_backend(SMALL_ARRAY), batch=16)
+    return build_table(MODEL, parse_backend(SMALL_ARRAY), batch=16, models=0)
 
 
 @pytest.fixture

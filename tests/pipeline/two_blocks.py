@@ -39,6 +39,9 @@ def brief(stage: Any) -> Any:
         changes |= {"quantized_epochs": 0, "activation_bits": 8}
     if kind == "token-squeeze":
         changes |= {"blocks": [1]}
+    if keys.get("method") == "nvit":
+        changes |= {"budget": {"macs": 0.7}, "snapshots": {}, "measure": False, "interval": 1, "per_step": 256,
+                    "train": {**changes["train"], "images": 320}}  # fmt: skip
     return {kind: {**keys, **changes}}
 
 

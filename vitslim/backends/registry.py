@@ -23,7 +23,7 @@ from vitslim.backends.simulated.simulator import ApproximatingSimulator, Simulat
 from vitslim.backends.simulated.spatten.simulator import load_simulator as load_spatten
 from vitslim.backends.simulated.systolic.simulator import load_simulator as load_systolic
 from vitslim.errors import UsageError, closest
-from vitslim.latency_grid import Shape
+from vitslim.latency_grid import Precision, Shape
 from vitslim.progress import Progress
 from vitslim.recipe.backend_names import SIM, SIMULATED_TARGETS, SPEC_SUFFIXES, backend_name, known_backends
 from vitslim.results import Estimate, Measurement
@@ -68,7 +68,7 @@ class Measured:
         return measure_interleaved(self.runtime, files, baseline, batches, threads, seconds, progress)
 
     def matmul_times(
-        self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress
+        self, shapes: Sequence[Shape], dense: Path, batch: int, threads: int, precision: Precision, progress: Progress
     ) -> MatmulTimes:
         """Return the latency of matmuls and of the dense model that contains them.
 
@@ -78,7 +78,7 @@ class Measured:
         if measure is None:
             names = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.time_matmuls)
             raise UsageError(f"latency tables cannot be measured on {self.name}", f"use {names}")
-        return measure(shapes, dense, batch, threads, progress)
+        return measure(shapes, dense, batch, threads, precision, progress)
 
     def gemm_us(self, gemms: Sequence[Gemm], threads: int, progress: Progress) -> list[float]:
         """Return the median microseconds of each GEMM. Raises UsageError for GEMMs that the runtime cannot time."""
@@ -110,11 +110,18 @@ class Simulated:
             return self.simulator.estimate(workload, counts)
         return self.simulator.estimate(workload)
 
-    def matmul_times(self, shapes: Sequence[Shape], dense: Path, batch: int) -> MatmulTimes:
-        """Return the latency of dense matmuls and of the dense model that contains them."""
+    def matmul_times(self, shapes: Sequence[Shape], dense: Path, batch: int, precision: Precision) -> MatmulTimes:
+        """Return the latency of dense matmuls and of the dense model that contains them.
+
+        INT8 matmuls by a weight are without launches.
+        """
         sizes = np.array([batched(shape, batch) for shape in shapes], np.int64).reshape(-1, 4)[:, [0, 1, 3, 2]]
         whole = self.estimate(dense, batch)
         ms = self.simulator.matmul_ms(sizes)
+        if precision == "int8":
+            gemms = [Gemm(m=int(m), n=int(n), k=int(k), dtype="INT8") for _, m, n, k in sizes]
+            is_linear = np.array([shape[0] == 1 for shape in shapes])
+            ms = np.where(is_linear, self.simulator.gemm_us(gemms) / 1e3, ms)
         return MatmulTimes(dict(zip(shapes, ms.tolist(), strict=True)), whole.latency_ms, settings=whole.settings)
 
 

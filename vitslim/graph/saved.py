@@ -20,7 +20,7 @@ from vitslim.graph.edits import EDITS, Edit
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.trace import trace_timm
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
 MASK_PREFIX = "vitslim.mask."

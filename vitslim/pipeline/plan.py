@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
-from vitslim.pipeline.table_file import stage_table, table_problems
+from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
+from vitslim.progress import Silent
 from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
@@ -23,8 +24,24 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     RecipeError with every problem found, InputError for a checkpoint or a latency table that cannot be read.
     """
     warnings = check_recipe(recipe)
+    if trace and any(target.backend for _, target in cost_targets(recipe.stages)):
+        from vitslim.pipeline.bench.table_cache import resolve_tables
+
+        recipe = resolve_tables(recipe, Silent(), build=False)
+    warnings += device_warnings(recipe) if trace else ()
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
-    return Plan(name=recipe.name, model=recipe.model.timm, rows=tuple(rows), warnings=warnings)
+    return Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
+
+
+def device_warnings(recipe: Recipe) -> tuple[str, ...]:
+    """Return a warning for each latency table that was measured on another device.
+
+    Raises InputError for a table that cannot be read.
+    """
+    from vitslim.backends.environment import device_name
+
+    tables = [(stage_table(config, position), config, position) for position, config in enumerate(recipe.stages)]
+    return tuple(text for found in tables if found[0] for text in table_warnings(*found, device_name()))
 
 
 def _plain_rows(recipe: Recipe) -> list[PlanRow]:
@@ -34,12 +51,10 @@ def _plain_rows(recipe: Recipe) -> list[PlanRow]:
 
 def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.graph.sketch import sketch
-    from vitslim.graph.trace import trace_timm
+    from vitslim.graph.trace.revit import trace_model
     from vitslim.pipeline.accelerators import model_problems
 
-    model = recipe.model
-    checkpoint = resolve_checkpoint(recipe)
-    graph = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
+    graph = trace_model(recipe.model, resolve_checkpoint(recipe), recipe.seed)
     return estimate_stages(recipe, sketch(graph), model_problems(recipe, graph))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,14 +64,19 @@ def read_table(path: Path) -> LatencyTable:
 
 def table_path(config: StageConfig) -> Path | None:
     """Return the latency table that a stage names; None without one."""
-    found = _target(config)
+    found = cost_target(config)
     return None if found is None or found[1].table is None else Path(found[1].table)
 
 
-def _target(config: StageConfig) -> tuple[str, CostTarget] | None:
+def cost_target(config: StageConfig) -> tuple[str, CostTarget] | None:
     """Return the key and the value of a stage's cost target; None without one."""
     values = ((key, getattr(config, key, None)) for key in TARGETS)
     return next(((key, value) for key, value in values if isinstance(value, CostTarget)), None)
+
+
+def cost_targets(stages: Iterable[StageConfig]) -> list[tuple[str, CostTarget]]:
+    """Return key and value of the cost targets of all stages that have one."""
+    return [found for config in stages if (found := cost_target(config)) is not None]
 
 
 def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
@@ -86,13 +92,23 @@ def stage_table(config: StageConfig, position: int) -> LatencyTable | None:
 
 def table_problems(table: LatencyTable | None, model: Model, config: StageConfig, position: int) -> list[Problem]:
     """Return a problem unless the table was built for the recipe's model with the same arguments."""
-    if table is None or (table.model, table.kwargs) == (model.timm, model.kwargs):
+    if table is None or (table.model, table.kwargs) == (model.name, model.kwargs):
         return []
-    expected, found = _call(model.timm, model.kwargs), _call(table.model, table.kwargs)
+    expected, found = _call(model.name, model.kwargs), _call(table.model, table.kwargs)
     options = "".join(f" --kwargs {name}={value}" for name, value in model.kwargs.items())
     command = f"vitslim bench --table {model.timm}{options} --backend {table.backend} --batch {table.batch}"
     return [
         Problem(_key(config, position), f"the table is for {found}, the model is {expected}", f"build one: {command}")
+    ]
+
+
+def table_warnings(table: LatencyTable | None, config: StageConfig, position: int, device: str) -> list[str]:
+    """Return a warning if a table was measured on another device than this one."""
+    if table is None or table.kind == "simulated" or table.environment.device == device:
+        return []
+    return [
+        f"{_key(config, position)}: the table was measured on {table.environment.device}, this machine is {device}; "
+        "latencies may differ here"
     ]
 
 
@@ -102,5 +118,5 @@ def _call(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
 
 
 def _key(config: StageConfig, position: int) -> str:
-    found = _target(config)
+    found = cost_target(config)
     return f"stages.{position}.{config.kind}.{found[0] if found else TARGETS[0]}.table"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from vitslim.errors import Problem
+from vitslim.errors import Problem, closest
+from vitslim.recipe.backend_names import known_backends
 from vitslim.recipe.config import Config, KeepRate
 
 
@@ -18,8 +19,19 @@ class CostTarget(Config):
     """Keys of which exactly one is given."""
 
     macs: KeepRate | None = Field(None, description="fraction of the MACs that may remain")
-    latency: KeepRate | None = Field(None, description="fraction of the latency that may remain; needs `table`")
+    latency: KeepRate | None = Field(
+        None, description="fraction of the latency that may remain; needs `table` or `backend`"
+    )
     table: str | None = Field(None, description="latency table written by `vitslim bench --table`")
+    backend: str | None = Field(
+        None,
+        description="instead of `table`: the backend whose table is used, such as onnxruntime:cpu or sim:a100. `run` "
+        "builds the table if the user's cache has none for this model, device and version",
+    )
+    batch: PositiveInt = Field(1, description="batch size of the table of `backend`")
+    precision: Literal["float32", "int8"] = Field(
+        "float32", description="precision of the table of `backend`: int8 if the model is quantized later"
+    )
 
     @property
     def limit(self) -> tuple[str, float]:
@@ -35,7 +47,13 @@ class CostTarget(Config):
                 f"got {' and '.join(given) or 'none of them'}, expected exactly one of {', '.join(most)} and {last}"
             )
             yield Problem("", message, f"keep one: {given[0]}" if given else "for example {macs: 0.7}")
-        if self.latency is not None and self.table is None:
-            yield Problem("table", "`latency` needs a latency table", "`vitslim bench --table MODEL` writes one")
-        if self.table is not None and self.latency is None:
-            yield Problem("table", "got a latency table without `latency`", "add `latency`, or remove `table`")
+        if self.latency is not None and self.table is None and self.backend is None:
+            hint = "`vitslim bench --table MODEL` writes one; or set `backend`"
+            yield Problem("table", "`latency` needs a latency table", hint)
+        for key, words in (("table", "a latency table"), ("backend", "a backend")):
+            if getattr(self, key) is not None and self.latency is None:
+                yield Problem(key, f"got {words} without `latency`", f"add `latency`, or remove `{key}`")
+        if self.table is not None and self.backend is not None:
+            yield Problem("backend", "got `table` and `backend`", "keep one of them")
+        elif self.backend is not None and self.backend not in known_backends():
+            yield Problem("backend", f"got '{self.backend}'", closest(self.backend, known_backends()))

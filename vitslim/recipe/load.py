@@ -47,6 +47,7 @@ def validate(document: Mapping[str, Any], source: str = "recipe", *, partial: bo
 
 def _validated(document: Mapping[str, Any], source: str, problems: list[Problem], partial: bool) -> Recipe:
     found = problems + [problem for problem in check_document(document) if problem not in problems]
+    found += _missing_model(document)
     if not partial:
         found += _missing_root(document)
     if found:
@@ -136,6 +137,15 @@ def _fill_model(document: dict[str, Any]) -> list[Problem]:
     if architecture:
         model["timm"] = architecture
     return []
+
+
+def _missing_model(document: Mapping[str, Any]) -> list[Problem]:
+    """Return a problem for a model without an architecture."""
+    model = document.get("model")
+    if not isinstance(model, Mapping) or "timm" in model or "revit" in model:
+        return []
+    message = "required key missing, expected the name of a timm model, or the key `revit`"
+    return [Problem("model.timm", message, "for example deit_tiny_patch16_224")]
 
 
 def _missing_root(document: Mapping[str, Any]) -> list[Problem]:

@@ -135,6 +135,10 @@ def _measuring_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _file_problems(recipe: Recipe) -> Iterator[Problem]:
     data, checkpoint = recipe.data, recipe.model.checkpoint or ""
+    if recipe.model.timm is not None and recipe.model.revit is not None:
+        yield Problem("model.revit", "got `timm` and `revit`, expected one of them", "remove one of the two keys")
+    if recipe.model.revit is not None and checkpoint:
+        yield Problem("model.checkpoint", "a `revit` starts from random weights", "remove `model.checkpoint`")
     for key in recipe.model.kwargs:
         if key in RESERVED_KWARGS:
             message = "a recipe cannot set this argument: weights come from model.checkpoint"

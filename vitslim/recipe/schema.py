@@ -15,10 +15,22 @@ CLASS_ORDERS = ("timm", "torchvision")
 _LARGEST_SEED = 2**32 - 1
 
 
-class Model(Config):
-    """The dense model."""
+class Revit(Config):
+    """A vision transformer whose widths follow the redistribution rule of NViT; its weights are random."""
 
-    timm: TimmName
+    embed: Annotated[int, Field(ge=64, le=2048, multiple_of=8)] = Field(description="width of the residual stream")
+    variant: Literal["released", "paper"] = Field(
+        "released",
+        description="paper: the rule as printed; released: that of the authors' script, with ten heads in the first "
+        "and the last block, which reproduces the printed sizes",
+    )
+
+
+class Model(Config):
+    """The dense model: a timm model, or a ReViT."""
+
+    timm: TimmName | None = Field(None, description="name of the timm model")
+    revit: Revit | None = Field(None, description="instead of a timm model: a ReViT of 12 blocks with 16x16 patches")
     checkpoint: str | None = Field(
         None,
         description="weights: .safetensors, .npz, a file that torch.save wrote (.pth, .pt, .bin, .ckpt), or a folder "
@@ -31,6 +43,11 @@ class Model(Config):
         "`model_ema`, `state_dict` and `model`",
     )
     kwargs: dict[str, int | float | str | bool] = Field({}, description="arguments of timm.create_model")
+
+    @property
+    def name(self) -> str:
+        """Name of the model in messages and in the report."""
+        return self.timm or (f"revit-{self.revit.embed}-{self.revit.variant}" if self.revit else "")
 
 
 class Data(Config):

@@ -14,7 +14,7 @@ from vitslim.recipe.config import EXPECTED, Config
 from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
 
-STAGE_FILES = (("teacher", "checkpoint"), ("budget", "table"), ("schedule", "table"))
+STAGE_FILES = (("teacher", "checkpoint"), ("label_teacher", "checkpoint"), ("budget", "table"), ("schedule", "table"))
 """Keys of stages whose mapping, or list of mappings, names a file, each with the key of the file."""
 
 
@@ -69,6 +69,11 @@ class StageConfig(Config):
     def approximation(self) -> AcceleratorName | None:
         """The accelerator under whose approximations the stage trains; None without any."""
         return None
+
+    @property
+    def snapshot_names(self) -> tuple[str, ...]:
+        """Names of further results of the stage; the stages after it run for each of them too."""
+        return ()
 
     @property
     def has_feature_loss(self) -> bool:

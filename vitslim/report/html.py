@@ -15,6 +15,7 @@ from vitslim.report import (
     headline,
     stage_details,
     token_table,
+    width_plot,
     wording,
 )
 from vitslim.report.columns import Group, Source
@@ -37,6 +38,7 @@ def render_html(report: Report) -> str:
             facts=_facts(report),
             overview=_overview(report),
             figures=figures.overview_figures(report),
+            widths=tuple(width_plot.width_figures(report)),
             further=partial(figures.further_figures, report),
             accuracies=_accuracies(report),
             measured=_latencies(report, "measured"),

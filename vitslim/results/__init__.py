@@ -1,7 +1,8 @@
 """Plain values that several rooms share: measurements, estimates, the plan and the report."""
 
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
-from vitslim.results.latency_table import LatencyTable
+from vitslim.results.latency_table import LatencyTable, TableCheck
+from vitslim.results.pruned_widths import BlockWidths, PrunedWidths
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
 from vitslim.results.value import Value
 from vitslim.results.values import (
@@ -35,6 +36,7 @@ __all__ = [
     "Accuracy",
     "ApproximateAccuracy",
     "Assumption",
+    "BlockWidths",
     "Bound",
     "Cost",
     "Distribution",
@@ -49,11 +51,13 @@ __all__ = [
     "PatchState",
     "Plan",
     "PlanRow",
+    "PrunedWidths",
     "Report",
     "Roofline",
     "Sensitivity",
     "SqueezedBlock",
     "StageRecord",
+    "TableCheck",
     "TensorBits",
     "TokenPicture",
     "Utilization",

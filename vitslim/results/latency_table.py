@@ -7,20 +7,34 @@ from typing import Literal
 
 from pydantic import Field
 
-from vitslim.latency_grid import MatmulLatencies, Shape
+from vitslim.latency_grid import MatmulLatencies, Precision, Shape
 from vitslim.results.value import Value
 from vitslim.results.values import Environment
 
 
-class LatencyTable(Value):
-    """Latencies of a model on one backend: its matmuls at all shapes that pruning and token squeezing may give them."""
+class TableCheck(Value):
+    """Errors of a table on pruned models, each estimated by a fit that does not include it (leave-one-out)."""
 
-    schema_version: Literal[3] = 3
+    models: int
+    """Number of pruned models."""
+    median_error: float
+    """Median of |estimate / latency - 1|."""
+    worst_error: float
+
+
+class LatencyTable(Value):
+    """Latencies of a model on one backend, at all lengths that pruning and token squeezing may give its axes.
+
+    A matmul is read from a grid of lengths; other operators cost a time for each value that they compute.
+    """
+
+    schema_version: Literal[4] = 4
     model: str
     kwargs: dict[str, int | float | str | bool] = Field({})
     """Arguments of the timm model."""
     backend: str
     kind: Literal["measured", "simulated"]
+    precision: Precision = "float32"
     settings: dict[str, str] = Field({})
     batch: int
     threads: int | None
@@ -33,15 +47,31 @@ class LatencyTable(Value):
     dense_ms: float
     """Latency of the dense model."""
     rest_ms: float
-    """Latency of the dense model without its matmuls; pruning does not change it."""
+    """Latency of the dense model without its matmuls."""
     token_ms: float
     """Part of `rest_ms` that is proportional to the number of tokens."""
     squeeze_ms: float
     """Latency of one token squeeze without its matmuls."""
-    scale: float = 1.0
-    """Factor on all entries; below 1 only if the matmuls add up to more than the latency of the dense model."""
     matmuls: MatmulLatencies
+    operators_ns: dict[str, float] = Field({})
+    """Kind of an operator other than matmuls to nanoseconds for each of its values of one image, for the batch."""
+    fixed_ms: float
+    """Part of `rest_ms` that does not depend on any length."""
+    check: TableCheck | None = None
+    """None for a model without prunable axes."""
 
-    def estimate_ms(self, shapes: Iterable[Shape]) -> float:
-        """Return the milliseconds of a model with matmuls of these shapes: the fixed rest and the sum over matmuls."""
-        return self.rest_ms + self.scale * sum(self.matmuls.at(shape) for shape in shapes)
+    def matmul_ms(self, shape: Shape, is_attention: bool) -> float:
+        """Return the milliseconds of a matmul by a weight, or of two activations."""
+        return self.matmuls.at(shape, is_attention)
+
+    def operator_ms(self, kind: str, elements: int) -> float:
+        """Return the milliseconds of an operator that computes so many values for one image."""
+        return self.operators_ns.get(kind, 0.0) * elements / 1e6
+
+    def estimate_ms(self, matmuls: Iterable[tuple[Shape, bool]], operators: Iterable[tuple[str, int]]) -> float:
+        """Return the milliseconds of a model.
+
+        matmuls: shape, and whether it multiplies two activations. operators: kind and number of values.
+        """
+        total = self.fixed_ms + sum(self.matmul_ms(shape, is_attention) for shape, is_attention in matmuls)
+        return total + sum(self.operator_ms(kind, elements) for kind, elements in operators)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from vitslim.results.accelerator_result import AcceleratorResult
+from vitslim.results.pruned_widths import PrunedWidths
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
 
@@ -249,6 +250,8 @@ class StageRecord(Value):
     """Metrics of the method, such as `kept_magnitude` or `sqnr_db`."""
     bits: tuple[TensorBits, ...] = ()
     """Learned bits; empty for a stage that learns none."""
+    widths: PrunedWidths | None = None
+    """Dimensions of every block before and after the stage; None if it pruned none, or does not record them."""
 
 
 class PlanRow(Value):

@@ -17,7 +17,7 @@ from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.results import LayerNote, Measurement, TensorBits
+from vitslim.results import LayerNote, Measurement, PrunedWidths, TensorBits
 
 
 class SizedGemm(NamedTuple):
@@ -46,6 +46,8 @@ class Deployment:
     """Write a graph with the export profile of the recipe."""
     logits: Callable[[Path, Tensor], Tensor]
     """Run a file in ONNX Runtime, on all cores: images (n, C, H, W) to logits (n, classes)."""
+    write_int8: Callable[[ModelGraph, Path], None]
+    """Write a graph quantized to INT8 on few images, to measure its latency; its accuracy is not that of the recipe."""
     latency: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
     """Measure files by name, interleaved, on the first backend of the recipe that runs ONNX files."""
 
@@ -61,6 +63,10 @@ class StageResult:
     metrics: dict[str, float] = field(default_factory=dict)
     bits: tuple[TensorBits, ...] = ()
     """Learned bits of each tensor; empty for a stage that learns none."""
+    widths: PrunedWidths | None = None
+    """Dimensions of every block before and after structural pruning, for the report."""
+    snapshots: dict[str, StageResult] = field(default_factory=dict)
+    """Further results of the stage by name; later stages run for each of them too."""
 
 
 @dataclass(frozen=True)

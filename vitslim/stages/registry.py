@@ -13,6 +13,7 @@ from vitslim.stages.distill.stage import DistillStage
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.prune.depgraph.stage import DepGraphStage
 from vitslim.stages.prune.depth.stage import DepthStage
+from vitslim.stages.prune.nvit.stage import NvitStage
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.prune.unstructured.stage import UnstructuredStage
 from vitslim.stages.quantize.nipq.stage import NipqStage
@@ -39,6 +40,7 @@ def with_table(stage: Callable[[Any, LatencyTable | None], Stage]) -> Handler:
 
 STAGES: dict[type[StageConfig], Handler] = {
     configs.DepGraph: with_table(DepGraphStage),
+    configs.Nvit: with_table(NvitStage),
     configs.TwoFour: from_config(TwoFourStage),
     configs.Unstructured: from_config(UnstructuredStage),
     configs.Depth: from_config(DepthStage),

@@ -42,13 +42,15 @@ class Checkpoint:
         self.parameters, self.optimizer, self.averages = parameters, optimizer, averages
         self.saved_at, self.write_s = time.monotonic(), 0.0
 
-    def load(self) -> History:
-        """Restore weights, averages and optimizer in place and return the history, which is empty without a file.
+    def load(self) -> tuple[History, dict[str, torch.Tensor]]:
+        """Restore weights, averages and optimizer in place; return the history and the state of the hook.
+
+        Both are empty without a file.
 
         Raises InputError for a damaged file, and for the file of another model.
         """
         if self.path is None or not self.path.exists():
-            return {}
+            return {}, {}
         try:
             state = _by_kind(load_file(self.path))
             with torch.no_grad():
@@ -59,14 +61,15 @@ class Checkpoint:
                     self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in found.items()}
                 for name, average in self.averages.items():
                     average.copy_(state["average"][name])
-            return {name: values.tolist() for name, values in state["history"].items()}
+            return {name: values.tolist() for name, values in state["history"].items()}, state.get("hook", {})
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise InputError(f"the training state '{self.path}' is damaged", "run again with --fresh") from error
 
-    def save(self, history: Callable[[], History], *, epoch_ended: bool) -> None:
+    def save(self, history: Callable[[], History], hook: Mapping[str, torch.Tensor], *, epoch_ended: bool) -> None:
         """Write the state if the last write is `INTERVAL_S` old, or at the end of an epoch if writing is fast enough.
 
-        `history` is called only if the state is written. Raises InputError if the file cannot be written.
+        `history` is called only if the state is written. `hook`: the state of the training hook by name. Raises
+        InputError if the file cannot be written.
         """
         start = time.monotonic()
         age_s = start - self.saved_at
@@ -79,6 +82,7 @@ class Checkpoint:
             for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{key}:{name}"] = value.contiguous()
         state |= {f"average:{name}": average.contiguous() for name, average in self.averages.items()}
+        state |= {f"hook:{name}": tensor.clone().contiguous() for name, tensor in hook.items()}  # may share memory
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, save(state), "free some disk space")
         self.saved_at = time.monotonic()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -37,6 +37,30 @@ Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
 `loss` is minimized, all others are only recorded."""
 
 
+class TrainingHook(Protocol):
+    """Follows a training run, may change weights and masks in place, and may end the run."""
+
+    def start(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> None:
+        """Receive the trained parameters and the masks, both on the device of the training and by parameter name."""
+        ...
+
+    def after_backward(self) -> None:
+        """Read the gradients of a step, before they are masked and clipped."""
+        ...
+
+    def after_update(self, step: int) -> bool:
+        """Act after step `step`, counted from 1; return whether the training ends here."""
+        ...
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Return everything that must survive an interruption, by name."""
+        ...
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `state` returned. Called after `start`."""
+        ...
+
+
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
     student: nn.Module,
     dataset: LabeledImages,
@@ -48,6 +72,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     *,
     label: str = "training",
     after_backward: Callable[[], None] | None = None,
+    hook: TrainingHook | None = None,
+    updates: bool = True,
     keep: Path | None = None,
     classes: int | None = None,
     epochs: range | None = None,
@@ -58,6 +84,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     Training runs on the device of `config`; the objective receives outputs and batches on that device.
     `masks` maps parameter names to bool tensors, True where a weight may change; all other weights stay exactly zero.
     `after_backward` is called after each backward pass, before gradients are clipped, and may change the gradients.
+    `hook` follows the run, may change the masks and may end it early. Without `updates` no optimizer step is made: the
+    hook still sees the gradients of every batch.
     The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
     the same weights as without an interruption. Equal seeds give equal weights.
     `classes`, the number of the model's classes, is needed for mixup and cutmix only.
@@ -76,7 +104,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         optimizer = make_optimizer(parameters, config, rates)
         averaged = AveragedWeights(parameters, config.ema)
         checkpoint = Checkpoint(keep, parameters, optimizer, averaged.averages)
-        history = checkpoint.load()
+        history = _resumed(checkpoint, hook, parameters, fixed)
         per_epoch = len(dataset.batches(config.batch))
         epochs = range(config.epochs) if epochs is None else epochs
         first, steps = epochs.start * per_epoch, epochs.stop * per_epoch
@@ -94,15 +122,37 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             set_learning_rates(optimizer, config, step, config.epochs * per_epoch)
             with autocast(config, device):
                 losses = compute_losses(_augmented(batch, config, classes))
-            _update(optimizer, losses[LOSS], fixed, config.clip, after_backward)
-            averaged.update()
+            _backward(optimizer, losses[LOSS], after_backward, hook)
+            if updates:
+                _update(optimizer, fixed, config.clip)
+                averaged.update()
             record.add(losses)
+            if hook is not None and hook.after_update(step + 1):
+                break
             if step + 1 < steps:
-                checkpoint.save(record.read, epoch_ended=(step + 1) % per_epoch == 0)
+                state = {} if hook is None else hook.state()
+                checkpoint.save(record.read, state, epoch_ended=(step + 1) % per_epoch == 0)
         averaged.copy_to_weights()
         student.eval()
         history = record.read()
-    return _metrics(history, per_epoch) | {"steps": float(steps - first), "images": float(len(epochs) * len(dataset))}
+    made = len(history[LOSS])
+    seen = len(epochs) * len(dataset) if made == steps - first else made * config.batch
+    return _metrics(history, per_epoch) | {"steps": float(made), "images": float(seen)}
+
+
+def _resumed(
+    checkpoint: Checkpoint,
+    hook: TrainingHook | None,
+    parameters: Mapping[str, nn.Parameter],
+    fixed: Mapping[nn.Parameter, torch.Tensor],
+) -> History:
+    """Restore the training state and that of the hook; return the history of the steps that were made before."""
+    history, state = checkpoint.load()
+    if hook is not None:
+        hook.start(parameters, {name: fixed[weight] for name, weight in parameters.items() if weight in fixed})
+        if history:
+            hook.load(state)
+    return history
 
 
 def _loss_function(
@@ -127,8 +177,9 @@ def _augmented(batch: Batch, config: Train, classes: int | None) -> Batch:
 
 
 def _metrics(history: History, per_epoch: int) -> dict[str, float]:
-    last = {name: math.fsum(values[-per_epoch:]) / per_epoch for name, values in history.items()}
-    first, seconds = math.fsum(history[LOSS][:per_epoch]) / per_epoch, math.fsum(history[SECONDS])
+    count = min(per_epoch, len(history[LOSS]))
+    last = {name: math.fsum(values[-count:]) / count for name, values in history.items()}
+    first, seconds = math.fsum(history[LOSS][:count]) / count, math.fsum(history[SECONDS])
     return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
 
 
@@ -145,18 +196,22 @@ def _batches(
             yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True))
 
 
-def _update(
+def _backward(
     optimizer: torch.optim.Optimizer,
     loss: torch.Tensor,
-    fixed: Mapping[nn.Parameter, torch.Tensor],
-    clip: float,
     after_backward: Callable[[], None] | None,
+    hook: TrainingHook | None,
 ) -> None:
-    """Make one optimizer step with gradients clipped to a total norm; masked weights stay zero."""
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     if after_backward is not None:
         after_backward()
+    if hook is not None:
+        hook.after_backward()
+
+
+def _update(optimizer: torch.optim.Optimizer, fixed: Mapping[nn.Parameter, torch.Tensor], clip: float) -> None:
+    """Make one optimizer step with gradients clipped to a total norm; masked weights stay zero."""
     for weight, mask in fixed.items():
         if weight.grad is not None:
             weight.grad.mul_(mask)

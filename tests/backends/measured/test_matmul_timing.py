@@ -20,7 +20,7 @@ def test_waiting_for_the_processor_is_noticed() -> None:
 
 def test_larger_matmuls_take_longer(small_model: Path) -> None:
     little, much = (1, 8, 64, 64), (1, 64, 512, 512)
-    times = measure_matmuls([little, much, (2, 8, 64, 64)], small_model, 2, 1, Silent())
+    times = measure_matmuls([little, much, (2, 8, 64, 64)], small_model, 2, 1, "float32", Silent())
     assert times.ms[little] < times.ms[much]
     assert set(times.ms) == {little, much, (2, 8, 64, 64)}
     assert times.dense_ms > 0

@@ -15,7 +15,7 @@ from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.matmul_times import MatmulTimes, batched
 from vitslim.backends.measured.rounds import rotated, runs_per_round
 from vitslim.errors import UsageError
-from vitslim.latency_grid import Shape
+from vitslim.latency_grid import Precision, Shape
 from vitslim.progress import Progress
 from vitslim.workload.session import Floats, OnnxModel, open_session
 
@@ -29,7 +29,9 @@ IR_VERSION, OPSET = 10, 21
 K = TypeVar("K", bound=Hashable)
 
 
-def measure_matmuls(shapes: Sequence[Shape], dense: Path, batch: int, threads: int, progress: Progress) -> MatmulTimes:
+def measure_matmuls(
+    shapes: Sequence[Shape], dense: Path, batch: int, threads: int, precision: Precision, progress: Progress
+) -> MatmulTimes:
     """Return the median milliseconds of each shape and of the dense model, interleaved over 8 rounds.
 
     A round opens one session after the other, so that only one shape's weights are in memory at a time. The overhead
@@ -47,7 +49,7 @@ def measure_matmuls(shapes: Sequence[Shape], dense: Path, batch: int, threads: i
     order = [shape for index in range(ROUNDS) for shape in rotated(timed, index * len(timed) // ROUNDS)]
 
     def open_run(shape: Shape | None) -> Callable[[], object]:
-        return run_dense if shape is None else matmul_run(batched(shape, batch), threads)
+        return run_dense if shape is None else matmul_run(batched(shape, batch), threads, precision)
 
     label = f"{len(shapes)} matmuls, batch {batch}, threads {threads}"
     runs = _seconds_of(progress.track(order, label), open_run)
@@ -112,11 +114,16 @@ def _dense_run(model: OnnxModel, batch: int) -> Callable[[], object]:
     return lambda: model(images)
 
 
-def matmul_run(shape: Shape, threads: int) -> Callable[[], object]:
-    """Return a function that runs one MatMul; inputs and output are bound in advance, so nothing else is timed."""
+def matmul_run(shape: Shape, threads: int, precision: Precision = "float32") -> Callable[[], object]:
+    """Return a function that runs one MatMul; inputs and output are bound in advance, so nothing else is timed.
+
+    precision: of a matmul by a weight; int8 multiplies integers to 32-bit sums.
+    """
     count, rows, reduce, columns = shape
     if count == 1:
         inputs, weight = {"a": _random(rows, reduce)}, _random(reduce, columns)
+        if precision == "int8":
+            return _integer_run(rows, reduce, columns, threads)
     else:
         inputs, weight = {"a": _random(count, rows, reduce), "b": _random(count, reduce, columns)}, None
     session = open_session(matmul_model(inputs, weight), "a single matmul", threads=threads)
@@ -125,6 +132,30 @@ def matmul_run(shape: Shape, threads: int) -> Callable[[], object]:
         binding.bind_cpu_input(name, value)
     binding.bind_output("c")
     return lambda: session.run_with_iobinding(binding)
+
+
+def _integer_run(rows: int, reduce: int, columns: int, threads: int) -> Callable[[], object]:
+    generator = np.random.default_rng(0)
+    activations = generator.integers(0, 256, (rows, reduce), dtype=np.uint8)
+    weight = generator.integers(-64, 65, (reduce, columns), dtype=np.int8)
+    session = open_session(integer_matmul_model(rows, weight), "a single integer matmul", threads=threads)
+    binding: Any = session.io_binding()
+    binding.bind_cpu_input("a", activations)
+    binding.bind_output("c")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def integer_matmul_model(rows: int, weight: np.ndarray[Any, np.dtype[np.int8]]) -> bytes:
+    """Return a serialized ONNX model of the integer matmul `c = a b`: uint8 (rows, k) by int8 weights (k, n)."""
+    reduce = len(weight)
+    declared = [helper.make_tensor_value_info("a", TensorProto.UINT8, (rows, reduce))]
+    result = helper.make_tensor_value_info("c", TensorProto.INT32, None)
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "matmul", declared, [result], [numpy_helper.from_array(weight, "b")])
+    opset = helper.make_opsetid("", OPSET)
+    model: onnx.ModelProto = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[opset])
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def matmul_model(inputs: Mapping[str, Floats], weight: Floats | None) -> bytes:

@@ -11,7 +11,7 @@ from typing import Protocol
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.matmul_times import MatmulTimes
 from vitslim.errors import BackendUnavailableError
-from vitslim.latency_grid import Shape
+from vitslim.latency_grid import Precision, Shape
 from vitslim.progress import Progress
 from vitslim.workload.session import Floats
 
@@ -48,9 +48,9 @@ class Runtime:
     """Raise BackendUnavailableError when the device of the runtime is missing."""
     time_gemms: Callable[[Sequence[Gemm], int, Progress], list[float]] | None = None
     """Microseconds of each GEMM for a number of threads; None where single GEMMs cannot be timed."""
-    time_matmuls: Callable[[Sequence[Shape], Path, int, int, Progress], MatmulTimes] | None = None
-    """Latencies of matmuls and of the dense model in an ONNX file, for a batch size and a number of threads; None
-    where latency tables cannot be measured."""
+    time_matmuls: Callable[[Sequence[Shape], Path, int, int, Precision, Progress], MatmulTimes] | None = None
+    """Latencies of matmuls and of the dense model in an ONNX file, for a batch size, a number of threads and the
+    precision of matmuls by a weight; None where latency tables cannot be measured."""
 
     def require(self) -> None:
         """Raise BackendUnavailableError when the package or the device is missing."""

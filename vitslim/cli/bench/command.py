@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -49,6 +49,17 @@ def bench(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="With --table: an argument of timm.create_model; repeatable."),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"] | None,
+        typer.Option(help="With --table: precision of the linear layers. Default: float32."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --table: folder that keeps finished tables by device and version. Default: the user's cache.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,8 +70,9 @@ def bench(
 ) -> None:
     """Measure the latency of ONNX files. All files run interleaved in one process; `sim:` backends simulate.
 
-    With --table, build the latency table of a timm model: the latency of its matmuls on a grid of lengths, on one
-    backend, at one batch size and one thread count. The latency budget of the prune stage reads this file.
+    With --table, build the latency table of a timm model: the latency of its matmuls on a grid of lengths, and of its
+    other operators, fitted to pruned models, on one backend, at one batch size, thread count and precision. Latency
+    budgets of prune stages and token schedules read this file. A finished table is kept in --cache and used again.
 
     With --gemms, read a CSV file with the columns M,N,K,dtype,sparse,count and optionally measured_us. A simulated
     backend predicts the latency of each GEMM and the error where measured_us is given; a measured backend measures it.
@@ -89,10 +101,14 @@ def bench(
     if table is not None:
         _refuse(bool(files), "FILE and --table cannot be combined", "give ONNX files or a model, not both")
         _refuse(seconds is not None, "--table does not use --seconds", "remove it: each matmul runs 8 rounds of 20 ms")
-        bench_table(table, kwargs or [], backend or [], batch or [], threads or [], out, output)
+        bench_table(
+            table, kwargs or [], backend or [], batch or [], threads or [], precision or "float32", cache, out, output
+        )
         return
     _refuse(not files, "no files to measure", "give ONNX files, or a timm model with --table")
     _refuse(bool(kwargs), "--kwargs needs --table", "name a timm model with --table")
+    _refuse(precision is not None, "--precision needs --table", "name a timm model with --table")
+    _refuse(cache is not None, "--cache needs --table", "name a timm model with --table")
     _refuse(out is not None, "--out needs --table or --gemms", "name a timm model with --table")
     config = ReportConfig(
         backends=tuple(backend or ["onnxruntime:cpu"]),

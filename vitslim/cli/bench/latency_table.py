@@ -13,6 +13,7 @@ from vitslim.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vitslim.latency_grid import Precision
     from vitslim.recipe.schema import Model
     from vitslim.results import LatencyTable
 
@@ -21,22 +22,23 @@ T = TypeVar("T")
 
 def bench_table(
     name: str, kwargs: Sequence[str], backends: Sequence[str], batches: Sequence[int], threads: Sequence[int],
-    out: Path | None, output: str,
+    precision: Precision, cache: Path | None, out: Path | None, output: str,
 ) -> None:  # fmt: skip
     """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table."""
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.bench.latency_table import build_table
+    from vitslim.pipeline.bench.table_cache import cached_table, default_cache
     from vitslim.pipeline.table_file import check_writable, default_path, write_table
 
     backend = parse_backend(_only(backends, "onnxruntime:cpu", "--backend"))
-    path = out or default_path(name, backend.name)
+    path = out or default_path(name, f"{backend.name}.int8" if precision == "int8" else backend.name)
     check_writable(path)
     progress = ConsoleProgress()
-    table = build_table(
-        _model(name, kwargs), backend, _only(batches, 1, "--batch"), _only(threads, 1, "--threads"), progress
-    )
+    table = cached_table(
+        _model(name, kwargs), backend, _only(batches, 1, "--batch"), _only(threads, 1, "--threads"), precision,
+        cache or default_cache(), progress,
+    )  # fmt: skip
     write_table(table, path)
     if output == "json":
         typer.echo(table.model_dump_json())
@@ -76,7 +78,7 @@ def _summary(table: LatencyTable) -> Table:
     from vitslim.cli.console import plain_table
 
     threads = f", {table.threads} threads" if table.threads else ""
-    title = f"{table.model} on {table.backend}, batch {table.batch}{threads} ({table.kind})"
+    title = f"{table.model} on {table.backend}, {table.precision}, batch {table.batch}{threads} ({table.kind})"
     view = plain_table(title, ("",), ("value",))
     grids = [("linear", table.matmuls.linear), ("attention", table.matmuls.attention)]
     for name, grid in grids:
@@ -85,11 +87,12 @@ def _summary(table: LatencyTable) -> Table:
             view.add_row(f"{name} entries (count x rows x reduce x columns)", f"{shape} = {len(grid.ms)}")
     view.add_row("dense model", f"{table.dense_ms:.3f} ms")
     view.add_row("its matmuls", f"{table.dense_ms - table.rest_ms:.3f} ms")
-    view.add_row("other operators, which pruning does not change", f"{table.rest_ms:.3f} ms")
+    view.add_row("other operators", f"{table.rest_ms:.3f} ms")
     view.add_row("of these, proportional to the number of tokens", f"{table.token_ms:.3f} ms")
     view.add_row("operators of one token squeeze other than matmuls", f"{table.squeeze_ms:.3f} ms")
-    if table.scale < 1:
-        view.add_row("scale of the entries, whose sum exceeds the model", f"{table.scale:.3f}")
+    if table.check is not None:
+        error = f"{100 * table.check.median_error:.1f} %, worst {100 * table.check.worst_error:.1f} %"
+        view.add_row(f"error on {table.check.models} pruned models, cross-validated: median", error)
     if table.kind == "measured":
         view.add_row("timed runs of each matmul, at least", str(table.n))
         view.add_row("spread of the runs (interquartile range over median)", f"{100 * table.spread:.1f} %")

@@ -34,6 +34,7 @@ from vitslim.graph.ops.token_scores import CLASS_ATTENTION, RECEIVED_ATTENTION
 from vitslim.graph.sketch import merge_matmuls, token_matmuls
 from vitslim.graph.sketch.matmul import SCORES, VALUES, Matmul
 from vitslim.graph.sketch.model_sketch import LayerBits, ModelSketch, SketchBranch
+from vitslim.graph.sketch.operators import Operator, operators_of
 from vitslim.graph.sketch.size import ONE, Size
 from vitslim.results import Cost
 
@@ -73,6 +74,7 @@ def sketch(graph: ModelGraph) -> ModelSketch:
         },
         attention_bits={block: site.bits for block, site in attention_sites(graph).items()},
         sparsity=dict(masked),
+        operators=tuple(_operators(graph, sizes, branches)),
         branches=tuple(SketchBranch(b.name, b.block, b.parameters, b.obstacle) for b in branches),
     )
 
@@ -182,6 +184,15 @@ def _matmuls(graph: ModelGraph, anatomy: Anatomy, sizes: _Sizes, branches: tuple
             continue
         around = frozenset(branch.name for branch in branches if node in branch.nodes)
         yield from (replace(matmul, branches=around) for matmul in found)
+
+
+def _operators(graph: ModelGraph, sizes: _Sizes, branches: tuple[Branch, ...]) -> Iterator[Operator]:
+    moving = image_dependent_nodes(graph.module)
+    for node in graph.module.graph.nodes:
+        if node in moving:
+            around = frozenset(branch.name for branch in branches if node in branch.nodes or node is branch.add)
+            for kind, elements in operators_of(node, graph.axes, sizes.product):
+                yield Operator(kind, elements, around)
 
 
 Reader = Callable[[Node, _Sizes, str], tuple[Matmul, ...]]

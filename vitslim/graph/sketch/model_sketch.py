@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vitslim.graph.anatomy.branches import USED_ELSEWHERE
 from vitslim.graph.sketch.matmul import SCORES, VALUES, Matmul
+from vitslim.graph.sketch.operators import Operator
 from vitslim.graph.sketch.size import Size
 from vitslim.graph.sketch.token_matmuls import SqueezeSizes, TokenCut
 from vitslim.results import Cost
@@ -103,6 +104,8 @@ class ModelSketch:
     """Axis name to the axes that form a dimension of some parameter together with it: cutting both compounds."""
     branches: tuple[SketchBranch, ...] = ()
     """Residual branches in graph order."""
+    operators: tuple[Operator, ...] = ()
+    """Operators other than matmuls that depend on the image; token squeezing leaves them unchanged."""
 
     @property
     def tokens(self) -> int:
@@ -194,6 +197,7 @@ class ModelSketch:
             axes={name: size for name, size in self.axes.items() if name not in lost},
             factors={name: others - lost for name, others in self.factors.items() if name not in lost},
             matmuls=matmuls,
+            operators=tuple(o for o in self.operators if not o.branches.intersection(names)),
             parameters=parameters,
             blocks=tuple(name for name in self.blocks if name not in empty),
             token_axes={name: axis for name, axis in self.token_axes.items() if name in attended},

@@ -1,4 +1,8 @@
-"""Build latency tables: the matmul shapes that pruning can reach, their latencies, and a monotone grid."""
+"""Build latency tables: the matmul shapes that pruning can reach, their latencies on a monotone grid, other operators.
+
+The latency of a block at any lengths of its axes is the sum over its matmuls, each interpolated in the grid, and over
+its other operators, whose times are fitted to whole pruned models.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,25 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vitslim.backends.environment import environment
+from vitslim.backends.matmul_times import MatmulTimes
 from vitslim.backends.monotone import Floats, filled, smoothed
 from vitslim.backends.registry import Backend, Measured
 from vitslim.errors import InputError
-from vitslim.graph.sketch import ModelSketch, Size, sketch
-from vitslim.graph.trace import trace_timm
-from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Shape
-from vitslim.pipeline.bench.token_latency import relative_latencies, token_latency
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.sketch import OPERATOR_KINDS, ModelSketch, Size, sketch
+from vitslim.graph.trace.revit import trace_model
+from vitslim.latency_grid import LatencyGrid, MatmulLatencies, Precision, Shape
+from vitslim.pipeline.bench.operator_fit import Fit, cross_validate, features, fit
+from vitslim.pipeline.bench.table_models import Timing, pruned_models
+from vitslim.pipeline.bench.token_latency import token_latency
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Model
-from vitslim.results import LatencyTable
-from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.results import LatencyTable, TableCheck
 
 SMALLEST = 1 / 8
 """Shortest length in a table, as a fraction of the dense length."""
@@ -30,50 +38,83 @@ POINTS = {"measured": 8, "simulated": 16}
 """Points for each length; simulated points are cheap, but enlarge the file."""
 TOKEN_POINTS = 8
 """Numbers of tokens in a table, at dense lengths of all other axes."""
+MODELS = 12
+"""Pruned models that are exported and timed."""
 DIGITS = 6
 """Significant digits of an entry."""
 
 
 def build_table(
-    model: Model, backend: Backend, batch: int = 1, threads: int = 1, progress: Progress | None = None
+    model: Model,
+    backend: Backend,
+    batch: int = 1,
+    threads: int = 1,
+    progress: Progress | None = None,
+    *,
+    precision: Precision = "float32",
+    models: int | None = None,
 ) -> LatencyTable:
     """Return the latency table of a timm model with random weights; only measured backends use `threads`.
 
+    models: number of pruned models to which the latency of operators other than matmuls is fitted; None: MODELS.
     Raises UsageError or InputError for a model that cannot be traced, StageError for one that cannot be exported,
     BackendUnavailableError for a backend that is missing.
     """
     backend.require()
     progress = progress or Silent()
-    kind = "measured" if isinstance(backend, Measured) else "simulated"
-    progress.say(f"tracing and exporting {model.timm}")
-    graph = trace_timm(model.timm, dict(model.kwargs))
+    kind: Literal["measured", "simulated"] = "measured" if isinstance(backend, Measured) else "simulated"
+    progress.say(f"tracing and exporting {model.name}")
+    graph = trace_model(model)
     dense = sketch(graph)
     shapes = grid_shapes(dense, POINTS[kind])
     if kind == "simulated":
         shapes = completed(shapes)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
-        export_onnx(graph, path)
-        if isinstance(backend, Measured):
-            times = backend.matmul_times(shapes, path, batch, threads, progress)
-        else:
-            times = backend.matmul_times(shapes, path, batch)
-        latencies = matmul_latencies(times.ms)
-        rest_ms, scale = rest_and_scale(times.dense_ms, _matmuls_ms(latencies, dense))
+        timing = Timing(backend, batch, threads, precision, Path(folder), progress)
+        timing.write(graph, timing.dense)
+        times = timing.matmul_times(shapes)
+        samples = _samples(graph, dense, timing, MODELS if models is None else models)
+        fitted, latencies, check = _fitted(times, samples)
+        rest_ms = max(0.0, times.dense_ms - _matmuls_ms(latencies, dense))
         tokens = token_latency(
-            graph, dense, rest_ms, times.dense_ms, lambda found: scale * _matmuls_ms(latencies, found),
-            relative_latencies(backend, batch, threads, progress), Path(folder),
-        )  # fmt: skip
+            graph, dense, rest_ms, times.dense_ms, lambda found: _matmuls_ms(latencies, found), timing.shares
+        )
     return LatencyTable(
-        model=model.timm, kwargs=model.kwargs, backend=backend.name, kind=kind, settings=dict(times.settings),
-        batch=batch, threads=threads if kind == "measured" else None, environment=environment(), n=times.n,
-        spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms, **tokens._asdict(),
-        scale=scale, matmuls=latencies,
+        model=model.name, kwargs=model.kwargs, backend=backend.name, kind=kind, precision=precision,
+        settings=dict(times.settings), batch=batch, threads=threads if kind == "measured" else None,
+        environment=environment(), n=times.n, spread=times.spread, dense_ms=times.dense_ms, rest_ms=rest_ms,
+        **tokens._asdict(), matmuls=latencies, fixed_ms=fitted.fixed_ms, check=check,
+        operators_ns=dict(zip(OPERATOR_KINDS, fitted.operators_ns, strict=True)),
     )  # fmt: skip
 
 
+class _Samples(NamedTuple):
+    """Whole models and their latencies, the dense one first."""
+
+    sketches: list[ModelSketch]
+    shares: list[float]
+    """Latency over that of the dense model."""
+
+
+def _samples(graph: ModelGraph, dense: ModelSketch, timing: Timing, count: int) -> _Samples:
+    pruned = {f"pruned{number}": one for number, one in enumerate(pruned_models(graph, dense, count))}
+    shares = timing.shares(pruned) if pruned else {}
+    return _Samples([dense, *map(sketch, pruned.values())], [1.0, *shares.values()])
+
+
+def _fitted(times: MatmulTimes, samples: _Samples) -> tuple[Fit, MatmulLatencies, TableCheck | None]:
+    """Return the fit, the latencies of matmuls with their factors, and the error of the fit."""
+    single = matmul_latencies(times.ms)
+    rows = np.stack([features(one, single.at) for one in samples.sketches])
+    ms = np.array(samples.shares) * times.dense_ms
+    fitted = fit(rows, ms)
+    factors = {True: fitted.linear, False: fitted.attention}
+    scaled = matmul_latencies({shape: factors[shape[0] == 1] * value for shape, value in times.ms.items()})
+    return fitted, scaled, cross_validate(rows, ms)
+
+
 def _matmuls_ms(latencies: MatmulLatencies, found: ModelSketch) -> float:
-    return sum(latencies.at(p.shape(found.axes)) for p in found.matmuls)
+    return sum(latencies.at(p.shape(found.axes), not p.weight) for p in found.matmuls)
 
 
 def grid_shapes(dense: ModelSketch, points: int) -> tuple[Shape, ...]:
@@ -131,16 +172,11 @@ def grid_lengths(full: int, points: int, multiple: int) -> list[int]:
 def matmul_latencies(ms: Mapping[Shape, float]) -> MatmulLatencies:
     """Return monotone grids of the latencies of single shapes: count 1 is a matmul by a weight, more of activations.
 
-    `count` matmuls take at least as long as one matmul by a weight of the same lengths. Entries have six digits.
+    Entries have six digits.
     """
-    axes, values = _monotone({shape: time for shape, time in ms.items() if shape[0] == 1})
-    linear = _grid(axes, values)
+    linear = _grid(*_monotone({shape: time for shape, time in ms.items() if shape[0] == 1}))
     several = {shape: time for shape, time in ms.items() if shape[0] > 1}
-    if not several:
-        return MatmulLatencies(linear=linear, attention=None)
-    axes, values = _monotone(several)
-    single = [linear.at((1, rows, reduce, columns)) for _, rows, reduce, columns in product(*axes)]
-    return MatmulLatencies(linear=linear, attention=_grid(axes, np.maximum(values, np.reshape(single, values.shape))))
+    return MatmulLatencies(linear=linear, attention=_grid(*_monotone(several)) if several else None)
 
 
 def _monotone(ms: Mapping[Shape, float]) -> tuple[Sequence[Sequence[int]], Floats]:
@@ -154,10 +190,3 @@ def _grid(axes: Sequence[Sequence[int]], values: Floats) -> LatencyGrid:
     counts, rows, reduce, columns = map(tuple, axes)
     ms = tuple(float(f"{value:.{DIGITS}g}") for value in values.flat)
     return LatencyGrid(counts=counts, rows=rows, reduce=reduce, columns=columns, ms=ms)
-
-
-def rest_and_scale(dense_ms: float, matmuls_ms: float) -> tuple[float, float]:
-    """Return the time of the dense model outside its matmuls, and the factor that scales matmuls which exceed it."""
-    if matmuls_ms <= dense_ms:
-        return dense_ms - matmuls_ms, 1.0
-    return 0.0, dense_ms / matmuls_ms

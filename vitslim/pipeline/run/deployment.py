@@ -7,18 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitslim.data import DataModule
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.pipeline.bench.quantized_model import quantized
 from vitslim.pipeline.latency import latency_of_files
 from vitslim.progress import Progress
 from vitslim.recipe.profiles import PORTABLE
 from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import Deployment
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload.session import OnnxModel
 
 
-def make_deployment(recipe: Recipe, progress: Progress) -> Deployment | None:
-    """Return the deployment of a recipe; None if no measured backend runs ONNX files.
+def make_deployment(recipe: Recipe, data: DataModule, progress: Progress) -> Deployment | None:
+    """Return the deployment of a recipe; None if no measured backend runs ONNX files. data: for INT8 ranges.
 
     Without an export stage, files have the default profile, as the file of each stage has.
     """
@@ -26,6 +29,7 @@ def make_deployment(recipe: Recipe, progress: Progress) -> Deployment | None:
     if latency is None:
         return None
     profile = next((config.export_profile for config in recipe.stages if config.export_profile), PORTABLE)
+    int8 = next((config for config in recipe.stages if isinstance(config, Ptq)), Ptq(reduce_range=False))
     batch = recipe.report.batches[0]
 
     def write(graph: ModelGraph, path: Path) -> None:
@@ -36,4 +40,7 @@ def make_deployment(recipe: Recipe, progress: Progress) -> Deployment | None:
         parts = torch.split(images, batch)
         return torch.cat([torch.from_numpy(model(part.numpy())) for part in parts])
 
-    return Deployment(write, logits, latency)
+    def write_int8(graph: ModelGraph, path: Path) -> None:
+        export_onnx(quantized(graph, data.calibration, recipe.seed, int8), path, profile)
+
+    return Deployment(write, logits, write_int8, latency)

@@ -63,7 +63,7 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
 
     accelerator: the approximations under which the stage trains; None without any.
     """
-    teachers = config.teachers if isinstance(config, TrainedWithTeacher) else ()
+    teachers = (*config.teachers, config.label_teacher) if isinstance(config, TrainedWithTeacher) else ()
     checkpoints = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
     table = table_path(config)
     return _key(
@@ -76,6 +76,11 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
             "table": file_digest(table) if table and table.is_file() else None,
         }
     )
+
+
+def snapshot_key(stage: str, snapshot: str) -> str:
+    """Return the key of a snapshot of a stage, from the stage's key and the snapshot's name."""
+    return _key({"stage": stage, "snapshot": snapshot})
 
 
 def _key(content: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
-from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
+from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.plan import estimate_stages
+from vitslim.pipeline.plan import device_warnings, estimate_stages
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, stage_key
+from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, snapshot_key, stage_key
 from vitslim.pipeline.run.regressions import latency_regressions
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
@@ -36,20 +38,21 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
-    recipe, notes = resolve_reduce_range(recipe)
+    recipe, notes = resolve_reduce_range(resolve_tables(recipe, progress, build=True))
     for training in filter(None, (config.training for config in recipe.stages)):
         find_device(training)
-    check_replaceable(out)
+    for folder in (out, *_snapshot_folders(recipe, out)):
+        check_replaceable(folder)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     store.prepare(fresh)
 
     checkpoint = resolve_checkpoint(recipe)
-    progress.say(f"{recipe.name}: tracing {recipe.model.timm}")
-    model = recipe.model
-    dense = trace_timm(model.timm, dict(model.kwargs), checkpoint, recipe.seed, model.checkpoint_entry)
+    progress.say(f"{recipe.name}: tracing {recipe.model.name}")
+    dense = trace_model(recipe.model, checkpoint, recipe.seed)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     estimate_stages(recipe, sketch(dense), model_problems(recipe, dense))
+    warnings += device_warnings(recipe)
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
 
@@ -57,17 +60,46 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, here.versions)
     runner.run_dense(dense, key, order)
-    for config in recipe.stages:
-        settings = approximation_of(recipe, config.approximation) if config.approximation else None
-        key = stage_key(key, config, settings)
-        runner.run_stage(config, key, settings)
-
-    records = _measured(runner, recipe, progress)
-    report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
     digests = {"data": data.digest} | ({"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {})
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
     lock = lock_text(recipe, versions=here.versions, digests=digests)
-    return write_artifact(out, runner.finished[-1].folder, lock, report)
+
+    def finish(runner: StageRunner, folder: Path) -> Artifact:
+        records = _measured(runner, recipe, progress)
+        report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
+        return write_artifact(folder, runner.finished[-1].folder, lock, report)
+
+    return _run_stages(runner, 0, key, out, finish)
+
+
+def _run_stages(
+    runner: StageRunner, first: int, key: str, out: Path, finish: Callable[[StageRunner, Path], Artifact]
+) -> Artifact:
+    """Run the stages of a recipe from the position `first` on, then write the artifact to `out`.
+
+    For each snapshot that a stage keeps, the stages after it run too, and write the artifact OUT-NAME.
+    """
+    for position, config in enumerate(runner.recipe.stages[first:], start=first):
+        settings = approximation_of(runner.recipe, config.approximation) if config.approximation else None
+        key = stage_key(key, config, settings)
+        runner.run_stage(config, key, settings)
+        for name in config.snapshot_names:
+            branch = runner.at_snapshot(name, key)
+            _run_stages(branch, position + 1, snapshot_key(key, name), snapshot_folder(out, name), finish)
+    return finish(runner, out)
+
+
+def snapshot_folder(out: Path, name: str) -> Path:
+    """Return the folder of the artifact of a snapshot: OUT-NAME."""
+    return out.with_name(f"{out.name}-{name}")
+
+
+def _snapshot_folders(recipe: Recipe, out: Path) -> list[Path]:
+    """Return the folders of all snapshots, also of those of later stages of a snapshot."""
+    folders = [out]
+    for config in recipe.stages:
+        folders += [snapshot_folder(folder, name) for folder in folders for name in config.snapshot_names]
+    return folders[1:]
 
 
 def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[StageRecord, ...]:
@@ -101,7 +133,7 @@ def _report(
 ) -> Report:
     return Report(
         name=recipe.name,
-        model=recipe.model.timm,
+        model=recipe.model.name,
         dataset=recipe.data.kind,
         seed=recipe.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from vitslim.data import DataModule
-from vitslim.errors import Problem, StageError, VitslimError
+from vitslim.errors import InputError, Problem, StageError, VitslimError
 from vitslim.files import MODEL_FILE
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
+from vitslim.pipeline.run.keys import snapshot_key
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
@@ -65,10 +66,31 @@ class StageRunner:
             started = time.monotonic()
             with self.store.writing(name, key) as scratch:
                 result = self._apply(config, name, scratch, self.store.kept(name, key), accelerator)
+                # Before the stage itself, whose folder shows that all of them are finished.
+                for snapshot, found in result.snapshots.items():
+                    self._keep_snapshot(config, name, key, snapshot, found, started)
                 stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
         self.finished.append(stored)
+
+    def at_snapshot(self, snapshot: str, key: str) -> StageRunner:
+        """Return a runner whose last finished stage is a snapshot of this one's. key: that of the last stage.
+
+        Raises InputError if the folder of the snapshot is missing.
+        """
+        name, own = snapshot_stage(self.finished[-1].record.name, snapshot), snapshot_key(key, snapshot)
+        stored = self.store.find(name, own)
+        if stored is None:
+            raise InputError(f"the snapshot '{snapshot}' is missing among the finished stages", "run with --fresh")
+        return replace(self, finished=[*self.finished[:-1], stored])
+
+    def _keep_snapshot(
+        self, config: StageConfig, stage: str, key: str, snapshot: str, result: StageResult, started: float
+    ) -> None:
+        name, own = snapshot_stage(stage, snapshot), snapshot_key(key, snapshot)
+        with self.store.writing(name, own) as scratch:
+            self._keep(scratch, result, name, config.kind, config.method, own, started)
 
     def _apply(
         self, config: StageConfig, name: str, scratch: Path, keep: Path, accelerator: Accelerator | None
@@ -76,7 +98,7 @@ class StageRunner:
         position = len(self.finished) - 1
         table = stage_table(config, position)
         stage, before = make_stage(config, table, gemm_latency(config)), self.finished[-1].graph
-        deployment = make_deployment(self.recipe, self.progress)
+        deployment = make_deployment(self.recipe, self.data, self.progress)
         context = StageContext(
             self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
         )
@@ -117,6 +139,7 @@ class StageRunner:
             skipped=result.skipped,
             metrics=result.metrics,
             bits=result.bits,
+            widths=result.widths,
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 
@@ -132,6 +155,11 @@ class StageRunner:
 def stage_name(position: int, config: StageConfig) -> str:
     """`01-prune`, or `01-NAME` for a stage that the recipe names."""
     return f"{position:02d}-{config.name or config.kind}"
+
+
+def snapshot_stage(stage: str, snapshot: str) -> str:
+    """`01-prune-SNAPSHOT`: name of a snapshot of a stage."""
+    return f"{stage}-{snapshot}"
 
 
 def find_stage(stages: Iterable[StageConfig], name: str) -> int:

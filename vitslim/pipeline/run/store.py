@@ -47,7 +47,10 @@ class StoredStage:
 
     def result(self) -> StageResult:
         """Return the result of the stage, for later stages."""
-        return StageResult(self.graph, self.record.changes, self.record.skipped, self.record.metrics, self.record.bits)
+        found = self.record
+        return StageResult(
+            self.graph, found.changes, found.skipped, found.metrics, bits=found.bits, widths=found.widths
+        )
 
 
 class StageStore:

@@ -4,6 +4,7 @@ from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.nipq import BitTarget, Nipq
+from vitslim.recipe.stages.nvit import Groups, Nvit
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
 from vitslim.recipe.stages.quantize import Floor, OwnBits, Ptq, Qat, Quantize, QuantizedLayers
 from vitslim.recipe.stages.token_squeeze import (
@@ -25,6 +26,7 @@ METHODS: list[type[StageConfig]] = [
     TwoFour,
     Unstructured,
     Depth,
+    Nvit,
     Distill,
     Ptq,
     Qat,
@@ -64,9 +66,11 @@ __all__ = [
     "Export",
     "Floor",
     "GroupSparsity",
+    "Groups",
     "KeepBest",
     "Merging",
     "Nipq",
+    "Nvit",
     "OwnBits",
     "PruneOnly",
     "PruningRatios",

@@ -81,6 +81,11 @@ class TrainedWithTeacher(StageConfig):
     labels: Literal["dataset", "teacher"] = Field(
         "dataset", description="target of the hard loss. teacher: its predicted classes, so that images need no labels"
     )
+    label_teacher: TeacherModel | None = Field(
+        None,
+        description="another timm model, whose predicted classes are half of the hard target (hard distillation of "
+        "DeiT); default: none",
+    )
     temperature: PositiveFloat = Field(
         1.0, description="softmax temperature of the soft loss", json_schema_extra={ASSUMED: True}
     )
@@ -145,6 +150,8 @@ class TrainedWithTeacher(StageConfig):
         if loss.hard == 0 and (is_alone or loss.soft == loss.feature == loss.token == 0):
             message = "every term of the loss has weight zero" + (" or needs a teacher" if is_alone else "")
             yield Problem("loss", message, "set `hard` above zero, or name a teacher and set `soft` or `feature`")
+        elif self.label_teacher is not None and loss.hard == 0:
+            yield Problem("label_teacher", "`label_teacher` is a part of the hard loss", "set `loss.hard` above zero")
         elif self.labels == "teacher" and is_alone:
             yield Problem("labels", "`labels: teacher` needs a teacher", "set `teacher: dense`")
 

@@ -48,13 +48,18 @@ class DistillationLoss:
         blocks: Sequence[str] = (),
         weights: Tensor | None = None,
         kept_fractions: Mapping[str, float] = MappingProxyType({}),
+        label_teacher: TeacherFunction | None = None,
+        uses_soft: Callable[[], bool] | None = None,
     ) -> None:
         """`blocks` names the compared blocks. `weights`, float (blocks,), weights their distances; None: all are 1.
 
         `kept_fractions`: block of each token predictor to the fraction of tokens that it keeps when deployed.
+        `label_teacher`: teacher whose predicted classes are half of the hard target (hard distillation, Touvron et al.,
+        ICML 2021). `uses_soft`: whether the soft loss counts at the moment; None: always.
         """
         self.config, self.teacher, self.blocks = config, teacher, blocks
         self.weights, self.kept_fractions = weights, kept_fractions
+        self.label_teacher, self.uses_soft = label_teacher, uses_soft
 
     def __call__(self, output: Tensor | tuple[Any, ...], batch: Batch) -> Mapping[str, Tensor]:
         """Return `loss` and, for each compared block, the unweighted `feature_loss.BLOCK`; all are scalars.
@@ -67,10 +72,8 @@ class DistillationLoss:
         target = self.teacher(batch) if self.teacher is not None else None
         total, recorded = logits.new_zeros(()), {}
         if loss.hard > 0:
-            use_teacher = target is not None and self.config.labels == "teacher"
-            labels = target.logits.argmax(dim=1) if target is not None and use_teacher else batch.labels
-            total = total + loss.hard * hard_loss(logits, labels, self.config.train.label_smoothing)
-        if target is not None and loss.soft > 0:
+            total = total + loss.hard * self._hard(logits, batch, target)
+        if target is not None and loss.soft > 0 and (self.uses_soft is None or self.uses_soft()):
             total = total + loss.soft * soft_loss(logits, target.logits, self.config.temperature)
         if target is not None and loss.feature > 0:
             distances = self._distances(logits, features, target)
@@ -83,6 +86,14 @@ class DistillationLoss:
         for block, decision in zip(self.kept_fractions, decisions, strict=True):
             recorded[KEPT_FRACTION + block] = decision.detach().mean()
         return {LOSS: total, **recorded}
+
+    def _hard(self, logits: Tensor, batch: Batch, target: LogitsAndFeatures | None) -> Tensor:
+        use_teacher = target is not None and self.config.labels == "teacher"
+        labels = target.logits.argmax(dim=1) if target is not None and use_teacher else batch.labels
+        found = hard_loss(logits, labels, self.config.train.label_smoothing)
+        if self.label_teacher is None:
+            return found
+        return (found + hard_loss(logits, self.label_teacher(batch).logits.argmax(dim=1))) / 2
 
     def _distances(self, logits: Tensor, features: Sequence[Tensor], target: LogitsAndFeatures) -> Tensor:
         """Return the distance of each block over the images that the recipe counts: float32 (blocks,)."""

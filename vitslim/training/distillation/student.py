@@ -25,7 +25,7 @@ from vitslim.training.distillation.objective import DistillationLoss, with_penal
 from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
 from vitslim.training.images import LabeledImages
-from vitslim.training.loop import train
+from vitslim.training.loop import TrainingHook, train
 from vitslim.training.taps import with_taps
 
 
@@ -44,6 +44,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     epochs: range | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
     penalty: Callable[[], torch.Tensor] | None = None,
+    hook: TrainingHook | None = None,
+    updates: bool = True,
+    uses_soft: Callable[[], bool] | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
@@ -52,8 +55,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     With an `accelerator` the student is trained as that accelerator computes it.
     `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
     compared blocks. `epochs` and `rates`: as in `train`. `penalty`: a scalar that is added to the loss of each step,
-    and recorded as `penalty`. In the folder `keep` the state is written as training goes on, so that an interrupted
-    training continues from it.
+    and recorded as `penalty`. `hook` and `updates` are those of `train`. `uses_soft` tells at each step whether the
+    soft loss counts; default: always. In the folder `keep` the state is written as training goes on, so that an
+    interrupted training continues from it.
     Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
     `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
     not finite, and if a term of the loss needs token predictors and the student has none.
@@ -75,8 +79,14 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         for position, teacher in enumerate(teachers)
     ]
     answers = averaged(functions, config.temperature) if functions else None
+    label_teacher = None
+    if config.label_teacher is not None:
+        graph = load_teacher(config.label_teacher, student.source, earlier_graph)
+        label_teacher = teacher_function(graph, (), config, images, progress)
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
-    objective = DistillationLoss(config, answers, blocks, None if weights is None else weights.to(device), kept)
+    objective = DistillationLoss(
+        config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, uses_soft
+    )
     metrics = train(
         _trained_module(student, form, blocks, config, accelerator),
         images,
@@ -86,6 +96,8 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         student.masks,
         progress,
         label=label,
+        hook=hook,
+        updates=updates,
         keep=keep,
         classes=student.source.classes,
         epochs=epochs,

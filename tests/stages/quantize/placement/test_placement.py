@@ -34,6 +34,8 @@ from vitslim.units import FLOAT_BITS
 
 LOW = Floor(sqnr_db=20.0, agreement=0.5)
 IMPOSSIBLE = Floor(sqnr_db=200.0)
+NO_DATA: Any = None
+"""Only INT8 files for latency need images."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Recorded:
     """Factor of the logits of a candidate."""
 
     def deployment(self) -> Deployment:
-        return Deployment(self.write, self.logits, self.latency)
+        return Deployment(self.write, self.logits, self.write, self.latency)
 
     def write(self, graph: ModelGraph, path: Path) -> None:
         self.written.append(path.stem)
@@ -108,7 +110,7 @@ def static_file(tiny_session_graph: ModelGraph, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def recorded(static_file: Path) -> Recorded:
-    real = make_deployment(recipe(seconds=0.01), Silent())
+    real = make_deployment(recipe(seconds=0.01), NO_DATA, Silent())
     assert real is not None
     return Recorded(real, static_file)
 
@@ -176,7 +178,7 @@ def test_files_run_in_the_batch_that_is_measured(tiny_graph: ModelGraph, context
     export_onnx(graph, tmp_path / "model.onnx", ORT_CPU)
     found = {}
     for batch in (1, 3):
-        deployment = make_deployment(recipe(batches=[batch, 2]), Silent())
+        deployment = make_deployment(recipe(batches=[batch, 2]), NO_DATA, Silent())
         assert deployment is not None
         found[batch] = deployment.logits(tmp_path / "model.onnx", images)
         parts = [deployment.logits(tmp_path / "model.onnx", part) for part in torch.split(images, batch)]
@@ -225,7 +227,7 @@ def test_it_needs_a_measured_backend(tiny_graph: ModelGraph, context: StageConte
         (problem,) = check_order(recipe(backends=backends))[0]
         assert problem.where == "stages.0.quantize.placement"
         assert "measured backend" in problem.message and "onnxruntime:cpu" in problem.hint
-    assert make_deployment(recipe(backends=["sim:a100"]), Silent()) is None
+    assert make_deployment(recipe(backends=["sim:a100"]), NO_DATA, Silent()) is None
     with pytest.raises(StageError, match="measured backend"):
         PtqStage(Ptq(placement="auto")).apply(tiny_graph, context)
 

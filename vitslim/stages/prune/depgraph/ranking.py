@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vitslim.graph.axes import Axis
-from vitslim.stages.prune.depgraph.budget import Lengths, Schedule
+from vitslim.stages.prune.depgraph.budget import Schedule
 from vitslim.stages.prune.depgraph.targets import Target
+from vitslim.stages.prune.model_costs import Lengths
 
 BLOCK_NUMBER = re.compile(r"^.*\.\d+\.")
 """The path of a parameter up to its last number."""

@@ -12,8 +12,9 @@ from vitslim.errors import Problem
 from vitslim.graph.sketch import ModelSketch
 from vitslim.recipe.stages import DepGraph
 from vitslim.results import LayerNote
-from vitslim.stages.prune.depgraph.budget import Lengths, Schedule, cost_function, fit
+from vitslim.stages.prune.depgraph.budget import Schedule, fit
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
+from vitslim.stages.prune.model_costs import Lengths, cost_function
 
 if TYPE_CHECKING:
     from vitslim.results import LatencyTable

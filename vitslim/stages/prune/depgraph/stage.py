@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, StageError
 from vitslim.graph.edits import Slice
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, sketch
-from vitslim.graph.verify import verify_axes
 from vitslim.recipe.stages import Budget, DepGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depgraph.budget import cost_function
 from vitslim.stages.prune.depgraph.cutting import Cutter, rank_lists, score_inputs
 from vitslim.stages.prune.depgraph.group_sparsity import train_sparse
 from vitslim.stages.prune.depgraph.groups import find_members
 from vitslim.stages.prune.depgraph.importance import IMPORTANCES
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 from vitslim.stages.prune.depgraph.targets import Target, find_targets
+from vitslim.stages.prune.model_costs import cost_function
+from vitslim.stages.prune.verified_axes import float_and_dense, verified_error
 
 if TYPE_CHECKING:
     from vitslim.results import LatencyTable
@@ -39,11 +38,8 @@ class DepGraphStage:
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
         """Require a float model without masks that has the named axes, an axis to cut, and a reachable budget."""
-        if sketch.bits:
-            return [Problem("", "structural pruning must come before quantize", "move `prune` before `quantize`")]
-        if sketch.sparsity:
-            message = "structural pruning would break the sparsity pattern of the weights"
-            return [Problem("", message, "move `depgraph` before the stage that masks weights")]
+        if problems := float_and_dense(sketch, "depgraph"):
+            return problems
         cuts = choose_cuts(sketch, self.config, self.latency)
         if cuts.problems:
             return list(cuts.problems)
@@ -72,7 +68,7 @@ class DepGraphStage:
         for problem in self.requires(before):
             raise StageError(problem.message, problem.hint)
         found = find_targets(before, self.config)
-        metrics = {"verify_error": _verified(graph)}
+        metrics = {"verify_error": verified_error(graph)}
         current, inputs = graph, score_inputs(graph, self.config, context)
         if self.config.group_sparsity is not None:
             members = find_members([graph.axes[target.axis] for target in found.cut], graph.parameters())
@@ -135,20 +131,3 @@ def _lengths(graph: ModelGraph, targets: tuple[Target, ...]) -> dict[str, int]:
     """Return the lengths of axes. An axis of a single index is no longer an axis of the graph."""
     present = {axis.name: axis.size for axis in graph.axes.axes}
     return {target.axis: present.get(target.axis, 1) for target in targets}
-
-
-def _verified(graph: ModelGraph) -> float:
-    """Permute every prunable axis and return the largest relative error of the outputs.
-
-    Raises StageError when the outputs change or are not finite.
-    """
-    found = verify_axes(graph)
-    if not isfinite(found.max_error):
-        raise StageError("the model's outputs are not finite", "check the weights in model.checkpoint")
-    if not found.holds:
-        raise StageError(
-            f"the axes of {graph.source.timm} are not inferred correctly: permuting them changes its outputs by "
-            f"{found.max_error:.1e}",
-            "`vitslim axes --verify` shows which axis is wrong",
-        )
-    return found.max_error

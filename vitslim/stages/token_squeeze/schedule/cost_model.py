@@ -44,7 +44,7 @@ def table_latency(table: LatencyTable) -> CostModel:
 
     def matmuls(shapes: Ints) -> Floats:
         unique, inverse = np.unique(shapes.reshape(-1, 4), axis=0, return_inverse=True)
-        ms = np.array([at((int(c), int(m), int(k), int(n))) for c, m, k, n in unique])
-        return table.scale * ms[inverse].reshape(shapes.shape[:-1])
+        ms: Floats = np.array([at((int(c), int(m), int(k), int(n))) for c, m, k, n in unique])
+        return ms[inverse].reshape(shapes.shape[:-1])
 
     return CostModel(matmuls, table.token_ms, table.squeeze_ms, table.rest_ms - table.token_ms)
