@@ -11,7 +11,7 @@ from vitslim.backends.simulated.gpu.spec import GpuSpec
 from vitslim.backends.simulated.systolic.simulator import SystolicSimulator
 from vitslim.backends.simulated.systolic.spec import SystolicSpec
 from vitslim.errors import InputError, UsageError
-from vitslim.recipe.backend_names import MEASURED, SIMULATED_TARGETS, known_backends
+from vitslim.recipe.backend_names import MEASURED, SIMULATED_TARGETS, backend_name, known_backends
 
 
 def array_spec(value: Any) -> SystolicSpec:
@@ -134,3 +134,9 @@ def test_a_settings_file_that_grows_without_end(tmp_path: Path, key: str) -> Non
     path.write_text("\n".join([*lines, f"{key}: *a39"]))
     with pytest.raises(UsageError, match=key):
         parse_backend(f"sim:{path}")
+
+
+def test_settings_are_named_as_in_a_recipe() -> None:
+    settings = {"sim": "fact", "ep": {"topk_ratio": 0.5, "onehot_margin": None}, "out_of_order": False}
+    assert backend_name(settings) == "sim:fact(ep.topk_ratio=0.5, ep.onehot_margin=null, out_of_order=false)"
+    assert backend_name({"sim": "systolic", "array": [32, 32]}) == "sim:systolic(array=[32, 32])"

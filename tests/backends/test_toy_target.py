@@ -93,7 +93,7 @@ def test_gemms_and_latency_tables_use_the_target(small_model: Path) -> None:
     (row,) = bench_gemms([Gemm(10, 10, 10, measured_us=2.0)], backend).rows
     assert (row.predicted_us, row.calibration) == (1.0, "uncalibrated")
     shape: Shape = (1, 10, 10, 10)
-    assert backend.matmul_times([shape], small_model, 3).ms == {shape: 3e-3}
+    assert backend.matmul_times([shape], small_model, 3, "float32").ms == {shape: 3e-3}
 
 
 def test_a_recipe_can_name_the_target(tmp_path: Path) -> None:

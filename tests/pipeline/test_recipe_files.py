@@ -1,4 +1,4 @@
-"""Every packaged recipe but those of GPUSQ and TPS loads, plans and runs on a two-block ViT."""
+"""Every packaged recipe but those of GPUSQ, NIPQ, NViT and TPS loads, plans and runs on a two-block ViT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from two_blocks import NAMES, check_on_two_blocks
 from vitslim.pipeline.run.artifact import Artifact
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("gpusq", "nipq", "tps"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("gpusq", "nipq", "nvit", "tps"))])
 @pytest.mark.parametrize("files", ["one_export", pytest.param("all_exports", marks=pytest.mark.slow)])
 def test_a_packaged_recipe_runs_on_two_blocks(
     request: pytest.FixtureRequest,

@@ -34,8 +34,19 @@ def backend_name(value: str | Mapping[str, Any]) -> str:
     """Return the name of a backend in tables and gates: `sim:systolic(array=[32, 32])` for a mapping."""
     if isinstance(value, str):
         return value
-    settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "sim")
+    settings = ", ".join(_settings({key: setting for key, setting in value.items() if key != "sim"}))
     return f"{SIM}{value.get('sim', '')}({settings})" if settings else f"{SIM}{value.get('sim', '')}"
+
+
+def _settings(values: Mapping[str, Any], start: str = "") -> Iterator[str]:
+    """Yield each setting as in a recipe: `token.pruning_ratio=0.1`."""
+    for key, setting in values.items():
+        if isinstance(setting, Mapping):
+            yield from _settings(setting, f"{start}{key}.")
+        else:
+            plain = {None: "null", True: "true", False: "false"}
+            is_plain = setting is None or isinstance(setting, bool)
+            yield f"{start}{key}={plain[setting] if is_plain else setting}"
 
 
 def may_approximate(value: str | Mapping[str, Any]) -> bool:

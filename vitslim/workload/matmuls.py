@@ -14,7 +14,7 @@ from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer
 from vitslim.workload.operators import Operator
 from vitslim.workload.weights import Weight, container, find_weight, sparsity, weight_bits
 
-SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice"}
+SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice", "Clip"}
 """Operators that may be between an attention matmul and the softmax."""
 SEARCH_DEPTH = 8
 

@@ -59,7 +59,7 @@ def test_invalid_files_are_rejected(tmp_path: Path, small_model: Path) -> None:
 
 def test_latency_tables_are_refused(vit: Path) -> None:
     with pytest.raises(UsageError, match="cannot be measured on openvino:cpu"):
-        backend().matmul_times([(1, 8, 8, 8)], vit, 1, 1, Silent())
+        backend().matmul_times([(1, 8, 8, 8)], vit, 1, 1, "float32", Silent())
 
 
 def test_without_the_package(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ def test_small_operands_are_padded_for_the_integer_gemm(monkeypatch: pytest.Monk
     assert seen == [(32, 16, 16), (64, 16, 16)]
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_computes_the_same(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:

@@ -205,7 +205,9 @@ def test_an_interrupted_stage_ends_with_the_same_bits_and_weights(
 
 
 def test_a_model_without_batch_norms_says_so(four_bits: StageResult) -> None:
-    assert [note.reason for note in four_bits.skipped if note.layer == "batch norms"] == ["the model has none"]
+    assert [note.reason for note in four_bits.skipped if note.layer == "batch norms"] == [
+        "the model has no batch norms to re-estimate"
+    ]
 
 
 def test_a_cnn_is_quantized_and_its_batch_norms_are_reestimated(tmp_path: Path) -> None:

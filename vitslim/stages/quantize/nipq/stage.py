@@ -145,7 +145,8 @@ class NipqStage:
         """Re-estimate batch norms in place, and return a note among the changes, or among the skipped layers."""
         norms = batch_norms(graph.module)
         if not norms:
-            return (), (LayerNote(layer="batch norms", result="not re-estimated", reason="the model has none"),)
+            reason = "the model has no batch norms to re-estimate"
+            return (), (LayerNote(layer="batch norms", result="skipped", reason=reason),)
         batch = self.config.train.batch
         images = context.data.train.balanced(self.config.train.images, context.seed)
         batches = images.batches(batch, shuffle_seed=context.seed)
