@@ -22,6 +22,6 @@ def test_a_packaged_recipe_runs_on_two_blocks(
     run_recipe: Callable[..., Artifact],
     tmp_path: Path,
 ) -> None:
-    if files == "one_export":
+    if files == "one_export" and name != "all-seven":  # its accelerators compare each model with its file
         request.getfixturevalue(files)
     check_on_two_blocks(name, tiny_kwargs, run_recipe, tmp_path)

@@ -61,6 +61,7 @@ def test_a_folder_of_a_snapshot_is_not_overwritten(run_recipe: Callable[..., Art
         run_recipe(recipe_with_snapshots(), tmp_path / "pruned")
 
 
+@pytest.mark.slow
 def test_a_table_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 

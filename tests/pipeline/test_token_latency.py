@@ -47,6 +47,7 @@ def graph() -> ModelGraph:
     return trace_timm(MODEL.timm, dict(KWARGS))
 
 
+@pytest.mark.slow
 def test_the_latency_of_a_simulated_squeezed_model_is_near_its_estimate(
     on_small_array: LatencyTable, graph: ModelGraph, tmp_path: Path
 ) -> None:
