@@ -21,7 +21,7 @@ ROUNDING = 1e-9
 
 
 class Cascade(Config):
-    """Cascade pruning: what a layer removes stays removed in all later layers."""
+    """Cascade pruning: tokens or heads that a layer removes are absent from all later layers."""
 
     pruning_ratio: Ratio = Field(description="mean fraction that a layer removes, over the layers that remove any")
     start_ratio: Ratio | None = Field(

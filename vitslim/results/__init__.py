@@ -2,6 +2,7 @@
 
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
 from vitslim.results.latency_table import LatencyTable, TableCheck
+from vitslim.results.plan import Plan, PlanRow
 from vitslim.results.pruned_widths import BlockWidths, PrunedWidths
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
 from vitslim.results.value import Value
@@ -19,8 +20,6 @@ from vitslim.results.values import (
     GateResult,
     LayerNote,
     Measurement,
-    Plan,
-    PlanRow,
     Report,
     Roofline,
     Sensitivity,

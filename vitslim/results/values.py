@@ -254,25 +254,6 @@ class StageRecord(Value):
     """Dimensions of every block before and after the stage; None if it pruned none, or does not record them."""
 
 
-class PlanRow(Value):
-    """One stage of a plan with the cost of the model after it; None when the model was not traced."""
-
-    kind: str
-    method: str
-    cost: Cost | None = None
-    approximate: bool = False
-    """Whether the cost also depends on weights and data, so that the plan only approximates it."""
-
-
-class Plan(Value):
-    """Stages and estimated costs of a recipe before it runs. The first row is the dense model."""
-
-    name: str
-    model: str
-    rows: tuple[PlanRow, ...]
-    warnings: tuple[str, ...] = ()
-
-
 class GateResult(Value):
     """One gate of the recipe, its value, and whether it passed."""
 

@@ -17,7 +17,6 @@ from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.edits import FakeQuantSite, Mask
 from vitslim.graph.edits.fake_quant import insert_fake_quant, layer_nodes
-from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.progress import Silent
@@ -234,29 +233,6 @@ def test_narrow_ranges_keep_within_their_bits(tiny_graph: ModelGraph, tmp_path: 
     images = images_for(tiny_graph)
     torch.testing.assert_close(OnnxFile(summary.path)(images), logits_of(quantized, images), rtol=0, atol=2e-3)
     assert weight not in summary.unquantized and len(summary.unquantized) == 9
-
-
-SLOW_METHODS = [pytest.param(method, marks=pytest.mark.slow) for method in ("evit", "prune-only")]
-
-
-@pytest.mark.parametrize("method", ["etps", *SLOW_METHODS])
-def test_squeezed_graph_exports_with_its_batch_free(method: str, tiny_graph: ModelGraph, tmp_path: Path) -> None:
-    squeezed = insert_squeeze(tiny_graph, {"blocks.0": 9, "blocks.1": 5}, method)
-    images = images_for(squeezed, 7)
-    path = export_onnx(squeezed, tmp_path / "squeezed.onnx").path
-    file = onnx.load(path)
-    kinds = {node.op_type for node in file.graph.node}
-    (about,) = (json.loads(prop.value) for prop in file.metadata_props if prop.key == "vitslim.token_squeezes")
-    first, second = (11, 7) if method == "evit" else (10, 6)
-    sizes = {"blocks.0": f"17 to {first}", "blocks.1": f"{first} to {second}"}
-    assert about == {block: f"{size} tokens ({method})" for block, size in sizes.items()}
-    assert not kinds & {"GatherElements", "ScatterElements", "ScatterND", "NonZero", "Loop", "If"}
-    for count in (1, 2, 7):
-        expected = logits_of(squeezed, images[:count])
-        torch.testing.assert_close(OnnxFile(path)(images[:count]), expected, rtol=0, atol=1e-5)
-    context = context_for(squeezed, tmp_path)
-    quantized = PtqStage(Ptq(method="ptq")).apply(squeezed, context).graph
-    ExportStage(Export()).apply(quantized, context)
 
 
 def test_weights_can_be_2_4_in_float(tiny_graph: ModelGraph, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an accelerator does to the numbers of a model: the functional half of simulated accelerators.
+"""Approximations of accelerators on real images: the functional half of simulated accelerators.
 
 Each accelerator rewrites the attention of an exported graph so that it computes what the hardware would compute, and
 counts the work of each image. `vitslim.backends.simulated` turns the counts into cycles and energy.

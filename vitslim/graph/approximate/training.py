@@ -16,7 +16,7 @@ from vitslim.recipe.accelerators import Accelerator, FactSettings, SpattenSettin
 def with_approximation(
     module: GraphModule, graph: ModelGraph, settings: Accelerator, counted: bool = False
 ) -> GraphModule:
-    """Return a module that shares all parameters and computes what an accelerator computes.
+    """Return a module that shares all parameters and has the approximations of an accelerator.
 
     `module` is the module of `graph`, or one that has its nodes under the same names (`with_taps`, `with_drop_path`).
     Gradients pass straight through rounding. With `counted` the module returns a pair: the output, and the final state

@@ -1,4 +1,4 @@
-"""Cycles and traffic of attention layers on SpAtten: what both of its models return."""
+"""Cycles and traffic of attention layers on SpAtten, the result of both of its models."""
 
 from __future__ import annotations
 

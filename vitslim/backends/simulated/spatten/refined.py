@@ -1,4 +1,4 @@
-"""A refined model of SpAtten: transfers overlap with compute, and what the released program leaves out costs time.
+"""A refined model of SpAtten: transfers overlap with compute, and value pruning, low bits and queries cost time.
 
 A head takes `max(max(dram / efficiency, fill) + drain, queries x selection of values)` cycles: the engine that selects
 V rows works beside the pipeline, one query after the other. A layer adds one token selection. Derived; on short

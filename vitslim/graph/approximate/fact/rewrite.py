@@ -1,4 +1,4 @@
-"""Rewrite the blocks of a graph so that they compute what FACT computes."""
+"""Rewrite the blocks of a graph with the approximations of FACT."""
 
 from __future__ import annotations
 

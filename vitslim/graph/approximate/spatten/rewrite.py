@@ -1,4 +1,4 @@
-"""Rewrite the attentions of a graph so that they compute what SpAtten computes."""
+"""Rewrite the attentions of a graph with the approximations of SpAtten."""
 
 from __future__ import annotations
 

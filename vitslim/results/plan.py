@@ -1,0 +1,25 @@
+"""The plan of a recipe, before anything runs."""
+
+from __future__ import annotations
+
+from vitslim.results.value import Value
+from vitslim.results.values import Cost
+
+
+class PlanRow(Value):
+    """One stage of a plan with the cost of the model after it; None when the model was not traced."""
+
+    kind: str
+    method: str
+    cost: Cost | None = None
+    approximate: bool = False
+    """Whether the cost also depends on weights and data, so that the plan only approximates it."""
+
+
+class Plan(Value):
+    """Stages and estimated costs of a recipe before it runs. The first row is the dense model."""
+
+    name: str
+    model: str
+    rows: tuple[PlanRow, ...]
+    warnings: tuple[str, ...] = ()
