@@ -87,6 +87,10 @@ class StageContext:
     accelerator: Accelerator | None = None
     """The approximations under which the stage trains; None without any."""
 
+    def graph_of(self, name: str) -> ModelGraph:
+        """Return the graph of an earlier stage, for a teacher. Never change it."""
+        return self.result(name).graph
+
 
 class Stage(Protocol):
     """One entry of a recipe."""

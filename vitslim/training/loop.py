@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from vitslim.recipe.train import Train
 from vitslim.training.augmentation import augment_strongly, mix_images
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import autocast, compilation, find_device, on_device
+from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.optimizer import CLIPS, AveragedWeights, make_optimizer, set_learning_rates
 from vitslim.training.record import LOSS, SECONDS, Record
@@ -37,30 +38,6 @@ Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
 `loss` is minimized, all others are only recorded."""
 
 
-class TrainingHook(Protocol):
-    """Follows a training run, may change weights and masks in place, and may end the run."""
-
-    def start(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> None:
-        """Receive the trained parameters and the masks, both on the device of the training and by parameter name."""
-        ...
-
-    def after_backward(self) -> None:
-        """Read the gradients of a step, before they are masked and clipped."""
-        ...
-
-    def after_update(self, step: int) -> bool:
-        """Act after step `step`, counted from 1; return whether the training ends here."""
-        ...
-
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """Return everything that must survive an interruption, by name."""
-        ...
-
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state` returned. Called after `start`."""
-        ...
-
-
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
     student: nn.Module,
     dataset: LabeledImages,
@@ -71,9 +48,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     progress: Progress,
     *,
     label: str = "training",
-    after_backward: Callable[[], None] | None = None,
     hook: TrainingHook | None = None,
-    updates: bool = True,
     keep: Path | None = None,
     classes: int | None = None,
     epochs: range | None = None,
@@ -83,9 +58,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
 
     Training runs on the device of `config`; the objective receives outputs and batches on that device.
     `masks` maps parameter names to bool tensors, True where a weight may change; all other weights stay exactly zero.
-    `after_backward` is called after each backward pass, before gradients are clipped, and may change the gradients.
-    `hook` follows the run, may change the masks and may end it early. Without `updates` no optimizer step is made: the
-    hook still sees the gradients of every batch.
+    `hook` follows the run, may change gradients and masks, and may end it early.
     The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
     the same weights as without an interruption. Equal seeds give equal weights.
     `classes`, the number of the model's classes, is needed for mixup and cutmix only.
@@ -97,7 +70,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     Raises StageError if the loss is not finite or PyTorch cannot compile, InputError for a damaged training state,
     BackendUnavailableError without the device.
     """
-    device = find_device(config)
+    device, hook = find_device(config), hook or TrainingHook()
     with on_device(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
@@ -122,16 +95,17 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
             set_learning_rates(optimizer, config, step, config.epochs * per_epoch)
             with autocast(config, device):
                 losses = compute_losses(_augmented(batch, config, classes))
-            _backward(optimizer, losses[LOSS], after_backward, hook)
-            if updates:
+            optimizer.zero_grad()
+            torch.autograd.backward(losses[LOSS])
+            hook.after_backward()
+            if hook.updates_weights:
                 _update(optimizer, fixed, config.clip)
                 averaged.update()
             record.add(losses)
-            if hook is not None and hook.after_update(step + 1):
+            if hook.after_update(step + 1):
                 break
             if step + 1 < steps:
-                state = {} if hook is None else hook.state()
-                checkpoint.save(record.read, state, epoch_ended=(step + 1) % per_epoch == 0)
+                checkpoint.save(record.read, hook.state(), epoch_ended=(step + 1) % per_epoch == 0)
         averaged.copy_to_weights()
         student.eval()
         history = record.read()
@@ -142,16 +116,15 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
 
 def _resumed(
     checkpoint: Checkpoint,
-    hook: TrainingHook | None,
+    hook: TrainingHook,
     parameters: Mapping[str, nn.Parameter],
     fixed: Mapping[nn.Parameter, torch.Tensor],
 ) -> History:
     """Restore the training state and that of the hook; return the history of the steps that were made before."""
     history, state = checkpoint.load()
-    if hook is not None:
-        hook.start(parameters, {name: fixed[weight] for name, weight in parameters.items() if weight in fixed})
-        if history:
-            hook.load(state)
+    hook.start(parameters, {name: fixed[weight] for name, weight in parameters.items() if weight in fixed})
+    if history:
+        hook.load(state)
     return history
 
 
@@ -194,20 +167,6 @@ def _batches(
         loader = whole.after(done - epoch * len(whole)).on(device)
         for positions, (images, labels) in zip(loader.positions, loader, strict=True):
             yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True))
-
-
-def _backward(
-    optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
-    after_backward: Callable[[], None] | None,
-    hook: TrainingHook | None,
-) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    if after_backward is not None:
-        after_backward()
-    if hook is not None:
-        hook.after_backward()
 
 
 def _update(optimizer: torch.optim.Optimizer, fixed: Mapping[nn.Parameter, torch.Tensor], clip: float) -> None:

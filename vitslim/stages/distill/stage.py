@@ -34,7 +34,7 @@ class DistillStage:
             student,
             self.config,
             context.data.train,
-            lambda name: context.result(name).graph,
+            context.graph_of,
             context.seed,
             context.progress,
             label="distill: training",

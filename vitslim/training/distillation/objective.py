@@ -12,6 +12,7 @@ from torch import Tensor
 from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.training.distillation.features import FEATURE_LOSS, feature_losses
 from vitslim.training.distillation.kept_tokens import ratio_loss, token_loss
+from vitslim.training.hook import TrainingHook
 from vitslim.training.loop import Batch, Objective
 from vitslim.training.losses import hard_loss, soft_loss
 from vitslim.training.record import LOSS
@@ -49,17 +50,17 @@ class DistillationLoss:
         weights: Tensor | None = None,
         kept_fractions: Mapping[str, float] = MappingProxyType({}),
         label_teacher: TeacherFunction | None = None,
-        uses_soft: Callable[[], bool] | None = None,
+        hook: TrainingHook | None = None,
     ) -> None:
         """`blocks` names the compared blocks. `weights`, float (blocks,), weights their distances; None: all are 1.
 
         `kept_fractions`: block of each token predictor to the fraction of tokens that it keeps when deployed.
         `label_teacher`: teacher whose predicted classes are half of the hard target (hard distillation, Touvron et al.,
-        ICML 2021). `uses_soft`: whether the soft loss counts at the moment; None: always.
+        ICML 2021). `hook`: decides whether the soft loss counts.
         """
         self.config, self.teacher, self.blocks = config, teacher, blocks
         self.weights, self.kept_fractions = weights, kept_fractions
-        self.label_teacher, self.uses_soft = label_teacher, uses_soft
+        self.label_teacher, self.hook = label_teacher, hook or TrainingHook()
 
     def __call__(self, output: Tensor | tuple[Any, ...], batch: Batch) -> Mapping[str, Tensor]:
         """Return `loss` and, for each compared block, the unweighted `feature_loss.BLOCK`; all are scalars.
@@ -73,7 +74,7 @@ class DistillationLoss:
         total, recorded = logits.new_zeros(()), {}
         if loss.hard > 0:
             total = total + loss.hard * self._hard(logits, batch, target)
-        if target is not None and loss.soft > 0 and (self.uses_soft is None or self.uses_soft()):
+        if target is not None and loss.soft > 0 and self.hook.uses_soft_loss:
             total = total + loss.soft * soft_loss(logits, target.logits, self.config.temperature)
         if target is not None and loss.feature > 0:
             distances = self._distances(logits, features, target)

@@ -24,8 +24,9 @@ from vitslim.training.distillation.features import block_outputs, select_blocks
 from vitslim.training.distillation.objective import DistillationLoss, with_penalty
 from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
+from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
-from vitslim.training.loop import TrainingHook, train
+from vitslim.training.loop import train
 from vitslim.training.taps import with_taps
 
 
@@ -45,8 +46,6 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     rates: Mapping[str, float] = MappingProxyType({}),
     penalty: Callable[[], torch.Tensor] | None = None,
     hook: TrainingHook | None = None,
-    updates: bool = True,
-    uses_soft: Callable[[], bool] | None = None,
 ) -> tuple[LayerNote, dict[str, float]]:
     """Train every parameter of `student` in place; masked weights stay zero and no tensor changes its shape.
 
@@ -55,9 +54,8 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     With an `accelerator` the student is trained as that accelerator computes it.
     `earlier_graph` resolves the names of teachers. `weights`, float (blocks,), weights the feature losses of the
     compared blocks. `epochs` and `rates`: as in `train`. `penalty`: a scalar that is added to the loss of each step,
-    and recorded as `penalty`. `hook` and `updates` are those of `train`. `uses_soft` tells at each step whether the
-    soft loss counts; default: always. In the folder `keep` the state is written as training goes on, so that an
-    interrupted training continues from it.
+    and recorded as `penalty`. `hook`: as in `train`. In the folder `keep` the state is written as training goes on, so
+    that an interrupted training continues from it.
     Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
     `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
     not finite, and if a term of the loss needs token predictors and the student has none.
@@ -85,7 +83,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         label_teacher = teacher_function(graph, (), config, images, progress)
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     objective = DistillationLoss(
-        config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, uses_soft
+        config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, hook
     )
     metrics = train(
         _trained_module(student, form, blocks, config, accelerator),
@@ -97,7 +95,6 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         progress,
         label=label,
         hook=hook,
-        updates=updates,
         keep=keep,
         classes=student.source.classes,
         epochs=epochs,

@@ -26,6 +26,7 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile
 from vitslim.stages.export.graph_passes.unused_tokens import remove_unused_tokens
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.token_metadata import token_squeezes
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.training.evaluate import sqnr_db
 
@@ -147,5 +148,6 @@ def test_a_squeeze_before_which_only_the_class_token_is_read_is_removed(tiny_gra
     found = narrowed(squeezed)
     kept = [block.squeeze is not None for block in find_anatomy(found).blocks]
     assert kept == [True, False]
+    assert token_squeezes(squeezed, found) == {"blocks.0": f"17 to 13 tokens ({method})"}
     assert rows(found)["blocks.1.attn.proj.weight"] == rows(found)["blocks.1.mlp.fc1.weight"] == 1
     assert rows(found)["blocks.1.attn.qkv.weight"] == rows(found)["blocks.0.mlp.fc1.weight"] == 13

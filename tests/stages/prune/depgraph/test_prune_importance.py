@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitslim.recipe.stages.prune import IMPORTANCES as NAMES
-from vitslim.stages.prune.depgraph.group_sparsity import group_regularizer, group_strengths, regularization_gradient
+from vitslim.stages.prune.depgraph.group_sparsity import GroupRegularizer, group_strengths, regularization_gradient
 from vitslim.stages.prune.depgraph.groups import Member, group_scores, member_scores, normalized, slice_sums
 from vitslim.stages.prune.depgraph.importance import IMPORTANCES, hessian, lamp, magnitude_l1, magnitude_l2
 from vitslim.stages.prune.depgraph.lengths import keep_count, least_count
@@ -96,7 +96,7 @@ def test_the_regularizer_adds_to_gradients_of_members_alone() -> None:
     members = [Member("x", 2, "a", 0, torch.tensor([-1, 0, 1])), Member("x", 2, "b", 0, torch.tensor([0, 1]))]
     for weight in parameters.values():
         weight.grad = torch.ones_like(weight)
-    group_regularizer(members, parameters, gamma=0.25, alpha=1.0)()
+    GroupRegularizer(members, parameters, gamma=0.25, alpha=1.0).after_backward()
     assert [weight.grad.tolist() for weight in parameters.values() if weight.grad is not None] == [
         [1.0, 1.0, 2.0], [2.0, 1.5], [1.0, 1.0]
     ]  # fmt: skip
@@ -106,7 +106,7 @@ def test_the_regularizer_skips_groups_of_equal_scores() -> None:
     weight = nn.Parameter(torch.tensor([2.0, -2.0]))
     weight.grad = torch.zeros(2)
     member = Member("x", 2, "a", 0, torch.tensor([0, 1]))
-    group_regularizer([member], {"a": weight}, gamma=1.0, alpha=4.0)()
+    GroupRegularizer([member], {"a": weight}, gamma=1.0, alpha=4.0).after_backward()
     assert weight.grad.tolist() == [0.0, 0.0]
 
 

@@ -31,6 +31,7 @@ from vitslim.stages.export.check import check_stored_weights
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.nipq.stage import NipqStage
+from vitslim.workload import read_workload
 
 T = TypeVar("T")
 SHORT = Train(epochs=3, batch=16, lr=1e-3, images=96)
@@ -244,6 +245,8 @@ def test_the_file_has_the_integers_and_ranges_of_the_graph(four_bits: StageResul
         site = sites[f"{layer.name}.weight"]
         assert (layer.weight_bits, layer.activation_bits) == (site.weight_bits, site.activation_bits)
         assert layer.container == ("INT4" if site.weight_bits <= 4 else "INT8") and layer.granularity == "tensor"
+    roles = [one.role for one in read_workload(tmp_path / "model.onnx").operators if one.op == "attention"]
+    assert roles == ["QK^T", "PV", "class attention", "PV"]
     attention = attention_sites(graph)["blocks.0"]
     assert found.contents.metadata["vitslim.attention_bits"]["blocks.0"]["key"] == attention.bits[1]
 

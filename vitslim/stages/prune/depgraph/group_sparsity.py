@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from vitslim.stages.prune.depgraph.importance import magnitude_l2
 from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
 from vitslim.training.device import find_device
 from vitslim.training.drop_path import with_drop_path
+from vitslim.training.hook import TrainingHook
 
 
 def group_strengths(scores: Tensor, alpha: float) -> Tensor | None:
@@ -44,25 +45,27 @@ def regularization_gradient(weight: Tensor, strengths: Sequence[tuple[int, Tenso
     return gamma * total * weight
 
 
-def group_regularizer(
-    members: Sequence[Member], parameters: Mapping[str, nn.Parameter], gamma: float, alpha: float
-) -> Callable[[], None]:
-    """Return a function for after each backward pass that adds the regularization to the gradients of all members.
+class GroupRegularizer(TrainingHook):
+    """Adds the regularization to the gradients of all members after each backward pass.
 
-    It scores the groups by the current magnitude of their weights at each call.
+    It scores the groups by the current magnitude of their weights at each step.
     """
 
-    def add() -> None:
-        with torch.no_grad():
-            scores = axis_scores(members, parameters, lambda _, weight: magnitude_l2(weight))
-            strengths = {axis: group_strengths(values, alpha) for axis, values in scores.items()}
-            for name, here in _by_parameter(members).items():
-                weight = parameters[name]
-                found = [(m.dim, _at_positions(s, m.index)) for m in here if (s := strengths[m.axis]) is not None]
-                if found and weight.grad is not None:
-                    weight.grad.add_(regularization_gradient(weight.detach(), found, gamma))
+    def __init__(
+        self, members: Sequence[Member], parameters: Mapping[str, nn.Parameter], gamma: float, alpha: float
+    ) -> None:
+        self._members, self._parameters, self._gamma, self._alpha = members, parameters, gamma, alpha
 
-    return add
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        """Add the regularization to the gradients."""
+        scores = axis_scores(self._members, self._parameters, lambda _, weight: magnitude_l2(weight))
+        strengths = {axis: group_strengths(values, self._alpha) for axis, values in scores.items()}
+        for name, here in _by_parameter(self._members).items():
+            weight = self._parameters[name]
+            found = [(m.dim, _at_positions(s, m.index)) for m in here if (s := strengths[m.axis]) is not None]
+            if found and weight.grad is not None:
+                weight.grad.add_(regularization_gradient(weight.detach(), found, self._gamma))
 
 
 def _at_positions(strength: Tensor, index: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def train_sparse(
         student.masks,
         context.progress,
         label="prune: group-sparsity training",
-        after_backward=group_regularizer(on_device, student.parameters(), config.gamma, config.alpha),
+        hook=GroupRegularizer(on_device, student.parameters(), config.gamma, config.alpha),
         keep=context.keep,
         classes=student.source.classes,
     )

@@ -50,6 +50,7 @@ def make_plan(
         snapshots=config.snapshots,
         interval=config.interval,
         momentum=config.momentum,
+        updates_weights=config.update_weights,
         correct=correct or (lambda _, limit: limit),
     )
 

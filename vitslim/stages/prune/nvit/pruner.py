@@ -19,6 +19,7 @@ from vitslim.stages.prune.nvit.saliency import (
     unit_saliency,
 )
 from vitslim.stages.prune.nvit.units import Units, parameter_masks
+from vitslim.training.hook import TrainingHook
 
 ROUNDING = 1e-9
 """Tolerance for floating-point rounding when a cost is compared with its limit, as a fraction of the limit."""
@@ -41,6 +42,8 @@ class Plan:
     """Name to the fraction of the dense cost at which the model is kept."""
     interval: int
     momentum: float
+    updates_weights: bool
+    """Whether the weights are trained between pruning steps."""
     correct: Callable[[Units, float], float]
     """Takes units and the limit; returns the limit at which the measured latency is right, the same if it is right."""
 
@@ -59,7 +62,7 @@ class Snapshot:
 
 
 @dataclass
-class Pruner:
+class Pruner(TrainingHook):
     """The hook of the training loop."""
 
     plan: Plan
@@ -78,7 +81,12 @@ class Pruner:
         self.branches = sorted(branch.name for branch in self.plan.sketch.branches)
 
     @property
-    def has_pruned(self) -> bool:
+    def updates_weights(self) -> bool:
+        """Whether the weights are trained between pruning steps."""
+        return self.plan.updates_weights
+
+    @property
+    def uses_soft_loss(self) -> bool:
         """Whether a pruning step was made."""
         return self.steps > 0
 
@@ -169,7 +177,7 @@ class Pruner:
         for name in self.plan.snapshots:
             if weights := _below(state, f"snapshot.{name}.weight."):
                 self.snapshots[name] = Snapshot(self._units_of(state, f"snapshot.{name}."), weights)
-        if self.has_pruned:
+        if self.steps:
             self._zero_removed()
 
     def _units_state(self, prefix: str, units: Units) -> dict[str, Tensor]:

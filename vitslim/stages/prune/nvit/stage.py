@@ -75,8 +75,8 @@ class NvitStage:
                 if name in branches}  # fmt: skip
         note, metrics = train_with_teacher(
             replace(student, masks=ones | masks), self.config, context.data.train,
-            lambda name: context.result(name).graph, context.seed, context.progress, label="prune: training",
-            keep=context.keep, hook=pruner, updates=self.config.update_weights, uses_soft=lambda: pruner.has_pruned,
+            context.graph_of, context.seed, context.progress, label="prune: training",
+            keep=context.keep, hook=pruner,
         )  # fmt: skip
         if not pruner.finished:
             raise self._unfinished(pruner)

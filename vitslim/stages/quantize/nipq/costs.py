@@ -6,6 +6,7 @@ Bits are a float tensor (n,), one entry for each quantized tensor. Source of `Av
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -113,8 +114,26 @@ class BitOperations:
         return BIT_OPERATIONS_WEIGHT * functional.smooth_l1_loss(found, torch.full_like(found, self.limit))
 
 
+class _InContainers(ABC):
+    """A cost of containers of 4 and 8 bits."""
+
+    limit: float
+
+    @abstractmethod
+    def __call__(self, bits: Tensor) -> Tensor:
+        """Return the cost."""
+
+    def deployed(self, widths: Tensor) -> float:
+        """Return the cost of the containers."""
+        return float(self(whole_container(widths).double()))
+
+    def penalty(self, bits: Tensor) -> Tensor:
+        """Return the relative distance from the limit."""
+        return (self(bits) / self.limit - 1).abs()
+
+
 @dataclass(frozen=True)
-class StoredSize:
+class StoredSize(_InContainers):
     """10^6 bytes of all parameters as a file stores them."""
 
     elements: Tensor
@@ -127,17 +146,9 @@ class StoredSize:
         """Return the size."""
         return (self.elements.to(bits) * container(bits)).sum() / 8e6 + self.other_mb
 
-    def deployed(self, widths: Tensor) -> float:
-        """Return the size with containers of 4 and 8 bits."""
-        return float(self(whole_container(widths).double()))
-
-    def penalty(self, bits: Tensor) -> Tensor:
-        """Return the relative distance from the limit."""
-        return (self(bits) / self.limit - 1).abs()
-
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(_InContainers):
     """Latency of all matmuls as a fraction of that in 16-bit floats; the wider operand determines the precision."""
 
     gemms: Gemms
@@ -152,14 +163,6 @@ class Latency:
         integer = narrow + (wide - narrow) * (container(widest) - NARROW) / (WIDE - NARROW)
         fraction: Tensor = torch.where(widest > WIDE, floats, integer).sum() / floats.sum()
         return fraction
-
-    def deployed(self, widths: Tensor) -> float:
-        """Return the fraction with operands of 4 and 8 bits."""
-        return float(self(whole_container(widths).double()))
-
-    def penalty(self, bits: Tensor) -> Tensor:
-        """Return the relative distance from the limit."""
-        return (self(bits) / self.limit - 1).abs()
 
 
 def container(bits: Tensor) -> Tensor:

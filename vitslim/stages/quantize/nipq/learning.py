@@ -64,7 +64,7 @@ def learn(
         form,
         config,
         context.data.train,
-        lambda name: context.result(name).graph,
+        context.graph_of,
         context.seed,
         context.progress,
         label="quantize: training with noise",

@@ -129,7 +129,7 @@ class NipqStage:
                 graph,
                 self.config,
                 context.data.train,
-                lambda name: context.result(name).graph,
+                context.graph_of,
                 context.seed,
                 context.progress,
                 label="quantize: training with real quantizers",

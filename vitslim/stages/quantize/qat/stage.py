@@ -35,7 +35,7 @@ class QatStage(QuantizeStage[Qat]):
             quantized.graph,
             self.config,
             context.data.train,
-            lambda name: context.result(name).graph,
+            context.graph_of,
             context.seed,
             context.progress,
             label="quantize: training",
