@@ -7,6 +7,7 @@ from vitslim.recipe.stages import Distill
 from vitslim.recipe.stages.training import Features, Loss
 from vitslim.training import Batch
 from vitslim.training.distillation.objective import DistillationLoss
+from vitslim.training.hook import TrainingHook
 from vitslim.training.taps import LogitsAndFeatures
 
 
@@ -35,3 +36,18 @@ def test_predicted_classes_of_the_teacher_replace_the_labels() -> None:
         for label in (0, 1)
     ]
     assert losses[0]["loss"].item() == losses[1]["loss"].item() < 0.1
+
+
+def test_a_hook_decides_whether_the_soft_loss_counts() -> None:
+    class WithoutSoftLoss(TrainingHook):
+        uses_soft_loss = False
+
+    config = Distill(loss=Loss(hard=1, soft=10))
+    answer = LogitsAndFeatures(torch.tensor([[0.0, 9.0]]), ())
+    batch, logits = Batch(torch.zeros(1, 1), torch.tensor([0]), torch.arange(1)), torch.tensor([[2.0, 0.0]])
+    without, with_it = (
+        DistillationLoss(config, lambda _: answer, hook=hook)(logits, batch)["loss"].item()
+        for hook in (WithoutSoftLoss(), TrainingHook())
+    )
+    assert without == pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item())
+    assert with_it > 10 * without

@@ -156,6 +156,19 @@ def test_one_training_step_equals_one_by_hand(tiny_graph: ModelGraph, context: S
         assert torch.allclose(seen[name], weight, atol=1e-6), name
 
 
+def test_the_soft_loss_counts_from_the_first_pruning_step_on(tiny_graph: ModelGraph, context: StageContext) -> None:
+    after, seen = Pruner.after_update, list[bool]()
+
+    def record(self: Pruner, step: int) -> bool:
+        seen.append(self.uses_soft_loss)
+        return after(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pruner, "after_update", record)
+        stage_of(interval=3, per_step=256).apply(tiny_graph, context)
+    assert seen[:4] == [False, False, False, True]
+
+
 class Killed(Exception):
     pass
 
