@@ -167,6 +167,10 @@ def test_the_key_of_a_stage_depends_on_the_approximations_that_it_trains_under()
          "cascade token pruning cannot follow"),
         ([{"prune": {"method": "depgraph"}}, "export"], [{"sim": "spatten", "head": {"pruning_ratio": 0.1}}],
          "cascade head pruning needs the same heads"),
+        ([{"prune": {"method": "nvit", "budget": {"macs": 0.8}}}, "export"], ["sim:spatten"],
+         "`prune: nvit` may make them differ"),
+        ([{"prune": {"method": "depgraph", "scope": "isomorphic"}}, "export"], ["sim:spatten"],
+         "`prune: depgraph` may make them differ"),
         (["export"], [{"sim": "spatten", "token": {"pruning_ratio": 0.9}, "tokens": 1}], "tokens: unknown key"),
         (["export"], [{"sim": "fact", "ep": {"topk_ratio": 2}}], "ep.topk_ratio"),
     ],
@@ -178,6 +182,17 @@ def test_contradictions_are_refused_without_tracing(
     with pytest.raises(RecipeError) as caught:
         vitslim.build_plan(recipe, trace=False)
     assert any(message in problem.message for problem in caught.value.problems)
+
+
+def test_plan_refuses_heads_whose_planned_q_and_v_differ(tiny_kwargs: dict[str, Any]) -> None:
+    pruned = {"method": "depgraph", "mode": "bottleneck", "round_to": 4, "pruning_ratio": 0.5}
+    recipe = validate(document(tiny_kwargs, [{"prune": pruned}, "export"], ["sim:fact", "sim:spatten"]))
+    assert len(vitslim.build_plan(recipe).rows) == 3
+    pruned = {**pruned, "axes": {"blocks.1.qk": 0.25}}
+    with pytest.raises(RecipeError) as caught:
+        vitslim.build_plan(validate(document(tiny_kwargs, [{"prune": pruned}, "export"], ["sim:fact", "sim:spatten"])))
+    assert [problem.where for problem in caught.value.problems] == ["report.backends.1"]
+    assert "'blocks.1' will have 24 and 16 columns" in caught.value.problems[0].message
 
 
 def test_plan_refuses_a_model_that_an_accelerator_cannot_compute(tiny_kwargs: dict[str, Any]) -> None:

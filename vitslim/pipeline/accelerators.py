@@ -15,6 +15,7 @@ from vitslim.recipe.stages import Distill
 
 if TYPE_CHECKING:
     from vitslim.graph.model_graph import ModelGraph
+    from vitslim.graph.sketch import ModelSketch
 
 
 def approximating(recipe: Recipe) -> Iterator[tuple[int, ApproximatingSimulator]]:
@@ -51,6 +52,9 @@ def _stage_problems(recipe: Recipe, settings: Accelerator, where: str) -> Iterat
     if settings.token.is_active and any(config.phase is Phase.TOKENS for config in recipe.stages):
         message = "cascade token pruning cannot follow `token-squeeze`, which already removes tokens"
         yield Problem(f"{where}.token.pruning_ratio", message, "set it to 0, or remove the `token-squeeze` stage")
+    for stage in (config for config in recipe.stages if config.ranks_head_widths):
+        message = f"SpAtten stores Q and V of a head with one width, and `prune: {stage.method}` may make them differ"
+        yield Problem(where, message, "remove this backend, or do not prune the axes `qk` and `v`")
     if settings.head.is_active and any(config.phase is Phase.STRUCTURE for config in recipe.stages):
         message = "cascade head pruning needs the same heads in all blocks, which structural pruning may change"
         yield Problem(f"{where}.head.pruning_ratio", message, "set it to 0, or remove the `prune` stage")
@@ -68,6 +72,28 @@ def _training_problems(
     if any(config.inserts_predictors for config in recipe.stages[:position]):
         message = "token predictors are trained in a form that no accelerator computes"
         yield Problem(where, message, "use a token method without predictors, such as etps")
+
+
+def width_problems(recipe: Recipe, planned: ModelSketch) -> Iterator[Problem]:
+    """Yield a problem for each backend that cannot store the heads that the stages of a recipe leave."""
+    differing = next(
+        ((block, *widths) for block, widths in _head_widths(planned).items() if len(set(widths)) > 1), None
+    )
+    for position, simulator in approximating(recipe):
+        if differing and isinstance(simulator.approximation, SpattenSettings):
+            block, qk, v = differing
+            message = f"SpAtten stores Q and V of a head with one width, and '{block}' will have {qk} and {v} columns"
+            yield Problem(f"report.backends.{position}", message, "prune the axes `qk` and `v` to the same width")
+
+
+def _head_widths(planned: ModelSketch) -> dict[str, tuple[int, int]]:
+    """Return the columns of Q and K, and those of V, of a head of each block."""
+    from vitslim.graph.sketch.matmul import SCORES, VALUES
+
+    scores = {one.block: one.reduce for one in planned.matmuls if one.name.endswith(SCORES)}
+    values = {one.block: one.columns for one in planned.matmuls if one.name.endswith(VALUES)}
+    return {block: (scores[block].value(planned.axes), values[block].value(planned.axes))
+            for block in scores.keys() & values.keys()}  # fmt: skip
 
 
 def model_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:

@@ -64,6 +64,7 @@ def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Proble
     Raises RecipeError with the problems of all stages and the `further` ones, InputError for a latency table that
     cannot be read.
     """
+    from vitslim.pipeline.accelerators import width_problems
     from vitslim.pipeline.bit_latency import gemm_latency
     from vitslim.stages.registry import make_stage
 
@@ -80,6 +81,7 @@ def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Proble
             sketch = stage.estimate(sketch)
         row = PlanRow(kind=config.kind, method=config.method, cost=sketch.cost(), approximate=sketch.data_dependent)
         rows.append(row)
+    problems = problems or list(width_problems(recipe, sketch))
     if problems:
         raise RecipeError(problems, recipe.name)
     return rows

@@ -51,6 +51,11 @@ class StageConfig(Config):
         return False
 
     @property
+    def ranks_head_widths(self) -> bool:
+        """Whether data decides the width of Q and K and that of V of each head, so that the two may differ."""
+        return False
+
+    @property
     def squeezed_blocks(self) -> tuple[int, ...]:
         """Positions of the blocks in which this stage reduces the number of tokens."""
         return ()

@@ -108,6 +108,11 @@ class Nvit(Prune, TrainedWithTeacher):
         """Whether a block may have no attention after this stage."""
         return self.allocation == "solver" and self.remove_blocks
 
+    @property
+    def ranks_head_widths(self) -> bool:
+        """Whether data decides the width of Q and K and that of V of each head, so that the two may differ."""
+        return not {"qk", "v"}.isdisjoint(self.kinds)
+
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""
         yield from super().problems(before, after)

@@ -109,6 +109,14 @@ class DepGraph(Prune):
         """The schedule of sparse training; None without it."""
         return None if self.group_sparsity is None else self.group_sparsity.train
 
+    @property
+    def ranks_head_widths(self) -> bool:
+        """Whether data decides the width of Q and K and that of V of each head, so that the two may differ."""
+        stays = self.pruning_ratios.head_dim == 0 or (
+            self.pruning_ratios.head_dim is None and self.pruning_ratios.heads
+        )
+        return self.scope != "local" and not stays
+
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""
         yield from super().problems(before, after)
