@@ -208,3 +208,11 @@ def test_an_unknown_backend_is_refused(vitslim: Callable[..., Any], tmp_path: Pa
 def test_unknown_options_and_commands_are_refused(vitslim: Callable[..., Any]) -> None:
     assert vitslim("run", "quickstart", "--frsh").code == 2
     assert vitslim("rnu").code == 2
+
+
+def test_frozen_needs_a_lock_file_and_its_values(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:
+    for arguments, message in (((), "is not a lock file"), (("seed=1",), "allows no other values")):
+        outcome = vitslim("run", recipe(), *arguments, "--frozen")
+        assert outcome.code == 2
+        assert message in outcome.err
+        assert "hint: " in outcome.err

@@ -14,13 +14,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 
 import vitslim
-from vitslim.errors import BackendUnavailableError, InputError
+from vitslim.errors import BackendUnavailableError, InputError, RecipeError, UsageError
 from vitslim.graph.saved import load_graph
 from vitslim.pipeline.run.artifact import Artifact
 from vitslim.progress import Silent
-from vitslim.recipe import validate
+from vitslim.recipe import Locked, load_recipe, read_locked, validate
 from vitslim.recipe.schema import Recipe
 
 T = TypeVar("T")
@@ -156,10 +157,10 @@ def test_a_changed_stage_reruns_with_all_later_stages_also_after_an_interruption
     with pytest.raises(KeyboardInterrupt):
         vitslim.run(changed, again, progress=Stop("05-quantize"))
     assert not again.exists()
-    assert [path.name.rpartition("-")[0] for path in set(stored.iterdir()) - before] == ["04-prune"]
+    assert [path.name.rpartition("-")[0] for path in set(stored.glob("[!.]*")) - before] == ["04-prune"]
     report = vitslim.run(changed, again).report
     assert [stage.cached for stage in report.stages] == [True] * 5 + [False] * 2
-    kept = sorted(path.name.rpartition("-")[0] for path in stored.iterdir())
+    kept = sorted(path.name.rpartition("-")[0] for path in stored.glob("[!.]*"))
     assert kept == sorted([*NAMES, *NAMES[5:]])
 
 
@@ -242,3 +243,29 @@ def test_manifest_carries_the_annotation_of_each_layer(artifact: Artifact) -> No
     text = json.dumps(manifest["annotations"])
     assert "blocks.0.mlp.fc1" in text
     assert "2:4" in text
+
+
+def test_a_lock_file_repeats_its_run_and_reuses_its_stages(artifact: Artifact, again: Path) -> None:
+    lock = artifact.folder / "recipe.lock.yaml"
+    repeated = vitslim.run(load_recipe(lock), again, locked=read_locked(lock))
+    assert all(stage.cached for stage in repeated.report.stages)
+    assert (again / "weights.safetensors").read_bytes() == (artifact.folder / "weights.safetensors").read_bytes()
+
+
+def test_other_versions_or_inputs_than_those_of_the_lock_file_are_refused(artifact: Artifact, tmp_path: Path) -> None:
+    lock = artifact.folder / "recipe.lock.yaml"
+    inputs = read_locked(lock)
+    changed = {"data": "0" * 64, "more": "1"}
+    other = Locked(versions=inputs.versions | {"torch": "1.0"}, digests=inputs.digests | changed)
+    with pytest.raises(RecipeError) as caught:
+        vitslim.run(load_recipe(lock), tmp_path / "out", locked=other)
+    assert [problem.where for problem in caught.value.problems] == [
+        "locked.versions.torch", "locked.digests.data", "locked.digests.more"]  # fmt: skip
+    assert caught.value.problems[0].message == f"got {inputs.versions['torch']}, the locked run had 1.0"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "out.stages").mkdir()
+    with FileLock(tmp_path / "out.stages" / ".lock"), pytest.raises(UsageError, match="another run is writing"):
+        vitslim.run(recipe(), tmp_path / "out")

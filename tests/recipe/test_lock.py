@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from vitslim.recipe import assumptions, load_recipe, lock_text, packaged_recipes, recipe_schema, recipe_text, validate
+from vitslim.recipe import (
+    Locked,
+    assumptions,
+    load_recipe,
+    lock_text,
+    packaged_recipes,
+    recipe_schema,
+    recipe_text,
+    validate,
+)
 from vitslim.recipe.check import check, inlined
 from vitslim.recipe.stages import kinds
 from vitslim.recipe.yaml12 import parse_yaml, read_yaml
@@ -29,7 +38,7 @@ def test_resolved_text_loads_as_the_same_recipe(info: Any, tmp_path: Path) -> No
 def test_a_lock_file_is_a_recipe_with_absolute_paths(tmp_path: Path, document: dict[str, Any]) -> None:
     document["data"] = {"kind": "imagefolder", "root": "images", "also_evaluate": {"more": "m"}}
     document["stages"][1]["distill"]["teacher"] = {"timm": "x", "checkpoint": "t.safetensors"}
-    text = lock_text(validate(document), versions={"torch": "2.10"}, digests={"data": "0e12"})
+    text = lock_text(validate(document), Locked(versions={"torch": "2.10"}, digests={"data": "0e12"}))
     assert parse_yaml(text)["locked"] == {"versions": {"torch": "2.10"}, "digests": {"data": "0e12"}}
     (tmp_path / "recipe.lock.yaml").write_text(text)
     again = load_recipe(tmp_path / "recipe.lock.yaml")
@@ -42,13 +51,13 @@ def test_a_lock_file_is_a_recipe_with_absolute_paths(tmp_path: Path, document: d
 
 def test_a_lock_file_has_absolute_paths_of_every_teacher(tmp_path: Path, document: dict[str, Any]) -> None:
     document["stages"][1]["distill"]["teacher"] = ["dense", {"timm": "x", "checkpoint": "t.safetensors"}]
-    (tmp_path / "recipe.lock.yaml").write_text(lock_text(validate(document), versions={}, digests={}))
+    (tmp_path / "recipe.lock.yaml").write_text(lock_text(validate(document), Locked(versions={}, digests={})))
     first, second = load_recipe(tmp_path / "recipe.lock.yaml").stages[1].teachers
     assert (first, second.checkpoint) == ("dense", str(Path("t.safetensors").absolute()))
 
 
 def test_packaged_weights_stay_portable_in_a_lock_file() -> None:
-    text = lock_text(load_recipe("quickstart"), versions={}, digests={})
+    text = lock_text(load_recipe("quickstart"), Locked(versions={}, digests={}))
     assert parse_yaml(text)["model"]["checkpoint"] == "package:quickstart.safetensors"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from vitslim.errors import Problem
 from vitslim.pipeline.plan import build_plan
-from vitslim.recipe import load_recipe, lock_text, validate
+from vitslim.recipe import Locked, load_recipe, lock_text, validate
 from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.schema import Recipe
 
@@ -53,7 +53,7 @@ def test_a_schedule_is_the_only_stage_that_squeezes_tokens(document: dict[str, A
 
 def test_a_lock_file_repeats_the_recipe(tmp_path: Path, document: dict[str, Any]) -> None:
     recipe = recipe_with(document, {"schedule": {"latency": 0.6, "table": "t.json"}, "blocks": [1, 2]})
-    (tmp_path / "recipe.lock.yaml").write_text(lock_text(recipe, versions={}, digests={}))
+    (tmp_path / "recipe.lock.yaml").write_text(lock_text(recipe, Locked(versions={}, digests={})))
     again: Any = load_recipe(tmp_path / "recipe.lock.yaml").stages[0]
     assert again.schedule == CostTarget(latency=0.6, table=str(Path("t.json").absolute()))
     assert (again.blocks, again.keep_rate) == ((1, 2), None)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
+from vitslim.errors import GateError, UsageError
 
 
 def run(
@@ -21,22 +22,28 @@ def run(
         typer.Option(help="Weights (.safetensors, .pth, ...); short for --set model.checkpoint=FILE."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, including finished ones.")] = False,
+    frozen: Annotated[
+        bool,
+        typer.Option("--frozen", help="Refuse to run if a version or an input differs from the lock file RECIPE."),
+    ] = False,
     output: FormatOption = "table",
 ) -> None:
     """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""
-    from vitslim.recipe import load_recipe
+    from vitslim.recipe import load_recipe, read_locked
 
+    if frozen and (overrides or more):
+        raise UsageError("--frozen allows no other values than those of the lock file", "remove --set, or --frozen")
+    locked = read_locked(recipe) if frozen else None
     values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
     values += [f"model.checkpoint={checkpoint}"] if checkpoint else []
     loaded = load_recipe(recipe, values)
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.errors import GateError
     from vitslim.pipeline.run.verb import run as run_recipe
 
     folder = out or Path("runs") / loaded.name
-    artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress())
+    artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress(), locked=locked)
     from vitslim.report import render_json, render_terminal
 
     if output == "json":

@@ -4,13 +4,14 @@ from vitslim.recipe.catalog import RecipeInfo, packaged_recipes, resolve_checkpo
 from vitslim.recipe.describe import KeyInfo, MethodInfo, describe_methods, find_methods
 from vitslim.recipe.grammar import recipe_schema
 from vitslim.recipe.load import load_recipe, validate
-from vitslim.recipe.lock import assumptions, lock_text, recipe_text
+from vitslim.recipe.lock import Locked, assumptions, lock_text, read_locked, recipe_text
 from vitslim.recipe.rules import check_order
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.starter import new_recipe_text
 
 __all__ = [
     "KeyInfo",
+    "Locked",
     "MethodInfo",
     "Recipe",
     "RecipeInfo",
@@ -22,6 +23,7 @@ __all__ = [
     "lock_text",
     "new_recipe_text",
     "packaged_recipes",
+    "read_locked",
     "recipe_schema",
     "recipe_text",
     "resolve_checkpoint",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
+from vitslim.errors import Problem, RecipeError, UsageError
+from vitslim.recipe.catalog import find_recipe
 from vitslim.recipe.check import join
-from vitslim.recipe.config import ASSUMED
+from vitslim.recipe.config import ASSUMED, Config
 from vitslim.recipe.grammar import LOCKED, write_stage
 from vitslim.recipe.schema import CLASS_ORDERS, Recipe
 from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE, Features, TrainedWithTeacher
-from vitslim.recipe.yaml12 import dump_yaml
+from vitslim.recipe.yaml12 import dump_yaml, read_yaml
 
 
 class Assumed(TypedDict):
@@ -24,12 +26,50 @@ class Assumed(TypedDict):
     value: str
 
 
+class Locked(Config):
+    """The inputs of a run that its lock file records."""
+
+    versions: dict[str, str] = Field(description="versions of Python, vitslim and the libraries")
+    digests: dict[str, str] = Field(description="SHA-256 of the code of vitslim, the data and every file read")
+
+    def differences(self, here: Locked) -> tuple[Problem, ...]:
+        """Return a problem for each recorded input that is missing or different in `here`."""
+        found = [Problem(f"{LOCKED}.versions.{name}", _differs(version, here.versions.get(name)), f"install {version}")
+                 for name, version in self.versions.items() if here.versions.get(name) != version]  # fmt: skip
+        hint = "use the file of the locked run, or run without --frozen"
+        return (*found, *(
+            Problem(f"{LOCKED}.digests.{name}", _differs(digest[:12], here.digests.get(name, "")[:12]), hint)
+            for name, digest in self.digests.items() if here.digests.get(name) != digest
+        ))  # fmt: skip
+
+
+def _differs(locked: str, here: str | None) -> str:
+    return f"got {here or 'none'}, the locked run had {locked}"
+
+
+def read_locked(name_or_path: str | Path) -> Locked:
+    """Return the inputs that a lock file records.
+
+    Raises UsageError if the file does not exist or is not a lock file, RecipeError if the entry is invalid.
+    """
+    path = find_recipe(str(name_or_path))
+    document = read_yaml(path)
+    entry = document.get(LOCKED) if isinstance(document, dict) else None
+    if entry is None:
+        raise UsageError(f"'{name_or_path}' is not a lock file", "give the recipe.lock.yaml of a finished run")
+    try:
+        return Locked.model_validate(entry)
+    except ValidationError as error:
+        problems = [Problem(join(LOCKED, ".".join(map(str, one["loc"]))), one["msg"]) for one in error.errors()]
+        raise RecipeError(problems, str(path)) from error
+
+
 def recipe_text(recipe: Recipe) -> str:
     """Return the recipe as YAML with all defaults filled in; loading it gives the same recipe."""
     return dump_yaml(_document(recipe))
 
 
-def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[str, str]) -> str:
+def lock_text(recipe: Recipe, inputs: Locked) -> str:
     """Return the recipe of a run as YAML, with absolute paths, library versions and SHA-256 digests of the inputs."""
     document = _document(recipe)
     document["model"]["checkpoint"] = _absolute(recipe.model.checkpoint)
@@ -44,8 +84,8 @@ def lock_text(recipe: Recipe, *, versions: Mapping[str, str], digests: Mapping[s
             for holder in found if isinstance(found, list) else [found]:
                 if isinstance(holder, dict):
                     holder[name] = _absolute(holder[name])
-    document[LOCKED] = {"versions": dict(versions), "digests": dict(digests)}
-    return "# Written by vitslim. `vitslim run` on this file repeats the run.\n" + dump_yaml(document)
+    document[LOCKED] = inputs.model_dump()
+    return "# Written by vitslim. `vitslim run --frozen` on this file repeats the run.\n" + dump_yaml(document)
 
 
 def assumptions(recipe: Recipe) -> tuple[Assumed, ...]:

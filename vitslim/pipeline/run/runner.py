@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
+from vitslim.errors import RecipeError
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
@@ -19,7 +20,7 @@ from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, snapshot_key, stage_key
+from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, package_digest, snapshot_key, stage_key
 from vitslim.pipeline.run.regressions import latency_regressions
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
@@ -27,14 +28,16 @@ from vitslim.pipeline.run.store import StageStore
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress
-from vitslim.recipe import assumptions, lock_text, resolve_checkpoint
+from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase
-from vitslim.results import Environment, Report, StageRecord, TokenPicture
+from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
 from vitslim.training.device import find_device
 
 
-def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings: tuple[str, ...]) -> Artifact:
+def execute(
+    recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings: tuple[str, ...], locked: Locked | None
+) -> Artifact:
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
@@ -44,32 +47,45 @@ def execute(recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
     store = StageStore(out.with_name(f"{out.name}.stages"))
-    store.prepare(fresh)
+    with store.open(fresh):
+        runner, key, lock = _prepared(recipe, store, progress, notes, locked)
+        warnings += device_warnings(recipe)
 
+        def finish(runner: StageRunner, folder: Path) -> Artifact:
+            records = _measured(runner, runner.recipe, progress)
+            report = _report(runner.recipe, records, _pictures(runner, runner.recipe), environment(), warnings)
+            return write_artifact(folder, runner.finished[-1].folder, lock, report)
+
+        return _run_stages(runner, 0, key, out, finish)
+
+
+def _prepared(
+    recipe: Recipe, store: StageStore, progress: Progress, notes: Mapping[int, LayerNote], locked: Locked | None
+) -> tuple[StageRunner, str, str]:
+    """Return a runner that has the dense model, the key of that model, and the text of the lock file.
+
+    Raises RecipeError if the inputs differ from those of `locked`.
+    """
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.name}")
     dense = trace_model(recipe.model, checkpoint, recipe.seed)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     estimate_stages(recipe, sketch(dense), model_problems(recipe, dense))
-    warnings += device_warnings(recipe)
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
 
-    here = environment()
-    runner = StageRunner(recipe, data, store, progress, [], notes)
-    key = dense_key(recipe, checkpoint, data.digest, here.versions)
-    runner.run_dense(dense, key, order)
-    digests = {"data": data.digest} | ({"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {})
+    digests = {"vitslim": package_digest(), "data": data.digest}
+    digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
-    lock = lock_text(recipe, versions=here.versions, digests=digests)
+    inputs = Locked(versions=environment().versions, digests=digests)
+    if locked is not None and (found := locked.differences(inputs)):
+        raise RecipeError(found, recipe.name)
 
-    def finish(runner: StageRunner, folder: Path) -> Artifact:
-        records = _measured(runner, recipe, progress)
-        report = _report(recipe, records, _pictures(runner, recipe), here, warnings)
-        return write_artifact(folder, runner.finished[-1].folder, lock, report)
-
-    return _run_stages(runner, 0, key, out, finish)
+    runner = StageRunner(recipe, data, store, progress, [], notes)
+    key = dense_key(recipe, checkpoint, data.digest, inputs.versions)
+    runner.run_dense(dense, key, order)
+    return runner, key, lock_text(recipe, inputs)
 
 
 def _run_stages(

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError, UsageError
@@ -19,6 +20,7 @@ from vitslim.graph.saved import load_graph, save_graph
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
 
+LOCK_NAME = ".lock"
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.safetensors"
 
@@ -59,19 +61,32 @@ class StageStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def prepare(self, fresh: bool) -> None:
-        """Create the folder, or empty it for a fresh run. Raises UsageError when it cannot be written."""
+    @contextmanager
+    def open(self, fresh: bool) -> Iterator[None]:
+        """Create the folder, or empty it for a fresh run, and keep other runs out of it until the context ends.
+
+        The lock ends with the process that holds it. Raises UsageError if the folder cannot be written, or if another
+        run uses it.
+        """
+        lock = FileLock(self.folder / LOCK_NAME, timeout=0)
         try:
-            if fresh and self.folder.exists():
-                shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            lock.acquire()
+            for path in self.folder.iterdir() if fresh else ():
+                if path.is_dir():
+                    shutil.rmtree(path)
+        except Timeout as error:
+            raise UsageError(
+                f"another run is writing to '{self.folder}'", "wait until it has ended, or choose another --out folder"
+            ) from error
         except OSError as error:
             raise UsageError(
                 f"cannot write to '{self.folder}': {error.strerror}", "choose another folder with --out"
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def find(self, name: str, key: str) -> StoredStage | None:
         """Return the finished stage with this key; None when there is none."""

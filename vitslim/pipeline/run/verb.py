@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING
 
 from vitslim.pipeline.check import check_recipe
 from vitslim.progress import Progress, Silent
+from vitslim.recipe import Locked
 from vitslim.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from vitslim.pipeline.run.artifact import Artifact
 
 
-def run(recipe: Recipe, out: Path, *, fresh: bool = False, progress: Progress | None = None) -> Artifact:
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    locked: Locked | None = None,
+) -> Artifact:
     """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
 
-    Gates that fail are in the report; the caller decides how to react.
-    Raises RecipeError, InputError, StageError, UsageError, or BackendUnavailableError, which comes before the first
-    stage; nothing half-written stays behind.
+    Gates that fail are in the report; the caller decides how to react. locked: inputs of an earlier run, which those of
+    this run must equal.
+    Raises RecipeError, also if the inputs differ from `locked`; InputError, StageError, UsageError, or
+    BackendUnavailableError, which comes before the first stage; nothing half-written stays behind.
     """
     warnings = check_recipe(recipe)
     from vitslim.pipeline.run.runner import execute
 
-    return execute(recipe, out, fresh, progress or Silent(), warnings)
+    return execute(recipe, out, fresh, progress or Silent(), warnings, locked)
