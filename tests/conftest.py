@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sample_reports import bare_report, full_report  # noqa: F401 - fixtures
 
 import vitslim
 from vitslim.data import load_data

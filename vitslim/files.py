@@ -1,4 +1,7 @@
-"""Atomic writing of files and folders: after an error or Ctrl-C, the previous content is still there."""
+"""Atomic writing of files and folders, and exclusive use of a folder.
+
+After an error or Ctrl-C, the previous content is still there.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitslim.errors import InputError
+from filelock import FileLock, Timeout
+
+from vitslim.errors import InputError, UsageError
 
 MODEL_FILE = "model.onnx"
 """Name of the exported model in the folder of a stage and of a run."""
+LOCK_FILE = ".lock"
+"""Name of the file by which a process keeps others out of a folder."""
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:
@@ -34,6 +41,24 @@ def write_atomically(path: Path, data: bytes, hint: str) -> None:
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder until the context ends; the lock ends with the process that holds it.
+
+    Raises UsageError while another process holds it, OSError if the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        hint = "wait until it has ended, or choose another folder"
+        raise UsageError(f"another run is writing to '{folder}'", hint) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from vitslim.cli import axes, plan, recipes, report, run
+from vitslim.cli import axes, plan, recipes, report, run, runs
 from vitslim.cli.bench.command import bench
+from vitslim.cli.compare import compare
+from vitslim.cli.doctor import doctor
 from vitslim.cli.inspect.command import inspect
 from vitslim.errors import RecipeError, VitslimError
 from vitslim.version import __version__
@@ -33,9 +35,12 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("bench")(bench)
 app.command("inspect")(inspect)
+app.command("compare")(compare)
 app.command("axes")(axes.axes)
 app.command("report")(report.report)
+app.command("doctor")(doctor)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
 
 
 def _print_version(requested: bool) -> None:

@@ -56,7 +56,7 @@ def schema() -> None:
 @app.command()
 def describe(
     method: Annotated[
-        str | None, typer.Argument(metavar="[METHOD]", help="A method such as two-four, or a kind such as export.")
+        str | None, typer.Argument(metavar="METHOD", help="A method such as two-four, or a kind such as export.")
     ] = None,
     output: FormatOption = "table",
 ) -> None:

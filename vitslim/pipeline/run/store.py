@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import MODEL_FILE, replace_atomically
+from vitslim.files import MODEL_FILE, exclusive, replace_atomically
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
+from vitslim.pipeline.run_folders import RECORD_FILE
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
 
-LOCK_NAME = ".lock"
-RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.safetensors"
 
 
@@ -65,28 +63,20 @@ class StageStore:
     def open(self, fresh: bool) -> Iterator[None]:
         """Create the folder, or empty it for a fresh run, and keep other runs out of it until the context ends.
 
-        The lock ends with the process that holds it. Raises UsageError if the folder cannot be written, or if another
-        run uses it.
+        Raises UsageError if the folder cannot be written, or while another run uses it.
         """
-        lock = FileLock(self.folder / LOCK_NAME, timeout=0)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-            for path in self.folder.iterdir() if fresh else ():
-                if path.is_dir():
-                    shutil.rmtree(path)
-        except Timeout as error:
-            raise UsageError(
-                f"another run is writing to '{self.folder}'", "wait until it has ended, or choose another --out folder"
-            ) from error
-        except OSError as error:
-            raise UsageError(
-                f"cannot write to '{self.folder}': {error.strerror}", "choose another folder with --out"
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(self.folder))
+                for path in self.folder.iterdir() if fresh else ():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write to '{self.folder}': {error.strerror}", "choose another folder with --out"
+                ) from error
             yield
-        finally:
-            lock.release()
 
     def find(self, name: str, key: str) -> StoredStage | None:
         """Return the finished stage with this key; None when there is none."""
