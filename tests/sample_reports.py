@@ -50,7 +50,7 @@ def _measurements(ms: float, dense: float) -> tuple[Measurement, ...]:
             spread_ms=0.021 * ms * factor,
             n=212 // batch,
             speedup=None if ms == dense else dense / ms * (1 - 0.01 * threads),
-            speedup_spread=None if ms == dense else 0.08,
+            speedup_interval=None if ms == dense else (dense / ms * 0.97, dense / ms * 1.02),
         )
         for (batch, threads), factor in LOADS.items()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitslim.pipeline.run.regressions import latency_regressions
+from vitslim.pipeline.run.regressions import latency_regressions, noisy_speedups
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages import DepGraph, Etps, Export
 from vitslim.results import Cost, Measurement, StageRecord
@@ -39,3 +39,16 @@ def test_a_stage_that_is_slower_at_batch_1_gives_a_warning(config: StageConfig, 
 def test_differences_within_the_spread_give_no_warning() -> None:
     records = [record("00-dense", 5.0, 40.0), record("01-squeeze", 5.15, 40.0)]
     assert latency_regressions(records, (Etps(method="etps"),)) == ()
+
+
+@pytest.mark.parametrize(
+    ("interval", "noisy"),
+    [((0.9, 1.12), True), ((0.98, 1.03), False), ((1.02, 1.4), False), (None, False)],
+    ids=["wide", "narrow", "faster", "no interval"],
+)
+def test_a_wide_interval_that_contains_1_gives_a_warning(interval: tuple[float, float] | None, noisy: bool) -> None:
+    final = record("02-export", 5.0, 40.0)
+    first = final.measurements[0].model_copy(update={"speedup": 1.01, "speedup_interval": interval})
+    warnings = noisy_speedups(final.model_copy(update={"measurements": (first, final.measurements[1])}))
+    assert len(warnings) == noisy
+    assert all("too noisy to tell whether 02-export is faster on onnxruntime:cpu" in warning for warning in warnings)

@@ -39,7 +39,7 @@ def test_non_finite_numbers_are_kept_in_strict_json(full_report: Report) -> None
         ("[1, 2]", "not a vitslim report"),
         ('{"a": 1}', "not a vitslim report"),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 2, "name": "x"}', "corrupt at 'model'"),
+        ('{"schema_version": 3, "name": "x"}', "corrupt at 'model'"),
     ],
 )
 def test_other_files_are_refused(text: str, expected: str) -> None:

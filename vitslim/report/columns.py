@@ -219,8 +219,8 @@ def _speedups(rows: Sequence[Measurement | Estimate | None]) -> tuple[Cell, ...]
 def _speedup(result: Measurement | Estimate | None) -> Cell:
     if result is None or result.speedup is None:
         return EMPTY
-    spread = result.speedup_spread if isinstance(result, Measurement) else None
-    hint = "" if spread is None else f"interquartile range {spread:.2f}"
+    interval = result.speedup_interval if isinstance(result, Measurement) else None
+    hint = "" if interval is None else f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}"
     tone: Literal["", "good", "bad"] = "good" if result.speedup > 1.02 else "bad" if result.speedup < 0.98 else ""
     return Cell(format_factor(result.speedup), hint=hint, tone=tone)
 

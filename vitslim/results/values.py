@@ -15,7 +15,7 @@ from vitslim.results.pruned_widths import PrunedWidths
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
 
-REPORT_SCHEMA_VERSION = 2
+REPORT_SCHEMA_VERSION = 3
 
 
 class Environment(Value):
@@ -42,8 +42,8 @@ class Measurement(Value):
     """Number of timed runs, without warm-up."""
     speedup: float | None = None
     """Median over the rounds of baseline latency over this latency, both timed in one round; None for the baseline."""
-    speedup_spread: float | None = None
-    """Interquartile range of the speedup over the rounds."""
+    speedup_interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of the speedup over the rounds; None for the baseline."""
     provenance: Literal["measured"] = "measured"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarize
+from vitslim.backends.measured.rounds import median_interval, rotated, round_count, runs_per_round, summarize
 from vitslim.backends.registry import Measured
 from vitslim.errors import InputError, UsageError
 from vitslim.progress import Silent, T
@@ -65,8 +66,24 @@ def test_summaries() -> None:
     assert (result.n, result.median_ms) == (6, 1.0)
     assert result.speedup == pytest.approx(3.0)
     assert result.spread_ms == pytest.approx(0.75)
-    assert result.speedup_spread == pytest.approx(1.0)
+    assert result.speedup_interval == pytest.approx((2.0, 4.0), abs=1.0)
     assert summarize(own, None, "onnxruntime:cpu", 1, 1).speedup is None
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_intervals_contain_the_true_ratio_of_equal_files(correlation: float) -> None:
+    """Of 200 series of 60 rounds with slowly changing noise, about 95 % contain 1."""
+    generator, contained, width = np.random.default_rng(1), 0, []
+    for _ in range(200):
+        steps = 0.05 * generator.standard_normal(60)
+        for index in range(1, 60):
+            steps[index] += correlation * steps[index - 1]
+        low, high = median_interval(1 + steps)
+        contained += low <= 1 <= high
+        width.append(high - low)
+    assert contained >= 0.85 * 200
+    assert np.mean(width) < 0.12
+    assert not low <= 1.2 <= high
 
 
 def test_rounds() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vitslim.results import Measurement
 
 T = TypeVar("T")
 
+Floats = npt.NDArray[np.float64]
 ROUNDS_MIN = 5
 ROUNDS_MAX = 1000
 SLICE_SECONDS = 0.02
 RUNS_MAX = 5
+RESAMPLES = 1000
 
 
 def runs_per_round(seconds: float) -> int:
@@ -38,22 +42,36 @@ Rounds = Sequence[Sequence[float]]
 
 
 def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:
-    """Return the median and interquartile range of the runs of one file, and of its per-round speedup.
+    """Return the median and interquartile range of the runs of one file, and its speedup with an interval.
 
     `baseline` holds the same rounds of the baseline; None for the baseline itself.
     """
     runs_ms = 1e3 * np.concatenate([np.asarray(times) for times in rounds])
-    speedup = speedup_spread = None
+    speedup = interval = None
     if baseline is not None:
         ratios = np.array([np.median(b) / np.median(t) for b, t in zip(baseline, rounds, strict=True)])
-        speedup, speedup_spread = float(np.median(ratios)), _interquartile(ratios)
+        speedup, interval = float(np.median(ratios)), median_interval(ratios)
     return Measurement(
         backend=backend, batch=batch, threads=threads, n=len(runs_ms),
         median_ms=float(np.median(runs_ms)), spread_ms=_interquartile(runs_ms),
-        speedup=speedup, speedup_spread=speedup_spread,
+        speedup=speedup, speedup_interval=interval,
     )  # fmt: skip
 
 
-def _interquartile(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def median_interval(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
+    """Return a bootstrap interval of the median of successive values, float64 (n,).
+
+    Blocks of neighbors are drawn, circularly and with a fixed seed, because the load of a machine changes slowly
+    (moving-block bootstrap, Künsch 1989).
+    """
+    count = len(values)
+    block = max(1, round(math.sqrt(count)))
+    starts = np.random.default_rng(0).integers(0, count, (RESAMPLES, -(-count // block)))
+    indices = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
+    low, high = np.quantile(np.median(values[indices], axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _interquartile(values: Floats) -> float:
     low, high = np.percentile(values, (25, 75))
     return float(high - low)

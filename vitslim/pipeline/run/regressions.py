@@ -1,4 +1,4 @@
-"""Warnings about stages that increase latency."""
+"""Warnings about stages that increase latency, and about speedups that cannot be told from noise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.results import StageRecord
+
+WIDE = 0.1
+"""Width of an interval of a speedup above which the measurement does not decide."""
 
 
 def latency_regressions(records: Sequence[StageRecord], stages: Sequence[StageConfig]) -> tuple[str, ...]:
@@ -23,4 +26,17 @@ def latency_regressions(records: Sequence[StageRecord], stages: Sequence[StageCo
                     f"{after.name} is slower than {before.name} on {new.backend} at batch {new.batch}, "
                     f"{new.threads} threads: {new.median_ms:.3g} ms after {old.median_ms:.3g} ms{advice}"
                 )
+    return tuple(warnings)
+
+
+def noisy_speedups(final: StageRecord) -> tuple[str, ...]:
+    """Return a warning for each speedup of the final model whose interval is wide and contains 1."""
+    warnings = []
+    for one in final.measurements:
+        low, high = one.speedup_interval or (0.0, 0.0)
+        if low <= 1 <= high and high - low > WIDE:
+            warnings.append(
+                f"this machine is too noisy to tell whether {final.name} is faster on {one.backend} at batch "
+                f"{one.batch}, {one.threads} threads: the 95 % interval of its speedup is {low:.2f} to {high:.2f}"
+            )
     return tuple(warnings)

@@ -21,7 +21,7 @@ from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_art
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, package_digest, snapshot_key, stage_key
-from vitslim.pipeline.run.regressions import latency_regressions
+from vitslim.pipeline.run.regressions import latency_regressions, noisy_speedups
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore
@@ -160,5 +160,5 @@ def _report(
         gates=judge(recipe.gates, records),
         token_pictures=pictures,
         assumptions=assumptions(recipe),
-        warnings=warnings + latency_regressions(records, recipe.stages),
+        warnings=warnings + latency_regressions(records, recipe.stages) + noisy_speedups(records[-1]),
     )
