@@ -65,7 +65,7 @@ def describe_metric(key: str) -> Metric:
     """Return the description of a metric in results. Raises KeyError for an unknown one."""
     if key.startswith(MAP_SQNR):
         name = key.removeprefix(MAP_SQNR)
-        return Metric(f"{name} dB", f"SQNR of {name}", "decibel", against_dense=True)
+        return Metric(f"SQNR {name}", f"SQNR of {name}", "decibel", against_dense=True)
     return METRICS[key]
 
 

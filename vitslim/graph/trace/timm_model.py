@@ -118,7 +118,7 @@ def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: torch.nn.Module = timm.create_model(timm_name, pretrained=False, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+    except (*UNFIT, ZeroDivisionError) as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
         reason = _first_line(error) or "an assertion of the model does not hold"
         raise UsageError(
