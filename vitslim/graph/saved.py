@@ -87,7 +87,9 @@ def _source(fields: dict[str, Any]) -> ModelSource:
     preprocessing = Preprocessing(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
     lists = {key: tuple(fields[key]) for key in ("image", "weights")}
     outputs = {name: tuple(shape) for name, shape in fields["outputs"].items()}
-    return ModelSource(**{**fields, **lists, "preprocessing": preprocessing, "outputs": outputs})
+    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["kwargs"].items()}
+    read = {"preprocessing": preprocessing, "outputs": outputs, "kwargs": kwargs}
+    return ModelSource(**{**fields, **lists, **read})
 
 
 def _edit(fields: dict[str, Any]) -> Edit:
