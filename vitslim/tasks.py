@@ -51,6 +51,15 @@ TASK_METRICS: Mapping[Task, tuple[str, ...]] = {
 }
 """Task to its metrics. A backbone has `cosine` and the SQNR of each output instead."""
 
+EXPLANATIONS: Mapping[Task, str] = {
+    "classify": "agreement is the share of images with the same top-1 class",
+    "features": "cosine is the mean cosine similarity of the outputs, neighbors the share of images with the same "
+    "nearest calibration image, and SQNR the signal-to-quantization-noise ratio of one output",
+    "multilabel": "mAP is the mean average precision over the labels, and agreement the share of images with the same "
+    "predicted labels",
+}
+"""Task to the meaning of its columns, for reports."""
+
 GATE_METRICS: Mapping[str, str] = {
     "top1_drop_max": "top1",
     "top1_min": "top1",

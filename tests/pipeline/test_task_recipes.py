@@ -78,8 +78,9 @@ def dense_folder(artifact: Artifact) -> Path:
 def test_reported_similarity_is_that_of_the_files(features: Artifact) -> None:
     dense = dense_folder(features)
     data = load_data(Data(**DATA), load_graph(dense).source, 0)
-    before, after = ({name: embeddings(file, part) for name, part in (("val", data.val), ("calibration", data.calibration))}
-                     for file in (dense / "model.onnx", features.onnx))  # fmt: skip
+    sets = {"val": data.val, "calibration": data.calibration}
+    files = (dense / "model.onnx", features.onnx)
+    before, after = ({name: embeddings(file, part) for name, part in sets.items()} for file in files)
     metrics = features.report.final_accuracies[0].metrics
     assert metrics["cosine"] == pytest.approx(float((before["val"] * after["val"]).sum(axis=1).mean()), abs=1e-5)
     neighbors = [(found["val"] @ found["calibration"].T).argmax(axis=1) for found in (before, after)]

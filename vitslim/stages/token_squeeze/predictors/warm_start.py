@@ -117,7 +117,7 @@ def fit(
 
     def agreement() -> float:
         logits, _ = predict(predictor, images.subset(held_out), FORWARD_BATCH, progress, label)
-        probabilities = logits.unflatten(1, (-1, 2)).softmax(dim=-1)[..., 0]
+        probabilities = logits.view(len(logits), -1, 2).softmax(dim=-1)[..., 0]
         return rank_agreement(probabilities, observed.score[held_out], keep)
 
     before = agreement()
