@@ -29,7 +29,7 @@ WITHOUT_TRAINING = [PRUNE, QUANTIZE, "export"]
     ("name", "kwargs", "stages", "outputs"),
     [
         ("vit_small_patch14_dinov2", {"img_size": 56}, WHOLE, ["features"]),
-        ("vit_base_patch16_siglip_224", {"img_size": 64}, WHOLE, ["features"]),
+        ("vit_base_patch16_siglip_224", {"img_size": 64, "depth": 4}, WHOLE, ["features"]),
         (
             "swin_tiny_patch4_window7_224",
             {"features_only": True},
