@@ -58,11 +58,21 @@ def run_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, Pa
 
 
 @pytest.fixture
-def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_export(monkeypatch: pytest.MonkeyPatch, export_once: Callable[[pytest.MonkeyPatch], None]) -> None:
     """Give each stage of a recipe but export the file of the dense model, for tests that read only the last file.
 
     The export stage writes its own file: that of the model after the stage before it.
     """
+    export_once(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def export_once() -> Callable[[pytest.MonkeyPatch], None]:
+    """Return a function that makes the patch of `one_export`, for fixtures of a wider scope."""
+    return _export_once
+
+
+def _export_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write = stage_run.export_onnx
 
     def write_once(graph: ModelGraph, path: Path) -> None:

@@ -92,7 +92,7 @@ def _stage(row: str, dense: list[str]) -> StageRecord:
     name, method, params, macs, bops, size, val, samples, agreement, ms, cycles = row.split()
     kind = name.split("-", 1)[1]
     runtime = "onnxruntime" if kind == "export" else "torch"
-    same = None if agreement == "-" else float(agreement)
+    same = {} if agreement == "-" else {"agreement": float(agreement)}
     changes = (
         tuple(LayerNote(layer=f"blocks.{i}.mlp", result=CHANGED[kind]) for i in range(12)) if kind in CHANGED else ()
     )
@@ -112,8 +112,8 @@ def _stage(row: str, dense: list[str]) -> StageRecord:
         ),
         onnx_bytes=int(size),
         accuracies=(
-            Accuracy(dataset="val", top1=float(val), n=3925, agreement=same, runtime=runtime),
-            Accuracy(dataset="imagenet_samples", top1=float(samples), n=1000, agreement=same, runtime=runtime),
+            Accuracy(dataset="val", n=3925, metrics={"top1": float(val), **same}, runtime=runtime),
+            Accuracy(dataset="imagenet_samples", n=1000, metrics={"top1": float(samples), **same}, runtime=runtime),
         ),
         measurements=_measurements(float(ms), float(dense[9])),
         estimates=tuple(_estimate(int(cycles), int(dense[10]), batch) for batch in (1, 8)),

@@ -26,7 +26,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights, verify_axes
 from vitslim.recipe.stages import DepGraph
-from vitslim.stages.export.check import OnnxFile, compare_logits
+from vitslim.stages.export.check import OnnxFile, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.depgraph.schedule import choose_cuts
 
@@ -96,7 +96,7 @@ def _onnx_error(graph: ModelGraph) -> float:
     with TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         export_onnx(graph, path)
-        return compare_logits(graph.module(images), OnnxFile(path)(images)).relative_error
+        return compare_outputs(graph.module(images), OnnxFile(path)(images)).relative_error
 
 
 def main(model: str) -> None:

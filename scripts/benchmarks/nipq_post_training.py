@@ -20,7 +20,7 @@ from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.recipe.profiles import PORTABLE
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq
-from vitslim.stages.export.check import OnnxFile, compare_logits
+from vitslim.stages.export.check import OnnxFile, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 from vitslim.training.evaluate import sqnr_db
@@ -69,7 +69,7 @@ def _file_checks(folder: Path, graph: ModelGraph, data: DataModule) -> dict[str,
     onnx.checker.check_model(onnx.load(path), full_check=True)
     images = next(iter(data.calibration.batches(PARITY_IMAGES)))[0]
     with torch.no_grad():
-        parity = compare_logits(graph.module(images), OnnxFile(path)(images))
+        parity = compare_outputs(graph.module(images), OnnxFile(path)(images))
     return {"onnx_mb": path.stat().st_size / 1e6, "parity_relative_error": parity.relative_error,
             "violations": len(inspect(path, layers=True).violations)}  # fmt: skip
 

@@ -28,8 +28,8 @@ def _figures(report: Report) -> dict[str, float]:
         "onnx_size_ratio": dense.onnx_bytes / final.onnx_bytes,
         "onnx_bytes": float(final.onnx_bytes),
     }
-    figures |= {f"dense_top1_{a.dataset}": a.top1 for a in dense.accuracies}
-    figures |= {f"final_top1_{a.dataset}": a.top1 for a in report.final_accuracies or final.accuracies}
+    figures |= {f"dense_top1_{a.dataset}": a.metrics["top1"] for a in dense.accuracies}
+    figures |= {f"final_top1_{a.dataset}": a.metrics["top1"] for a in report.final_accuracies or final.accuracies}
     for m in final.measurements:
         if m.speedup is not None:
             figures[f"speedup {m.backend} batch {m.batch} threads {m.threads}"] = m.speedup

@@ -17,7 +17,10 @@ from vitslim.results import Report
 @pytest.fixture
 def runs(tmp_path: Path, full_report: Report) -> Path:
     """A folder with a finished run `a` and a run `b` whose accuracy is three points lower."""
-    lower = tuple(one.model_copy(update={"top1": one.top1 - 0.03}) for one in full_report.final_accuracies)
+    lower = tuple(
+        one.model_copy(update={"metrics": one.metrics | {"top1": one.metrics["top1"] - 0.03}})
+        for one in full_report.final_accuracies
+    )
     for name, report in (("a", full_report), ("b", full_report.model_copy(update={"final_accuracies": lower}))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(render_json(report))

@@ -69,6 +69,11 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
         (("vit_tiny_patch16_224", "vit_tiny_patch16_242"), 2, ["vit_tiny_patch16_242", "did you mean"]),
         (("embed_dim: 64", "embed_dimension: 64"), 2, ["embed_dimension", "hint:"]),
         (("quantize: {method: ptq}", "token-squeeze: {method: etps, blocks: [7]}"), 2, ["7", "2 blocks"]),
+        (("num_classes: 2}", "num_classes: 0}\n  task: classify"), 2, ["model.task", "needs a classifier"]),
+        (("num_classes: 2}", "num_classes: 2}\n  task: features"), 2, ["model.task", "hint: set `num_classes: 0`"]),
+        (("num_classes: 2}", "num_classes: 0}\ngates: {top1_min: 50}"), 2, ["gates.top1_min", "`task: features`"]),
+        (("num_classes: 2}", "num_classes: 2}\ngates: {cosine_min: 0.9}"), 2, ["gates.cosine_min", "`task: classify`"]),
+        (("num_classes: 2}", "num_classes: 2}\n  task: multilabel"), 5, ["every image has one label", "hint:"]),
     ],
 )
 def test_an_invalid_recipe_is_refused(
@@ -81,6 +86,37 @@ def test_an_invalid_recipe_is_refused(
         assert words in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("distill: {loss: {hard: 1}}", ["stages.0.distill.loss.hard", "got `hard: 1`", "hint: remove `hard`"]),
+        ("distill: {teacher: none}", ["stages.0.distill.teacher", "hint: set `teacher: dense`"]),
+        ("prune: {method: nvit}", ["stages.0.prune.method", "needs a model with classes", "hint:"]),
+    ],
+)
+def test_a_stage_that_needs_labels_is_refused_for_a_feature_extractor(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path], stage: str, expected: list[str]
+) -> None:
+    path = recipe(("num_classes: 2}", "num_classes: 0}"), ("quantize: {method: ptq}", stage))
+    outcome = vitslim("plan", path, "--no-trace")
+    assert outcome.code == 2, outcome.err
+    for words in expected:
+        assert words in outcome.err
+
+
+def test_tokens_of_maps_and_accelerators_of_classifiers_are_refused_by_the_plan(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path]
+) -> None:
+    maps = ("num_classes: 2}", "num_classes: 0, global_pool: ''}")
+    squeeze = ("quantize: {method: ptq}", "token-squeeze: {method: etps, blocks: [0]}")
+    backend = ("report: {seconds: 0.1}", "report: {backends: ['sim:spatten']}")
+    outcome = vitslim("plan", recipe(maps, squeeze, backend))
+    assert outcome.code == 2, outcome.err
+    assert "stages.0.token-squeeze: the outputs of the model are maps of all its tokens" in outcome.err
+    assert "report.backends.0: sim:spatten cannot compute" in outcome.err
+    assert "the task of the model is features" in outcome.err
 
 
 @pytest.mark.parametrize(

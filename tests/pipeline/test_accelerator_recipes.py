@@ -68,7 +68,7 @@ def test_each_stage_has_accuracy_and_an_estimate_on_each_accelerator(artifact: A
         for found in stage.accelerators:
             (accuracy,) = found.accuracies
             assert (accuracy.dataset, accuracy.n) == ("val", 20)
-            assert accuracy.exact_top1 == stage.accuracies[0].top1
+            assert accuracy.exact_top1 == stage.accuracies[0].metrics["top1"]
             assert 0 <= accuracy.agreement <= 1
             cycles = next(one for one in found.distributions if one.name == "cycles")
             assert cycles.minimum <= cycles.median <= cycles.maximum

@@ -67,7 +67,8 @@ def test_milliseconds_of_another_machine_are_shown_and_not_judged(tmp_path: Path
 
 def test_accuracy_is_judged_in_points_and_missing_metrics_are_regressions(tmp_path: Path, full_report: Report) -> None:
     final = full_report.stages[-1]
-    lower = (final.accuracies[0].model_copy(update={"top1": final.accuracies[0].top1 - 0.015}),)
+    metrics = final.accuracies[0].metrics
+    lower = (final.accuracies[0].model_copy(update={"metrics": metrics | {"top1": metrics["top1"] - 0.015}}),)
     paths = [written(tmp_path, name, one) for name, one in
              (("a", full_report), ("b", changed(full_report, accuracies=lower)))]  # fmt: skip
     found = by_name(compare(*paths))

@@ -111,7 +111,7 @@ def test_reported_accuracy_is_that_of_onnx_runtime(recipe: Make, artifact: Artif
         logits = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
         right += int((logits.argmax(axis=1) == labels.numpy()).sum())
         total += len(labels)
-    assert artifact.report.final_accuracies[0].top1 == pytest.approx(right / total)
+    assert artifact.report.final_accuracies[0].metrics["top1"] == pytest.approx(right / total)
     assert artifact.report.final_accuracies[0].runtime == "onnxruntime"
 
 

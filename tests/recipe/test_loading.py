@@ -204,7 +204,7 @@ def test_recipes_are_found_inside_an_installed_package(tmp_path: Path) -> None:
     package, checkout = tmp_path / "site" / "vitslim", packaged_folder().parent
     shutil.copytree(checkout / "vitslim" / "recipe", package / "recipe")
     shutil.copytree(checkout / "recipes", package / "_recipes")
-    for name in ("__init__.py", "errors.py", "version.py"):
+    for name in ("__init__.py", "errors.py", "tasks.py", "version.py"):
         shutil.copy(checkout / "vitslim" / name, package / name)
     program = (
         "from vitslim.recipe import load_recipe, packaged_recipes as p; load_recipe('quickstart'); print(p()[0].path)"

@@ -158,7 +158,7 @@ def test_every_result_is_on_the_page(full_report: Report) -> None:
     for stage in full_report.stages:
         assert stage.key in page
         assert all(f"{estimate.cycles:,}" in page for estimate in stage.estimates)
-        assert all(f"{accuracy.top1:.1%}".replace("%", " %") in page for accuracy in stage.accuracies)
+        assert all(f"{accuracy.metrics['top1']:.1%}".replace("%", " %") in page for accuracy in stage.accuracies)
         assert all(note.layer in page and note.reason in page for note in (*stage.changes, *stage.skipped))
     for text in (*full_report.files.values(), *full_report.warnings, *full_report.environment.versions.values()):
         assert text in page

@@ -43,7 +43,7 @@ def test_the_headline_names_a_slower_and_larger_model(full_report: Report) -> No
     dense, final = full_report.stages[0], full_report.stages[-1]
     slow = final.measurements[0].model_copy(update={"speedup": 0.8})
     worse = final.model_copy(update={"measurements": (slow,), "onnx_bytes": 2 * dense.onnx_bytes})
-    accuracies = tuple(a.model_copy(update={"top1": 0.7300}) for a in final.accuracies[:1])
+    accuracies = tuple(a.model_copy(update={"metrics": {"top1": 0.7300}}) for a in final.accuracies[:1])
     report = full_report.model_copy(update={"stages": (dense, worse), "final_accuracies": accuracies})
     assert headline(report).startswith("1.25x slower, 2.0x larger, +0.9 points top-1 (")
 
@@ -55,7 +55,7 @@ def test_the_headline_omits_unknown_figures(full_report: Report, bare_report: Re
 
 
 def test_final_accuracy_is_that_of_the_exported_file(full_report: Report) -> None:
-    final = tuple(a.model_copy(update={"top1": 0.5}) for a in full_report.final_accuracies)
+    final = tuple(a.model_copy(update={"metrics": {"top1": 0.5}}) for a in full_report.final_accuracies)
     assert "-22.1 points top-1" in headline(full_report.model_copy(update={"final_accuracies": final}))
 
 

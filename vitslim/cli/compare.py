@@ -61,12 +61,15 @@ def _shown(value: float | None, unit: str) -> str:
 
     if value is None:
         return "-"
-    formats = {"fraction": units.format_percent, "bytes": units.format_bytes, "count": units.format_count,
-               "ratio": units.format_factor, "ms": units.format_ms, "mJ": "{:.3g} mJ".format}  # fmt: skip
+    formats = {"fraction": units.format_percent, "cosine": "{:.4f}".format, "dB": "{:.1f} dB".format,
+               "bytes": units.format_bytes, "count": units.format_count, "ratio": units.format_factor,
+               "ms": units.format_ms, "mJ": "{:.3g} mJ".format}  # fmt: skip
     return formats[unit](value)
 
 
 def _change(one: Difference) -> str:
     if one.change is None:
         return ""
+    if one.unit == "cosine":
+        return f"{one.change:+.4f}"
     return f"{100 * one.change:+.1f} {'points' if one.unit == 'fraction' else '%'}"

@@ -11,22 +11,40 @@ import torch
 
 from vitslim.data.source import Pixels
 
+Labels = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""For each image a class index, or a tuple of class indices."""
+
+
+def label_tensor(labels: Sequence[int | tuple[int, ...]], classes: int) -> torch.Tensor:
+    """Return class indices as int64 (n,), or tuples of class indices as float32 (n, classes) of zeros and ones."""
+    if not any(isinstance(label, tuple) for label in labels):
+        return torch.tensor(labels, dtype=torch.int64)
+    found = torch.zeros(len(labels), classes)
+    for row, label in zip(found, labels, strict=True):
+        row[list(label) if isinstance(label, tuple) else [label]] = 1
+    return found
+
 
 @dataclass(frozen=True)
 class Batches:
-    """Iterates as (images float32 (b, C, H, W), labels int64 (b,)); each pass gives the same batches."""
+    """Iterates as (images float32 (b, C, H, W), labels); each pass gives the same batches.
+
+    Labels are int64 (b,), or float32 (b, classes) of zeros and ones where images have any number of labels.
+    """
 
     positions: tuple[tuple[int, ...], ...]
     """Positions in the dataset, batch by batch."""
     decode: Callable[[int], Pixels]
     """Return the image at a position."""
-    labels: tuple[int, ...]
+    labels: Labels
     """Class indices of the whole dataset."""
     normalize: Callable[[Pixels], torch.Tensor]
     workers: int
     """Number of decoding threads; 0 decodes in the calling thread."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are values
     """Device of the yielded batches."""
+    classes: int = 0
+    """Number of classes, for images with any number of labels."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -41,7 +59,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for positions, pixels in zip(self.positions, self.decoded(), strict=True):
-            labels = torch.tensor([self.labels[position] for position in positions])
+            labels = label_tensor([self.labels[position] for position in positions], self.classes)
             yield self.normalize(pixels), labels.to(self.device, non_blocking=True)
 
     def decoded(self) -> Iterator[Pixels]:

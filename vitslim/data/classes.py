@@ -35,10 +35,14 @@ def map_classes(root: Path, folders: Sequence[str], classes: int, order: str | S
 
     Folders with WordNet ids are mapped to the ImageNet classes of a model that has as many. order: `timm` or
     `torchvision`, a file with one folder name per line, or the folder names in the order of the outputs; None: the
-    order of both timm and torchvision. Raises InputError for folders that are no class of the model, for outputs
-    without a folder, unless `order` names them, and where timm and torchvision number the folders differently.
+    order of both timm and torchvision. A model without a classifier (0 classes) takes any folders. Raises InputError
+    for folders that are no class of the model, for outputs without a folder, unless `order` names them, and where timm
+    and torchvision number the folders differently.
     """
     names = class_list(order)
+    if not classes:  # the labels of a feature extractor only have to differ between the folders
+        ordered = names or folder_order(folders, str(order or "torchvision"))
+        return _listed(root, folders, len(ordered), ordered)
     if names is not None:
         return _listed(root, folders, classes, names)
     if len(folders) > classes:

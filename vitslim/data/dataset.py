@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from vitslim.data.batches import Batches, split_positions
+from vitslim.data.batches import Batches, Labels, split_positions
 from vitslim.data.preloaded import PreloadedImages
 from vitslim.data.source import CACHE_BYTES_MAX, Pixels, Source
 from vitslim.progress import Progress
@@ -30,8 +30,8 @@ class Dataset:
     source: Source = field(repr=False)
     indices: tuple[int, ...] = field(repr=False)
     """Indices in the source."""
-    labels: tuple[int, ...] = field(repr=False)
-    """Class index of each image."""
+    labels: Labels = field(repr=False)
+    """Class index of each image, or for images with any number of labels a tuple of class indices."""
     class_names: tuple[str, ...] = field(repr=False)
     """Readable names by class index."""
     source_digest: str = field(repr=False)
@@ -42,7 +42,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int | tuple[int, ...]]:
         return self.source.normalize(self.pixels(position)[None])[0], self.labels[position]
 
     @cached_property
@@ -59,7 +59,8 @@ class Dataset:
     def batches(self, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
         """Return batches of `batch` images, in order, or shuffled by a seed; `drop_last` drops a smaller last batch."""
         positions = split_positions(len(self), batch, shuffle_seed, drop_last)
-        return Batches(positions, self.pixels, self.labels, self.source.normalize, self.source.workers)
+        return Batches(positions, self.pixels, self.labels, self.source.normalize, self.source.workers,
+                       classes=len(self.class_names))  # fmt: skip
 
     def augmented(self, seed: int) -> Dataset:
         """Return the same images under a small random augmentation; equal seeds give equal images."""
@@ -80,11 +81,13 @@ class Dataset:
             self,
             split=split or self.split,
             indices=tuple(self.indices[position] for position in positions),
-            labels=tuple(self.labels[position] for position in positions),
+            labels=tuple(self.labels[position] for position in positions),  # type: ignore[arg-type]  # of one kind
         )
 
     def balanced(self, count: int | None, seed: int = 0, split: str | None = None) -> Dataset:
         """Return `count` images, balanced over the classes; all of them if `count` is None or larger than the dataset.
+
+        Images with any number of labels are balanced over their sets of labels.
 
         The choice depends only on the labels and the seed. The order is that of the dataset.
         """
@@ -92,7 +95,8 @@ class Dataset:
             return self if split is None else replace(self, split=split)
         generator = np.random.default_rng(seed)
         shuffled = generator.permutation(len(self))
-        labels = np.asarray(self.labels)[shuffled]
+        sets = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
+        labels = np.asarray([sets[label] for label in self.labels])[shuffled]
         rank_in_class = np.zeros(len(self), dtype=np.int64)
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)

@@ -40,7 +40,7 @@ def _digits(config: Data, source: ModelSource) -> tuple[Dataset, Dataset, dict[s
         raise InputError(
             "`data.also_evaluate` needs `data.kind: imagefolder`, got digits", hint="remove `data.also_evaluate`"
         )
-    if source.classes < len(NAMES):
+    if source.classes and source.classes < len(NAMES):
         raise InputError(
             f"the digits have {len(NAMES)} classes, the model has {source.classes}",
             hint="set model.kwargs.num_classes to 10",

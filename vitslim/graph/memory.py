@@ -9,11 +9,19 @@ from typing import Any
 from torch.fx import GraphModule, Interpreter, Node
 
 from vitslim.graph.axes.tensor_shapes import BATCH, tensor_shapes
-from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.model_graph import ModelGraph, ModelSource
 
 MEMORY_BYTES = 4 * 2**30
 """Memory limit of the activations of one pass."""
 FLOAT_BYTES = 4
+OUTPUT_BYTES = 2**28
+"""Memory limit of the outputs that a stage keeps of many images."""
+
+
+def outputs_at_once(source: ModelSource, most: int) -> int:
+    """Return the largest number of images up to `most` whose outputs fit into OUTPUT_BYTES; at least 2."""
+    needed = FLOAT_BYTES * sum(map(prod, source.outputs.values()))
+    return min(most, max(2, OUTPUT_BYTES // max(needed, 1)))
 
 
 def images_at_once(graph: ModelGraph, most: int, copies: int = 1, backward: bool = False) -> int:

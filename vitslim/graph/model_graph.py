@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
+
+from vitslim.tasks import Task
 
 if TYPE_CHECKING:
     from vitslim.graph.axes import AxisTable
@@ -37,9 +40,18 @@ class ModelSource:
     image: tuple[int, int, int]
     """Channels, height, width of one input."""
     classes: int
+    """Number of classes; 0 for a model without a classifier."""
     preprocessing: Preprocessing
     weights: tuple[str, ...] = ()
     """How the checkpoint was read and made to fit the model, one sentence each."""
+    task: Task = "classify"
+    outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each output to its shape for one image."""
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the outputs have positions: maps of a backbone, or tokens that are not pooled."""
+        return any(len(shape) != 1 for shape in self.outputs.values())
 
 
 @dataclass
@@ -47,7 +59,8 @@ class ModelGraph:
     """A model as its exported graph. A stage returns a new one and never changes the one that it received."""
 
     module: GraphModule
-    """Maps a float32 tensor (batch, C, H, W) to logits (batch, classes); dynamic batch."""
+    """Maps a float32 tensor (batch, C, H, W) to logits (batch, classes), an embedding (batch, features), or a
+    tuple of maps; dynamic batch."""
     source: ModelSource
     edits: tuple[Edit, ...] = ()
     """The changes that turned the source model into `module`, in order."""

@@ -20,7 +20,7 @@ from vitslim.graph.edits import EDITS, Edit
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.trace import trace_timm
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
 MASK_PREFIX = "vitslim.mask."
@@ -48,9 +48,9 @@ def load_graph(folder: Path) -> ModelGraph:
     source, edits = _read_document(folder / GRAPH_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
-    graph = trace_timm(source.timm, source.kwargs)
-    if (graph.source.image, graph.source.classes) != (source.image, source.classes):
-        raise _another_model(source, folder, "its input or its number of classes differs")
+    graph = trace_timm(source.timm, source.kwargs, task=source.task)
+    if (graph.source.image, graph.source.outputs) != (source.image, source.outputs):
+        raise _another_model(source, folder, "its input or its outputs differ")
     graph.source = source
     for edit in edits:
         graph = edit.replay(graph)
@@ -86,7 +86,10 @@ def _source(fields: dict[str, Any]) -> ModelSource:
     prep = fields["preprocessing"]
     preprocessing = Preprocessing(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
     lists = {key: tuple(fields[key]) for key in ("image", "weights")}
-    return ModelSource(**{**fields, **lists, "preprocessing": preprocessing})
+    outputs = {name: tuple(shape) for name, shape in fields["outputs"].items()}
+    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["kwargs"].items()}
+    read = {"preprocessing": preprocessing, "outputs": outputs, "kwargs": kwargs}
+    return ModelSource(**{**fields, **lists, **read})
 
 
 def _edit(fields: dict[str, Any]) -> Edit:

@@ -16,6 +16,7 @@ from vitslim.graph.axes.indices import Indices
 from vitslim.graph.axes.scope import Rule
 from vitslim.graph.edits.slice import slice_tensors
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import joined
 
 MAX_ERROR = 1e-5
 """Largest relative change of the outputs that rounding explains; a wrong rule changes them by tenths."""
@@ -31,7 +32,7 @@ class Verification:
     """Result of a verification."""
 
     max_error: float
-    """Largest change of a logit, relative to the largest logit, with all axes permuted at once."""
+    """Largest change of an output, relative to the largest, with all axes permuted at once."""
     axes: int
     """Number of permuted axes."""
     dtype: str = "float32"
@@ -67,7 +68,7 @@ def _permuted(graph: ModelGraph, axes: AxisTable, seed: int, each_axis: bool, dt
     images = torch.randn(IMAGES, *graph.source.image, generator=generator).to(dtype)
     draw_weights(probe, generator)
     with torch.no_grad():
-        expected = probe(images)
+        expected = joined(probe(images))
     orders = {axis.name: torch.randperm(axis.size, generator=generator).numpy() for axis in axes.prunable}
     errors = {}
     if each_axis:
@@ -93,7 +94,7 @@ def _error(
     """Permute the module in place and return the largest change of its outputs, relative to the largest output."""
     slice_tensors(module, table, {table.prim(name): order for name, order in orders.items()})
     with torch.no_grad():
-        change = (module(images) - expected).abs().max()
+        change = (joined(module(images)) - expected).abs().max()
     return float(change / expected.abs().max())
 
 

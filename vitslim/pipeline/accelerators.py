@@ -103,7 +103,13 @@ def model_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:
         return ()
     from vitslim.graph.approximate import approximation_obstacle
 
-    reasons = {position: approximation_obstacle(graph, one.approximation) for position, one in found}
+    task = graph.source.task
+    reasons = {
+        position: approximation_obstacle(graph, one.approximation)
+        if task == "classify"
+        else f"its results are compared by top-1, and the task of the model is {task}"
+        for position, one in found
+    }
     return tuple(
         Problem(
             f"report.backends.{position}",

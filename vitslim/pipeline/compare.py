@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,9 +11,16 @@ from typing import Literal
 from vitslim.errors import InputError
 from vitslim.pipeline.run_folders import REPORT_FILE, read_report
 from vitslim.results import Report, Value
+from vitslim.tasks import Unit as MetricUnit
+from vitslim.tasks import describe_metric
 from vitslim.workload import read_workload
 
-Unit = Literal["fraction", "bytes", "count", "ratio", "ms", "mJ"]
+Unit = Literal["fraction", "cosine", "dB", "bytes", "count", "ratio", "ms", "mJ"]
+
+UNITS: Mapping[MetricUnit, Unit] = {"percent": "fraction", "cosine": "cosine", "decibel": "dB"}
+"""Unit of a metric of the task to its unit here."""
+POINTS: tuple[Unit, ...] = ("fraction", "cosine")
+"""Units whose changes are differences: one point is 0.01."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,10 @@ class Difference(Value):
 
     @property
     def change(self) -> float | None:
-        """Difference of fractions, or ratio of the result to the baseline minus 1; None if a value is missing."""
+        """Difference of fractions or cosines, else ratio to the baseline minus 1; None if a value is missing."""
         if self.baseline is None or self.result is None:
             return None
-        if self.unit == "fraction":
+        if self.unit in POINTS:
             return self.result - self.baseline
         return self.result / self.baseline - 1 if self.baseline else None
 
@@ -57,7 +64,7 @@ class Difference(Value):
         if self.result is None or not isfinite(self.result):
             return True
         worse = (self.change or 0.0) * (-1 if self.higher_is_better else 1)
-        return 100 * worse > (points if self.unit == "fraction" else percent) + 1e-9
+        return 100 * worse > (points if self.unit in POINTS else percent) + 1e-9
 
 
 def compare(baseline: Path, result: Path) -> tuple[Difference, ...]:
@@ -100,9 +107,9 @@ def _metrics(path: Path) -> Iterator[_Metric]:
 def _report_metrics(report: Report) -> Iterator[_Metric]:
     final = report.stages[-1]
     for accuracy in report.final_accuracies:
-        yield _Metric(f"top-1, {accuracy.dataset}", accuracy.top1, "fraction", higher_is_better=True)
-        if accuracy.agreement is not None:
-            yield _Metric(f"agreement, {accuracy.dataset}", accuracy.agreement, "fraction", higher_is_better=True)
+        for key, value in accuracy.metrics.items():
+            metric = describe_metric(key)
+            yield _Metric(f"{metric.label}, {accuracy.dataset}", value, UNITS[metric.unit], higher_is_better=True)
     yield _Metric("ONNX file", final.onnx_bytes, "bytes")
     yield _Metric("MACs", final.cost.macs, "count")
     yield _Metric("parameters", final.cost.params, "count")

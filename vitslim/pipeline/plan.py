@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
+from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
 from vitslim.progress import Silent
 from vitslim.recipe import resolve_checkpoint
@@ -55,7 +56,8 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.pipeline.accelerators import model_problems
 
     graph = trace_model(recipe.model, resolve_checkpoint(recipe), recipe.seed)
-    return estimate_stages(recipe, sketch(graph), model_problems(recipe, graph))
+    recipe, problems, _ = resolve_task(recipe, graph.source)
+    return estimate_stages(recipe, sketch(graph), (*problems, *model_problems(recipe, graph)))
 
 
 def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Problem] = ()) -> list[PlanRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -112,7 +112,7 @@ def table_warnings(table: LatencyTable | None, config: StageConfig, position: in
     ]
 
 
-def _call(model: str, kwargs: dict[str, int | float | str | bool]) -> str:
+def _call(model: str, kwargs: Mapping[str, object]) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in sorted(kwargs.items()))
     return f"{model}({arguments})" if arguments else model
 

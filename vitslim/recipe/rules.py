@@ -14,6 +14,7 @@ from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import kinds
 from vitslim.recipe.stages.training import PACKAGE, TEACHERS
+from vitslim.recipe.task_rules import model_task_problems, stated_task, states_maps, task_problems
 
 FORBIDDEN: dict[tuple[Phase, Phase], str] = {
     (Phase.MASK, Phase.STRUCTURE): "removing channels would break the pattern of the mask",
@@ -53,6 +54,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _stage_problems(stages),
         _measuring_problems(recipe),
         _file_problems(recipe),
+        _task_problems(recipe),
         wrong_backends(recipe.report.backends, recipe.gates.speedup_min),
     )
     return list(errors), list(_warnings(recipe))
@@ -156,6 +158,16 @@ def _file_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             path, f"'{VALIDATION_SET}' is reserved for the validation set of data.root", "choose another name"
         )
+
+
+def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield problems of the task, as far as the recipe states it."""
+    found = list(model_task_problems(recipe.model))
+    task = stated_task(recipe.model)
+    if found or task is None:
+        yield from found
+    else:
+        yield from task_problems(recipe, task, states_maps(recipe.model))
 
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny
 
 from vitslim.recipe.config import EXPECTED, Config, TimmName
 from vitslim.recipe.stage_config import StageConfig
+from vitslim.tasks import Task
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
@@ -42,7 +43,15 @@ class Model(Config):
         description="entry of the checkpoint that holds the weights; default: the first of `state_dict_ema`, "
         "`model_ema`, `state_dict` and `model`",
     )
-    kwargs: dict[str, int | float | str | bool] = Field({}, description="arguments of timm.create_model")
+    kwargs: dict[str, int | float | str | bool | tuple[int, ...]] = Field(
+        {}, description="arguments of timm.create_model"
+    )
+    task: Task | None = Field(
+        None,
+        description="classify: one label for each image; multilabel: any number of labels, by a sigmoid; features: an "
+        "embedding, or the maps of a backbone (`kwargs: {features_only: true}`). Default: features for a model without "
+        "a classifier, such as one with `kwargs: {num_classes: 0}`; else classify",
+    )
 
     @property
     def name(self) -> str:
@@ -85,9 +94,22 @@ class ReportConfig(Config):
 class Gates(Config):
     """Limits on the results: the run exits with code 1 if one is violated."""
 
-    top1_drop_max: float | None = Field(None, description="largest loss of top-1 on val, in points")
+    top1_drop_max: float | None = Field(None, description="largest loss of top-1 on val, in points (task classify)")
     top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="smallest top-1 on val, in percent"
+        None, description="smallest top-1 on val, in percent (task classify)"
+    )
+    map_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="smallest mean average precision on val, in percent (task multilabel)"
+    )
+    cosine_min: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None,
+        description="smallest mean cosine similarity to the outputs of the dense model on val, from -1 to 1 (task "
+        "features)",
+    )
+    neighbor_agreement_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="smallest share of images of val, in percent, whose nearest calibration image is the same as by "
+        "the dense model (task features, with embeddings)",
     )
     size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(
         None, description="smallest size ratio: dense ONNX bytes over compressed ONNX bytes"

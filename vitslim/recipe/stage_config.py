@@ -101,6 +101,11 @@ class StageConfig(Config):
         return ""
 
     @property
+    def needs_labels(self) -> str:
+        """The reason that the stage needs a model with classes; empty if it does not."""
+        return ""
+
+    @property
     def advice_if_slower(self) -> str:
         """Reason and remedy for a model that this stage makes slower, as the end of a warning; empty for none."""
         return ""

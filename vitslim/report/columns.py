@@ -5,11 +5,13 @@ Each column has one source, so that measured and simulated values are never in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from vitslim.report.metric_format import format_metric
 from vitslim.results import Accuracy, Estimate, Measurement, Report, StageRecord
+from vitslim.tasks import METRICS, describe_metric
 from vitslim.units import (
     decimals,
     flops,
@@ -17,7 +19,6 @@ from vitslim.units import (
     format_count,
     format_factor,
     format_median,
-    format_percent,
     format_points,
 )
 
@@ -108,7 +109,7 @@ def estimate(stage: StageRecord, setting: Setting) -> Estimate | None:
 
 
 def datasets(report: Report) -> tuple[str, ...]:
-    """Return the names of the labeled data sets, `val` first."""
+    """Return the names of the evaluated data sets, `val` first."""
     found = [a.dataset for stage in report.stages for a in stage.accuracies]
     names = dict.fromkeys([*found, *(a.dataset for a in report.final_accuracies)])
     return tuple(sorted(names, key=lambda name: name != "val"))
@@ -128,23 +129,41 @@ def stage_group(report: Report) -> Group:
 
 
 def accuracy_group(report: Report, dataset: str, counts: bool = False) -> Group:
-    """Return top-1 accuracy, its change in points from the dense model, and top-1 agreement with the dense model.
+    """Return the metrics of the task: for classification top-1, its change in points, and top-1 agreement.
 
-    With `counts` also the number of images and the runtime.
+    A metric that the dense model has too is followed by its change from the dense model. With `counts` also the number
+    of images and the runtime.
     """
     rows = [accuracy(report, index, dataset) for index in range(len(report.stages))]
-    dense = rows[0] if rows else None
-    top1 = _cells(rows, lambda a: Cell(format_percent(a.top1), hint=f"{a.n:,} images, {a.runtime}"))
-    agreement = _cells(rows, lambda a: EMPTY if a.agreement is None else Cell(format_percent(a.agreement)))
-    points = _cells(rows, lambda a: EMPTY if dense is None or a is dense else Cell(format_points(a.top1 - dense.top1)))
     columns = (
-        Column("top-1", "measured", top1),
-        Column("points", "measured", points),
-        Column("agreement", "measured", agreement),
+        *(column for key in metric_keys(rows) for column in _metric_columns(rows, key)),
         Column("images", "", _cells(rows, lambda a: Cell(f"{a.n:,}")) if counts else ()),
         Column("runtime", "", _cells(rows, lambda a: Cell(a.runtime)) if counts else (), numeric=False),
     )
     return Group((dataset,), "measured", _filled(columns))
+
+
+def metric_keys(rows: Iterable[Accuracy | None]) -> tuple[str, ...]:
+    """Return the keys of all metrics of some accuracies, in the order of `vitslim.tasks`."""
+    found = dict.fromkeys(key for row in rows if row for key in row.metrics)
+    known = [key for key in METRICS if key in found]
+    return (*known, *(key for key in found if key not in METRICS))
+
+
+def _metric_columns(rows: Sequence[Accuracy | None], key: str) -> Iterator[Column]:
+    metric, dense = describe_metric(key), rows[0]
+    values = [None if row is None else row.metrics.get(key) for row in rows]
+    hints = ["" if row is None else f"{row.n:,} images, {row.runtime}" for row in rows]
+    cells = tuple(
+        EMPTY if value is None else Cell(format_metric(key, value), hint=hint)
+        for value, hint in zip(values, hints, strict=True)
+    )
+    yield Column(metric.label, "measured", cells)
+    before = values[0]
+    if dense is not None and before is not None and not metric.against_dense:
+        changes = (None, *values[1:])
+        points = _cells(changes, lambda value: Cell(format_points(value - before)))
+        yield Column("points", "measured", points)
 
 
 def size_group(report: Report) -> Group:

@@ -14,12 +14,17 @@ from vitslim.report.columns import (
     estimate,
     measured_settings,
     measurement,
+    metric_keys,
     simulated_settings,
 )
+from vitslim.report.metric_format import format_metric
 from vitslim.report.plots import Mark, Series, bar_plot, dot_plot
 from vitslim.results import Accuracy, Estimate, Measurement, Report
-from vitslim.units import decimals, format_bytes, format_median, format_ms, format_percent
+from vitslim.tasks import describe_metric
+from vitslim.units import decimals, format_bytes, format_median, format_ms
 
+COUNTED = ("top1", "knn_top1")
+"""Metrics that are a share of the images, with a binomial standard error."""
 SHOWN_SETS = 3
 """Largest number of data sets in one plot; the table has all."""
 
@@ -53,30 +58,39 @@ def further_figures(report: Report, source: Source) -> Iterator[Figure]:
 
 
 def accuracy_figure(report: Report) -> Figure | None:
-    """Return top-1 accuracy per stage, one series per data set; None without accuracies."""
+    """Return the first metric of the task per stage, one series per data set; None without accuracies."""
     names = datasets(report)[:SHOWN_SETS]
-    rows = range(len(report.stages))
-    series = [Series(name, tuple(_accuracy_mark(accuracy(report, i, name)) for i in rows)) for name in names]
-    if not series:
+    rows = {name: [accuracy(report, i, name) for i in range(len(report.stages))] for name in names}
+    key = next(iter(metric_keys(row for found in rows.values() for row in found)), None)
+    if key is None:
         return None
-    svg = dot_plot("Accuracy per stage, measured", "top-1 accuracy, %", _labels(report), series)
-    note = "Whiskers: ± one standard error. The axis does not start at zero."
+    series = [Series(name, tuple(_accuracy_mark(row, key) for row in found)) for name, found in rows.items()]
+    metric = describe_metric(key)
+    axis = f"{metric.words}, %" if metric.unit == "percent" else metric.words
+    axis = "top-1 accuracy, %" if key == "top1" else axis
+    svg = dot_plot("Accuracy per stage, measured", axis, _labels(report), series)
+    whiskers = "Whiskers: ± one standard error. " if key in COUNTED else ""
+    note = f"{whiskers}The axis does not start at zero."
     return Figure("Accuracy", "measured", note, svg, names if len(names) > 1 else ())
 
 
-def _accuracy_mark(found: Accuracy | None) -> Mark | None:
-    if found is None:
+def _accuracy_mark(found: Accuracy | None, key: str) -> Mark | None:
+    if found is None or key not in found.metrics:
         return None
-    error = standard_error(found)
-    percent = 100 * found.top1
+    value, of = found.metrics[key], f"{found.n:,} images, {found.runtime}"
+    if describe_metric(key).unit != "percent":
+        return Mark(value, format_metric(key, value), f"{format_metric(key, value)}, {of}")
+    percent = 100 * value
+    if key not in COUNTED:
+        return Mark(percent, f"{percent:.1f}", f"{format_metric(key, value)}, {of}")
+    error = standard_error(value, found.n)
     spread = min(200 * error, 2 * (100 - percent))
-    hint = f"{format_percent(found.top1)} ± {100 * error:.1f}, {found.n:,} images, {found.runtime}"
-    return Mark(percent, f"{percent:.1f}", hint, spread)
+    return Mark(percent, f"{percent:.1f}", f"{format_metric(key, value)} ± {100 * error:.1f}, {of}", spread)
 
 
-def standard_error(found: Accuracy) -> float:
-    """Return the binomial standard error of a top-1 accuracy, as a fraction."""
-    return math.sqrt(max(found.top1 * (1 - found.top1), 0.0) / found.n) if found.n else 0.0
+def standard_error(share: float, images: int) -> float:
+    """Return the binomial standard error of a share of images, both in [0, 1]."""
+    return math.sqrt(max(share * (1 - share), 0.0) / images) if images else 0.0
 
 
 def size_figure(report: Report) -> Figure | None:

@@ -10,10 +10,13 @@ from vitslim.report.columns import (
     estimate,
     measured_settings,
     measurement,
+    metric_keys,
     simulated_settings,
 )
+from vitslim.report.metric_format import format_metric
 from vitslim.results import Report
-from vitslim.units import format_bytes, format_count, format_ms, format_percent, format_points, format_ratio
+from vitslim.tasks import describe_metric
+from vitslim.units import format_bytes, format_count, format_ms, format_points, format_ratio
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,25 @@ def macs_fact(report: Report) -> Fact | None:
 
 
 def accuracy_fact(report: Report) -> Fact | None:
-    """Return the change of top-1 accuracy in points on the first data set, from the dense to the exported model."""
+    """Return the first metric on the first data set, of the exported model against the dense model.
+
+    Its change in points, or its value if it compares with the dense model, such as the cosine similarity.
+    """
     name = next(iter(datasets(report)), None)
     if name is None or len(report.stages) < 2:
         return None
     before, after = accuracy(report, 0, name), accuracy(report, len(report.stages) - 1, name)
     if before is None or after is None:
         return None
-    detail = f"{format_percent(before.top1)} → {format_percent(after.top1)} on {name}, {after.n:,} images"
-    return Fact(format_points(after.top1 - before.top1), "points top-1", detail=detail, source="measured")
+    key = next(iter(metric_keys([after])), None)
+    if key is None:
+        return None
+    metric, value, dense = describe_metric(key), after.metrics[key], before.metrics.get(key)
+    shown = format_metric(key, value)
+    if metric.against_dense or dense is None:
+        return Fact(shown, metric.words, detail=f"on {name}, {after.n:,} images", source="measured")
+    detail = f"{format_metric(key, dense)} → {shown} on {name}, {after.n:,} images"
+    return Fact(format_points(value - dense), f"points {metric.words}", detail=detail, source="measured")
 
 
 def compared(ratio: float, better: str, worse: str) -> tuple[str, str]:

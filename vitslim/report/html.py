@@ -20,6 +20,7 @@ from vitslim.report import (
 )
 from vitslim.report.columns import Group, Source
 from vitslim.results import Report
+from vitslim.tasks import EXPLANATIONS
 from vitslim.units import format_duration
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def render_html(report: Report) -> str:
             verdict=wording.gates_verdict(report.gates),
             failed=any(not gate.passed for gate in report.gates),
             baseline=wording.baseline(report),
+            explanation=EXPLANATIONS[report.task],
         )
     )
 

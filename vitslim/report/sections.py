@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitslim.report.columns import measured_settings, measurement
+from vitslim.report.columns import measured_settings, measurement, metric_keys
+from vitslim.report.metric_format import format_metric
 from vitslim.report.wording import (
     baseline,
     counted,
@@ -18,6 +19,7 @@ from vitslim.report.wording import (
     simulators,
 )
 from vitslim.results import RESOLVED_KEY, Report
+from vitslim.tasks import describe_metric
 from vitslim.units import format_percent
 
 
@@ -71,8 +73,10 @@ def _resolved(report: Report) -> Iterator[Entry]:
 
 def _exported(report: Report) -> Iterator[Entry]:
     for result in report.final_accuracies:
-        agreement = "" if result.agreement is None else f", top-1 agreement {format_percent(result.agreement)}"
-        yield Entry(f"{result.dataset}: top-1 {format_percent(result.top1)} of {result.n:,} images{agreement}")
+        keys = metric_keys([result])
+        values = [f"{describe_metric(key).words} {format_metric(key, result.metrics[key])}" for key in keys]
+        first = f"{values[0]} of {result.n:,} images" if values else f"{result.n:,} images"
+        yield Entry(f"{result.dataset}: {', '.join([first, *values[1:]])}")
     for name, value in report.parity.items():
         yield Entry(f"{name} = {value:.4g}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vitslim.results import Estimate, GateResult, LayerNote, Report
+from vitslim.tasks import GATE_METRICS, METRICS
 from vitslim.units import format_percent
 
 
@@ -48,7 +49,8 @@ def _gate_number(name: str, value: float) -> str:
         return f"{value:.2f}x"
     if "drop" in name:
         return f"{value:.2f} points"
-    return f"{value:.2f} %" if "top1" in name else f"{value:.4g}"
+    metric = GATE_METRICS.get(name)
+    return f"{value:.2f} %" if metric and METRICS[metric].unit == "percent" else f"{value:.4g}"
 
 
 def gates_verdict(gates: Iterable[GateResult]) -> str:

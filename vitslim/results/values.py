@@ -14,6 +14,7 @@ from vitslim.results.accelerator_result import AcceleratorResult
 from vitslim.results.pruned_widths import PrunedWidths
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
+from vitslim.tasks import Task
 
 REPORT_SCHEMA_VERSION = 3
 
@@ -166,16 +167,15 @@ class Estimate(Value):
 
 
 class Accuracy(Value):
-    """Top-1 accuracy of one model on one labeled data set."""
+    """The metrics of one model on one data set."""
 
     dataset: str
     """`val`, or the name given in `data.also_evaluate`."""
-    top1: float
-    """Fraction in [0, 1]."""
     n: int
     """Number of images."""
-    agreement: float | None = None
-    """Top-1 agreement: fraction of images with the same top-1 class as the dense model."""
+    metrics: dict[str, float]
+    """Metrics of the task by key, see `vitslim.tasks`: `top1` and `agreement`, `map`, `cosine`, ... Fractions are in
+    [0, 1]. The dense model has none that compare with it."""
     runtime: Literal["torch", "onnxruntime"] = "torch"
     provenance: Literal["measured"] = "measured"
 
@@ -276,6 +276,7 @@ class Report(Value):
     schema_version: int = REPORT_SCHEMA_VERSION
     name: str
     model: str
+    task: Task = "classify"
     dataset: str
     seed: int
     created: str

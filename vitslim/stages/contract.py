@@ -39,13 +39,13 @@ GemmLatency = Callable[[Sequence[SizedGemm]], Sequence[float]]
 class Deployment:
     """Functions that write, run and measure candidates, for stages that choose among them.
 
-    The batch is the first of the recipe. Logits and latency are of that batch: dynamic ranges depend on it.
+    The batch is the first of the recipe. Outputs and latency are of that batch: dynamic ranges depend on it.
     """
 
     write: Callable[[ModelGraph, Path], None]
     """Write a graph with the export profile of the recipe."""
-    logits: Callable[[Path, Tensor], Tensor]
-    """Run a file in ONNX Runtime, on all cores: images (n, C, H, W) to logits (n, classes)."""
+    outputs: Callable[[Path, Tensor], Tensor]
+    """Run a file in ONNX Runtime, on all cores: images (n, C, H, W) to outputs (n, k), see `graph.outputs.joined`."""
     write_int8: Callable[[ModelGraph, Path], None]
     """Write a graph quantized to INT8 on few images, to measure its latency; its accuracy is not that of the recipe."""
     latency: Callable[[Mapping[str, Path]], Mapping[str, Measurement]]

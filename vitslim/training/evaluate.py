@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from scipy.stats import binom
 
+from vitslim.graph.outputs import Outputs, joined
 from vitslim.progress import Progress
 from vitslim.training.images import LabeledImages
 
@@ -16,20 +17,30 @@ SIGNIFICANCE = 0.05
 
 
 def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], dataset: LabeledImages, batch: int, progress: Progress, label: str
+    model: Callable[[torch.Tensor], Outputs], dataset: LabeledImages, batch: int, progress: Progress, label: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits float32 (n, classes) and labels int64 (n,) of all images in order.
+    """Return the outputs of all images in order, float32 (n, k), and their labels, int64 (n,) or float (n, classes).
 
-    `model` is a module or any function of images; a module is left in evaluation mode.
+    Outputs are logits, embeddings, or all maps of an image in one row (`joined`). `model` is a module or any function
+    of images; a module is left in evaluation mode.
     """
     if isinstance(model, torch.nn.Module):
         model.eval()
-    logits, labels = [], []
+    outputs, labels = [], []
     with torch.no_grad():
         for images, targets in progress.track(dataset.batches(batch), label):
-            logits.append(model(images).float())
+            outputs.append(joined(model(images)).float())
             labels.append(targets)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(outputs), torch.cat(labels)
+
+
+def run_over(
+    model: Callable[[torch.Tensor], object], dataset: LabeledImages, batch: int, progress: Progress, label: str
+) -> None:
+    """Run a function of images on all images in order, for its side effects; its results are discarded."""
+    with torch.no_grad():
+        for images, _ in progress.track(dataset.batches(batch), label):
+            model(images)
 
 
 def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """float32 (b, C, H, W)."""
     labels: torch.Tensor
-    """int64 (b,); with mixup or cutmix float32 (b, classes), in which each row sums to 1."""
+    """int64 (b,); with mixup or cutmix float32 (b, classes), in which each row sums to 1; for several labels float32
+    (b, classes) of zeros and ones."""
     positions: torch.Tensor
     """int64 (b,): positions in the dataset, by which an objective can look up stored values of each image."""
 

@@ -10,13 +10,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from vitslim.graph.nodes import graph_module, tensors_of
+from vitslim.graph.outputs import Outputs
 
 
 class LogitsAndFeatures(NamedTuple):
     """Outputs of a module with taps."""
 
-    logits: torch.Tensor
-    """float (b, classes)."""
+    logits: Outputs
+    """The output of the model: float (b, classes), an embedding, or a tuple of maps."""
     features: tuple[torch.Tensor, ...]
     """One tensor (b, ...) per tapped node, in the order of the nodes."""
     decisions: tuple[torch.Tensor, ...] = ()

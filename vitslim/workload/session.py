@@ -47,9 +47,12 @@ class OnnxModel:
         self._shape: list[int | str | None] = list(inputs[0].shape)
 
     def __call__(self, images: Floats) -> Floats:
-        """Logits float32 (n, classes) of images float32 (n, C, H, W)."""
-        logits: Floats = self._session.run(None, {self._name: images})[0]
-        return logits
+        """First output, float32 (n, ...), of images float32 (n, C, H, W): the logits of a classifier."""
+        return self.run(images)[0]
+
+    def run(self, images: Floats) -> tuple[Floats, ...]:
+        """All outputs, float32 (n, ...) each, of images float32 (n, C, H, W)."""
+        return tuple(self._session.run(None, {self._name: images}))
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape (batch, C, H, W) of the input. Raises InputError when the file has another fixed batch size."""

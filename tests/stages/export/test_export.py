@@ -27,7 +27,7 @@ from vitslim.stages.export.check import (
     OnnxFile,
     check_parity,
     check_stored_weights,
-    compare_logits,
+    compare_outputs,
 )
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.stage import ExportStage
@@ -178,7 +178,7 @@ def test_integers_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph,
 
 def test_int8_file_predicts_what_the_graph_predicts(sparse_int8: ModelGraph, int8_file: Path) -> None:
     images = images_for(sparse_int8, 32)
-    parity = compare_logits(logits_of(sparse_int8, images), OnnxFile(int8_file)(images))
+    parity = compare_outputs(logits_of(sparse_int8, images), OnnxFile(int8_file)(images))
     check_parity(parity, exact=False)
     assert parity.sqnr_db > 15
 

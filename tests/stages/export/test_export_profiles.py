@@ -25,7 +25,7 @@ from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import LayerAnnotation
-from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
+from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.export.stage import ExportStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -47,7 +47,7 @@ def write(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> Call
         check_stored_weights(path, graph)
         images = torch.stack([context.data.calibration[i][0] for i in range(17)])
         with torch.no_grad():
-            parity = compare_logits(graph.module(images), OnnxFile(path)(images))
+            parity = compare_outputs(graph.module(images), OnnxFile(path)(images))
         assert parity.sqnr_db > 20
         return graph, path
 

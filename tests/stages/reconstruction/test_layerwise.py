@@ -13,8 +13,9 @@ from vitslim.progress import Silent
 from vitslim.stages.quantize.observe import solvable_layers
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.reconstruction.layerwise import LayerSolver
-from vitslim.stages.reconstruction.sensitivity import BATCH, TEMPERATURE, Sensitivity, class_gradients, row_weights
+from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, row_weights, sampled_gradients
 from vitslim.training.taps import with_taps
+from vitslim.training.tasks.classification import SAMPLING_TEMPERATURE, Classification
 
 NAME = "blocks.1.mlp.fc2.weight"
 
@@ -93,10 +94,10 @@ def test_classes_are_sampled_by_the_probabilities_of_the_model(tiny_graph: Model
     images, draws = images_of(tiny_graph)[:2], 600
     with torch.no_grad():
         tiny_graph.module.get_parameter("head.weight").mul_(20)  # or all classes are about equally likely
-        likely = torch.softmax(tiny_graph.module(images) / TEMPERATURE, dim=1)
+        likely = torch.softmax(tiny_graph.module(images) / SAMPLING_TEMPERATURE, dim=1)
     tapped = with_taps(tiny_graph.module, [layer_nodes(tiny_graph.module)["head.weight"][0]])
-    found = class_gradients(tapped, images, torch.Generator().manual_seed(0), draws)
-    ones = TEMPERATURE * torch.stack([gradient for (gradient,) in found]) + likely
+    found = sampled_gradients(tapped, images, torch.Generator().manual_seed(0), draws, Classification())
+    ones = SAMPLING_TEMPERATURE * torch.stack([gradient for (gradient,) in found]) + likely
     classes = ones.argmax(dim=2)
     torch.testing.assert_close(ones, torch.nn.functional.one_hot(classes, likely.shape[1]).float(), rtol=0, atol=1e-4)
     often = torch.stack([torch.bincount(one, minlength=likely.shape[1]) for one in classes.T]) / draws

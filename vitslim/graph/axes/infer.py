@@ -86,7 +86,7 @@ def _output(scope: Scope, node: Node) -> None:
     for result in node.all_input_nodes:
         dims = scope.of(result)
         scope.freeze(dims, "is an output of the model")
-        if dims:
+        if len(dims) == 2:
             scope.set_kind(dims[-1], "classes")
 
 

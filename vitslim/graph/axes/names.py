@@ -49,7 +49,10 @@ def name_axes(
     found: dict[Prim, Named] = {}
     candidates: dict[Prim, list[str]] = {}
     for prim, where in own.items():
-        kind = kinds.get(prim) or _kind([tie for tie in where if tie[0] not in buffers], blocks)
+        inferred = _kind([tie for tie in where if tie[0] not in buffers], blocks)
+        kind = kinds.get(prim) or inferred
+        if kind == "classes" and inferred == "embed":  # without a classifier the output is the residual stream
+            kind = inferred
         found[prim] = Named("", kind)
         candidates[prim] = list(dict.fromkeys(_candidates(kind, where, blocks, matrices)))
     names = _unique(candidates)

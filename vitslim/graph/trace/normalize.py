@@ -32,9 +32,10 @@ ASSERTS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_co
 
 
 def normalize(exported: GraphModule) -> GraphModule:
-    """Return a graph module with one input and one output tensor, from `torch.export.export(...).module()`.
+    """Return a graph module with one input tensor, and one output tensor or a tuple of them.
 
-    Takes over the tensors of `exported`. Parameter names are kept; a buffer with several users is copied for each.
+    exported: from `torch.export.export(...).module()`, whose tensors are taken over. Parameter names are kept; a buffer
+    with several users is copied for each.
     """
     graph = exported.graph
     for node in list(graph.nodes):
@@ -65,12 +66,12 @@ def shape_of(node: Node) -> tuple[Any, ...]:
 
 
 def _plain_signature(graph: Graph) -> None:
-    """Replace the pytree signature of an export by one input and one output tensor."""
+    """Replace the pytree signature of an export by one input tensor and one output: a tensor, or a tuple of them."""
     graph.set_codegen(CodeGen())
     output = graph.output_node()
     result = output.args[0]
-    if isinstance(result, (tuple, list)) and len(result) == 1:
-        output.args = (result[0],)
+    if isinstance(result, (tuple, list)):
+        output.args = (result[0] if len(result) == 1 else tuple(result),)
 
 
 def _inline_regions(module: GraphModule) -> None:

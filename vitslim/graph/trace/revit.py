@@ -77,11 +77,11 @@ def trace_model(model: Model, checkpoint: Path | None = None, seed: int = 0) -> 
     Raises UsageError for widths that the rule cannot give, and for arguments that would change them.
     """
     if model.revit is None:
-        return trace_timm(model.timm or "", dict(model.kwargs), checkpoint, seed, model.checkpoint_entry)
+        return trace_timm(model.timm or "", dict(model.kwargs), checkpoint, seed, model.checkpoint_entry, model.task)
     kwargs = revit_kwargs(model.revit)
     for key in sorted({*kwargs, "depth", "qk_norm", "distilled"} & model.kwargs.keys()):
         raise UsageError(f"model.kwargs cannot hold '{key}' with `revit`: the rule sets it", f"remove '{key}'")
-    uniform = trace_timm(BASE, {**model.kwargs, **kwargs}, None, seed)
+    uniform = trace_timm(BASE, {**model.kwargs, **kwargs}, None, seed, None, model.task)
     sizes = {axis.name: axis.size for axis in uniform.axes.axes}
     lengths = revit_lengths(model.revit)
     kept = {name: range(length) for name, length in lengths.items() if length < sizes[name]}

@@ -15,10 +15,12 @@ from torch.export import Dim, export
 
 from vitslim.errors import InputError, UsageError
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.outputs import name_outputs, output_list
 from vitslim.graph.trace.checkpoint import read_weights
 from vitslim.graph.trace.checkpoint.fit import Weights, adaptations, mismatch, with_arguments
 from vitslim.graph.trace.normalize import normalize
 from vitslim.recipe.hub_folder import HubFolder, read_hub_folder
+from vitslim.tasks import Task
 
 RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of timm.create_model that would load weights without the checks made here."""
@@ -31,15 +33,21 @@ UNFIT = (RuntimeError, KeyError, IndexError, ValueError, AttributeError, TypeErr
 """Exceptions of timm's loaders and checkpoint filters for weights of another model."""
 
 
+BACKBONE = ("features_only", "out_indices")
+"""Arguments of timm.create_model that turn a model into a backbone, whose outputs are maps."""
+
+
 def trace_timm(
-    timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0, entry: str | None = None
-) -> ModelGraph:
+    timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0, entry: str | None = None,
+    task: Task | None = None,
+) -> ModelGraph:  # fmt: skip
     """Return the exported graph of a timm model in evaluation mode; its outputs equal the model's bit for bit.
 
     `kwargs` go to `timm.create_model`. Without a checkpoint the weights are random, from `seed`. Weights are never
     downloaded. `entry` names the state dict of a checkpoint that has several. Unless `kwargs` set `num_classes`, it is
-    that of the checkpoint. Raises UsageError for an unknown name or arguments that the model does not take, InputError
-    for a checkpoint that cannot be read or does not fit, and for a model that torch.export cannot trace.
+    that of the checkpoint. `task`: None for `classify` or, without a classifier, `features`. Raises UsageError for an
+    unknown name, arguments that the model does not take, or a task that is not the model's, InputError for a checkpoint
+    that cannot be read or does not fit, and for a model that torch.export cannot trace.
     """
     hub = read_hub_folder(checkpoint) if checkpoint is not None and checkpoint.is_dir() else None
     if hub is not None:
@@ -47,18 +55,22 @@ def trace_timm(
     model = _build(timm_name, kwargs, seed)
     adapted: tuple[str, ...] = ()
     if checkpoint is not None:
-        model, kwargs, adapted = _load(model, timm_name, kwargs, read_weights(model, checkpoint, entry))
+        whole = _build(timm_name, _without_maps(kwargs), seed)
+        model, kwargs, adapted = _load(whole, timm_name, kwargs, read_weights(whole, checkpoint, entry))
     image, preprocessing = _input(model, kwargs, hub.preprocessing if hub else {})
     example = torch.zeros(EXAMPLE_BATCH, *image)
     with torch.no_grad():
-        logits = _example_logits(model, example, timm_name)
+        outputs = _example_outputs(model, example, timm_name)
     try:
         exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
     module = normalize(exported.module())
     module.eval()
-    source = ModelSource(timm_name, dict(kwargs), image, logits.shape[1], preprocessing, adapted)
+    found = _task(model, outputs, task, timm_name)
+    classes = 0 if found == "features" else outputs[0].shape[1]
+    named = name_outputs(found, outputs)
+    source = ModelSource(timm_name, dict(kwargs), image, classes, preprocessing, adapted, found, named)
     return ModelGraph(module, source)
 
 
@@ -67,24 +79,34 @@ def _load(
 ) -> tuple[torch.nn.Module, dict[str, Any], tuple[str, ...]]:
     """Return the model with weights, its arguments, and a sentence on each step that made the weights fit.
 
-    timm loads them: it resizes position embeddings and adapts the first convolution to other image channels.
+    model: without the arguments that make it a backbone. timm loads them: it resizes position embeddings and adapts the
+    first convolution to other image channels.
     """
-    kwargs, weights = with_arguments(weights, model, kwargs)
+    whole, weights = with_arguments(weights, model, _without_maps(kwargs))
+    maps = {key: kwargs[key] for key in BACKBONE if key in kwargs}
     input_size = model.pretrained_cfg["input_size"]  # type: ignore[index]  # a dict
     overlay = weights.overlay | {
         "input_size": (weights.channels or input_size[0], *input_size[1:]),
         # Otherwise timm would leave the head random.
-        "num_classes": kwargs.get("num_classes", model.num_classes),
+        "num_classes": whole.get("num_classes", model.num_classes),
     }
     try:
         with torch.random.fork_rng(devices=[]):
             loaded: torch.nn.Module = timm.create_model(
-                timm_name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
+                timm_name, pretrained=True, pretrained_cfg_overlay=overlay, **whole, **maps
             )
     except UNFIT as error:
-        raise mismatch(weights, _build(timm_name, kwargs, 0), timm_name) from error
+        raise mismatch(weights, _build(timm_name, whole, 0), timm_name) from error
     loaded.pretrained_cfg = loaded.default_cfg = model.pretrained_cfg  # without the tensors
-    return loaded.eval(), kwargs, (*weights.notes, *adaptations(weights, loaded))
+    notes = adaptations(weights, _build(timm_name, whole, 0) if maps else loaded)
+    return loaded.eval(), {**whole, **maps}, (*weights.notes, *notes)
+
+
+def _without_maps(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the model, without its classifier, of which these make a backbone; others unchanged."""
+    if not kwargs.get("features_only"):
+        return kwargs
+    return {key: value for key, value in kwargs.items() if key not in BACKBONE} | {"num_classes": 0}
 
 
 def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -96,7 +118,7 @@ def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: torch.nn.Module = timm.create_model(timm_name, pretrained=False, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+    except (*UNFIT, ZeroDivisionError) as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
         reason = _first_line(error) or "an assertion of the model does not hold"
         raise UsageError(
@@ -148,17 +170,37 @@ def _input(
     return (int(channels), int(height), int(width)), preprocessing
 
 
-def _example_logits(model: torch.nn.Module, example: torch.Tensor, timm_name: str) -> torch.Tensor:
+def _example_outputs(model: torch.nn.Module, example: torch.Tensor, timm_name: str) -> tuple[torch.Tensor, ...]:
     try:
-        logits = model(example)
+        outputs = model(example)
     except (RuntimeError, ValueError, AssertionError) as error:
         size = "x".join(map(str, example.shape[1:]))
         raise UsageError(
             f"'{timm_name}' does not take images of {size}: {_first_line(error)}", "set model.kwargs.img_size"
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise UsageError(f"'{timm_name}' with these arguments is not a classifier", "check model.kwargs")
-    return logits
+    found = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    is_tensors = isinstance(found, tuple | list) and all(
+        isinstance(one, torch.Tensor) and one.ndim > 1 for one in found
+    )
+    if not found or not is_tensors:
+        raise UsageError(f"'{timm_name}' with these arguments does not return tensors", "check model.kwargs")
+    return output_list(found)
+
+
+def _task(model: torch.nn.Module, outputs: tuple[torch.Tensor, ...], task: Task | None, timm_name: str) -> Task:
+    """Return the task of a model. Raises UsageError for a task that does not fit its outputs."""
+    classes = int(getattr(model, "num_classes", 0) or 0)
+    is_classifier = classes > 0
+    if is_classifier and (len(outputs) > 1 or outputs[0].ndim != 2):
+        message = f"'{timm_name}' with these arguments is not a classifier, though it has {classes} classes"
+        raise UsageError(message, "check model.kwargs; `num_classes: 0` makes a feature extractor")
+    if is_classifier and task == "features":
+        message = f"model.task is features, but '{timm_name}' has a classifier of {classes} classes"
+        raise UsageError(message, "set model.kwargs.num_classes to 0, or remove model.task")
+    if not is_classifier and task not in (None, "features"):
+        message = f"model.task is {task}, but '{timm_name}' with these arguments has no classifier"
+        raise UsageError(message, "set model.kwargs.num_classes, or remove model.task")
+    return task or ("classify" if is_classifier else "features")
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitslim.data import DataModule
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import joined
 from vitslim.pipeline.bench.quantized_model import quantized
 from vitslim.pipeline.latency import latency_of_files
 from vitslim.progress import Progress
@@ -35,12 +36,12 @@ def make_deployment(recipe: Recipe, data: DataModule, progress: Progress) -> Dep
     def write(graph: ModelGraph, path: Path) -> None:
         export_onnx(graph, path, profile)
 
-    def logits(path: Path, images: Tensor) -> Tensor:
+    def outputs(path: Path, images: Tensor) -> Tensor:
         model = OnnxModel(path)
-        parts = torch.split(images, batch)
-        return torch.cat([torch.from_numpy(model(part.numpy())) for part in parts])
+        found = (model.run(part.numpy()) for part in torch.split(images, batch))
+        return torch.cat([joined([torch.from_numpy(one) for one in values]) for values in found])
 
     def write_int8(graph: ModelGraph, path: Path) -> None:
         export_onnx(quantized(graph, data.calibration, recipe.seed, int8), path, profile)
 
-    return Deployment(write, logits, write_int8, latency)
+    return Deployment(write, outputs, write_int8, latency)

@@ -1,61 +1,103 @@
-"""Accuracy of the stages in torch and of the exported file in ONNX Runtime, on the same images."""
+"""Metrics of the stages in torch and of the exported file in ONNX Runtime, on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vitslim.data import DataModule, Dataset
-from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.model_graph import ModelGraph, ModelSource
+from vitslim.graph.outputs import Outputs, output_list
 from vitslim.progress import Progress
 from vitslim.results import Accuracy
-from vitslim.training.evaluate import predict
+from vitslim.training.evaluate import predict, run_over
+from vitslim.training.tasks import MapComparison, Predicted, task_for
 from vitslim.workload.session import OnnxModel
 
 BATCH = 50
+CALIBRATION = "calibration"
+"""Name of the calibration images among the predictions; no evaluation set has it."""
+
+Predictions = dict[str, torch.Tensor]
+"""Evaluation set to what the task stores of the outputs: one row for each image, such as the predicted class. Empty for
+a backbone, whose maps are compared batch by batch."""
+Model = Callable[[torch.Tensor], Outputs]
 
 
-def evaluate_graph(
-    graph: ModelGraph, data: DataModule, dense: dict[str, torch.Tensor] | None, progress: Progress, label: str
-) -> tuple[tuple[Accuracy, ...], dict[str, torch.Tensor]]:
-    """Return top-1 accuracy and top-1 agreement with the dense model on every evaluation set, and the predictions.
+@dataclass(frozen=True)
+class Reference:
+    """The dense model, with which others are compared."""
 
-    dense: predictions of the dense model, by evaluation set; None for the dense model itself.
-    """
-    return _evaluate(graph.module.eval(), data, dense, progress, label, "torch")
+    predictions: Predictions
+    graph: Callable[[], ModelGraph]
 
 
-def evaluate_onnx(
-    path: Path, data: DataModule, dense: dict[str, torch.Tensor], progress: Progress, label: str
-) -> tuple[tuple[Accuracy, ...], dict[str, torch.Tensor]]:
-    """Return the same as `evaluate_graph` for an ONNX file in ONNX Runtime."""
-    model = OnnxModel(path)
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models on the data sets of a run."""
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model(images.numpy()))
+    data: DataModule
+    source: ModelSource
+    progress: Progress
+    dense: Reference | None
+    """None for the dense model itself."""
 
-    return _evaluate(forward, data, dense, progress, label, "onnxruntime")
+    def of_graph(self, graph: ModelGraph, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        """Return the metrics of a graph on every evaluation set, and its predictions."""
+        return self._evaluate(graph.module.eval(), label, "torch")
+
+    def of_file(self, path: Path, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        """Return the same for an ONNX file in ONNX Runtime."""
+        model = OnnxModel(path)
+
+        def forward(images: torch.Tensor) -> Outputs:
+            return [torch.from_numpy(one) for one in model.run(images.numpy())]
+
+        return self._evaluate(forward, label, "onnxruntime")
+
+    def _evaluate(self, forward: Model, label: str, runtime: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        if self.source.has_maps:
+            compared = self._compared_maps(forward, label)
+            return tuple(_accuracy(self.data, name, found, runtime) for name, found in compared.items()), {}
+        task = task_for(self.source)
+        sets = evaluation_sets(self.data) | ({CALIBRATION: self.data.calibration} if task.uses_calibration else {})
+        found: dict[str, Predicted] = {}
+        for name, dataset in sets.items():
+            outputs, labels = predict(forward, dataset, BATCH, self.progress, f"{label}: accuracy on {name}")
+            found[name] = Predicted(task.stored(outputs), labels)
+        dense: Mapping[str, torch.Tensor] = self.dense.predictions if self.dense else {}
+        accuracies = tuple(
+            _accuracy(
+                self.data,
+                name,
+                task.scores(found[name], dense.get(name), found.get(CALIBRATION), dense.get(CALIBRATION)),
+                runtime,
+            )
+            for name in evaluation_sets(self.data)
+        )
+        return accuracies, {name: one.values for name, one in found.items()}
+
+    def _compared_maps(self, forward: Model, label: str) -> dict[str, dict[str, float]]:
+        """Return the metrics of maps by evaluation set: the dense model runs beside the other, batch by batch."""
+        if self.dense is None:
+            return {name: {} for name in evaluation_sets(self.data)}
+        dense, scores = self.dense.graph().module.eval(), {}
+        for name, dataset in evaluation_sets(self.data).items():
+            comparison = MapComparison(self.source.outputs)
+
+            def compare(images: torch.Tensor, comparison: MapComparison = comparison) -> None:
+                comparison.add(output_list(dense(images)), output_list(forward(images)))
+
+            run_over(compare, dataset, BATCH, self.progress, f"{label}: comparison on {name}")
+            scores[name] = comparison.scores()
+        return scores
 
 
-def _evaluate(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    data: DataModule,
-    dense: dict[str, torch.Tensor] | None,
-    progress: Progress,
-    label: str,
-    runtime: str,
-) -> tuple[tuple[Accuracy, ...], dict[str, torch.Tensor]]:
-    accuracies, predictions = [], {}
-    for name, dataset in evaluation_sets(data).items():
-        logits, labels = predict(forward, dataset, BATCH, progress, f"{label}: accuracy on {name}")
-        predicted = logits.argmax(dim=1)
-        agreement = None if dense is None else (predicted == dense[name]).float().mean().item()
-        top1 = (predicted == labels).float().mean().item()
-        accuracies.append(Accuracy(dataset=name, top1=top1, n=len(labels), agreement=agreement, runtime=runtime))
-        predictions[name] = predicted
-    return tuple(accuracies), predictions
+def _accuracy(data: DataModule, name: str, metrics: dict[str, float], runtime: str) -> Accuracy:
+    return Accuracy(dataset=name, n=len(evaluation_sets(data)[name]), metrics=metrics, runtime=runtime)
 
 
 def evaluation_sets(data: DataModule) -> dict[str, Dataset]:

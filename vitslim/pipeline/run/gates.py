@@ -7,6 +7,7 @@ from math import nan
 
 from vitslim.recipe.schema import Gates
 from vitslim.results import Estimate, GateResult, Measurement, StageRecord
+from vitslim.tasks import GATE_METRICS, METRICS
 
 
 def judge(gates: Gates, stages: tuple[StageRecord, ...]) -> tuple[GateResult, ...]:
@@ -15,14 +16,16 @@ def judge(gates: Gates, stages: tuple[StageRecord, ...]) -> tuple[GateResult, ..
 
 
 def _judge(gates: Gates, dense: StageRecord, final: StageRecord) -> Iterator[GateResult]:
-    before, after = 100 * _top1(dense), 100 * _top1(final)
     if gates.top1_drop_max is not None:
-        drop = round(before - after, 6)
+        drop = round(100 * (_metric(dense, "top1") - _metric(final, "top1")), 6)
         yield GateResult(
             name="top1_drop_max", limit=gates.top1_drop_max, value=drop, passed=drop <= gates.top1_drop_max
         )
-    if gates.top1_min is not None:
-        yield _at_least("top1_min", gates.top1_min, after)
+    for gate, metric in GATE_METRICS.items():
+        limit = getattr(gates, gate)
+        if limit is not None and gate.endswith("_min"):
+            factor = 100 if METRICS[metric].unit == "percent" else 1
+            yield _at_least(gate, limit, factor * _metric(final, metric))
     if gates.size_ratio_min is not None:
         yield _at_least("size_ratio_min", gates.size_ratio_min, dense.onnx_bytes / final.onnx_bytes)
     if gates.macs_ratio_min is not None:
@@ -35,8 +38,9 @@ def _at_least(name: str, limit: float, value: float) -> GateResult:
     return GateResult(name=name, limit=limit, value=value, passed=value >= limit)
 
 
-def _top1(record: StageRecord) -> float:
-    return next((accuracy.top1 for accuracy in record.accuracies if accuracy.dataset == "val"), nan)
+def _metric(record: StageRecord, key: str) -> float:
+    """Return a metric on val; NaN where it was not measured."""
+    return next((found.metrics.get(key, nan) for found in record.accuracies if found.dataset == "val"), nan)
 
 
 def _speedup(record: StageRecord, backend: str) -> float:

@@ -15,6 +15,7 @@ from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
 from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.latency import measure_files
+from vitslim.pipeline.model_task import check_labels, resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
@@ -71,9 +72,11 @@ def _prepared(
     dense = trace_model(recipe.model, checkpoint, recipe.seed)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
-    estimate_stages(recipe, sketch(dense), model_problems(recipe, dense))
+    recipe, problems, task_notes = resolve_task(recipe, dense.source)
+    estimate_stages(recipe, sketch(dense), (*problems, *model_problems(recipe, dense)))
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
+    check_labels(dense.source, data)
 
     digests = {"vitslim": package_digest(), "data": data.digest}
     digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
@@ -84,7 +87,7 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, inputs.versions)
-    runner.run_dense(dense, key, order)
+    runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs)
 
 
@@ -150,6 +153,7 @@ def _report(
     return Report(
         name=recipe.name,
         model=recipe.model.name,
+        task=recipe.model.task or "classify",
         dataset=recipe.data.kind,
         seed=recipe.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -16,7 +16,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
-from vitslim.pipeline.run.evaluation import evaluate_graph, evaluate_onnx
+from vitslim.pipeline.run.evaluation import Evaluator, Reference
 from vitslim.pipeline.run.keys import snapshot_key
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
@@ -117,14 +117,14 @@ class StageRunner:
     def _keep(
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
     ) -> StoredStage:
-        dense = self.finished[0].predictions if self.finished else None
+        evaluator = Evaluator(self.data, result.graph.source, self.progress, self._reference())
         onnx = scratch / MODEL_FILE
         if not onnx.exists():
             export_onnx(result.graph, onnx)
-        if kind == "export" and dense is not None:
-            accuracies, predictions = evaluate_onnx(onnx, self.data, dense, self.progress, name)
+        if kind == "export" and self.finished:
+            accuracies, predictions = evaluator.of_file(onnx, name)
         else:
-            accuracies, predictions = evaluate_graph(result.graph, self.data, dense, self.progress, name)
+            accuracies, predictions = evaluator.of_graph(result.graph, name)
         record = StageRecord(
             name=name,
             kind=kind,
@@ -142,6 +142,13 @@ class StageRunner:
             widths=result.widths,
         )
         return self.store.stored(scratch, result.graph, predictions, record)
+
+    def _reference(self) -> Reference | None:
+        """Return the dense model; None before it is evaluated itself."""
+        if not self.finished:
+            return None
+        dense = self.finished[0]
+        return Reference(dense.predictions, lambda: dense.graph)
 
     def _result(self, name: str) -> StageResult:
         if name == "dense":

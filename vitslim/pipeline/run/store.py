@@ -42,7 +42,7 @@ class StoredStage:
 
     @cached_property
     def predictions(self) -> dict[str, torch.Tensor]:
-        """Evaluation set to predicted class of each image, int64 (n,)."""
+        """Evaluation set to what the task stores of the outputs, such as predicted classes, int64 (n,)."""
         return load_file(self.folder / PREDICTIONS_FILE)
 
     def result(self) -> StageResult:

@@ -33,13 +33,18 @@ def token_pictures(graph: ModelGraph, dataset: Dataset, seed: int) -> tuple[Toke
     )  # fmt: skip
 
 
+def _label(samples: Dataset, position: int) -> str:
+    label = samples.labels[position]
+    return ", ".join(samples.class_names[one] for one in (label if isinstance(label, tuple) else (label,)) if one >= 0)
+
+
 def picture_of(
     samples: Dataset, position: int, grid: tuple[int, int], blocks: tuple[SqueezedBlock, ...]
 ) -> TokenPicture:
     """Return the picture of one image; grid: rows and columns of its patches."""
     media_type, file = thumbnail(samples.pixels(position), THUMBNAIL_SIDE)
     return TokenPicture(
-        label=samples.class_names[samples.labels[position]],
+        label=_label(samples, position),
         media_type=media_type,
         image=base64.b64encode(file).decode("ascii"),
         rows=grid[0],

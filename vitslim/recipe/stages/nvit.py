@@ -99,6 +99,11 @@ class Nvit(Prune, TrainedWithTeacher):
         return "measure" if self.measure else ""
 
     @property
+    def needs_labels(self) -> str:
+        """The reason that the stage needs a model with classes; empty if it does not."""
+        return "the saliency is the gradient of the loss with labels"
+
+    @property
     def snapshot_names(self) -> tuple[str, ...]:
         """Names of further results of this stage."""
         return tuple(self.snapshots)

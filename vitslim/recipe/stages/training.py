@@ -45,8 +45,16 @@ TEACHERS_MAX = 2
 class Loss(Config):
     """Weights of the distillation terms; a term of weight zero is not computed."""
 
-    hard: Annotated[float, Field(ge=0)] = Field(1.0, description="cross-entropy with the labels")
-    soft: Annotated[float, Field(ge=0)] = Field(1.0, description="KL divergence from the teacher's predictions")
+    hard: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        description="cross-entropy with the labels; with several labels, binary cross-entropy. Feature "
+        "extractors have none: their default is 0",
+    )
+    soft: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        description="KL divergence from the teacher's predictions; for feature extractors, squared distance from the "
+        "teacher's outputs, relative to their squared norm",
+    )
     feature: Annotated[float, Field(ge=0)] = Field(
         0.0, description="mean squared distance from the teacher's block outputs"
     )

@@ -151,6 +151,7 @@ def _model_metadata(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, 
     return names | {
         "version": __version__,
         "model": source.timm,
+        "task": source.task,
         "classes": source.classes,
         "input_size": [channels, height, width],
         "mean": list(source.preprocessing.mean),

@@ -1,8 +1,9 @@
 """Compare an exported file with its graph.
 
-The logits of a float file must be equal within a tolerance. Those of a quantized file cannot be: a value between two
+The outputs of a float file must be equal within a tolerance. Those of a quantized file cannot be: a value between two
 integers may be rounded to either, and the difference grows from layer to layer, to an SQNR of about 30 dB. For such a
-file the stored integers must be exactly those of the graph, and the predicted classes must agree.
+file the stored integers must be exactly those of the graph, and the predictions must agree: the classes, or the
+direction of features.
 """
 
 from __future__ import annotations
@@ -21,47 +22,49 @@ from torch import Tensor
 from vitslim.errors import InputError, StageError
 from vitslim.graph.edits.fake_quant import integer_weights, layer_nodes, quantized_layers
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import joined
 from vitslim.stages.export.annotate import keeps_mask, masked_layers
 from vitslim.stages.export.stored_weight import StoredWeight, stored_weight
-from vitslim.training.evaluate import agreement, shown_below, sqnr_db
+from vitslim.training.evaluate import shown_below, sqnr_db
+from vitslim.training.tasks import TaskFunctions
+from vitslim.training.tasks.classification import Classification
 from vitslim.workload.session import OnnxModel
 
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of float logits, as a fraction of the largest logit."""
-
-NEAR_TIE = 0.1
-"""Two classes are nearly tied if their logits differ by less than this fraction of the root mean square."""
+"""Largest difference of the outputs of a float file, as a fraction of the largest."""
 
 AGREEMENT_AT_LEAST = 0.95
-"""Smallest top-1 agreement of file and graph. A few images may show less by chance."""
+"""Smallest agreement of file and graph. A few images may show less by chance."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The logits of the file, compared with those of the graph on the same images."""
+    """The outputs of the file, compared with those of the graph on the same images."""
 
     images: int
     max_abs_error: float
     agreement: float
-    """Fraction of images whose predicted class is the same."""
+    """Fraction of images of which the predictions are the same, by the task."""
     agreement_but_ties: float
-    """The same, where two classes that are nearly tied in the graph count as equal."""
+    """The same, where predictions that are nearly tied in the graph count as equal."""
     sqnr_db: float
     relative_error: float
-    """Largest difference, as a fraction of the largest logit."""
+    """Largest difference, as a fraction of the largest output."""
+    agreement_name: str = "agreement"
+    """Key of the agreement of the task among the metrics."""
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the report by name."""
         values = {
             "parity_images": float(self.images),
             "parity_max_abs_error": self.max_abs_error,
-            "parity_agreement": self.agreement,
+            f"parity_{self.agreement_name}": self.agreement,
         }
         return values | ({"parity_sqnr_db": self.sqnr_db} if math.isfinite(self.sqnr_db) else {})
 
 
 class OnnxFile:
-    """An exported file in ONNX Runtime. Call it with images (n, C, H, W); it gives logits (n, classes)."""
+    """An exported file in ONNX Runtime. Call it with images (n, C, H, W); it gives outputs (n, k), see `joined`."""
 
     def __init__(self, path: Path, exact: bool = True) -> None:
         """Raises StageError when ONNX Runtime rejects the file.
@@ -75,35 +78,34 @@ class OnnxFile:
             raise StageError(f"the exported file is invalid: {error.message}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of images."""
-        return torch.from_numpy(self._model(images.numpy()))
+        """Return the outputs of images."""
+        return joined([torch.from_numpy(one) for one in self._model.run(images.numpy())])
 
 
-def compare_logits(expected: Tensor, found: Tensor) -> Parity:
-    """Compare the logits of the file (n, classes) with those of the graph."""
+def compare_outputs(expected: Tensor, found: Tensor, task: TaskFunctions | None = None) -> Parity:
+    """Compare the outputs of the file (n, k) with those of the graph. task: default classification."""
+    task = task or Classification()
     error = (expected - found).abs().max().item()
     largest = expected.abs().max().item()
-    before, after = expected.argmax(dim=1, keepdim=True), found.argmax(dim=1, keepdim=True)
-    gap = (expected.gather(1, before) - expected.gather(1, after)).squeeze(1)
-    tolerance = NEAR_TIE * expected.square().mean(dim=1).sqrt()
     return Parity(
         images=len(expected),
         max_abs_error=error,
-        agreement=agreement(expected, found),
-        agreement_but_ties=(gap <= tolerance).float().mean().item(),
+        agreement=task.agrees(expected, found).float().mean().item(),
+        agreement_but_ties=task.nearly_agrees(expected, found).float().mean().item(),
         sqnr_db=sqnr_db(expected, found),
         relative_error=error / largest if largest > 0 else error,
+        agreement_name=task.agreement,
     )
 
 
 def check_parity(parity: Parity, exact: bool) -> None:
     """Raise StageError if the outputs of the file differ from those of the graph.
 
-    exact: compare the logits; otherwise compare the predicted classes, for quantized and half-precision files.
+    exact: compare the outputs; otherwise compare the predictions, for quantized and half-precision files.
     """
     hint = "this is an error of the export or of ONNX Runtime on this machine: please report it with the model's name"
     if not math.isfinite(parity.max_abs_error):
-        raise StageError("the logits of the exported file are not finite", hint)
+        raise StageError("the outputs of the exported file are not finite", hint)
     if not exact and shown_below(parity.agreement_but_ties, AGREEMENT_AT_LEAST, parity.images):
         raise StageError(
             f"the exported file agrees with the graph on only {100 * parity.agreement_but_ties:.1f} % of "
@@ -112,7 +114,7 @@ def check_parity(parity: Parity, exact: bool) -> None:
         )
     if exact and parity.relative_error > FLOAT_TOLERANCE:
         raise StageError(
-            f"logits of the exported file differ from the graph's by {parity.max_abs_error:.2g} "
+            f"outputs of the exported file differ from the graph's by {parity.max_abs_error:.2g} "
             f"({parity.relative_error:.1g} of the largest)",
             hint,
         )

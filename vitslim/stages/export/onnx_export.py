@@ -30,7 +30,7 @@ from vitslim.version import __version__
 
 OPSET = 21
 IR_VERSION = 10
-INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+INPUT, BATCH = "image", "batch"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class ExportSummary:
 def export_onnx(
     graph: ModelGraph, path: Path, profile: Profile = PORTABLE, class_names: Sequence[str] = ()
 ) -> ExportSummary:
-    """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`, output `logits`).
+    """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`; outputs as
+    `ModelSource.outputs` names them, `logits` for a classifier).
 
     Quantized weights are stored as integers and quantized activations get Q/DQ pairs, in the form of the profile.
     `class_names`, in the order of the class indices, become metadata of the file. An existing file is replaced in one
@@ -82,7 +83,7 @@ def _to_onnx(graph: ModelGraph) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(graph.source.outputs) or ["logits"],
                 dynamic_shapes=({0: Dim(BATCH)},),
                 custom_translation_table=translations(),
                 optimize=False,

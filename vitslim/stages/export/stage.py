@@ -12,9 +12,10 @@ from vitslim.recipe.stages import Export
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
-from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_logits
+from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.training.evaluate import predict, sqnr_db
+from vitslim.training.tasks import task_for
 from vitslim.units import FLOAT_BITS
 
 BATCH = 16
@@ -43,16 +44,18 @@ class ExportStage:
         return sketch
 
     def apply(self, graph: ModelGraph, context: StageContext) -> StageResult:
-        """Write the file, then compare it with the graph: the stored integers exactly, the logits on real images."""
+        """Write the file, then compare it with the graph: the stored integers exactly, the outputs on real images."""
         calibration = context.data.calibration
         images = calibration.balanced(PARITY_IMAGES)
         context.progress.say("writing the ONNX file")
-        summary = export_onnx(graph, context.workdir / MODEL_FILE, self.profile, calibration.class_names)
+        summary = export_onnx(
+            graph, context.workdir / MODEL_FILE, self.profile, calibration.class_names if graph.source.classes else ()
+        )
         check_stored_weights(summary.path, graph)
         module = graph.copy().module
         expected, _ = predict(module, images, BATCH, context.progress, "checking: graph")
         found, _ = predict(OnnxFile(summary.path), images, BATCH, context.progress, "checking: ONNX file")
-        parity = compare_logits(expected, found)
+        parity = compare_outputs(expected, found, task_for(graph.source))
         quantized = quantized_layers(graph.module)
         check_parity(parity, exact=not quantized and not self.profile.half_precision)
         metrics = {"onnx_bytes": float(summary.bytes), **parity.metrics()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from vitslim.graph.edits.fake_quant import insert_fake_quant
-from vitslim.graph.memory import images_at_once
+from vitslim.graph.memory import images_at_once, outputs_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
@@ -21,7 +21,8 @@ from vitslim.stages.quantize.layers import quantizable_layers
 from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.layerwise_rounding import round_weights, rounding_images
-from vitslim.training.evaluate import agreement, predict, sqnr_db
+from vitslim.training.evaluate import predict, sqnr_db
+from vitslim.training.tasks import task_for
 
 COMPARED_IMAGES = 128
 """Largest number of calibration images on which the quantized graph is compared with the float graph."""
@@ -63,10 +64,11 @@ def insert_quantizers(graph: ModelGraph, scheme: QuantScheme, context: StageCont
 
 def compare(before: ModelGraph, after: ModelGraph, context: StageContext) -> dict[str, float]:
     """Return SQNR and agreement of a quantized graph with the float graph, on calibration images, as metrics."""
-    images, batch = context.data.calibration.balanced(COMPARED_IMAGES), images_at_once(before, FORWARD_BATCH)
+    images = context.data.calibration.balanced(outputs_at_once(before.source, COMPARED_IMAGES))
+    batch, task = images_at_once(before, FORWARD_BATCH), task_for(before.source)
     reference, _ = predict(before.module, images, batch, context.progress, "comparing: float model")
-    logits, _ = predict(after.module, images, batch, context.progress, "comparing: quantized model")
+    found, _ = predict(after.module, images, batch, context.progress, "comparing: quantized model")
     return {
-        "calibration_sqnr_db": sqnr_db(reference, logits),
-        "calibration_agreement": agreement(reference, logits),
+        "calibration_sqnr_db": sqnr_db(reference, found),
+        f"calibration_{task.agreement}": task.agrees(reference, found).float().mean().item(),
     }

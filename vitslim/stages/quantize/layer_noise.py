@@ -16,12 +16,13 @@ from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of
+from vitslim.graph.outputs import joined
 from vitslim.stages.contract import StageContext
 from vitslim.stages.reconstruction.sensitivity import BATCH
 from vitslim.training.taps import with_taps
 
 PROBES = 4
-"""Random directions in the space of logits for each batch."""
+"""Random directions in the space of outputs for each batch."""
 
 NOISE_IMAGES = 32
 """Calibration images that the noise is measured on."""
@@ -48,9 +49,9 @@ def measure_weight_noise(graph: ModelGraph, rounded: Mapping[str, Tensor], conte
 def noise_shares(
     module: GraphModule, quantizers: Mapping[str, Callable[[Tensor], Tensor]], batches: Iterable[Tensor], seed: int
 ) -> dict[str, float]:
-    """Return the noise that quantizing the input of each layer alone adds, as a share of the power of the logits.
+    """Return the noise that quantizing the input of each layer alone adds, as a share of the power of the outputs.
 
-    module: the float graph. quantizers: by weight. To first order an error d of an activation changes the logits by
+    module: the float graph. quantizers: by weight. To first order an error d of an activation changes the outputs by
     J d; the mean of (v^T J d)^2 over random directions v is |J d|^2, and one backward pass gives v^T J for all layers.
     The sum over an image comes before the square, so errors that cancel do not count.
     """
@@ -66,7 +67,7 @@ def noise_shares(
 def weight_noise_shares(
     module: GraphModule, rounded: Mapping[str, Tensor], batches: Iterable[Tensor], seed: int
 ) -> dict[str, float]:
-    """Return the noise that rounding each weight alone adds, as a share of the power of the logits.
+    """Return the noise that rounding each weight alone adds, as a share of the power of the outputs.
 
     rounded: the rounded weights, by name. As `noise_shares`, with the error at the outputs of the layers; the mean of
     each channel over a batch does not count, since bias correction removes it.
@@ -102,18 +103,19 @@ def _output_change(layer: Node, x: Tensor, change: Tensor) -> Tensor:
 def _shares(
     tapped: GraphModule, names: Sequence[str], errors: Errors, batches: Iterable[Tensor], seed: int
 ) -> dict[str, float]:
-    """Return the noise of the errors at the first tapped nodes, one a name, as shares of the power of the logits."""
+    """Return the noise of the errors at the first tapped nodes, one a name, as shares of the power of the outputs."""
     generator = torch.Generator().manual_seed(seed)
     noise, signal = dict.fromkeys(names, 0.0), 0.0
     for images in batches:
-        logits, values = tapped(images.clone().requires_grad_())
-        signal += float(logits.detach().square().sum())
+        found, values = tapped(images.clone().requires_grad_())
+        outputs = joined(found)
+        signal += float(outputs.detach().square().sum())
         with torch.no_grad():
-            found = errors(values)
+            changes = errors(values)
         for _ in range(PROBES):
-            direction = torch.randn(logits.shape, generator=generator)
-            gradients = torch.autograd.grad((logits * direction).sum(), values[: len(names)], retain_graph=True)
-            for name, error, gradient in zip(names, found, gradients, strict=True):
+            direction = torch.randn(outputs.shape, generator=generator)
+            gradients = torch.autograd.grad((outputs * direction).sum(), values[: len(names)], retain_graph=True)
+            for name, error, gradient in zip(names, changes, gradients, strict=True):
                 projected = (gradient * error).reshape(len(images), -1).sum(dim=1)
                 noise[name] += float(projected.detach().square().sum()) / PROBES
     return {name: found / signal if signal > 0 else 0.0 for name, found in noise.items()}

@@ -18,8 +18,9 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
+from vitslim.graph.outputs import Outputs
 from vitslim.stages.contract import StageContext
-from vitslim.training.evaluate import predict
+from vitslim.training.evaluate import run_over
 
 aten = torch.ops.aten
 
@@ -71,10 +72,10 @@ class Observer(Interpreter):
             for node, place in operands[name]:
                 self._at[node].append((name, place))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits (n, classes) of images (n, C, H, W)."""
-        logits: Tensor = self.run(images)
-        return logits
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return the outputs of the model for images (n, C, H, W)."""
+        outputs: Outputs = self.run(images)
+        return outputs
 
     def run_node(self, n: Node) -> Any:
         """Observe the operands of a node, then run it."""
@@ -97,7 +98,7 @@ def observe(
 ) -> None:
     """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name."""
     observer = Observer(graph.module, statistics, operands or layer_inputs(graph.module))
-    predict(observer, context.data.calibration, images_at_once(graph, FORWARD_BATCH), context.progress, label)
+    run_over(observer, context.data.calibration, images_at_once(graph, FORWARD_BATCH), context.progress, label)
 
 
 def layer_inputs(module: GraphModule) -> Operands:

@@ -2,8 +2,8 @@
 
 The original and the compressed graph run side by side over all calibration images. Each layer is solved on the
 activations that the already compressed layers before it produce; its bias restores the mean of the original outputs.
-Errors are weighted by their effect on the logits. The targets of a layer are its own outputs on these activations:
-fitting the outputs of the original graph overfits the classes of the calibration images.
+Errors are weighted by their effect on the outputs of the model. The targets of a layer are its own outputs on these
+activations: fitting the outputs of the original graph overfits the classes of the calibration images.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vitslim.graph.nodes import argument, is_op, parameter_of, tensor_of
 from vitslim.progress import Progress
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, row_weights
+from vitslim.training.tasks import task_for
 
 aten = torch.ops.aten
 CONVOLUTION = {"stride": (3, 1), "padding": (4, 0), "dilation": (5, 1)}
@@ -52,14 +53,15 @@ class LayerSolver:
     inputs: Mapping[str, Change] = field(default_factory=dict)
     """Functions that quantize the input activations of layers in the compressed graph, by the name of the weight."""
     sensitive: bool = True
-    """Whether rows are weighted by the effect of their outputs on the logits. Otherwise all rows have equal weight and
+    """Whether rows are weighted by the effect of their outputs on those of the model. Otherwise all rows have equal
+    weight and
     there is no backward pass."""
     joint: Collection[str] = ()
     """Names of the layers whose curvature covers their outputs too. The outputs of other layers are independent. The
     output factors of all these layers are in memory at once."""
     draws: int = 0
-    """Number of classes sampled from the model's predictions for each image, whose log-probabilities are
-    differentiated. 0: differentiate one random combination of the logits instead."""
+    """Number of answers sampled from the model for each image, such as classes, whose log-likelihoods are
+    differentiated. 0: differentiate one random combination of the outputs instead."""
     biases: bool = True
     """Whether biases are corrected so that the weighted mean of every output stays the same."""
 
@@ -88,7 +90,7 @@ class LayerSolver:
         """Return the sensitivities of each layer by the name of its weight; empty when all rows have equal weight."""
         if not self.sensitive or not layers:
             return {}
-        sensitivity = Sensitivity(graph.module, layers, seed=0, draws=self.draws)
+        sensitivity = Sensitivity(graph.module, layers, seed=0, draws=self.draws, task=task_for(graph.source))
         norms: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
         outputs: dict[str, Tensor] = {}
         batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))

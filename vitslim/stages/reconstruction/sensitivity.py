@@ -1,6 +1,6 @@
-"""Sensitivity of the logits to each output of a layer, position by position.
+"""Sensitivity of the outputs of a model to each output of a layer, position by position.
 
-In the last block, for example, only the class token affects the logits. Layer-wise solvers weight the output errors of
+In the last block, for example, only the class token affects the outputs. Layer-wise solvers weight the output errors of
 a layer by these sensitivities.
 """
 
@@ -14,41 +14,49 @@ from torch.fx import GraphModule, Node
 
 from vitslim.errors import StageError
 from vitslim.graph.nodes import is_op
+from vitslim.graph.outputs import joined
 from vitslim.training.taps import with_taps
+from vitslim.training.tasks import TaskFunctions
+from vitslim.training.tasks.classification import Classification
 
 BATCH = 8
 """Images of one backward pass, which holds the activations of all layers."""
-TEMPERATURE = 4.0
-"""Softmax temperature for sampling labels from the model's predictions. Values above 1 also sample less likely classes,
-which gives a better curvature estimate."""
 
 
 class Sensitivity:
     """Runs a float graph on images, forward and backward, and returns the gradients at the outputs of its layers."""
 
-    def __init__(self, module: GraphModule, layers: Sequence[tuple[str, Node]], seed: int, draws: int = 0) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        layers: Sequence[tuple[str, Node]],
+        seed: int,
+        draws: int = 0,
+        task: TaskFunctions | None = None,
+    ) -> None:
         """Tap the layers of a graph.
 
-        layers: pairs of a weight's name and the node that multiplies with it. draws: number of classes sampled from the
-        model's predictions for each image, whose log-probabilities are differentiated; 0: differentiate one random
-        combination of the logits.
+        layers: pairs of a weight's name and the node that multiplies with it. draws: number of answers sampled from the
+        model for each image, whose log-likelihoods are differentiated; 0: differentiate one random combination of the
+        outputs. task: default classification, whose answers are classes.
         """
         self._names, nodes = zip(*layers, strict=True)
         self._channels = [-1 if is_op(node, torch.ops.aten.linear.default) else 1 for node in nodes]
         self._tapped = with_taps(module, nodes)
         self._generator, self._draws = torch.Generator().manual_seed(seed), draws
+        self._task = task or Classification()
 
     def __call__(self, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield for each draw and layer the weight's name, the norms of the output gradients g, and g / sqrt|g|.
 
         Norms are float64 (positions,), in the order of the layer's rows. The scaled gradients are float
         (positions, out); in their gram matrix each position has the same weight as in `row_weights`. Raises StageError
-        for gradients, or logits of sampled classes, that are not finite.
+        for gradients, or outputs of sampled answers, that are not finite.
         """
         if self._draws == 0:
             yield from self._by_layer(random_gradients(self._tapped, images, self._generator)[1])
         else:
-            for gradients in class_gradients(self._tapped, images, self._generator, self._draws):
+            for gradients in sampled_gradients(self._tapped, images, self._generator, self._draws, self._task):
                 yield from self._by_layer(gradients)
 
     def _by_layer(self, gradients: Sequence[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -66,35 +74,32 @@ class Sensitivity:
 def random_gradients(
     tapped: GraphModule, images: Tensor, generator: torch.Generator
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the outputs of the tapped nodes, and the gradients of a random combination of the logits there.
+    """Return the values of the tapped nodes, and the gradients of a random combination of the model's outputs there.
 
-    Both are detached and of the same shapes. Outputs that do not depend on the image have gradients of zero.
+    Both are detached and of the same shapes. Values that do not depend on the image have gradients of zero.
     """
     with torch.enable_grad():
-        logits, outputs = tapped(images.detach().clone().requires_grad_())
-        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
-        scalar = (logits * direction).sum()
-    return tuple(x.detach() for x in outputs), _gradients(scalar, outputs, last=True)
+        found, values = tapped(images.detach().clone().requires_grad_())
+        outputs = joined(found)
+        direction = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+        scalar = (outputs * direction).sum()
+    return tuple(x.detach() for x in values), _gradients(scalar, values, last=True)
 
 
-def class_gradients(
-    tapped: GraphModule, images: Tensor, generator: torch.Generator, draws: int
+def sampled_gradients(
+    tapped: GraphModule, images: Tensor, generator: torch.Generator, draws: int, task: TaskFunctions
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield for each draw the gradients, at the tapped nodes, of the log-probability of a sampled class.
+    """Yield for each draw the gradients, at the tapped nodes, of the log-likelihood of a sampled answer.
 
-    Classes are sampled for each image from the model's predictions at TEMPERATURE; the model runs on the CPU. The
-    expectation of the outer products of the gradients is the Fisher information (Martens and Grosse, ICML 2015, section
-    2.2). Raises StageError for logits that are not finite.
+    Answers are sampled for each image by the task; the model runs on the CPU. The expectation of the outer products of
+    the gradients is the Fisher information (Martens and Grosse, ICML 2015, section 2.2). Raises StageError for outputs
+    that are not finite.
     """
     with torch.enable_grad():
-        logits, outputs = tapped(images.detach().clone().requires_grad_())
-        log_probabilities = torch.log_softmax(logits / TEMPERATURE, dim=1)
-        if not bool(log_probabilities.isfinite().all()):
-            raise StageError("the logits of calibration images are not finite", "check the images and model.checkpoint")
-        classes = torch.multinomial(log_probabilities.detach().exp(), draws, replacement=True, generator=generator)
-        scalars = log_probabilities.gather(1, classes).sum(dim=0)
+        found, values = tapped(images.detach().clone().requires_grad_())
+        scalars = task.log_likelihoods(joined(found), draws, generator)
     for scalar in scalars:
-        yield _gradients(scalar, outputs, last=False)
+        yield _gradients(scalar, values, last=False)
 
 
 def _gradients(scalar: Tensor, outputs: Sequence[Tensor], *, last: bool) -> tuple[Tensor, ...]:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitslim.graph.outputs import joined
 from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.training.distillation.features import FEATURE_LOSS, feature_losses
 from vitslim.training.distillation.kept_tokens import ratio_loss, token_loss
 from vitslim.training.hook import TrainingHook
 from vitslim.training.loop import Batch, Objective
-from vitslim.training.losses import hard_loss, soft_loss
 from vitslim.training.record import LOSS
 from vitslim.training.taps import LogitsAndFeatures
+from vitslim.training.tasks import TaskFunctions
+from vitslim.training.tasks.classification import Classification
 
 KEPT_FRACTION = "kept_fraction."
 """Prefix of the metric that records the fraction of tokens that a predictor keeps in training."""
@@ -36,13 +38,15 @@ def with_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objecti
 
 
 class DistillationLoss:
-    """`hard * CE + soft * T^2 * KL(teacher || student) + feature * mean_l(w_l * distance_l)`.
+    """`hard * hard loss + soft * soft loss + feature * mean_l(w_l * distance_l)`.
+
+    For classification these are the cross-entropy and `T^2 * KL(teacher || student)`; see `training/tasks`.
 
     With token predictors, `ratio * ratio_loss + token * token_loss` is added to it. A term of weight zero is not
     computed; without a teacher only the hard and the ratio term remain. Source: GPUSQ-ViT (Yu et al., CVPR 2023).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - each argument is one independent part of the loss
         self,
         config: TrainedWithTeacher,
         teacher: TeacherFunction | None,
@@ -51,31 +55,34 @@ class DistillationLoss:
         kept_fractions: Mapping[str, float] = MappingProxyType({}),
         label_teacher: TeacherFunction | None = None,
         hook: TrainingHook | None = None,
+        task: TaskFunctions | None = None,
     ) -> None:
         """`blocks` names the compared blocks. `weights`, float (blocks,), weights their distances; None: all are 1.
 
         `kept_fractions`: block of each token predictor to the fraction of tokens that it keeps when deployed.
         `label_teacher`: teacher whose predicted classes are half of the hard target (hard distillation, Touvron et al.,
-        ICML 2021). `hook`: decides whether the soft loss counts.
+        ICML 2021). `hook`: decides whether the soft loss counts. `task`: default classification.
         """
         self.config, self.teacher, self.blocks = config, teacher, blocks
         self.weights, self.kept_fractions = weights, kept_fractions
         self.label_teacher, self.hook = label_teacher, hook or TrainingHook()
+        self.task = task or Classification()
 
     def __call__(self, output: Tensor | tuple[Any, ...], batch: Batch) -> Mapping[str, Tensor]:
         """Return `loss` and, for each compared block, the unweighted `feature_loss.BLOCK`; all are scalars.
 
-        `output` is the student's logits (b, classes), or the fields of LogitsAndFeatures. With token predictors the
+        `output` is the student's output (b, k), or the fields of LogitsAndFeatures. With token predictors the
         unweighted `kept_fraction.BLOCK` of each is returned too.
         """
         loss = self.config.loss
         logits, features, decisions = LogitsAndFeatures(*((output, ()) if isinstance(output, Tensor) else output))
+        logits = joined(logits)
         target = self.teacher(batch) if self.teacher is not None else None
         total, recorded = logits.new_zeros(()), {}
         if loss.hard > 0:
             total = total + loss.hard * self._hard(logits, batch, target)
         if target is not None and loss.soft > 0 and self.hook.uses_soft_loss:
-            total = total + loss.soft * soft_loss(logits, target.logits, self.config.temperature)
+            total = total + loss.soft * self.task.soft_loss(logits, joined(target.logits), self.config.temperature)
         if target is not None and loss.feature > 0:
             distances = self._distances(logits, features, target)
             total = total + loss.feature * (distances if self.weights is None else self.weights * distances).mean()
@@ -90,14 +97,17 @@ class DistillationLoss:
 
     def _hard(self, logits: Tensor, batch: Batch, target: LogitsAndFeatures | None) -> Tensor:
         use_teacher = target is not None and self.config.labels == "teacher"
-        labels = target.logits.argmax(dim=1) if target is not None and use_teacher else batch.labels
-        found = hard_loss(logits, labels, self.config.train.label_smoothing)
+        labels = self.task.teacher_labels(joined(target.logits)) if target is not None and use_teacher else batch.labels
+        found = self.task.hard_loss(logits, labels, self.config.train.label_smoothing)
         if self.label_teacher is None:
             return found
-        return (found + hard_loss(logits, self.label_teacher(batch).logits.argmax(dim=1))) / 2
+        others = self.task.teacher_labels(joined(self.label_teacher(batch).logits))
+        return (found + self.task.hard_loss(logits, others)) / 2
 
     def _distances(self, logits: Tensor, features: Sequence[Tensor], target: LogitsAndFeatures) -> Tensor:
         """Return the distance of each block over the images that the recipe counts: float32 (blocks,)."""
-        agree = logits.argmax(dim=1) == target.logits.argmax(dim=1)
-        counted = agree if self.config.features.only_agreeing else torch.ones_like(agree)
+        if self.config.features.only_agreeing:
+            counted = self.task.agrees(logits, joined(target.logits))
+        else:
+            counted = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         return feature_losses(features, target.features, counted)

@@ -28,6 +28,7 @@ from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.loop import train
 from vitslim.training.taps import with_taps
+from vitslim.training.tasks import task_for
 
 
 def train_with_teacher(  # noqa: PLR0913 - each argument is one independent input of a training run
@@ -83,8 +84,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         label_teacher = teacher_function(graph, (), config, images, progress)
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     objective = DistillationLoss(
-        config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, hook
-    )
+        config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, hook,
+        task_for(student.source),
+    )  # fmt: skip
     metrics = train(
         _trained_module(student, form, blocks, config, accelerator),
         images,
@@ -166,8 +168,11 @@ def _trained_module(
 
 
 def _with_features(student: ModelGraph, blocks: tuple[str, ...]) -> GraphModule:
-    """Return the student's module, which also returns the outputs of `blocks` if there are any."""
-    if not blocks:
+    """Return the student's module, which also returns the outputs of `blocks` if there are any.
+
+    The maps of a backbone are returned as one part of a pair also without `blocks`.
+    """
+    if not blocks and len(student.source.outputs) <= 1:
         return student.module
     outputs = block_outputs(student)
     return with_taps(student.module, [outputs[block] for block in blocks])

@@ -11,6 +11,7 @@ import torch
 from vitslim.errors import StageError
 from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
+from vitslim.graph.outputs import joined
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import Teacher, TrainedWithTeacher
@@ -29,8 +30,8 @@ EarlierGraph = Callable[[str], ModelGraph]
 def load_teacher(teacher: Teacher, student: ModelSource, earlier_graph: EarlierGraph) -> ModelGraph:
     """Return the teacher's graph.
 
-    Raises StageError if the classes, the input size or the normalization of a timm teacher differ from the student's:
-    their logits for one batch would not be comparable.
+    Raises StageError if the outputs, the input size or the normalization of a timm teacher differ from the student's:
+    their outputs for one batch would not be comparable.
     """
     if isinstance(teacher, str):
         return earlier_graph(teacher)
@@ -49,10 +50,12 @@ def teacher_function(
 ) -> TeacherFunction:
     """Return a function from a batch of `dataset` to the teacher's logits and the outputs of `blocks`.
 
-    If every epoch has the same images and no features are needed, the logits are computed once, in advance.
+    If every epoch has the same images and no features are needed, the outputs are computed once, in advance, except for
+    maps.
     """
     device = find_device(config.train)
-    if not (blocks or config.train.has_mixing) and config.train.augment == "none":
+    is_small = not teacher.source.has_maps
+    if is_small and not (blocks or config.train.has_mixing) and config.train.augment == "none":
         module = teacher.module.eval()
         stored = predict(module, dataset, config.train.batch, progress, "teacher")[0].to(device)
         return lambda batch: LogitsAndFeatures(stored[batch.positions], ())
@@ -79,7 +82,7 @@ def averaged(functions: Sequence[TeacherFunction], temperature: float) -> Teache
 
     def answer(batch: Batch) -> LogitsAndFeatures:
         answers = [function(batch) for function in functions]
-        probabilities = [torch.log_softmax(one.logits.float() / temperature, dim=1) for one in answers]
+        probabilities = [torch.log_softmax(joined(one.logits).float() / temperature, dim=1) for one in answers]
         mean = torch.logsumexp(torch.stack(probabilities), dim=0) - math.log(len(answers))
         return answers[0]._replace(logits=temperature * mean)
 
@@ -91,7 +94,11 @@ def _interface(source: ModelSource) -> tuple[str, str, str]:
     size = "x".join(map(str, source.image))
     normalization = source.preprocessing
     return (
-        f"{source.classes} classes",
+        f"{source.classes} classes" if source.classes else f"features of {_sizes(source)}",
         f"inputs of {size}",
         f"images normalized by mean {normalization.mean} and std {normalization.std}",
     )
+
+
+def _sizes(source: ModelSource) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in source.outputs.values())

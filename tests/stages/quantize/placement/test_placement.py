@@ -55,7 +55,7 @@ class Recorded:
     """Factor of the logits of a candidate."""
 
     def deployment(self) -> Deployment:
-        return Deployment(self.write, self.logits, self.write, self.latency)
+        return Deployment(self.write, self.outputs, self.write, self.latency)
 
     def write(self, graph: ModelGraph, path: Path) -> None:
         self.written.append(path.stem)
@@ -65,9 +65,9 @@ class Recorded:
         else:
             self.real.write(graph, path)
 
-    def logits(self, path: Path, images: Tensor) -> Tensor:
+    def outputs(self, path: Path, images: Tensor) -> Tensor:
         if not self.in_torch:
-            return self.real.logits(path, images)
+            return self.real.outputs(path, images)
         with torch.no_grad():
             found: Tensor = self.graphs[path.stem].module(images)
         return self.sign(path.stem) * found
@@ -180,8 +180,8 @@ def test_files_run_in_the_batch_that_is_measured(tiny_graph: ModelGraph, context
     for batch in (1, 3):
         deployment = make_deployment(recipe(batches=[batch, 2]), NO_DATA, Silent())
         assert deployment is not None
-        found[batch] = deployment.logits(tmp_path / "model.onnx", images)
-        parts = [deployment.logits(tmp_path / "model.onnx", part) for part in torch.split(images, batch)]
+        found[batch] = deployment.outputs(tmp_path / "model.onnx", images)
+        parts = [deployment.outputs(tmp_path / "model.onnx", part) for part in torch.split(images, batch)]
         assert torch.equal(found[batch], torch.cat(parts))
     assert found[1].shape == found[3].shape and not torch.equal(found[1], found[3])
 

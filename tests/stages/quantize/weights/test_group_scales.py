@@ -26,7 +26,7 @@ from vitslim.recipe.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites
-from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_logits
+from vitslim.stages.export.check import OnnxFile, check_stored_weights, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.prune.two_four.stage import TwoFourStage
 from vitslim.stages.quantize.ptq.stage import PtqStage
@@ -152,7 +152,7 @@ def written(graph: ModelGraph, context: StageContext, path: Path) -> Counter[str
     export_onnx(graph, path, ORT_CPU)
     check_stored_weights(path, graph)
     x = images(context, 17)
-    assert compare_logits(logits(graph, x), OnnxFile(path)(x)).sqnr_db > 20
+    assert compare_outputs(logits(graph, x), OnnxFile(path)(x)).sqnr_db > 20
     return Counter(read_kernels(path, "the file").counts)
 
 

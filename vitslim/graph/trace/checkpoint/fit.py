@@ -71,12 +71,15 @@ def with_arguments(
 ) -> tuple[dict[str, Any], Weights]:
     """Return the arguments of the model with the classes and channels of the checkpoint, and the weights with notes.
 
-    Arguments in `kwargs` stay. Raises InputError if they ask for another number of classes, or for a number of channels
-    to which timm cannot adapt the first convolution.
+    Arguments in `kwargs` stay; `num_classes: 0` leaves the head of the checkpoint out. Raises InputError if they ask
+    for another number of classes, or for a number of channels to which timm cannot adapt the first convolution.
     """
     found, notes = dict(kwargs), list[str]()
     classes = int(getattr(model, "num_classes", 0))
-    if weights.classes not in (None, classes):
+    if kwargs.get("num_classes") == 0:
+        weights, dropped = _without_head(weights, model)
+        notes += dropped
+    elif weights.classes not in (None, classes):
         if "num_classes" in kwargs:
             raise InputError(
                 f"the head of checkpoint '{weights.path}' has {weights.classes} classes, model.kwargs.num_classes is "
@@ -97,6 +100,16 @@ def with_arguments(
                 f"set model.kwargs.in_chans to {weights.channels}",
             )
     return found, replace(weights, notes=(*weights.notes, *notes))
+
+
+def _without_head(weights: Weights, model: torch.nn.Module) -> tuple[Weights, tuple[str, ...]]:
+    """Return the weights without those of the classifier, and a sentence if there are any."""
+    if weights.flax or weights.classes is None:
+        return weights, ()
+    head = {f"{layer}.{kind}" for layer in _heads(model) for kind in ("weight", "bias")}
+    kept = {name: tensor for name, tensor in weights.tensors.items() if name not in head}
+    note = f"the head of the checkpoint, of {weights.classes} classes, is left out: num_classes = 0"
+    return replace(weights, tensors=kept, classes=None), (note,)
 
 
 def adaptations(weights: Weights, model: torch.nn.Module) -> tuple[str, ...]:

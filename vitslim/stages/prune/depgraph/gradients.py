@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from vitslim.data import Batches, Dataset
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import joined
 from vitslim.progress import Progress
+from vitslim.training.tasks import task_for
 
 Gradients = dict[str, Tensor]
 """Parameter name to its gradient statistic: float32, the parameter's shape. Parameters that the loss does not depend on
@@ -29,25 +30,30 @@ def calibration_batches(images: Dataset, count: int, batch: int, seed: int) -> B
     return replace(drawn, positions=drawn.positions[:count])
 
 
-def summed_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
-    """Return the sum over batches of the gradient of the mean cross-entropy with the labels.
+def summed_gradients(
+    graph: ModelGraph, images: Batches, progress: Progress, generator: torch.Generator | None = None
+) -> Gradients:
+    """Return the sum over batches of the gradient of the mean loss of the task, such as the cross-entropy.
 
-    The graph is not changed. Raises StageError for a gradient that is not finite.
+    generator: source of the random combinations of outputs that replace a loss without labels. The graph is not
+    changed. Raises StageError for a gradient that is not finite.
     """
-    module = graph.copy().module
+    module, task = graph.copy().module, task_for(graph.source)
     with torch.enable_grad():
         for pixels, labels in progress.track(images, "gradients for importance"):
-            cross_entropy(module(pixels), labels).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(task.importance_loss(joined(module(pixels)), labels, generator))
     return _finite({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
 
 
-def squared_gradients(graph: ModelGraph, images: Batches, progress: Progress) -> Gradients:
-    """Return the mean over images of the squared gradient of each image's cross-entropy with its label.
+def squared_gradients(
+    graph: ModelGraph, images: Batches, progress: Progress, generator: torch.Generator | None = None
+) -> Gradients:
+    """Return the mean over images of the squared gradient of each image's loss, as in `summed_gradients`.
 
     Runs image by image: separate gradients for a whole batch would need the memory of as many models. The graph is not
     changed. Raises StageError for a gradient that is not finite.
     """
-    module = graph.copy().module
+    module, task = graph.copy().module, task_for(graph.source)
     weights = dict(module.named_parameters())
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     count = sum(len(positions) for positions in images.positions)
@@ -55,7 +61,7 @@ def squared_gradients(graph: ModelGraph, images: Batches, progress: Progress) ->
     with torch.enable_grad():
         for image, label in progress.track(each, "gradients of single images", total=count):
             module.zero_grad()
-            cross_entropy(module(image[None]), label[None]).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(task.importance_loss(joined(module(image[None])), label[None], generator))
             for name, weight in weights.items():
                 if weight.grad is not None:
                     total[name].addcmul_(weight.grad, weight.grad)

@@ -59,7 +59,8 @@ def by_weight(elements: Callable[[Tensor], Tensor], normalize: Callable[[Tensor]
 
 
 def by_gradient(
-    elements: Callable[[Tensor, Tensor], Tensor], gradients: Callable[[ModelGraph, Batches, Progress], Gradients]
+    elements: Callable[[Tensor, Tensor], Tensor],
+    gradients: Callable[[ModelGraph, Batches, Progress, torch.Generator], Gradients],
 ) -> Importance:
     """Return the importance that sums a score of each weight and its gradient statistic over its group.
 
@@ -68,7 +69,7 @@ def by_gradient(
     """
 
     def scores(given: ScoreInputs) -> AxisScores:
-        found = gradients(given.graph, given.images, given.progress)
+        found = gradients(given.graph, given.images, given.progress, given.generator)
         return _group_scores(
             given, lambda name, weight: elements(weight, found.get(name, torch.zeros_like(weight))), normalized
         )

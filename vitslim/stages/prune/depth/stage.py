@@ -17,11 +17,13 @@ from vitslim.graph.axes.tensor_shapes import tensor_shapes
 from vitslim.graph.edits import RemoveBlocks
 from vitslim.graph.edits.remove_blocks import remove_blocks, without_branches
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import joined
 from vitslim.graph.sketch import ModelSketch, sketch
 from vitslim.recipe.stages import Depth
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.prune.depth.units import find_units, mean_kl
+from vitslim.stages.prune.depth.units import find_units
+from vitslim.training.tasks import TaskFunctions, task_for
 
 Images = list[Tensor]
 """Batches of calibration images."""
@@ -69,19 +71,21 @@ class DepthStage:
             raise StageError(problem.message, problem.hint)
         images = self._images(context)
         removed = self._removed(graph, images, context)
-        noun = _plural(self.config.unit)
+        noun, task = _plural(self.config.unit), task_for(graph.source)
         changes = [
             LayerNote(
-                layer=name, result="removed", reason=f"changes the outputs by {kl:.3g} nats, least of {of} {noun}"
+                layer=name,
+                result="removed",
+                reason=f"changes the outputs by {task.describe_loss(loss)}, least of {of} {noun}",
             )
-            for name, (kl, of) in removed.items()
+            for name, (loss, of) in removed.items()
         ]
         obstacles = find_units(before.branches, self.config.unit).obstacles
         skipped = [LayerNote(layer=name, result="skipped", reason=reason) for name, reason in obstacles.items()]
         metrics = {
             "calibration_images": float(sum(map(len, images))),
-            "mean_kl": list(removed.values())[-1][0],
-            **{f"mean_kl.{name}": kl for name, (kl, _) in removed.items()},
+            f"mean_{task.loss_name}": list(removed.values())[-1][0],
+            **{f"mean_{task.loss_name}.{name}": loss for name, (loss, _) in removed.items()},
         }
         return StageResult(remove_blocks(graph, tuple(removed)), tuple(changes), tuple(skipped), metrics)
 
@@ -113,9 +117,9 @@ class DepthStage:
         return [images for images, _ in context.progress.track(loader, "reading calibration images")]
 
     def _removed(self, graph: ModelGraph, images: Images, context: StageContext) -> dict[str, tuple[float, int]]:
-        """Return the removed units in order, each with the KL after its removal and the number of candidates."""
-        module = graph.copy().module.eval()
-        reference = _logits(module, images)
+        """Return the removed units in order, each with the loss after its removal and the number of candidates."""
+        module, task = graph.copy().module.eval(), task_for(graph.source)
+        reference = _outputs(module, images)
         removed: dict[str, tuple[float, int]] = {}
         for turn in range(1, self.config.remove + 1):
             branches = find_branches(module, tensor_shapes(module, graph.source.image))
@@ -126,7 +130,7 @@ class DepthStage:
             members = {name: [b for b in branches if b.name in names] for name, names in units.items()}
             label = f"sensitivity, {turn} of {self.config.remove}"
             scores = {
-                name: _sensitivity(module, own, images, reference)
+                name: _sensitivity(module, own, images, reference, task)
                 for name, own in context.progress.track(members.items(), label)
             }
             name = min(reversed(scores), key=lambda name: scores[name])  # of equal ones the last is removed
@@ -135,18 +139,21 @@ class DepthStage:
         return removed
 
 
-def _sensitivity(module: GraphModule, branches: Sequence[Branch], images: Images, reference: Tensor) -> float:
-    """Return the mean KL divergence of the outputs without these branches. Raises StageError when it is NaN."""
-    kl = mean_kl(reference, _logits(without_branches(module, branches), images))
-    if isnan(kl):
+def _sensitivity(
+    module: GraphModule, branches: Sequence[Branch], images: Images, reference: Tensor, task: TaskFunctions
+) -> float:
+    """Return the distance of the outputs without these branches, in float64. Raises StageError when it is NaN."""
+    found = _outputs(without_branches(module, branches), images)
+    loss = float(task.soft_loss(found.double(), reference.double()))
+    if isnan(loss):
         name = branches[0].name
         raise StageError(f"the outputs without '{name}' are not finite", "check model.checkpoint")
-    return kl
+    return loss
 
 
-def _logits(module: GraphModule, images: Images) -> Tensor:
+def _outputs(module: GraphModule, images: Images) -> Tensor:
     with torch.no_grad():
-        return torch.cat([module(batch) for batch in images])
+        return torch.cat([joined(module(batch)) for batch in images])
 
 
 def _plural(unit: str) -> str:

@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
-
 Unit = Literal["block", "branch"]
 
 
@@ -46,12 +43,3 @@ def find_units(branches: Iterable[NamedBranch], unit: Unit) -> Units:
 def _reason(name: str, branches: list[NamedBranch]) -> str:
     reasons = (b.obstacle if b.name == name else f"{b.name}: {b.obstacle}" for b in branches if b.obstacle)
     return next(reasons, "")
-
-
-def mean_kl(reference: Tensor, logits: Tensor) -> float:
-    """Return the mean over images of KL(softmax(reference) || softmax(logits)), in nats, computed in float64.
-
-    Both are (n, classes). Zero for equal predictions.
-    """
-    p, q = (log_softmax(x.double(), dim=1) for x in (reference, logits))
-    return float(kl_div(q, p, reduction="batchmean", log_target=True))

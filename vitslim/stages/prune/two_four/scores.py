@@ -30,7 +30,7 @@ from vitslim.stages.reconstruction.sparsegpt import sparsegpt_mask, wanda_scores
 
 BATCH = 32
 GRADIENTS_MIN = 1024
-"""Smallest number of sampled gradients for the curvature of outputs; with few images, several classes are sampled for
+"""Smallest number of sampled gradients for the curvature of outputs; with few images, several answers are sampled for
 each."""
 
 Masks = dict[str, Tensor]
@@ -91,7 +91,7 @@ def _solve_layers(given: MaskInputs, *, solve: Solver, name: str, joint: bool) -
     calibration = calibration.balanced(images_at_once(graph, len(calibration), COPIES))
     images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
     # The probability of a single class is always 1, so its gradient is zero.
-    draws = math.ceil(GRADIENTS_MIN / len(images)) if joint and graph.source.classes > 1 else 0
+    draws = math.ceil(GRADIENTS_MIN / len(images)) if joint and graph.source.classes != 1 else 0
     solver = LayerSolver(
         images, context.progress, f"two-four: {name}", joint=given.weights if joint else (), draws=draws
     )

@@ -18,7 +18,8 @@ from vitslim.stages.quantize.observe import activation_quantizer
 from vitslim.stages.quantize.placement.float_layers import first_that_holds, float_steps, layer_macs
 from vitslim.stages.quantize.placement.forms import Form
 from vitslim.stages.quantize.scheme import QuantScheme
-from vitslim.training.evaluate import agreement, shown_below, sqnr_db
+from vitslim.training.evaluate import shown_below, sqnr_db
+from vitslim.training.tasks import TaskFunctions
 from vitslim.units import FLOAT_BITS
 
 
@@ -55,10 +56,11 @@ class PlacementSearch:
         deployment: Deployment,
         context: StageContext,
         folder: Path,
+        task: TaskFunctions,
     ) -> None:
-        """reference: logits (n, classes) of the float model for the images (n, C, H, W). Files go into `folder`."""
+        """reference: outputs (n, k) of the float model for the images (n, C, H, W). Files go into `folder`."""
         self._reference, self._images, self._floor = reference, images, floor
-        self._deployment, self._context, self._folder = deployment, context, folder
+        self._deployment, self._context, self._folder, self._task = deployment, context, folder, task
         self._steps: dict[str, list[tuple[str, ...]]] = {}
 
     def choose(self, forms: Sequence[Form]) -> tuple[Placement, tuple[Placement, ...]]:
@@ -93,20 +95,20 @@ class PlacementSearch:
         return [first, *judged.values()] if found is None else [judged[found]]
 
     def _judge(self, form: Form, in_float: Sequence[str]) -> Placement:
-        """Write a candidate, run its file on all images, and compare the logits with those of the float model."""
+        """Write a candidate, run its file on all images, and compare the outputs with those of the float model."""
         name = form.name(in_float)
         path = self._folder / f"{name}.onnx"
         self._context.progress.say(f"placement: '{name}'")
         graph, scheme = form.candidate(in_float)
         self._deployment.write(graph, path)
-        logits = self._deployment.logits(path, self._images)
+        found = self._deployment.outputs(path, self._images)
         return Placement(
             name,
             graph,
             scheme,
             path,
-            sqnr_db=sqnr_db(self._reference, logits),
-            agreement=agreement(self._reference, logits),
+            sqnr_db=sqnr_db(self._reference, found),
+            agreement=self._task.agrees(self._reference, found).float().mean().item(),
             images=len(self._images),
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitslim.data import Dataset
 from vitslim.errors import StageError
-from vitslim.graph.memory import images_at_once
+from vitslim.graph.memory import images_at_once, outputs_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import Floor, Quantize
 from vitslim.results import LayerNote
@@ -22,6 +22,7 @@ from vitslim.stages.quantize.observe import FORWARD_BATCH
 from vitslim.stages.quantize.placement.choose import Placement, PlacementSearch
 from vitslim.stages.quantize.placement.forms import candidate_forms
 from vitslim.training.evaluate import predict
+from vitslim.training.tasks import task_for
 
 JUDGED_IMAGES = 256
 """Largest number of calibration images that candidates are judged on."""
@@ -47,11 +48,12 @@ def choose_placement(
     quantized: Quantized, float_graph: ModelGraph, floor: Floor, deployment: Deployment, context: StageContext
 ) -> tuple[Placement, tuple[Placement, ...]]:
     """Return the fastest placement that keeps the floor, and all that were measured; see `PlacementSearch`."""
-    images = context.data.calibration.balanced(JUDGED_IMAGES)
+    images = context.data.calibration.balanced(outputs_at_once(float_graph.source, JUDGED_IMAGES))
     batch = images_at_once(float_graph, FORWARD_BATCH)
     reference, _ = predict(float_graph.module, images, batch, context.progress, "placement: float model")
     with TemporaryDirectory(dir=context.workdir) as folder:
-        search = PlacementSearch(reference, _tensor(images), floor, deployment, context, Path(folder))
+        task = task_for(float_graph.source)
+        search = PlacementSearch(reference, _tensor(images), floor, deployment, context, Path(folder), task)
         return search.choose(candidate_forms(quantized.graph, quantized.scheme))
 
 

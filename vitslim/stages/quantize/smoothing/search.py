@@ -15,6 +15,7 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
+from vitslim.graph.outputs import output_list
 from vitslim.progress import Progress
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.layers import first_last_layers
@@ -32,7 +33,8 @@ from vitslim.stages.quantize.smoothing.strength import STRENGTHS, HeldOutLoss, s
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise
 from vitslim.stages.quantize.weights.forms import weight_form
 from vitslim.stages.reconstruction.sensitivity import BATCH, random_gradients
-from vitslim.training.evaluate import predict
+from vitslim.training.evaluate import predict, run_over
+from vitslim.training.tasks import task_for
 
 WORTH_A_FACTOR = 0.7
 """Largest factor of the largest channel at which an activation is scaled at run time: it takes a pass over it."""
@@ -63,10 +65,16 @@ def smooth_activations(
 
 
 def split_images(graph: ModelGraph, context: StageContext) -> tuple[Dataset, Dataset]:
-    """Return the calibration images of some predicted classes and those of all others; a single image twice."""
+    """Return the calibration images of some predicted classes and those of all others; a single image twice.
+
+    Without classes the images are divided along the direction in which their features differ most.
+    """
     images, batch = context.data.calibration, images_at_once(graph, FORWARD_BATCH)
-    logits, _ = predict(graph.module, images, batch, context.progress, "smoothing: predicted classes")
-    half = split_by_class(logits.argmax(dim=1))
+    module = graph.module.eval()
+    last, _ = predict(
+        lambda found: output_list(module(found))[-1], images, batch, context.progress, "smoothing: content of images"
+    )
+    half = split_by_class(task_for(graph.source).groups(last))
     first, second = (images.subset(torch.nonzero(one).flatten().tolist()) for one in (half, ~half))
     return first, second if len(second) else first
 
@@ -79,7 +87,7 @@ def channel_ranges(
     ranges = {name: ChannelRanges() for name in places}
     operands = {n: [(node, 0) for reader in one.readers for node in layers[reader]] for n, one in places.items()}
     observer = Observer(graph.module, ranges, operands)
-    predict(observer, images, images_at_once(graph, FORWARD_BATCH), progress, "smoothing: channel ranges")
+    run_over(observer, images, images_at_once(graph, FORWARD_BATCH), progress, "smoothing: channel ranges")
     return {name: one.found for name, one in ranges.items()}
 
 

@@ -25,7 +25,8 @@ from vitslim.stages.token_squeeze.merging.simulation import (
     token_score,
     weighed_attention,
 )
-from vitslim.training import LOSS, Batch, predict, soft_loss, train
+from vitslim.training import LOSS, Batch, predict, train
+from vitslim.training.tasks import task_for
 
 aten = torch.ops.aten
 
@@ -166,15 +167,16 @@ def learn_rates(
 ) -> tuple[dict[str, Rates], dict[str, float]]:
     """Return rates that keep the predictions of a model at `config.macs`, by block name, and metrics of training.
 
-    initial: rates by block name, in graph order. The loss is the KL divergence from the predictions of the unchanged
-    model on the calibration images. Raises StageError if it is not finite.
+    initial: rates by block name, in graph order. The loss is the distance of the task, such as the KL divergence, from
+    the outputs of the unchanged model on the calibration images. Raises StageError if it is not finite.
     """
     images, seed, progress = context.data.calibration.balanced(config.train.images), context.seed, context.progress
     dense, _ = predict(graph.module, images, config.train.batch, progress, "token-squeeze: predictions")
+    task = task_for(graph.source)
     simulation = Simulation(graph, initial, macs, config.macs, config)
 
     def objective(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {LOSS: soft_loss(logits.float(), dense.to(logits.device)[batch.positions])}
+        return {LOSS: task.soft_loss(logits.float(), dense.to(logits.device)[batch.positions])}
 
     label, keep = "token-squeeze: rates", context.keep
     metrics = train(simulation, images, objective, config.train, seed, {}, progress, label=label, keep=keep)

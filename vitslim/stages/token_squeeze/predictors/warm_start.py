@@ -117,7 +117,8 @@ def fit(
 
     def agreement() -> float:
         logits, _ = predict(predictor, images.subset(held_out), FORWARD_BATCH, progress, label)
-        return rank_agreement(logits.softmax(dim=-1)[..., 0], observed.score[held_out], keep)
+        probabilities = logits.view(len(logits), -1, 2).softmax(dim=-1)[..., 0]
+        return rank_agreement(probabilities, observed.score[held_out], keep)
 
     before = agreement()
     metrics = train(predictor, images.subset(trained), objective, SCHEDULE, seed, {}, progress, label=label)

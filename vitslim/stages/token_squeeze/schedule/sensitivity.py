@@ -18,8 +18,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import graph_module, tensors_of
 from vitslim.progress import Progress
 from vitslim.training.images import LabeledImages
-from vitslim.training.losses import soft_loss
 from vitslim.training.taps import with_taps
+from vitslim.training.tasks import task_for
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,8 +39,8 @@ def measure_losses(
 ) -> dict[str, tuple[float, ...]]:
     """Return the loss of each block for each number of patch tokens that it alone keeps.
 
-    kept: block name to counts. The loss is the mean KL divergence of the dense predictions from those of the squeezed
-    model, in nats. The part of the model before a block runs once: the others start from its stored activations.
+    kept: block name to counts. The loss is the distance of the task from the dense outputs, for classification the mean
+    KL divergence in nats. The part of the model before a block runs once: the others start from its stored activations.
     Raises StageError for predictions that are not finite.
     """
     blocks = {block.name: block for block in find_anatomy(graph).blocks if block.name in kept}
@@ -53,7 +53,7 @@ def measure_losses(
         rest, position = from_node(squeeze(graph, {name: count}).module.eval(), inputs[name].name), positions[name]
         with torch.no_grad():
             squeezed = torch.cat([rest(x, values[position]) for x, values in zip(batches, stored, strict=True)])
-        loss = float(soft_loss(squeezed.double(), logits.double()))
+        loss = float(task_for(graph.source).soft_loss(squeezed.double(), logits.double()))
         if not np.isfinite(loss):
             raise StageError(f"the outputs with '{name}' squeezed are not finite", "check model.checkpoint")
         losses[name].append(max(0.0, loss))

@@ -26,6 +26,7 @@ from vitslim.stages.token_squeeze.schedule.cost_model import MACS, table_latency
 from vitslim.stages.token_squeeze.schedule.costs import Cuts, ScheduleCosts, schedule_costs
 from vitslim.stages.token_squeeze.schedule.sensitivity import Squeeze, measure_losses
 from vitslim.stages.token_squeeze.schedule.solver import ROUNDING, Floats, total
+from vitslim.training.tasks import TaskFunctions, task_for
 
 if TYPE_CHECKING:
     from vitslim.results import LatencyTable
@@ -84,7 +85,7 @@ class ScheduledStage:
         images = context.data.calibration.balanced(IMAGES, context.seed)
         if not len(images):
             raise StageError("a token schedule needs calibration images, got none", "set data.calibration")
-        costs, added = self._costs(before), self.method.added
+        costs, added, task = self._costs(before), self.method.added, task_for(graph.source)
         counts = measured_counts(costs.counts[0])
         blocks = {before.blocks[position]: counts for position in self._positions(before)}
         losses = measure_losses(graph, blocks, self.method.squeeze, images, context.progress)
@@ -92,11 +93,11 @@ class ScheduledStage:
         levels = choose_schedule(pairs, costs, self._budget(costs))
         kept = kept_tokens(levels, costs, added)
         metrics = {f"patch_tokens.{name}": float(count) for name, count in kept.items()}
-        metrics |= {f"mean_kl.{name}": found[len(counts) // 2] for name, found in losses.items()}
-        metrics["predicted_kl"] = total(pairs, levels)
+        metrics |= {f"mean_{task.loss_name}.{name}": found[len(counts) // 2] for name, found in losses.items()}
+        metrics[f"predicted_{task.loss_name}"] = total(pairs, levels)
         metrics[f"{self.target.limit[0]}_share"] = costs.of(levels) / costs.dense
         metrics["calibration_images"] = float(len(images))
-        changes, skipped = _notes(list(blocks), levels, costs, pairs)
+        changes, skipped = _notes(list(blocks), levels, costs, pairs, task)
         return StageResult(self.method.squeeze(graph, kept), changes, skipped, metrics)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
@@ -143,7 +144,7 @@ class ScheduledStage:
 
 
 def _notes(
-    names: Sequence[str], levels: Sequence[int], costs: ScheduleCosts, losses: Floats
+    names: Sequence[str], levels: Sequence[int], costs: ScheduleCosts, losses: Floats, task: TaskFunctions
 ) -> tuple[tuple[LayerNote, ...], tuple[LayerNote, ...]]:
     """Return the blocks that squeeze tokens, and those that might but do not."""
     changes, skipped = [], []
@@ -151,7 +152,7 @@ def _notes(
         before, after = (0, *levels)[block], levels[block]
         if before != after:
             result = f"kept {costs.counts[after]} of {costs.counts[before]} patch tokens"
-            reason = f"predicted to change the outputs by {losses[block, before, after]:.3g} nats"
+            reason = f"predicted to change the outputs by {task.describe_loss(losses[block, before, after])}"
             changes.append(LayerNote(layer=name, result=result, reason=reason))
         elif name in names:
             skipped.append(LayerNote(layer=name, result="skipped", reason="other blocks lose less by squeezing tokens"))
