@@ -9,6 +9,7 @@ from typing import Literal
 
 from vitslim.report.columns import measured_settings, measurement, metric_keys
 from vitslim.report.metric_format import format_metric
+from vitslim.report.off_the_shelf import SOURCE, neighbor_lines
 from vitslim.report.wording import (
     baseline,
     counted,
@@ -50,6 +51,7 @@ def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
         Section("Resolved keys", tuple(_resolved(report))),
         Section("Exported file", tuple(_exported(report))),
         Section("Accuracy on simulated accelerators", tuple(_accelerators(report))),
+        Section("Smaller timm models, published", tuple(_off_the_shelf(report))),
         Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
         Section("Assumed values without a source", tuple(_assumptions(report))),
         Section("Provenance", tuple(_provenance(report))),
@@ -90,6 +92,13 @@ def _accelerators(report: Report) -> Iterator[Entry]:
                     f"{stage.name} on {found.backend}, simulated: {a.dataset}: top-1 {format_percent(a.top1)}, "
                     f"{points}, agreement {format_percent(a.agreement)}, {a.n:,} images"
                 )
+
+
+def _off_the_shelf(report: Report) -> Iterator[Entry]:
+    lines = neighbor_lines(report)
+    yield from map(Entry, lines)
+    if lines:
+        yield Entry(SOURCE, tone="weak")
 
 
 def _skipped(report: Report) -> Iterator[Entry]:
