@@ -44,6 +44,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def points(row: dict[str, Any], key: str) -> str:
+    """Return a difference in points with its interval; an empty cell if the row has none."""
+    if key not in row:
+        return ""
+    mean, low, high = (100 * value for value in row[key])
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def quantized() -> str:
     """Return the table of DeiT-Tiny quantized by vitslim and by other tools."""
     head = ("", "speedup, batch 1", "batch 8", "agreement, 500 classes", "agreement, val", "SQNR", "top-1, val", "MB")

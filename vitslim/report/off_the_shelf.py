@@ -39,9 +39,8 @@ class PublishedModel:
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
     """Return all models of the table, the fastest first."""
-    with (files("vitslim.report") / TABLE).open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        found = [PublishedModel(row["model"], float(row["latency_ms"]), float(row["top1"])) for row in rows]
+    rows = csv.DictReader((files("vitslim.report") / TABLE).read_text(encoding="utf-8").splitlines())
+    found = [PublishedModel(row["model"], float(row["latency_ms"]), float(row["top1"])) for row in rows]
     return tuple(sorted(found, key=lambda one: one.latency_ms))
 
 
