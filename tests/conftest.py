@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from sample_reports import bare_report, full_report  # noqa: F401 - fixtures
 
 import vitslim
@@ -28,6 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 torch.set_num_threads(1)  # small models train faster so, and much faster when the cores are shared
+
+
+# A busy machine must not fail a property test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,6 +63,7 @@ EXPLANATIONS: Mapping[Task, str] = {
 GATE_METRICS: Mapping[str, str] = {
     "top1_drop_max": "top1",
     "top1_min": "top1",
+    "agreement_min": "agreement",
     "map_min": "map",
     "cosine_min": "cosine",
     "neighbor_agreement_min": "neighbor_agreement",

@@ -60,8 +60,11 @@ def is_known(name: str) -> bool:
     return name in known_backends() or (name.startswith(SIM) and name.endswith(SPEC_SUFFIXES))
 
 
-def wrong_backends(backends: Sequence[str | dict[str, Any]], gated: Iterable[str]) -> Iterator[Problem]:
-    """Yield a problem for each unknown or repeated backend, and for each gate without a backend of that name."""
+def wrong_backends(backends: Sequence[str | dict[str, Any]], gated: Iterable[tuple[str, str]]) -> Iterator[Problem]:
+    """Yield a problem for each unknown or repeated backend, and for each gate without a backend of that name.
+
+    gated: path of each gate in the recipe, and the backend that it names.
+    """
     named = [backend_name(backend) for backend in backends]
     for position, (backend, name) in enumerate(zip(backends, named, strict=True)):
         where = f"report.backends.{position}"
@@ -72,9 +75,9 @@ def wrong_backends(backends: Sequence[str | dict[str, Any]], gated: Iterable[str
             yield Problem(where, message, closest(backend, known_backends()))
         if name in named[:position]:
             yield Problem(where, f"'{name}' is listed twice", "remove one of them")
-    for backend in gated:
+    for where, backend in gated:
         if backend not in named:
             message = f"the gate needs a result of '{backend}', which is not among report.backends"
             is_near = difflib.get_close_matches(backend, named, n=1)
             hint = closest(backend, named) if is_near else "add it to report.backends, or remove the gate"
-            yield Problem(f"gates.speedup_min.{backend}", message, hint)
+            yield Problem(where, message, hint)

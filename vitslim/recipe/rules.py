@@ -10,6 +10,7 @@ from itertools import chain
 
 from vitslim.errors import Problem
 from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
+from vitslim.recipe.gates import Gates, parse_setting, setting_problems
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import kinds
@@ -55,9 +56,16 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _measuring_problems(recipe),
         _file_problems(recipe),
         _task_problems(recipe),
-        wrong_backends(recipe.report.backends, recipe.gates.speedup_min),
+        wrong_backends(recipe.report.backends, _gated(recipe.gates)),
+        setting_problems(recipe.gates, recipe.report.batches, recipe.report.threads),
     )
     return list(errors), list(_warnings(recipe))
+
+
+def _gated(gates: Gates) -> Iterator[tuple[str, str]]:
+    """Yield the path and the backend of each gate of backends."""
+    for gate, limits in gates.of_backends.items():
+        yield from ((f"gates.{gate}.{key}", parse_setting(key).backend) for key in limits)
 
 
 def _path(position: int, config: StageConfig, key: str = "") -> str:

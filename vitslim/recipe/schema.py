@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, SerializeAsAny
 
 from vitslim.recipe.config import EXPECTED, Config, TimmName
+from vitslim.recipe.gates import Gates
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.tasks import Task
 
@@ -88,35 +89,6 @@ class ReportConfig(Config):
     threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="thread counts of measured CPU backends")
     seconds: Annotated[float, Field(gt=0)] = Field(
         2.0, description="measuring time of each file, batch size and thread count"
-    )
-
-
-class Gates(Config):
-    """Limits on the results: the run exits with code 1 if one is violated."""
-
-    top1_drop_max: float | None = Field(None, description="largest loss of top-1 on val, in points (task classify)")
-    top1_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="smallest top-1 on val, in percent (task classify)"
-    )
-    map_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="smallest mean average precision on val, in percent (task multilabel)"
-    )
-    cosine_min: Annotated[float, Field(ge=-1, le=1)] | None = Field(
-        None,
-        description="smallest mean cosine similarity to the outputs of the dense model on val, from -1 to 1 (task "
-        "features)",
-    )
-    neighbor_agreement_min: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None,
-        description="smallest share of images of val, in percent, whose nearest calibration image is the same as by "
-        "the dense model (task features, with embeddings)",
-    )
-    size_ratio_min: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="smallest size ratio: dense ONNX bytes over compressed ONNX bytes"
-    )
-    macs_ratio_min: Annotated[float, Field(gt=0)] | None = Field(None, description="dense MACs over compressed MACs")
-    speedup_min: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="smallest speedup over the dense model by backend, at the first batch size and thread count"
     )
 
 

@@ -35,11 +35,19 @@ class GateLine:
     passed: bool
 
 
+GATE_UNITS = {"latency_ms_max": "ms", "throughput_min": "images/s", "energy_mj_max": "mJ", "size_mb_max": "MB",
+              "gmacs_max": "GMACs"}  # fmt: skip
+
+
 def gate_line(gate: GateResult) -> GateLine:
     """Format a gate: the limit with `at most` or `at least`, both numbers with their unit."""
     relation = "at most " if "_max" in gate.name else "at least " if "_min" in gate.name else ""
     limit = relation + _gate_number(gate.name, gate.limit)
-    return GateLine(gate.name, limit, _gate_number(gate.name, gate.value), gate.passed)
+    value = _gate_number(gate.name, gate.value)
+    if gate.interval is not None:
+        low, high = (_gate_number(gate.name, end) for end in gate.interval)
+        value += f" (95 % interval {low} to {high})"
+    return GateLine(gate.name, limit, value, gate.passed)
 
 
 def _gate_number(name: str, value: float) -> str:
@@ -49,6 +57,9 @@ def _gate_number(name: str, value: float) -> str:
         return f"{value:.2f}x"
     if "drop" in name:
         return f"{value:.2f} points"
+    for key, unit in GATE_UNITS.items():
+        if name.startswith(key):
+            return f"{value:.3g} {unit}"
     metric = GATE_METRICS.get(name)
     return f"{value:.2f} %" if metric and METRICS[metric].unit == "percent" else f"{value:.4g}"
 

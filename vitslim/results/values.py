@@ -260,6 +260,9 @@ class GateResult(Value):
     name: str
     limit: float
     value: float
+    """The estimate; NaN if it was not measured, which fails."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the value; None where it has none."""
     passed: bool
 
 
