@@ -23,7 +23,7 @@ from vitslim.recipe.yaml12 import parse_yaml
 from vitslim.stages.export.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "recipes/README.md", "vitslim/README.md", "scripts/results/README.md")
+PAGES = ("README.md", "recipes/README.md", "vitslim/README.md", "scripts/results/README.md", "vitslim/ONNX.md")
 BYTES_MAX = 9_000
 BASE: dict[str, Any] = {
     "name": "fragment",

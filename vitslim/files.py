@@ -1,15 +1,17 @@
-"""Atomic writing of files and folders, and exclusive use of a folder.
+"""Files of stages and runs, atomic writing, and exclusive use of a folder.
 
 After an error or Ctrl-C, the previous content is still there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,9 +19,31 @@ from filelock import FileLock, Timeout
 from vitslim.errors import InputError, UsageError
 
 MODEL_FILE = "model.onnx"
-"""Name of the exported model in the folder of a stage and of a run."""
+"""Name of the exported model in the folder of a stage, and in that of a run with the plain layout."""
 LOCK_FILE = ".lock"
 """Name of the file by which a process keeps others out of a folder."""
+MANIFEST_FILE = "manifest.json"
+"""Name of the file that lists all others in the folder of a run."""
+
+
+@dataclass(frozen=True)
+class LayoutFiles:
+    """The files of a layout, with paths relative to the folder of the run, `/` between their parts."""
+
+    model: str = MODEL_FILE
+    """Path of the ONNX file."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Path of each further file to its content."""
+    notes: tuple[str, ...] = ()
+    """Limits of these files, for the report."""
+
+
+def find_model(folder: Path) -> Path:
+    """Return the path of the model in the folder of a run: `model.onnx`, unless its manifest names another file."""
+    try:
+        return folder / str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder / MODEL_FILE
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:

@@ -11,6 +11,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from vitslim.data import DataModule, Dataset
+from vitslim.recipe.file_form import INPUT
 
 MATMULS = ["MatMul", "Gemm"]
 STATIC_IMAGES = 64
@@ -19,7 +20,7 @@ STATIC_IMAGES = 64
 
 def ort_static(dense: Path, path: Path, data: DataModule, options: dict[str, Any]) -> None:
     """Quantize with `quantize_static`."""
-    images = _Reader(data.calibration.balanced(STATIC_IMAGES), "image")
+    images = _Reader(data.calibration.balanced(STATIC_IMAGES), INPUT)
     quantization.quantize_static(str(_preprocessed(dense)), str(path), images, **options)
 
 
@@ -44,7 +45,7 @@ def nncf_quantize(dense: Path, path: Path, data: DataModule) -> None:
     """Quantize with NNCF for OpenVINO, on all calibration images."""
     import nncf
 
-    images = [{"image": images.numpy()} for images, _ in data.calibration.batches(1)]
+    images = [{INPUT: images.numpy()} for images, _ in data.calibration.batches(1)]
     quantized = nncf.quantize(
         onnx.load(dense), nncf.Dataset(images), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images)
     )

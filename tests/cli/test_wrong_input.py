@@ -74,6 +74,14 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
         (("num_classes: 2}", "num_classes: 0}\ngates: {top1_min: 50}"), 2, ["gates.top1_min", "`task: features`"]),
         (("num_classes: 2}", "num_classes: 2}\ngates: {cosine_min: 0.9}"), 2, ["gates.cosine_min", "`task: classify`"]),
         (("num_classes: 2}", "num_classes: 2}\n  task: multilabel"), 5, ["every image has one label", "hint:"]),
+        (("  - export\n", "  - export: {opset: 16}\n"), 2, ["export.opset", "an integer from 17 to 23"]),
+        (("  - export\n", "  - export: {batch: 8}\n"), 2, ["report.batches", "`batch: 8` only", "hint:"]),
+        (("  - export\n", "  - export: {layout: hf, input_name: x}\n"), 2, ["export.input_name", "hint: remove"]),
+        (
+            ("{method: ptq}\n  - export", "{method: ptq, bits: 4}\n  - export: {opset: 18}"),
+            2,
+            ["the weights of `quantize` need opset 21, got `opset: 18`", "hint: set `opset: 21`"],
+        ),
     ],
 )
 def test_an_invalid_recipe_is_refused(
@@ -86,6 +94,16 @@ def test_an_invalid_recipe_is_refused(
         assert words in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_the_layout_cannot_describe_is_refused_by_plan(
+    vitslim: Callable[..., Any], recipe: Callable[..., Path]
+) -> None:
+    gray = recipe(("num_classes: 2}", "num_classes: 2, in_chans: 1}"), ("  - export\n", "  - export: {layout: hf}\n"))
+    outcome = vitslim("plan", gray)
+    assert outcome.code == 2
+    assert "stages.1.export.layout" in outcome.err and "takes 1" in outcome.err
+    assert "hint: use `layout: plain`" in outcome.err
 
 
 @pytest.mark.parametrize(

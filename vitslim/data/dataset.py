@@ -56,6 +56,10 @@ class Dataset:
         index = self.indices[position]
         return self.source.pixels(index, None if self.augment_seed is None else (self.augment_seed, index))
 
+    def stacked(self) -> torch.Tensor:
+        """Return all images as one tensor: normalized float32 (n, C, H, W)."""
+        return torch.stack([self[position][0] for position in range(len(self))])
+
     def batches(self, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
         """Return batches of `batch` images, in order, or shuffled by a seed; `drop_last` drops a smaller last batch."""
         positions = split_positions(len(self), batch, shuffle_seed, drop_last)

@@ -54,10 +54,12 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.graph.sketch import sketch
     from vitslim.graph.trace.revit import trace_model
     from vitslim.pipeline.accelerators import model_problems
+    from vitslim.pipeline.layout_problems import layout_problems
 
     graph = trace_model(recipe.model, resolve_checkpoint(recipe), recipe.seed)
     recipe, problems, _ = resolve_task(recipe, graph.source)
-    return estimate_stages(recipe, sketch(graph), (*problems, *model_problems(recipe, graph)))
+    problems = (*problems, *model_problems(recipe, graph), *layout_problems(recipe, graph))
+    return estimate_stages(recipe, sketch(graph), problems)
 
 
 def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Problem] = ()) -> list[PlanRow]:

@@ -13,7 +13,7 @@ from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
 from vitslim.recipe.gates import Gates, parse_setting, setting_problems
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
-from vitslim.recipe.stages import kinds
+from vitslim.recipe.stages import Export, kinds
 from vitslim.recipe.stages.training import PACKAGE, TEACHERS
 from vitslim.recipe.task_rules import model_task_problems, stated_task, states_maps, task_problems
 
@@ -54,6 +54,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _name_problems(stages),
         _stage_problems(stages),
         _measuring_problems(recipe),
+        _batch_problems(recipe),
         _file_problems(recipe),
         _task_problems(recipe),
         wrong_backends(recipe.report.backends, _gated(recipe.gates)),
@@ -141,6 +142,17 @@ def _measuring_problems(recipe: Recipe) -> Iterator[Problem]:
         if key := config.needs_measured_backend:
             message = f"`{key}: {getattr(config, key)}` needs a measured backend that runs ONNX files"
             yield Problem(_path(position, config, key), message, f"add `{RUN_ONNX[0]}` to `report.backends`")
+
+
+def _batch_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem if the report measures batch sizes that the exported file does not take."""
+    batch = next((config.form.batch for config in recipe.stages if isinstance(config, Export)), None)
+    other = [size for size in recipe.report.batches if batch not in (None, size)]
+    if other and recipe.report.backends:
+        message = f"the exported file takes `batch: {batch}` only, got {list(recipe.report.batches)}"
+        yield Problem(
+            "report.batches", message, f"set `report.batches: [{batch}]`, or `batch: dynamic` in the export stage"
+        )
 
 
 def _file_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from vitslim.errors import Problem
 from vitslim.recipe.accelerators import AcceleratorName
 from vitslim.recipe.config import EXPECTED, Config
+from vitslim.recipe.file_form import OPSETS
 from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
 
@@ -69,6 +70,11 @@ class StageConfig(Config):
     def export_profile(self) -> Profile | None:
         """The form of the file that the stage writes; None for a stage that writes none."""
         return None
+
+    @property
+    def lowest_opset(self) -> int:
+        """The lowest ONNX opset that stores the weights of this stage."""
+        return OPSETS[0]
 
     @property
     def approximation(self) -> AcceleratorName | None:

@@ -296,5 +296,7 @@ class Report(Value):
     """Kept and squeezed tokens of the final model on sample images; empty for a model that squeezes no tokens."""
     assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[str, ...] = ()
+    model_file: str = "model.onnx"
+    """Path of the exported model in the folder of the run."""
     files: dict[str, str] = Field({})
     """File name to sha256."""

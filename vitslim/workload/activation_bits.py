@@ -11,6 +11,9 @@ from vitslim.workload.weights import element_bits, find_weight
 
 ACTIVATION_CHAIN = TRANSPARENT | {"Slice", "Split", "Gather", "Expand", "Pad", "Concat"}
 """Operators that move activations without changing their values."""
+ACTIVATION_ZERO_POINTS = {"QLinearMatMul": 2, "QLinearConv": 2, "QGemm": 2, "MatMulInteger": 2, "ConvInteger": 2,
+                         "MatMulIntegerToFloat": 4}  # fmt: skip
+"""Integer operator to the index of the zero point of its activation, which has the type of the activation."""
 QUANTIZING_OPERATORS = {"DynamicQuantizeMatMul": 8}
 """Operators that quantize their float input themselves, with the bits of the integers."""
 
@@ -35,11 +38,20 @@ def activation_bits(graph: OnnxGraph, node: NodeProto, value: str) -> int:
     """
     if node.op_type in QUANTIZING_OPERATORS:
         return QUANTIZING_OPERATORS[node.op_type]
-    bits = stored_bits(graph, value)
+    bits = stored_bits(graph, value) or _zero_point_bits(graph, node)
     if bits > INTEGER_BITS_MAX:
         return bits
     span = _clipped_span(graph, value)
     return bits if span is None else min(bits, span.bit_length())
+
+
+def _zero_point_bits(graph: OnnxGraph, node: NodeProto) -> int:
+    """Return the bits of the type of the zero point of the activation of an integer operator; 0 without one.
+
+    The operator fixes the type of an activation whose own type is unknown.
+    """
+    name = optional_input(node, ACTIVATION_ZERO_POINTS.get(node.op_type))
+    return element_bits(graph.types[name].element) if name in graph.types else 0
 
 
 def _clipped_span(graph: OnnxGraph, value: str) -> int | None:

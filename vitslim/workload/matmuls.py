@@ -14,11 +14,13 @@ from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer
 from vitslim.workload.operators import Operator
 from vitslim.workload.weights import Weight, container, find_weight, sparsity, weight_bits
 
-SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice", "Clip"}
+SCORE_CHAIN = TRANSPARENT | {"Mul", "Div", "Add", "Where", "QuantizeLinear", "DequantizeLinear", "Slice", "Clip",
+                            "QLinearMul", "QLinearAdd"}  # fmt: skip
 """Operators that may be between an attention matmul and the softmax."""
+SOFTMAX = {"Softmax", "QLinearSoftmax"}
 SEARCH_DEPTH = 8
 
-TWO_FOUR = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Conv", "ConvInteger", "QLinearConv"}
+TWO_FOUR = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "QGemm", "Conv", "ConvInteger", "QLinearConv"}
 """Operators whose reduction runs along known dimensions of the weight, along which a 2:4 pattern is detected."""
 
 
@@ -42,14 +44,15 @@ def read_matmul(graph: OnnxGraph, node: NodeProto) -> Operator:
 
 
 def read_gemm(graph: OnnxGraph, node: NodeProto) -> Operator:
-    """Read Gemm, whose two-dimensional operands may be transposed."""
-    left, right = graph.type_of(node.input[0], node).shape, graph.type_of(node.input[1], node).shape
+    """Read Gemm (operands 0 and 1) and QGemm (operands 0 and 3), which are matrices and may be transposed."""
+    right_name = node.input[3 if node.op_type == "QGemm" else 1]
+    left, right = graph.type_of(node.input[0], node).shape, graph.type_of(right_name, node).shape
     m, k = reversed(left) if attribute(node, "transA", 0) else left
     flipped = attribute(node, "transB", 0)
     n = right[0] if flipped else right[1]
-    weight = find_weight(graph, node.input[1])
+    weight = find_weight(graph, right_name)
     if weight is None:
-        return of_activations(graph, node, (m, n, k, 1), node.input[0], node.input[1])
+        return of_activations(graph, node, (m, n, k, 1), node.input[0], right_name)
     return weighted(graph, node, (m, n, k, 1), weight, 1 if flipped else 0, node.input[0])
 
 
@@ -175,7 +178,7 @@ def _attention_role(graph: OnnxGraph, node: NodeProto, rows: int) -> str:
 def _reaches_softmax(start: NodeProto, neighbors: Callable[[NodeProto], list[NodeProto]]) -> bool:
     frontier = neighbors(start)
     for _ in range(SEARCH_DEPTH):
-        if any(node.op_type == "Softmax" for node in frontier):
+        if any(node.op_type in SOFTMAX for node in frontier):
             return True
         frontier = [further for node in frontier if node.op_type in SCORE_CHAIN for further in neighbors(node)]
     return False

@@ -18,6 +18,8 @@ TRANSPARENT = {"Cast", "Dropout", "Identity", "Reshape", "Squeeze", "Transpose",
 LAYER = "vitslim.layer"
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key under which torch.onnx lists the modules of a node, outermost first, the operation last."""
+QUANTIZED = "_quantized"
+"""Suffix that the quantizer of ONNX Runtime appends to the names of weights."""
 QUOTED = re.compile(r"'([^']*)'")
 ANONYMOUS = re.compile(r"^(val_\d+(_|$)|\d+$|onnx::)")
 
@@ -123,7 +125,7 @@ def layer_of(node: NodeProto, weight: str = "") -> str:
     if any(scopes):
         return next(str(scope) for scope in reversed(scopes) if scope)
     if weight and not ANONYMOUS.match(weight):
-        return weight.removesuffix(".weight")
+        return weight.removesuffix(QUANTIZED).removesuffix(".weight")
     return node.name
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from vitslim.workload.operators import OpKind
 
 KINDS: dict[OpKind, str] = {
-    "softmax": "Softmax LogSoftmax",
+    "softmax": "Softmax LogSoftmax QLinearSoftmax",
     "norm": "LayerNormalization RMSNormalization BatchNormalization InstanceNormalization GroupNormalization "
     "LpNormalization",
     "elementwise": "Abs Add And BitShift Ceil Celu Clip CumSum Cos Div Elu Equal Erf Exp Floor Gelu Greater "
     "GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg "
-    "Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tanh Where Xor",
+    "Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tanh Where Xor "
+    "QLinearAdd QLinearLeakyRelu QLinearMul QLinearSigmoid QuickGelu",
     "movement": "Cast CastLike Concat ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Gather Identity Pad "
-    "Range Reshape Resize Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze",
+    "QLinearConcat Range Reshape Resize Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze",
     "select": "ArgMax ArgMin GatherElements GatherND NonZero OneHot ScatterElements ScatterND TopK Unique",
     "quantize": "QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
+from vitslim.workload.contributed import FORMS, MICROSOFT
 from vitslim.workload.fusion import Fusion
 from vitslim.workload.matmuls import (
     read_attention,
@@ -30,8 +31,8 @@ from vitslim.workload.weights import element_bits
 
 READERS: dict[str, Callable[[OnnxGraph, NodeProto], Operator]] = {
     "MatMul": read_matmul, "MatMulInteger": read_matmul, "QLinearMatMul": read_matmul, "Gemm": read_gemm,
-    "Conv": read_conv, "ConvInteger": read_conv, "QLinearConv": read_conv, "ConvTranspose": read_transposed_conv,
-    "Einsum": read_einsum,
+    "QGemm": read_gemm, "Conv": read_conv, "ConvInteger": read_conv, "QLinearConv": read_conv,
+    "ConvTranspose": read_transposed_conv, "Einsum": read_einsum,
 }  # fmt: skip
 
 COSTLY = (*MATMUL_KINDS, "softmax", "norm", "elementwise")
@@ -87,7 +88,7 @@ def _kernels(
 
 def _read_node(graph: OnnxGraph, node: NodeProto) -> tuple[Operator, ...]:
     """Return the operators of a node; none when its type is unknown."""
-    if node.domain not in DOMAINS:
+    if node.domain not in DOMAINS and not (node.domain == MICROSOFT and node.op_type in FORMS):
         return ()
     if node.op_type == "Attention":
         found = read_attention(graph, node)
@@ -186,7 +187,7 @@ def _quantizer_inputs(node: NodeProto) -> list[str]:
         return list(node.input[1:])
     if node.op_type in {"MatMulInteger", "ConvInteger"}:
         return list(node.input[2:])
-    return [*node.input[1:3], *node.input[4:]] if node.op_type in {"QLinearMatMul", "QLinearConv"} else []
+    return [*node.input[1:3], *node.input[4:]] if node.op_type in {"QLinearMatMul", "QLinearConv", "QGemm"} else []
 
 
 def _may_be_weight(element: int) -> bool:

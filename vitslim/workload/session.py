@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ EXTERNAL_INITIALIZERS = "session.optimized_model_external_initializers_"
 """Prefix of the session options that store the weights of an optimized model in a second file."""
 EXTERNAL_BYTES_MIN = 1024
 """Smaller tensors stay in the optimized model itself."""
+FLOAT_TYPES = MappingProxyType(
+    {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+)
+"""Input types of ONNX Runtime that hold images, with those of NumPy."""
 LOG_ERRORS = 3
 """Log level of ONNX Runtime: errors, no warnings."""
 
@@ -31,18 +35,17 @@ class OnnxModel:
     def __init__(self, path: Path, threads: int = 0, fuse: bool = True) -> None:
         """Open a session; `threads` 0 uses all cores, `fuse` as in `open_session`.
 
-        Raises InputError for a file that ONNX Runtime rejects or that has other inputs than one float32 tensor,
+        Raises InputError for a file that ONNX Runtime rejects or that has other inputs than one float tensor,
         BackendUnavailableError without ONNX Runtime.
         """
         check_onnx_file(path)
         self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse)
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        if len(inputs) != 1 or inputs[0].type not in FLOAT_TYPES:
             found = ", ".join(f"{i.name}: {i.type}" for i in inputs)
-            raise InputError(
-                f"'{path}' needs one float32 input, but has {found or 'none'}", "export an image classifier"
-            )
+            raise InputError(f"'{path}' needs one float input, but has {found or 'none'}", "export an image classifier")
         self.path = path
+        self._type = FLOAT_TYPES[inputs[0].type]
         self._name: str = inputs[0].name
         self._shape: list[int | str | None] = list(inputs[0].shape)
 
@@ -51,8 +54,26 @@ class OnnxModel:
         return self.run(images)[0]
 
     def run(self, images: Floats) -> tuple[Floats, ...]:
-        """All outputs, float32 (n, ...) each, of images float32 (n, C, H, W)."""
-        return tuple(self._session.run(None, {self._name: images}))
+        """All outputs, float32 (n, ...) each, of images float32 (n, C, H, W).
+
+        A file with a fixed batch size runs batch by batch; the last image fills up the last batch.
+        """
+        size = self._shape[0] if self._shape else None
+        if not isinstance(size, int) or size == len(images):
+            return self._run(images)
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        missing = size - len(parts[-1])
+        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], missing, axis=0)])
+        outputs = zip(*(self._run(part) for part in parts), strict=True)
+        return tuple(np.concatenate(found)[: len(images)] for found in outputs)
+
+    def _run(self, images: Floats) -> tuple[Floats, ...]:
+        outputs = self._session.run(None, {self._name: self.convert(images)})
+        return tuple(one.astype(np.float32, copy=False) for one in outputs)
+
+    def convert(self, images: Floats) -> npt.NDArray[Any]:
+        """Images in the type of the input: float32, float16 or float64. Images of this type are not copied."""
+        return images.astype(self._type, copy=False)
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape (batch, C, H, W) of the input. Raises InputError when the file has another fixed batch size."""

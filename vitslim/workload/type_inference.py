@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from vitslim.errors import InputError
+from vitslim.workload.contributed import standard_forms
 from vitslim.workload.operator_kinds import DOMAINS
 
 CONSTANT_ELEMENTS_MAX = 1024
@@ -82,7 +83,9 @@ def _without_weights(
     small = [tensor for tensor in graph.initializer if prod(tensor.dims) <= CONSTANT_ELEMENTS_MAX]
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > CONSTANT_ELEMENTS_MAX]
     stand_ins = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large]
-    light = helper.make_graph(graph.node, "types", [*inputs, *stand_ins], outputs, small, value_info=declared)
+    light = helper.make_graph(
+        list(standard_forms(graph.node)), "types", [*inputs, *stand_ins], outputs, small, value_info=declared
+    )
     return helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 

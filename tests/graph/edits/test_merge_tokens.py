@@ -156,7 +156,7 @@ def test_exports_with_constant_counts_and_equals_onnx_runtime(graph: ModelGraph,
     assert all(size.HasField("dim_value") for shape in chosen for size in shape[1:])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for batch in (1, 2, 7):
-        (logits,) = session.run(None, {"image": images(batch).numpy()})
+        (logits,) = session.run(None, {"pixel_values": images(batch).numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), found.module(images(batch)).detach(), rtol=0, atol=1e-5)
         workload = read_workload(tmp_path / "model.onnx", batch)
         assert workload.macs == batch * cost(found).macs

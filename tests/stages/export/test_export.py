@@ -108,8 +108,8 @@ def test_the_file_follows_the_standard_and_has_documented_names(float_file: Path
         assert model.ir_version == 10
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
         (image,), (logits,) = model.graph.input, model.graph.output
-        assert (image.name, logits.name) == ("image", "logits")
-        assert image.type.tensor_type.shape.dim[0].dim_param == "batch"
+        assert (image.name, logits.name) == ("pixel_values", "logits")
+        assert image.type.tensor_type.shape.dim[0].dim_param == "batch_size"
         assert [d.dim_value for d in image.type.tensor_type.shape.dim[1:]] == [3, 32, 32]
 
 
@@ -161,14 +161,15 @@ def test_integers_of_every_layer_are_those_of_the_graph(sparse_int8: ModelGraph,
     quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     wanted = [name for node in quantize for name in (node.input[0], node.output[0])]
     for name in wanted:
-        if name != "image":
+        if name != "pixel_values":
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     images = images_for(sparse_int8).numpy()
-    values = dict(zip((o.name for o in session.get_outputs()), session.run(None, {"image": images}), strict=True))
-    values["image"] = images
+    computed = session.run(None, {"pixel_values": images})
+    values = dict(zip((o.name for o in session.get_outputs()), computed, strict=True))
+    values["pixel_values"] = images
     stored = initializers(model)
     for node in quantize:
         x, scale = torch.from_numpy(values[node.input[0]]), torch.tensor(stored[node.input[1]])

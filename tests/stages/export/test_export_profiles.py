@@ -152,6 +152,7 @@ def test_half_precision_halves_the_file_and_keeps_float_input_and_output(
     model = onnx.load(context.workdir / "model.onnx")
     assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {1}
     assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.FLOAT16}
+    assert half.skipped == () and [node.op_type for node in model.graph.node].count("Cast") == 2
     properties = {p.key: p.value for p in model.metadata_props}
     assert {layer["weight_bits"] for layer in json.loads(properties["vitslim.layers"])} == {16}
     quantized = PtqStage(Ptq(method="ptq")).apply(tiny_graph, context).graph

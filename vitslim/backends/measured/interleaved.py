@@ -27,7 +27,7 @@ def measure_interleaved(
 
     All files run in this process in turn, a few times a round, so that a slow phase of the machine affects all of them
     equally; speedups are medians over the rounds of baseline time over own time. `seconds` is the time for each file,
-    batch size and thread count. Inputs are the same random images for every file, float32.
+    batch size and thread count. Inputs are the same random images for every file.
     Raises UsageError for an unknown baseline, and the errors of `runtime.open_model`.
     """
     if baseline not in files:
@@ -51,7 +51,7 @@ def _time(
     runs = {}
     for name, model in models.items():
         images = generator.standard_normal(model.input_shape(batch), dtype=np.float32)
-        runs[name] = partial(_seconds, model, images)
+        runs[name] = partial(_seconds, model, model.convert(images))
     warm = {name: _warm_up(run, seconds) for name, run in runs.items()}
     repeats = {name: runs_per_round(warm[name]) for name in runs}
     one_round = sum(warm[name] * repeats[name] for name in runs)

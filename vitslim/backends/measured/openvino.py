@@ -49,6 +49,10 @@ class OpenVinoModel:
         logits: Floats = request.get_output_tensor(0).data.copy()
         return logits
 
+    def convert(self, images: Floats) -> Floats:
+        """Images in the type of the input, which is float32."""
+        return images
+
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape (batch, C, H, W) of the input. Raises InputError when the file has another fixed batch size."""
         return bind_batch(self.path, self._shape, batch)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.matmul_times import MatmulTimes
@@ -25,6 +25,10 @@ class Model(Protocol):
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape (batch, C, H, W) of the input. Raises InputError for a batch size that the file does not allow."""
+        ...
+
+    def convert(self, images: Floats) -> Any:
+        """Images in the type of the input, so that a timed call converts nothing."""
         ...
 
 

@@ -56,6 +56,10 @@ class CudaModel:
             message = f"{NAME} cannot run this graph in batches of {len(images)}: {reason}"
             raise BackendUnavailableError(message, "measure other batches, or export without 2:4") from error
 
+    def convert(self, images: Floats) -> Floats:
+        """Images in the type of the input, which is float32."""
+        return images
+
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """Shape (batch, C, H, W) of the input."""
         return (batch, *self._image)

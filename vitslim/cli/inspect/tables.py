@@ -79,7 +79,9 @@ def _about(found: Inspection) -> Table:
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     rows = [("input", _pairs(facts.inputs)), ("output", _pairs(facts.outputs))]
-    rows += [(key.removeprefix("vitslim."), _short(value)) for key, value in facts.metadata.items()]
+    rows += [(key.removeprefix("vitslim."), _short(value)) for key, value in facts.metadata.items() if " " not in key]
+    nested = [key.split(maxsplit=1) for key in facts.metadata if " " in key.strip()]
+    rows += [(group, _short([key for first, key in nested if first == group])) for group in dict(nested)]
     rows.append(("operators", _pairs(facts.operators)))
     rows.append(("ONNX Runtime", _pairs(found.kernels.counts) if found.kernels else found.kernels_error))
     saturating = sum(1 for layer in facts.layers if layer.may_saturate_int16)

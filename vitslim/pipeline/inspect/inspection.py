@@ -11,7 +11,7 @@ import onnx
 
 from vitslim.backends.measured.kernels import INTEGER_KERNELS, Kernels, read_kernels
 from vitslim.errors import InputError
-from vitslim.files import MODEL_FILE
+from vitslim.files import find_model
 from vitslim.progress import Progress, Silent
 from vitslim.workload import load_onnx
 from vitslim.workload.contents.file_contents import FileContents, Layer, Violation
@@ -62,12 +62,13 @@ def inspect(path: Path, layers: bool = False, progress: Progress | None = None) 
     layers: compare the integers of every layer with those of the graph that is saved in the folder of the file.
     Raises InputError for a damaged ONNX file and, with `layers`, when the folder has no saved graph.
     """
-    path = path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
+    folder = path if path.is_dir() else path.parent
+    path = found if path.is_dir() and (found := find_model(path)).is_file() else path
     model = load_onnx(path)
     renamed = name_nodes(model)
     contents = read_contents(model)
     kernels, error = _kernels(model, path, renamed)
-    differences = _differences(model, contents, path.parent, progress or Silent()) if layers else ()
+    differences = _differences(model, contents, folder, progress or Silent()) if layers else ()
     violations = (*contents.violations, *_not_fused(contents, kernels, error), *_differing(differences))
     return Inspection(path, stored_bytes(path), contents, kernels, error, differences, violations)
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import MODEL_FILE, replace_atomically
+from vitslim.files import MANIFEST_FILE, MODEL_FILE, LayoutFiles, replace_atomically
 from vitslim.pipeline.run.keys import file_digest
 from vitslim.report import parse_report, render_html, render_json
 from vitslim.results import Report
 from vitslim.workload import read_metadata
 
 LOCK_FILE = "recipe.lock.yaml"
-MANIFEST_FILE = "manifest.json"
-COPIED = (MODEL_FILE, "weights.safetensors", "graph.json")
+COPIED = ("weights.safetensors", "graph.json")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Artifact:
     @property
     def onnx(self) -> Path:
         """The compressed model."""
-        return self.folder / MODEL_FILE
+        return self.folder / self.report.model_file
 
 
 def check_replaceable(folder: Path) -> None:
@@ -42,17 +41,24 @@ def check_replaceable(folder: Path) -> None:
         raise UsageError(f"expected a folder, got the file '{folder}'", "choose another --out folder")
 
 
-def write_artifact(folder: Path, stage_folder: Path, lock: str, report: Report) -> Artifact:
+def write_artifact(
+    folder: Path, stage_folder: Path, lock: str, report: Report, layout: LayoutFiles | None = None
+) -> Artifact:
     """Write the artifact to a scratch directory, then move it to `folder`.
 
-    stage_folder: folder of the last stage, whose model and weights are copied. lock: text of the lock file.
+    stage_folder: folder of the last stage, whose model and weights are copied. lock: text of the lock file. layout: the
+    place of the model, and further files; None for the plain layout.
     """
+    layout = layout or LayoutFiles()
     with replace_atomically(folder) as scratch:
         for name in COPIED:
             shutil.copyfile(stage_folder / name, scratch / name)
-        (scratch / LOCK_FILE).write_text(lock, encoding="utf-8")
-        digests = {name: file_digest(scratch / name) for name in (*COPIED, LOCK_FILE)}
-        report = report.model_copy(update={"files": digests})
+        for name, text in {LOCK_FILE: lock, **layout.texts}.items():
+            _prepared(scratch / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(stage_folder / MODEL_FILE, _prepared(scratch / layout.model))
+        digests = {name: file_digest(scratch / name) for name in (layout.model, *COPIED, LOCK_FILE, *layout.texts)}
+        warnings = (*report.warnings, *layout.notes)
+        report = report.model_copy(update={"files": digests, "model_file": layout.model, "warnings": warnings})
         (scratch / "report.json").write_text(render_json(report), encoding="utf-8")
         (scratch / "report.html").write_text(render_html(report), encoding="utf-8")
         manifest = _manifest(scratch, report)
@@ -81,12 +87,20 @@ def load_artifact(folder: Path) -> Artifact:
     return Artifact(folder, report, manifest)
 
 
+def _prepared(path: Path) -> Path:
+    """Return a path after creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _manifest(folder: Path, report: Report) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "schema_version": 1,
         "name": report.name,
         "model": report.model,
         "created": report.created,
-        "annotations": read_metadata(folder / MODEL_FILE),
-        "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
+        "model_file": report.model_file,
+        "annotations": read_metadata(folder / report.model_file),
+        "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files},
     }

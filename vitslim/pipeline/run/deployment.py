@@ -13,28 +13,33 @@ from vitslim.graph.outputs import joined
 from vitslim.pipeline.bench.quantized_model import quantized
 from vitslim.pipeline.latency import latency_of_files
 from vitslim.progress import Progress
-from vitslim.recipe.profiles import PORTABLE
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stages import Ptq
+from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import Deployment
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload.session import OnnxModel
+
+RANGE_IMAGES = 16
+"""Calibration images on which the ranges of half-precision candidates are checked."""
 
 
 def make_deployment(recipe: Recipe, data: DataModule, progress: Progress) -> Deployment | None:
     """Return the deployment of a recipe; None if no measured backend runs ONNX files. data: for INT8 ranges.
 
-    Without an export stage, files have the default profile, as the file of each stage has.
+    Files have the profile, batch size and opset of the export stage.
     """
     latency = latency_of_files(recipe.report, progress)
     if latency is None:
         return None
-    profile = next((config.export_profile for config in recipe.stages if config.export_profile), PORTABLE)
+    export = next((config for config in recipe.stages if isinstance(config, Export)), Export())
+    profile, form = export.export_profile, export.form
     int8 = next((config for config in recipe.stages if isinstance(config, Ptq)), Ptq(reduce_range=False))
     batch = recipe.report.batches[0]
 
+    images = data.calibration.balanced(RANGE_IMAGES).stacked().numpy() if profile.half_precision else None
+
     def write(graph: ModelGraph, path: Path) -> None:
-        export_onnx(graph, path, profile)
+        export_onnx(graph, path, profile, form=form, images=images)
 
     def outputs(path: Path, images: Tensor) -> Tensor:
         model = OnnxModel(path)
@@ -42,6 +47,6 @@ def make_deployment(recipe: Recipe, data: DataModule, progress: Progress) -> Dep
         return torch.cat([joined([torch.from_numpy(one) for one in values]) for values in found])
 
     def write_int8(graph: ModelGraph, path: Path) -> None:
-        export_onnx(quantized(graph, data.calibration, recipe.seed, int8), path, profile)
+        export_onnx(quantized(graph, data.calibration, recipe.seed, int8), path, profile, form=form)
 
     return Deployment(write, outputs, write_int8, latency)

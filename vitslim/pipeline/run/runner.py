@@ -15,9 +15,11 @@ from vitslim.graph.trace.revit import trace_model
 from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
 from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.latency import measure_files
+from vitslim.pipeline.layout_problems import layout_problems
 from vitslim.pipeline.model_task import check_labels, resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
+from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
@@ -55,7 +57,7 @@ def execute(
         def finish(runner: StageRunner, folder: Path) -> Artifact:
             records = _measured(runner, runner.recipe, progress)
             report = _report(runner.recipe, records, _pictures(runner, runner.recipe), environment(), warnings)
-            return write_artifact(folder, runner.finished[-1].folder, lock, report)
+            return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
 
         return _run_stages(runner, 0, key, out, finish)
 
@@ -73,7 +75,8 @@ def _prepared(
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, problems, task_notes = resolve_task(recipe, dense.source)
-    estimate_stages(recipe, sketch(dense), (*problems, *model_problems(recipe, dense)))
+    problems = (*problems, *model_problems(recipe, dense), *layout_problems(recipe, dense))
+    estimate_stages(recipe, sketch(dense), problems)
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed)
     check_labels(dense.source, data)

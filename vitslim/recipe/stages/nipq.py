@@ -11,7 +11,7 @@ from vitslim.errors import Problem, closest
 from vitslim.recipe.backend_names import SIM, known_backends
 from vitslim.recipe.config import ASSUMED, Config, KeepRate
 from vitslim.recipe.stage_config import Phase, StageConfig
-from vitslim.recipe.stages.quantize import Bits, QuantizedLayers
+from vitslim.recipe.stages.quantized_layers import Bits, QuantizedLayers
 from vitslim.recipe.stages.training import TEACHER_WORDS, Teachers, TrainedWithTeacher
 
 BITS_MAX = 8
@@ -138,6 +138,11 @@ class Nipq(QuantizedLayers, TrainedWithTeacher):
         json_schema_extra={ASSUMED: True},
     )
     teacher: Teachers = Field("previous", description=TEACHER_WORDS)
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that a quantized weight may have, but for those of `first_last_bits`."""
+        return min(self.bits if isinstance(self.bits, tuple) else (self.bits or self.bit_range[0],))
 
     @property
     def learns_weights(self) -> bool:

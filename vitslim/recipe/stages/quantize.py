@@ -9,11 +9,11 @@ from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config
+from vitslim.recipe.file_form import FLOAT8_OPSET, INT4_OPSET
 from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
 from vitslim.recipe.stage_config import Phase, StageConfig
+from vitslim.recipe.stages.quantized_layers import Bits, QuantizedLayers
 from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teachers, TrainedWithTeacher
-
-Bits = Annotated[int, Field(ge=2, le=8)]
 
 GROUP_BITS_MAX = 4
 """Weights with integer group scales: a weight times its group scale must fit into 8 bits."""
@@ -45,18 +45,6 @@ class OwnBits(Config):
 
     weight: Bits | None = Field(None, description="bits of the weight; default: `bits`")
     activation: Bits | None = Field(None, description="bits of the input activation; default: `activation_bits`")
-
-
-class QuantizedLayers(StageConfig):
-    """Keys of every quantization method."""
-
-    kind: ClassVar[str] = "quantize"
-    phase: ClassVar[Phase] = Phase.PRECISION
-
-    first_last_bits: Bits | None = Field(
-        None, description="bits of the weights of the patch embedding and the head, without groups; default: `bits`"
-    )
-    skip: tuple[str, ...] = Field((), description="layers that stay in float")
 
 
 class Quantize(QuantizedLayers):
@@ -114,6 +102,16 @@ class Quantize(QuantizedLayers):
         if self.placement == "auto":
             message = f"`placement: auto` may choose dynamic activations, which `profile: {profile.name}` cannot store"
             yield "placement", message, hint
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that a quantized weight may have, but for those of `first_last_bits`."""
+        return self.bits
+
+    @property
+    def lowest_opset(self) -> int:
+        """The lowest ONNX opset that stores the weights of this stage: 21 for INT4 and for weight groups."""
+        return INT4_OPSET if self.group_size else super().lowest_opset
 
     @property
     def uses_reduce_range(self) -> bool:
@@ -195,6 +193,11 @@ class Ptq(Quantize):
         return super()._has_eight_bits or self.average_bits is not None
 
     @property
+    def lowest_opset(self) -> int:
+        """The lowest ONNX opset that stores the weights of this stage."""
+        return FLOAT8_OPSET if self.format == "fp8" else super().lowest_opset
+
+    @property
     def uses_reduce_range(self) -> bool:
         """Whether `reduce_range` affects the weights: never for 8-bit floats."""
         return self.format == "integer" and super().uses_reduce_range
@@ -262,6 +265,11 @@ class Qat(Quantize, TrainedWithTeacher):
         "equal weights",
     )
     teacher: Teachers = Field("previous", description=TEACHER_WORDS)
+
+    @property
+    def fewest_bits(self) -> int:
+        """The fewest bits that a quantized weight may have, but for those of `first_last_bits`."""
+        return min([self.bits, *(own.weight for own in self.layer_bits.values() if own.weight is not None)])
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield keys that contradict each other, the export profile or the earlier stages."""

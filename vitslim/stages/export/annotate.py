@@ -19,7 +19,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, weight_range
 from vitslim.graph.ops.float8 import FLOAT8_MAX
+from vitslim.recipe.file_form import FileForm
 from vitslim.sparsity import TWO_FOUR, is_two_four
+from vitslim.stages.export.other_metadata import other_metadata
 from vitslim.stages.export.stored_weight import StoredWeight, stored_weight
 from vitslim.units import FLOAT_BITS
 from vitslim.version import __version__
@@ -71,7 +73,7 @@ def keeps_mask(weight: StoredWeight, graph: ModelGraph) -> bool:
 
 
 def annotate(
-    model: ir.Model, graph: ModelGraph, class_names: Sequence[str], squeezes: Mapping[str, str]
+    model: ir.Model, graph: ModelGraph, class_names: Sequence[str], squeezes: Mapping[str, str], form: FileForm
 ) -> tuple[LayerAnnotation, ...]:
     """Write metadata to the nodes of layers and to the model, and return the layers in graph order.
 
@@ -94,6 +96,7 @@ def annotate(
     if squeezes:
         described["token_squeezes"] = dict(squeezes)
     _write_metadata(model.metadata_props, _model_metadata(graph, class_names) | described)
+    model.metadata_props.update(other_metadata(graph.source, class_names, form))
     return tuple(found)
 
 

@@ -18,19 +18,23 @@ from torch.export import Dim
 from vitslim.errors import StageError
 from vitslim.files import write_atomically
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.file_form import BATCH, OPSET, FileForm
 from vitslim.recipe.profiles import PORTABLE, Profile
 from vitslim.stages.export.annotate import LayerAnnotation, annotate
 from vitslim.stages.export.graph_passes import run_graph_passes
 from vitslim.stages.export.graph_passes.integer_weights import weight_storage
 from vitslim.stages.export.onnx_passes import run_onnx_passes
+from vitslim.stages.export.onnx_passes.fixed_batch import fix_batch
+from vitslim.stages.export.onnx_passes.half_precision import overflows_of, plan_ranges
+from vitslim.stages.export.onnx_passes.opset import plan_opset
 from vitslim.stages.export.onnx_passes.weight_storage import plan_storage
+from vitslim.stages.export.overflow import Overflow
 from vitslim.stages.export.token_metadata import token_squeezes
 from vitslim.stages.export.translate import translations
 from vitslim.version import __version__
+from vitslim.workload.session import Floats
 
-OPSET = 21
-IR_VERSION = 10
-INPUT, BATCH = "image", "batch"
+DEFAULT_FORM = FileForm()
 
 
 @dataclass(frozen=True)
@@ -44,34 +48,46 @@ class ExportSummary:
     """Every layer with a weight, in graph order."""
     unquantized: tuple[str, ...]
     """Names of the weights that stay in float."""
+    overflows: tuple[Overflow, ...] = ()
+    """Operators of a half-precision file that stay in float32."""
 
 
 def export_onnx(
-    graph: ModelGraph, path: Path, profile: Profile = PORTABLE, class_names: Sequence[str] = ()
+    graph: ModelGraph,
+    path: Path,
+    profile: Profile = PORTABLE,
+    class_names: Sequence[str] = (),
+    form: FileForm = DEFAULT_FORM,
+    images: Floats | None = None,
 ) -> ExportSummary:
-    """Write a graph as one ONNX file (opset 21, IR 10, dynamic batch; input `image`; outputs as
-    `ModelSource.outputs` names them, `logits` for a classifier).
+    """Write a graph as one ONNX file; the form has its names, batch size and opset.
 
     Quantized weights are stored as integers and quantized activations get Q/DQ pairs, in the form of the profile.
-    `class_names`, in the order of the class indices, become metadata of the file. An existing file is replaced in one
+    `class_names`, in the order of the class indices, become metadata of the file. `images`, float32 (n, C, H, W), show
+    which operators exceed the range of half precision, if the profile has it. An existing file is replaced in one
     step, so a failure leaves it untouched. Raises StageError if the graph cannot be exported or the file breaks the
-    ONNX standard, InputError if it cannot be written.
+    ONNX standard, if the opset lacks an operator, InputError if it cannot be written.
     """
     copy = graph.copy()
     run_graph_passes(copy, profile)
     storage = weight_storage(copy, profile)
-    model = _to_onnx(copy)
+    model = _to_onnx(copy, form)
+    if form.batch is not None:
+        fix_batch(model, form.batch)
     plan_storage(model, storage)
+    plan_opset(model, form.opset)
+    if images is not None:
+        plan_ranges(model, images, form.batch)
     run_onnx_passes(model, profile)
-    annotations = annotate(model, graph, class_names, token_squeezes(graph, copy))
+    annotations = annotate(model, graph, class_names, token_squeezes(graph, copy), form)
     _set_header(model, graph)
     data = _checked(ir.to_proto(model))
     write_atomically(path, data, "check the folder and its free space")
     unquantized = tuple(a.layer for a in annotations if a.granularity == "")
-    return ExportSummary(path, len(data), OPSET, annotations, unquantized)
+    return ExportSummary(path, len(data), form.opset, annotations, unquantized, overflows_of(model))
 
 
-def _to_onnx(graph: ModelGraph) -> ir.Model:
+def _to_onnx(graph: ModelGraph, form: FileForm) -> ir.Model:
     """The result of PyTorch's exporter, not optimized: its constants are those of the graph."""
     module = graph.module.eval()
     example = torch.zeros(2, *graph.source.image)
@@ -82,8 +98,8 @@ def _to_onnx(graph: ModelGraph) -> ir.Model:
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(graph.source.outputs) or ["logits"],
+                input_names=[form.input_name],
+                output_names=list(form.output_names(tuple(graph.source.outputs))),
                 dynamic_shapes=({0: Dim(BATCH)},),
                 custom_translation_table=translations(),
                 optimize=False,
@@ -106,7 +122,7 @@ def _first_cause(error: BaseException) -> str:
 def _set_header(model: ir.Model, graph: ModelGraph) -> None:
     model.producer_name, model.producer_version = "vitslim", __version__
     model.graph.name = graph.source.timm
-    model.ir_version = IR_VERSION
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", model.opset_imports[""])])
 
 
 @contextmanager

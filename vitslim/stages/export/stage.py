@@ -7,6 +7,7 @@ from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
+from vitslim.recipe.file_form import FLOAT8_OPSET, INT4_OPSET
 from vitslim.recipe.profiles import Profile, profiles_with
 from vitslim.recipe.stages import Export
 from vitslim.results import LayerNote
@@ -14,9 +15,10 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_outputs
 from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.overflow import first_overflow
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.training.tasks import task_for
-from vitslim.units import FLOAT_BITS
+from vitslim.units import FLOAT_BITS, container_bits
 
 BATCH = 16
 PARITY_IMAGES = 64
@@ -35,9 +37,9 @@ class ExportStage:
         return self.config.export_profile
 
     def requires(self, sketch: ModelSketch) -> list[Problem]:
-        """Return a problem if a file of the profile cannot hold the quantizers of the model."""
-        problem = _unsupported(sketch, self.profile)
-        return [] if problem is None else [problem]
+        """Return a problem if a file of the profile or of the opset cannot hold the quantizers of the model."""
+        found = (_unsupported(sketch, self.profile), _opset_too_low(sketch, self.config.opset))
+        return [problem for problem in found if problem is not None]
 
     def estimate(self, sketch: ModelSketch) -> ModelSketch:
         """Return the sketch: export changes nothing."""
@@ -48,9 +50,12 @@ class ExportStage:
         calibration = context.data.calibration
         images = calibration.balanced(PARITY_IMAGES)
         context.progress.say("writing the ONNX file")
-        summary = export_onnx(
-            graph, context.workdir / MODEL_FILE, self.profile, calibration.class_names if graph.source.classes else ()
-        )
+        path = context.workdir / MODEL_FILE
+        ranges = images.stacked().numpy() if self.profile.half_precision else None
+        names = calibration.class_names if graph.source.classes else ()
+        summary = export_onnx(graph, path, self.profile, names, self.config.form, ranges)
+        for line in first_overflow(summary.overflows):
+            context.progress.say(line)
         check_stored_weights(summary.path, graph)
         module = graph.copy().module
         expected, _ = predict(module, images, BATCH, context.progress, "checking: graph")
@@ -66,7 +71,13 @@ class ExportStage:
         return StageResult(
             graph,
             changes=tuple(LayerNote(layer=a.layer, result=_describe(a)) for a in summary.annotations if _describe(a)),
-            skipped=tuple(LayerNote(layer=name, result="stored in float", reason="not quantized") for name in skipped),
+            skipped=(
+                *(LayerNote(layer=name, result="stored in float", reason="not quantized") for name in skipped),
+                *(
+                    LayerNote(layer=one.layer, result="stays in float32", reason=one.reason)
+                    for one in summary.overflows
+                ),
+            ),
             metrics=metrics,
         )
 
@@ -93,6 +104,17 @@ def _unsupported(sketch: ModelSketch, profile: Profile) -> Problem | None:
         allowed = profiles_with(lambda other: other.float8)
         message = f"`profile: {profile.name}` cannot store 8-bit floats"
         return Problem("profile", message, f"use {allowed}, or `format: integer` in the quantize stage")
+    return None
+
+
+def _opset_too_low(sketch: ModelSketch, opset: int) -> Problem | None:
+    """Return a problem if the quantized weights of a model need a later opset."""
+    for bits in sketch.bits.values():
+        needs_int4 = bits.group_size > 0 or container_bits(bits.weight) == 4
+        needed = FLOAT8_OPSET if bits.float8 else INT4_OPSET if needs_int4 else 0
+        if needed > opset:
+            kind = "8-bit floats" if bits.float8 else "INT4 weights and weight groups"
+            return Problem("opset", f"{kind} need opset {needed}, got `opset: {opset}`", f"set `opset: {needed}`")
     return None
 
 

@@ -119,10 +119,22 @@ def _granularity(graph: OnnxGraph, node: NodeProto, weight: Weight) -> str:
     if (group_scales := integer_group_scales(graph, weight)) is not None:
         return f"group {prod(weight.tensor.dims) // max(prod(group_scales.tensor.dims), 1)}"
     name = optional_input(*((dequantizing[-1], 1) if dequantizing else (node, OPERANDS[node.op_type].scale)))
-    scale = find_weight(graph, name) if name else None
+    scale = find_weight(graph, name) if name else _scale_after(graph, node)
     if scale is None:
         return ""
     return "tensor" if len(scale.tensor.dims) == 0 or list(scale.tensor.dims) == [1] else "channel"
+
+
+def _scale_after(graph: OnnxGraph, node: NodeProto) -> Weight | None:
+    """Return the weight scales that are applied to the integer sums of a node: after a Cast, times the input scale."""
+    cast = graph.only_consumer(node)
+    mul = graph.only_consumer(cast) if cast is not None and cast.op_type == "Cast" else None
+    if mul is None or mul.op_type != "Mul":
+        return None
+    factors = [graph.producers[name] for name in mul.input if name in graph.producers]
+    products = [one for one in factors if one.op_type == "Mul"]
+    found = (find_weight(graph, name) for product in products for name in product.input)
+    return next((one for one in found if one is not None), None)
 
 
 def _fits(matrix: WeightMatrix, weight: Weight, bits: int) -> bool:

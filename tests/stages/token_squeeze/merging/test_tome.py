@@ -217,7 +217,7 @@ def test_pruning_and_int8_after_merging(
     export_onnx(quantized, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for batch in (1, 2, 7):
-        (logits,) = session.run(None, {"image": images[:batch].numpy()})
+        (logits,) = session.run(None, {"pixel_values": images[:batch].numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), expected[:batch], rtol=0, atol=0.05)
 
 

@@ -11,6 +11,7 @@ from vitslim.recipe.profiles import Profile
 from vitslim.stages.export.onnx_passes.gemm_biases import quantize_gemm_biases
 from vitslim.stages.export.onnx_passes.half_precision import convert_to_half_precision
 from vitslim.stages.export.onnx_passes.integer_matmul import split_gemms, use_integer_matmul
+from vitslim.stages.export.onnx_passes.opset import convert_opset
 from vitslim.stages.export.onnx_passes.optimize import optimize, sort_nodes
 from vitslim.stages.export.onnx_passes.relu import replace_relu_with_max
 from vitslim.stages.export.onnx_passes.transposes import fold_transposes
@@ -47,6 +48,7 @@ ONNX_PASSES = (
     OnnxPass("keep Relu from moving quantized matmuls to float", replace_relu_with_max),
     OnnxPass("use MatMulInteger for dynamic activations", use_integer_matmul, lambda profile: profile.integer_gemms),
     OnnxPass("order nodes topologically", sort_nodes),
+    OnnxPass("write the operators of the chosen opset", convert_opset),
     OnnxPass("convert to half precision", convert_to_half_precision, lambda profile: profile.half_precision),
 )
 """Every pass, first to last."""
