@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,17 @@ MODEL_FILE = "model.onnx"
 """Name of the exported model in the folder of a stage and of a run."""
 LOCK_FILE = ".lock"
 """Name of the file by which a process keeps others out of a folder."""
+
+
+def user_cache(name: str) -> Path:
+    """Return the folder `vitslim/NAME` in the user's cache folder; it may not exist."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "vitslim" / name
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:
