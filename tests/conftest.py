@@ -47,6 +47,14 @@ def operators_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the results of checked images out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, Path], Artifact]:
     """`vitslim.run`, which finds the dense model among its finished stages if another test has run it."""

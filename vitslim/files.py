@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,17 @@ def find_model(folder: Path) -> Path:
         return folder / str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder / MODEL_FILE
+
+
+def user_cache(name: str) -> Path:
+    """Return the folder `vitslim/NAME` in the user's cache folder; it may not exist."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "vitslim" / name
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:

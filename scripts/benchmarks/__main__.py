@@ -27,6 +27,7 @@ BENCHMARKS = {
     "nipq": "Compares learned bits (NIPQ) with LSQ on three tasks, and FP8 with INT8; continues after an interruption.",
     "noise": "Measures a file against itself, and against itself slowed down by 5 %, and checks the intervals.",
     "nvit": "Compares latency-aware pruning methods on DeiT-Tiny at equal measured latency (six hours); continues.",
+    "own-data": "Dense accuracy of a fine-tuned DeiT-Tiny by the form of its checkpoint; seconds to check its images.",
     "published": "Compares published speedups of whole models with those of sim:a100.",
     "quickstart": "Runs `vitslim run quickstart` from scratch and prints seconds, accuracy, size and speedup.",
     "spatten": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:spatten; GPT-2 workloads.",

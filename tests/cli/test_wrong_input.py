@@ -184,7 +184,7 @@ class TestFiles:
             assert outcome.code == 5, outcome.err
             assert "hint:" in outcome.err
             assert not (tmp_path / "out").exists()
-            assert not list(tmp_path.glob("out.stages/*"))
+            assert not list(tmp_path.glob("out.stages/[!.]*"))
             return str(outcome.err)
 
         return call

@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from vitslim.data import batches, load_data
-from vitslim.data.folder import read_image
+from vitslim.data.files.decode import read_image
 from vitslim.graph.model_graph import ModelSource
-from vitslim.recipe.schema import Data
+from vitslim.recipe.schema import PIXELS_MAX, Data
 
 
 def folder_data(root: Path, **more: object) -> Data:
@@ -46,7 +46,7 @@ def test_images_equal_timms_transform_exactly_in_every_iteration(
     source = replace(folder_source, preprocessing=changed)
     Image.effect_noise((160, 40), 90).convert("RGB").save(image_root / "val" / "bread" / "wide.png")
     val = load_data(folder_data(image_root), source, 0).val
-    expected = timm_images(image_root / "val", list(val.source.folder.files), source)
+    expected = timm_images(image_root / "val", list(val.source.images.files), source)
     for batch in (2, 9, 4):
         assert torch.equal(torch.cat([images for images, _ in batches(val, batch)]), expected)
     assert torch.equal(val[4][0], expected[4])
@@ -115,9 +115,9 @@ GRADIENT = np.linspace(0, 1, 64).reshape(8, 8)
 def test_values_of_more_than_8_bits_are_scaled_by_their_range(values: np.ndarray, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"deep.{suffix}"
     Image.fromarray(values).save(path)
-    found = np.asarray(read_image(path, "L"), dtype=np.int64)
+    found = np.asarray(read_image(path, "L", PIXELS_MAX), dtype=np.int64)
     assert np.abs(found - np.rint(GRADIENT * 255)).max() <= 1
-    assert (np.asarray(read_image(path, "RGB")) == found[..., None]).all()
+    assert (np.asarray(read_image(path, "RGB", PIXELS_MAX)) == found[..., None]).all()
 
 
 def test_images_are_turned_upright(tmp_path: Path) -> None:
@@ -125,7 +125,10 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
     image.save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png", "L").tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+    assert (
+        read_image(tmp_path / "turned.png", "L", PIXELS_MAX).tobytes()
+        == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+    )
 
 
 def test_evaluation_subset_is_balanced_and_ignores_the_seed(image_root: Path, folder_source: ModelSource) -> None:

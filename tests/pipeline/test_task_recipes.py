@@ -19,6 +19,7 @@ from vitslim.data import DataModule, Dataset, load_data
 from vitslim.graph.saved import load_graph
 from vitslim.pipeline.run import runner
 from vitslim.pipeline.run.artifact import Artifact
+from vitslim.progress import Progress
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Data, Recipe
 
@@ -156,8 +157,8 @@ def test_a_model_with_several_labels_is_scored_by_mean_average_precision(
 ) -> None:
     sets: list[DataModule] = []
 
-    def load(config: Data, source: Any, seed: int) -> DataModule:
-        data = load_data(config, source, seed)
+    def load(config: Data, source: Any, seed: int, progress: Progress) -> DataModule:
+        data = load_data(config, source, seed, progress)
         sets.append(DataModule(*map(_several_labels, (data.train, data.val, data.calibration))))
         return sets[0]
 

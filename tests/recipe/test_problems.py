@@ -101,7 +101,10 @@ def test_wrong_value(problems: Problems, document: Document, key: str, value: ob
         ("sed", "did you mean 'seed'?"),
         ("extend", "did you mean 'extends'?"),
         ("model.checkpont", "did you mean 'checkpoint'?"),
-        ("data.shuffle", "allowed: also_evaluate, calibration, classes, eval_images, kind, root"),
+        (
+            "data.shuffle",
+            "allowed: also_evaluate, calibration, classes, eval_images, kind, max_pixels, root, val_fraction",
+        ),
         ("report.batch", "did you mean 'batches'?"),
         ("stages.0.prune.pruning_rato", "did you mean 'pruning_ratio'?"),
         ("stages.1.distill.train.epoch", "did you mean 'epochs'?"),

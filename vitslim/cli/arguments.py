@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -16,4 +17,19 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as seed=1; repeatable."),
 ]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Image folder, or CSV or JSON-lines table; short for --set data.root=PATH.")
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="Weights (.safetensors, .pth, ...); short for --set model.checkpoint=FILE.")
+]
 FormatOption = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format on stdout.")]
+
+
+def all_overrides(
+    overrides: list[str] | None, more: list[str] | None, data: Path | None, checkpoint: Path | None
+) -> list[str]:
+    """Return the values of `--set`, of further arguments, and of the options that are short for keys."""
+    values = [*(overrides or []), *(more or [])]
+    values += [f"data.root={data}"] if data else []
+    return values + ([f"model.checkpoint={checkpoint}"] if checkpoint else [])

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
+from vitslim.cli.arguments import (
+    CheckpointOption,
+    DataOption,
+    FormatOption,
+    MoreValues,
+    RecipeArgument,
+    SetOption,
+    all_overrides,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +26,8 @@ def plan(
     recipe: RecipeArgument,
     more: MoreValues = None,
     overrides: SetOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
     trace: Annotated[
         bool, typer.Option("--trace/--no-trace", help="Build the model to estimate its costs; --no-trace is instant.")
     ] = True,
@@ -28,7 +38,8 @@ def plan(
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
 
-    result = build_plan(load_recipe(recipe, [*(overrides or []), *(more or [])], partial=True), trace=trace)
+    values = all_overrides(overrides, more, data, checkpoint)
+    result = build_plan(load_recipe(recipe, values, partial=True), trace=trace)
     if output == "json":
         typer.echo(result.model_dump_json(indent=2))
         return

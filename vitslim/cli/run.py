@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from vitslim.cli.arguments import FormatOption, MoreValues, RecipeArgument, SetOption
+from vitslim.cli.arguments import (
+    CheckpointOption,
+    DataOption,
+    FormatOption,
+    MoreValues,
+    RecipeArgument,
+    SetOption,
+    all_overrides,
+)
 from vitslim.errors import GateError, UsageError
 
 
@@ -16,11 +24,8 @@ def run(
     more: MoreValues = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result. Default: runs/NAME.")] = None,
     overrides: SetOption = None,
-    data: Annotated[Path | None, typer.Option(help="Image folder; short for --set data.root=DIR.")] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Weights (.safetensors, .pth, ...); short for --set model.checkpoint=FILE."),
-    ] = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, including finished ones.")] = False,
     frozen: Annotated[
         bool,
@@ -34,10 +39,7 @@ def run(
     if frozen and (overrides or more):
         raise UsageError("--frozen allows no other values than those of the lock file", "remove --set, or --frozen")
     locked = read_locked(recipe) if frozen else None
-    values = [*(overrides or []), *(more or [])]
-    values += [f"data.root={data}"] if data else []
-    values += [f"model.checkpoint={checkpoint}"] if checkpoint else []
-    loaded = load_recipe(recipe, values)
+    loaded = load_recipe(recipe, all_overrides(overrides, more, data, checkpoint))
     from vitslim.cli.console import stdout
     from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.pipeline.run.verb import run as run_recipe

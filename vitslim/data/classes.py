@@ -1,4 +1,4 @@
-"""Map class folders to the outputs of the model, and to readable class names."""
+"""Map class names to the outputs of the model, and to readable names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.utils.misc import natural_key
 
-from vitslim.data.folder import join_names
+from vitslim.data.files.names import join_names, printable
 from vitslim.errors import InputError
 from vitslim.recipe.schema import CLASS_ORDERS
 
@@ -28,6 +28,8 @@ class ClassMap:
     """Folder name to class index of the model."""
     names: tuple[str, ...]
     """Readable names by class index."""
+    rule: str = ""
+    """The rule that ties class names to indices, for the report; empty without labels."""
 
 
 def map_classes(root: Path, folders: Sequence[str], classes: int, order: str | Sequence[str] | None = None) -> ClassMap:
@@ -47,24 +49,26 @@ def map_classes(root: Path, folders: Sequence[str], classes: int, order: str | S
         return _listed(root, folders, classes, names)
     if len(folders) > classes:
         raise InputError(
-            f"{root} has {len(folders)} class folders, the model has {classes} classes",
+            f"{printable(root)} has {len(folders)} class folders, the model has {classes} classes",
             hint=f"use a model with {len(folders)} classes (model.kwargs.num_classes), or fewer folders",
         )
     if _is_imagenet(folders, classes):
         return _imagenet(root, folders, classes)
     if len(folders) < classes:
         raise InputError(
-            f"{root} has {len(folders)} class folders, the model has {classes} classes",
+            f"{printable(root)} has {len(folders)} class folders, the model has {classes} classes",
             hint="name the folder of each output in data.classes, or set model.kwargs.num_classes",
         )
     if order is None and is_ambiguous(folders, classes):
         by_name, by_number = (join_names(folder_order(folders, one)) for one in ("torchvision", "timm"))
         raise InputError(
-            f"timm and torchvision number the folders of {root} differently: {by_number}; {by_name}",
+            f"timm and torchvision number the folders of {printable(root)} differently: {by_number}; {by_name}",
             hint="set data.classes to timm or torchvision, whichever loader the model was trained with",
         )
     ordered = folder_order(folders, str(order or "torchvision"))
-    return ClassMap({name: index for index, name in enumerate(ordered)}, _readable_names(ordered))
+    loader = order or ("both timm and torchvision" if len(folders) > 1 else "one class")
+    rule = f"the order of {loader}: {join_names(ordered)}"
+    return ClassMap({name: index for index, name in enumerate(ordered)}, _readable_names(ordered), rule)
 
 
 def folder_order(folders: Sequence[str], order: str) -> tuple[str, ...]:
@@ -98,17 +102,6 @@ def class_list(order: str | Sequence[str] | None) -> tuple[str, ...] | None:
         raise InputError(f"the class list '{path}' cannot be read", hint) from error
 
 
-def labels_of(root: Path, folders: Sequence[str], class_map: ClassMap) -> dict[str, int]:
-    """Return the class index of each folder of another set. Raises InputError for folders that `class_map` lacks."""
-    unknown = [name for name in folders if name not in class_map.index]
-    if unknown:
-        raise InputError(
-            f"{root} has class folders that are not classes of the model: {join_names(unknown)}",
-            hint=f"name the folders as in train/, such as {join_names(sorted(class_map.index))}",
-        )
-    return {name: class_map.index[name] for name in folders}
-
-
 def _listed(root: Path, folders: Sequence[str], classes: int, names: Sequence[str]) -> ClassMap:
     if len(names) != classes or len(set(names)) != len(names):
         problem = f"lists {len(names)} names" if len(names) != classes else "lists a name twice"
@@ -118,9 +111,9 @@ def _listed(root: Path, folders: Sequence[str], classes: int, names: Sequence[st
     index = {name: position for position, name in enumerate(names)}
     unknown = [name for name in folders if name not in index]
     if unknown:
-        message = f"{root} has class folders that data.classes does not list: {join_names(unknown)}"
+        message = f"{printable(root)} has class folders that data.classes does not list: {join_names(unknown)}"
         raise InputError(message, "list them, or remove the folders")
-    return ClassMap(index, _readable_names(names))
+    return ClassMap(index, _readable_names(names), "the names of data.classes, in this order")
 
 
 def _is_imagenet(folders: Sequence[str], classes: int) -> bool:
@@ -131,16 +124,17 @@ def _is_imagenet(folders: Sequence[str], classes: int) -> bool:
 
 
 def _imagenet(root: Path, folders: Sequence[str], classes: int) -> ClassMap:
-    info = ImageNetInfo(infer_imagenet_subset({"num_classes": classes}) or "imagenet-1k")
+    subset = infer_imagenet_subset({"num_classes": classes}) or "imagenet-1k"
+    info = ImageNetInfo(subset)
     index = {synset: position for position, synset in enumerate(_synsets(info))}
     unknown = [name for name in folders if name not in index]
     if unknown:
         raise InputError(
-            f"{root} has class folders that are not ImageNet classes: {join_names(unknown)}",
+            f"{printable(root)} has class folders that are not ImageNet classes: {join_names(unknown)}",
             hint=f"a {classes}-class model needs folders named by WordNet id, such as n01440764 for tench; or name the "
             "folder of each output in data.classes",
         )
-    return ClassMap(index, tuple(info.label_descriptions()))
+    return ClassMap(index, tuple(info.label_descriptions()), f"WordNet ids in the order of {subset}")
 
 
 def _readable_names(folders: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from vitslim.data.preloaded import PreloadedImages
 from vitslim.data.source import CACHE_BYTES_MAX, Pixels, Source
 from vitslim.progress import Progress
 
+UNLABELED = -1
+"""Label of every image of a data set without labels; no loss and no metric accepts it."""
 PRELOAD_BATCH = 64
 """Images that are copied to a device at a time."""
 
@@ -31,16 +34,28 @@ class Dataset:
     indices: tuple[int, ...] = field(repr=False)
     """Indices in the source."""
     labels: Labels = field(repr=False)
-    """Class index of each image, or for images with any number of labels a tuple of class indices."""
+    """Class index of each image, or a tuple of class indices of each; `UNLABELED` without labels."""
     class_names: tuple[str, ...] = field(repr=False)
     """Readable names by class index."""
     source_digest: str = field(repr=False)
     """SHA-256 of the whole source, in hexadecimal."""
     augment_seed: int | None = None
     """Seed of the augmentation of training images; None applies the evaluation transform."""
+    class_rule: str = field(default="", repr=False)
+    """The rule that ties labels to the outputs of the model, for the report."""
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether the images have labels."""
+        return UNLABELED not in self.labels
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an image may have any number of labels; each label is then a tuple of class indices."""
+        return any(isinstance(label, tuple) for label in self.labels)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int | tuple[int, ...]]:
         return self.source.normalize(self.pixels(position)[None])[0], self.labels[position]
@@ -85,7 +100,7 @@ class Dataset:
             self,
             split=split or self.split,
             indices=tuple(self.indices[position] for position in positions),
-            labels=tuple(self.labels[position] for position in positions),  # type: ignore[arg-type]  # of one kind
+            labels=_chosen(self.labels, positions),
         )
 
     def balanced(self, count: int | None, seed: int = 0, split: str | None = None) -> Dataset:
@@ -99,14 +114,18 @@ class Dataset:
             return self if split is None else replace(self, split=split)
         generator = np.random.default_rng(seed)
         shuffled = generator.permutation(len(self))
-        sets = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
-        labels = np.asarray([sets[label] for label in self.labels])[shuffled]
+        groups = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
+        labels = np.asarray([groups[label] for label in self.labels])[shuffled]
         rank_in_class = np.zeros(len(self), dtype=np.int64)
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
             rank_in_class[members] = np.arange(len(members))
         chosen = shuffled[np.argsort(rank_in_class, kind="stable")[:count]]
         return self.subset([int(position) for position in np.sort(chosen)], split)
+
+
+def _chosen(labels: Labels, positions: Sequence[int]) -> Labels:
+    return cast("Labels", tuple(labels[position] for position in positions))
 
 
 def batches(dataset: Dataset, batch: int, shuffle_seed: int | None = None, drop_last: bool = False) -> Batches:
@@ -124,6 +143,8 @@ class DataModule:
     """A class-balanced part of `train`, without augmentation."""
     extra: Mapping[str, Dataset] = field(default_factory=dict)
     """Further evaluation sets by their names in `data.also_evaluate`."""
+    notes: tuple[str, ...] = ()
+    """How images and labels were found, for the report."""
 
     @cached_property
     def digest(self) -> str:

@@ -1,24 +1,29 @@
-"""Image folders under the evaluation transform of the timm model."""
+"""Image files under the evaluation transform of the timm model."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from vitslim.data.classes import ClassMap, labels_of, map_classes
-from vitslim.data.dataset import Dataset
-from vitslim.data.folder import ImageFolder, class_of, read_image, scan_folder
+from vitslim.data.classes import ClassMap, class_list
+from vitslim.data.dataset import DataModule, Dataset
+from vitslim.data.files.decode import read_image
+from vitslim.data.files.image_list import ImageList
+from vitslim.data.files.names import printable
+from vitslim.data.files.sets import read_sets
+from vitslim.data.labels import label_indices, map_labels
 from vitslim.data.source import CACHE_BYTES_MAX, Normalization, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
+from vitslim.progress import Progress
+from vitslim.recipe.schema import PIXELS_MAX, Data
 
 WORKERS_MAX = 16
 """Maximum number of decoding threads; there is at most one per core."""
@@ -30,13 +35,15 @@ MAX_CROP_ASPECT = 4 / 3
 
 @dataclass(frozen=True)
 class FileImages:
-    """Decodes the files of a folder to a model's input size."""
+    """Decodes image files to a model's input size."""
 
-    folder: ImageFolder = field(repr=False)
+    images: ImageList = field(repr=False)
     image: tuple[int, int, int]
     preprocessing: Preprocessing
     transform: Callable[[Image.Image], torch.Tensor] = field(repr=False)
     """timm's evaluation transform up to the normalization: uint8 (C, H, W)."""
+    pixels_max: int = PIXELS_MAX
+    """Images with more pixels are refused."""
     cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
     """Decoded images by index, of at most `CACHE_BYTES_MAX` bytes."""
     workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
@@ -46,7 +53,7 @@ class FileImages:
         if augment_seed is None and index in self.cache:
             return self.cache[index]
         channels, height, width = self.image
-        image = read_image(self.folder.root / self.folder.files[index], MODES[channels])
+        image = read_image(self.images.root / self.images.files[index], MODES[channels], self.pixels_max)
         if augment_seed is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
             return _random_crop(image, (width, height), resample, np.random.default_rng(augment_seed))
@@ -70,30 +77,27 @@ class FileImages:
         return images.sub_(mean).div_(std)
 
 
-def load_folder_sets(
-    root: Path, also: Mapping[str, Path], source: ModelSource, order: str | Sequence[str] | None = None
-) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
-    """Return `train` and `val` below `root`, and further folders by name, labeled with the model's classes.
+def load_image_sets(config: Data, source: ModelSource, seed: int, progress: Progress) -> DataModule:
+    """Return the training and validation images of `data.root`, and further sets, with the model's classes as labels.
 
-    order: of the class folders, see `map_classes`. Raises InputError for missing folders, unreadable images, and
-    folders that are not a class of the model.
+    `calibration` is the whole training set. Raises InputError for folders and tables that are missing or broken, for
+    images that cannot be read, and for labels that are not a class of the model.
     """
     if source.image[0] not in MODES:
         raise InputError(
             f"the model takes {source.image[0]} channels, images have 1 or 3",
             hint="set model.kwargs.in_chans to 3",
         )
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"{root} {problem}", hint="set data.root to a folder that holds train/ and val/")
-    folders = {name: scan_folder(path) for name, path in {"train": root / "train", "val": root / "val", **also}.items()}
-    class_map = map_classes(folders["train"].root, folders["train"].classes, source.classes, order)
-    sets = {name: _labeled(name, folder, class_map, source) for name, folder in folders.items()}
-    return sets["train"], sets["val"], {name: sets[name] for name in also}
+    found = read_sets(config, class_list(config.classes), seed, progress)
+    lists = {"train": found.train, "val": found.val, **found.extra}
+    class_map = map_labels(list(lists.values()), source.classes, config.classes)
+    sets = {name: _labeled(name, images, class_map, source, config.max_pixels) for name, images in lists.items()}
+    rule = (f"classes: {class_map.rule}",) if class_map.rule else ()
+    extra = {name: sets[name] for name in found.extra}
+    return DataModule(sets["train"], sets["val"], sets["train"], extra, (*found.notes, *rule))
 
 
-def _labeled(split: str, folder: ImageFolder, class_map: ClassMap, source: ModelSource) -> Dataset:
-    label = labels_of(folder.root, folder.classes, class_map)
+def _labeled(split: str, images: ImageList, class_map: ClassMap, source: ModelSource, pixels_max: int) -> Dataset:
     channels, height, width = source.image
     transform = create_transform(
         input_size=(channels, height, width),
@@ -103,14 +107,16 @@ def _labeled(split: str, folder: ImageFolder, class_map: ClassMap, source: Model
         mean=source.preprocessing.mean,  # fills the border
         normalize=False,
     )
+    name = images.source.stem if images.lines or split not in ("train", "val") else images.source.parent.name
     return Dataset(
-        name=folder.root.name if split not in ("train", "val") else folder.root.parent.name,
+        name=printable(name),
         split=split,
-        source=FileImages(folder, source.image, source.preprocessing, transform),
-        indices=tuple(range(len(folder.files))),
-        labels=tuple(label[class_of(file)] for file in folder.files),
+        source=FileImages(images, source.image, source.preprocessing, transform, pixels_max),
+        indices=tuple(range(len(images.files))),
+        labels=label_indices(images, class_map),
         class_names=class_map.names,
-        source_digest=folder.digest,
+        source_digest=images.digest,
+        class_rule=class_map.rule,
     )
 
 

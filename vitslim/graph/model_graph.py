@@ -44,6 +44,8 @@ class ModelSource:
     preprocessing: Preprocessing
     weights: tuple[str, ...] = ()
     """How the checkpoint was read and made to fit the model, one sentence each."""
+    class_rule: str = ""
+    """The rule that ties class names to outputs; empty before the images are known, and for images without labels."""
     task: Task = "classify"
     outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each output to its shape for one image."""

@@ -48,7 +48,7 @@ def load_graph(folder: Path) -> ModelGraph:
     source, edits = _read_document(folder / GRAPH_FILE)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     masks = {name.removeprefix(MASK_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(MASK_PREFIX)}
-    graph = trace_timm(source.timm, source.kwargs, task=source.task)
+    graph = trace_timm(source.timm, source.kwargs, task=source.task, preprocessing={"input_size": source.image})
     if (graph.source.image, graph.source.outputs) != (source.image, source.outputs):
         raise _another_model(source, folder, "its input or its outputs differ")
     graph.source = source

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
+from vitslim.pipeline.data_problems import data_problems
 from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
+from vitslim.pipeline.teacher_problems import teacher_problems
 from vitslim.progress import Silent
-from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
 
 if TYPE_CHECKING:
+    from vitslim.graph.model_graph import ModelGraph
     from vitslim.graph.sketch import ModelSketch
 
 
 def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
 
-    Tracing builds the timm model and reads its checkpoint, if the recipe has one. Nothing is written. Raises
-    RecipeError with every problem found, InputError for a checkpoint or a latency table that cannot be read.
+    Tracing builds the timm model and its teachers, reads their checkpoints, and lists the images of `data.root`, where
+    the recipe has them. Nothing is written. Raises RecipeError with every problem found, InputError for a checkpoint, a
+    latency table or an image folder that cannot be read.
     """
     warnings = check_recipe(recipe)
     if trace and any(target.backend for _, target in cost_targets(recipe.stages)):
@@ -52,14 +55,24 @@ def _plain_rows(recipe: Recipe) -> list[PlanRow]:
 
 def _traced_rows(recipe: Recipe) -> list[PlanRow]:
     from vitslim.graph.sketch import sketch
-    from vitslim.graph.trace.revit import trace_model
+    from vitslim.pipeline.dense_model import trace_dense
+
+    graph = trace_dense(recipe)
+    recipe, task_problems, _ = resolve_task(recipe, graph.source)
+    return estimate_stages(recipe, sketch(graph), (*task_problems, *input_problems(recipe, graph)))
+
+
+def input_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:
+    """Return the problems of the model, the teachers and the data with the rest of the recipe."""
     from vitslim.pipeline.accelerators import model_problems
     from vitslim.pipeline.layout_problems import layout_problems
 
-    graph = trace_model(recipe.model, resolve_checkpoint(recipe), recipe.seed)
-    recipe, problems, _ = resolve_task(recipe, graph.source)
-    problems = (*problems, *model_problems(recipe, graph), *layout_problems(recipe, graph))
-    return estimate_stages(recipe, sketch(graph), problems)
+    return (
+        *model_problems(recipe, graph),
+        *layout_problems(recipe, graph),
+        *teacher_problems(recipe, graph.source),
+        *data_problems(recipe),
+    )
 
 
 def estimate_stages(recipe: Recipe, dense: ModelSketch, further: Sequence[Problem] = ()) -> list[PlanRow]:

@@ -177,7 +177,7 @@ def _fits(value: object, schema: Schema) -> bool:
     if isinstance(value, str):
         return _is_text(value) and _matches(value, schema)
     if isinstance(value, list | tuple):
-        return bool(len(value) >= schema.get("minItems", 0))
+        return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf))
     return not isinstance(value, int | float) or isinstance(value, bool) or _in_range(value, schema)
 
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from vitslim.errors import InputError
-from vitslim.recipe.config import Config
+from vitslim.recipe.preprocessing import PreprocessingConfig
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
@@ -23,17 +23,10 @@ PROCESSOR = "preprocessor_config.json"
 AGAIN = "download it again, or name the file with the weights"
 
 
-class _Preprocessing(Config):
+class _Preprocessing(PreprocessingConfig):
     """The keys of `pretrained_cfg` that describe the preprocessing of images."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    crop_mode: Literal["center", "squash", "border"] | None = None
-    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def _of_processor(file: Path) -> dict[str, Any]:
 
 def _preprocessing(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return _Preprocessing.model_validate(values, strict=False).model_dump(exclude_none=True)
+        return _Preprocessing.model_validate(values, strict=False).values()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

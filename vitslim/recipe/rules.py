@@ -173,6 +173,11 @@ def _file_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("data.root", "the digits ship with vitslim and have no folder", "use `data.kind: imagefolder`")
     if data.kind == "digits" and data.also_evaluate:
         yield Problem("data.also_evaluate", "the digits have no further data sets", "use `data.kind: imagefolder`")
+    if data.kind == "digits" and (keys := recipe.model.preprocessing.values().keys() - {"input_size"}):
+        message = "the digits have a mean and a standard deviation of their own, and are not cropped"
+        yield Problem(f"model.preprocessing.{min(keys)}", message, "remove the key, or use `data.kind: imagefolder`")
+    if data.kind == "digits" and data.val_fraction is not None:
+        yield Problem("data.val_fraction", "the digits have a validation set", "remove `data.val_fraction`")
     if VALIDATION_SET in data.also_evaluate:
         path = f"data.also_evaluate.{VALIDATION_SET}"
         yield Problem(

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny
 
 from vitslim.recipe.config import EXPECTED, Config, TimmName
 from vitslim.recipe.gates import Gates
+from vitslim.recipe.preprocessing import PreprocessingConfig
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.tasks import Task
 
@@ -15,6 +16,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
 CLASS_ORDERS = ("timm", "torchvision")
 _LARGEST_SEED = 2**32 - 1
+PIXELS_MAX = 178_956_970
+"""Pixels above which Pillow refuses an image by default."""
 
 
 class Revit(Config):
@@ -47,6 +50,7 @@ class Model(Config):
     kwargs: dict[str, int | float | str | bool | tuple[int, ...]] = Field(
         {}, description="arguments of timm.create_model"
     )
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
     task: Task | None = Field(
         None,
         description="classify: one label for each image; multilabel: any number of labels, by a sigmoid; features: an "
@@ -61,18 +65,32 @@ class Model(Config):
 
 
 class Data(Config):
-    """The images of a run; `root` of an image folder holds train/ and val/."""
+    """The images of a run: those of a folder, or those that a table lists."""
 
     kind: Literal["digits", "imagefolder"] = Field(
         description="digits: handwritten digits that ship with scikit-learn; imagefolder: the images below `root`"
     )
-    root: str | None = Field(None, description="folder that holds train/ and val/ with one folder per class")
+    root: str | None = Field(
+        None,
+        description="folder that holds train/ and val/ (or valid/, validation/) with one folder per class, or with "
+        "images only, which have no labels. Or a table: a .csv file with the columns `path,label[,split]`, or a .jsonl "
+        "file with these keys in each line; paths are relative to it, a label is a class name or an index, and "
+        "`labels` in place of `label` holds several names separated by `;`",
+    )
     classes: str | tuple[str, ...] | None = Field(
         None,
         description="order of the class folders, as the model was trained: `timm` (by number), `torchvision` (by "
         "character), a file with one folder name per line, or the names, in the order of the model's outputs. "
         "Default: WordNet ids are mapped to ImageNet; where timm and torchvision agree, their order; else the order "
         "in which the dense model is right on training images",
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="without a validation set: fraction of the images of each class that is taken from training for "
+        "it, drawn with the seed of the run",
+    )
+    max_pixels: PositiveInt = Field(
+        PIXELS_MAX, description="refuse images with more pixels, which need much memory; raise it for large scans"
     )
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")

@@ -87,6 +87,16 @@ class StageConfig(Config):
         return ()
 
     @property
+    def reads_labels(self) -> str:
+        """The reason that the stage reads the labels of training images; empty if it does not."""
+        return ""
+
+    @property
+    def labels_hint(self) -> str:
+        """How to run the stage without labels."""
+        return ""
+
+    @property
     def has_feature_loss(self) -> bool:
         """Whether the stage records a feature loss of each block, which a later stage can read."""
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vitslim.report.columns import Cell, Column, Group, Source
 from vitslim.report.token_table import TokenTable, picture_table
-from vitslim.results import AcceleratorResult, Distribution, Estimate, Report
+from vitslim.results import AcceleratorResult, ApproximateAccuracy, Distribution, Estimate, Report
 from vitslim.units import format_percent
 
 
@@ -36,12 +36,23 @@ def accuracy_groups(report: Report) -> tuple[Group, ...]:
         ("accelerator", "", [backend for _, backend, _ in rows], False),
         ("data set", "", [a.dataset for _, _, a in rows], False),
         ("images", "counted", [f"{a.n:,}" for _, _, a in rows], True),
-        ("top-1 without approximations", "measured", [format_percent(a.exact_top1) for _, _, a in rows], True),
-        ("top-1", "simulated", [format_percent(a.top1) for _, _, a in rows], True),
-        ("points", "simulated", [f"{100 * (a.top1 - a.exact_top1):+.1f}" for _, _, a in rows], True),
+        ("top-1 without approximations", "measured", [_percent(a.exact_top1) for _, _, a in rows], True),
+        ("top-1", "simulated", [_percent(a.top1) for _, _, a in rows], True),
+        ("points", "simulated", [_points(a) for _, _, a in rows], True),
         ("agreement", "simulated", [format_percent(a.agreement) for _, _, a in rows], True),
     )
     return (_group(texts),)
+
+
+def _percent(value: float | None) -> str:
+    """Return a percentage; empty for images without labels."""
+    return "" if value is None else format_percent(value)
+
+
+def _points(found: ApproximateAccuracy) -> str:
+    if found.top1 is None or found.exact_top1 is None:
+        return ""
+    return f"{100 * (found.top1 - found.exact_top1):+.1f}"
 
 
 def _group(texts: Iterable[tuple[str, Source, list[str], bool]]) -> Group:

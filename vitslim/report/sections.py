@@ -48,6 +48,7 @@ def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
     found = (
         Section(verdict[:1].upper() + verdict[1:], tuple(_gates(report))),
         Section("Warnings", tuple(Entry(text, "!", "warning") for text in report.warnings)),
+        Section("Data", tuple(map(Entry, report.data))),
         Section("Resolved keys", tuple(_resolved(report))),
         Section("Exported file", tuple(_exported(report))),
         Section("Accuracy on simulated accelerators", tuple(_accelerators(report))),
@@ -87,10 +88,13 @@ def _accelerators(report: Report) -> Iterator[Entry]:
     for stage in report.stages:
         for found in stage.accelerators:
             for a in found.accuracies:
-                points = f"{100 * (a.top1 - a.exact_top1):+.1f} points by its approximations"
+                top1 = ""
+                if a.top1 is not None and a.exact_top1 is not None:
+                    points = f"{100 * (a.top1 - a.exact_top1):+.1f} points by its approximations"
+                    top1 = f"top-1 {format_percent(a.top1)}, {points}, "
                 yield Entry(
-                    f"{stage.name} on {found.backend}, simulated: {a.dataset}: top-1 {format_percent(a.top1)}, "
-                    f"{points}, agreement {format_percent(a.agreement)}, {a.n:,} images"
+                    f"{stage.name} on {found.backend}, simulated: {a.dataset}: {top1}"
+                    f"agreement {format_percent(a.agreement)}, {a.n:,} images"
                 )
 
 

@@ -35,9 +35,9 @@ class ApproximateAccuracy(Value):
     dataset: str
     n: int
     """Number of images."""
-    top1: float
+    top1: float | None
     """Fraction in [0, 1]."""
-    exact_top1: float
+    exact_top1: float | None
     """Of the same model without the approximations."""
     agreement: float
     """Fraction of images with the same top-1 class as the same model without the approximations."""

@@ -295,6 +295,8 @@ class Report(Value):
     token_pictures: tuple[TokenPicture, ...] = ()
     """Kept and squeezed tokens of the final model on sample images; empty for a model that squeezes no tokens."""
     assumptions: tuple[Assumption, ...] = ()
+    data: tuple[str, ...] = ()
+    """How the images and their labels were found: splits, skipped files, and the order of the classes."""
     warnings: tuple[str, ...] = ()
     model_file: str = "model.onnx"
     """Path of the exported model in the folder of the run."""

@@ -76,12 +76,14 @@ def trace_model(model: Model, checkpoint: Path | None = None, seed: int = 0) -> 
 
     Raises UsageError for widths that the rule cannot give, and for arguments that would change them.
     """
+    preprocessing = model.preprocessing.values()
     if model.revit is None:
-        return trace_timm(model.timm or "", dict(model.kwargs), checkpoint, seed, model.checkpoint_entry, model.task)
+        entry, task = model.checkpoint_entry, model.task
+        return trace_timm(model.timm or "", dict(model.kwargs), checkpoint, seed, entry, task, preprocessing)
     kwargs = revit_kwargs(model.revit)
     for key in sorted({*kwargs, "depth", "qk_norm", "distilled"} & model.kwargs.keys()):
         raise UsageError(f"model.kwargs cannot hold '{key}' with `revit`: the rule sets it", f"remove '{key}'")
-    uniform = trace_timm(BASE, {**model.kwargs, **kwargs}, None, seed, None, model.task)
+    uniform = trace_timm(BASE, {**model.kwargs, **kwargs}, None, seed, None, model.task, preprocessing)
     sizes = {axis.name: axis.size for axis in uniform.axes.axes}
     lengths = revit_lengths(model.revit)
     kept = {name: range(length) for name, length in lengths.items() if length < sizes[name]}

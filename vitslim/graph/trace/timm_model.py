@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch.export import Dim, export
 
 from vitslim.errors import InputError, UsageError
-from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.outputs import name_outputs, output_list
 from vitslim.graph.trace.checkpoint import read_weights
 from vitslim.graph.trace.checkpoint.fit import Weights, adaptations, mismatch, with_arguments
+from vitslim.graph.trace.model_input import resolve_input
 from vitslim.graph.trace.normalize import normalize
 from vitslim.recipe.hub_folder import HubFolder, read_hub_folder
 from vitslim.tasks import Task
@@ -38,17 +38,44 @@ BACKBONE = ("features_only", "out_indices")
 
 
 def trace_timm(
-    timm_name: str, kwargs: dict[str, Any], checkpoint: Path | None = None, seed: int = 0, entry: str | None = None,
+    timm_name: str,
+    kwargs: dict[str, Any],
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    entry: str | None = None,
     task: Task | None = None,
-) -> ModelGraph:  # fmt: skip
+    preprocessing: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelGraph:
     """Return the exported graph of a timm model in evaluation mode; its outputs equal the model's bit for bit.
 
     `kwargs` go to `timm.create_model`. Without a checkpoint the weights are random, from `seed`. Weights are never
     downloaded. `entry` names the state dict of a checkpoint that has several. Unless `kwargs` set `num_classes`, it is
-    that of the checkpoint. `task`: None for `classify` or, without a classifier, `features`. Raises UsageError for an
-    unknown name, arguments that the model does not take, or a task that is not the model's, InputError for a checkpoint
-    that cannot be read or does not fit, and for a model that torch.export cannot trace.
+    that of the checkpoint. `task`: None for `classify` or, without a classifier, `features`. `preprocessing` overrides
+    values of the model's own, by the keys of `PreprocessingConfig`. Raises UsageError for an unknown name, arguments
+    that the model does not take, or a task that is not the model's, InputError for a checkpoint that cannot be read or
+    does not fit, and for a model that torch.export cannot trace.
     """
+    model, source = load_timm(timm_name, kwargs, checkpoint, seed, entry, task, preprocessing)
+    example = torch.zeros(EXAMPLE_BATCH, *source.image)
+    try:
+        exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
+    module = normalize(exported.module())
+    module.eval()
+    return ModelGraph(module, source)
+
+
+def load_timm(
+    timm_name: str,
+    kwargs: dict[str, Any],
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    entry: str | None = None,
+    task: Task | None = None,
+    preprocessing: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[torch.nn.Module, ModelSource]:
+    """Return a timm model in evaluation mode before it is traced, and its source; see `trace_timm`."""
     hub = read_hub_folder(checkpoint) if checkpoint is not None and checkpoint.is_dir() else None
     if hub is not None:
         checkpoint, kwargs = hub.weights, _hub_arguments(hub, timm_name, kwargs)
@@ -57,21 +84,14 @@ def trace_timm(
     if checkpoint is not None:
         whole = _build(timm_name, _without_maps(kwargs), seed)
         model, kwargs, adapted = _load(whole, timm_name, kwargs, read_weights(whole, checkpoint, entry))
-    image, preprocessing = _input(model, kwargs, hub.preprocessing if hub else {})
-    example = torch.zeros(EXAMPLE_BATCH, *image)
+    image, values = resolve_input(model, kwargs, hub.preprocessing if hub else {}, preprocessing)
     with torch.no_grad():
-        outputs = _example_outputs(model, example, timm_name)
-    try:
-        exported = export(model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"torch.export cannot trace '{timm_name}': {_first_line(error)}") from error
-    module = normalize(exported.module())
-    module.eval()
+        outputs = _example_outputs(model, torch.zeros(EXAMPLE_BATCH, *image), timm_name)
     found = _task(model, outputs, task, timm_name)
     classes = 0 if found == "features" else outputs[0].shape[1]
     named = name_outputs(found, outputs)
-    source = ModelSource(timm_name, dict(kwargs), image, classes, preprocessing, adapted, found, named)
-    return ModelGraph(module, source)
+    source = ModelSource(timm_name, dict(kwargs), image, classes, values, weights=adapted, task=found, outputs=named)
+    return model, source
 
 
 def _load(
@@ -143,31 +163,6 @@ def _hub_arguments(hub: HubFolder, timm_name: str, kwargs: dict[str, Any]) -> di
             message = f"'{folder}' has {key} = {hub.arguments[key]!r}, model.kwargs.{key} is {kwargs[key]!r}"
             raise InputError(message, f"remove model.kwargs.{key}")
     return {**hub.arguments, **kwargs}
-
-
-def _input(
-    model: torch.nn.Module, kwargs: dict[str, Any], own: Mapping[str, Any]
-) -> tuple[tuple[int, int, int], Preprocessing]:
-    """Return image size and preprocessing.
-
-    The arguments override `own`, the values of a model folder, and those override the values that timm lists for
-    pretrained weights.
-    """
-    given = {key: kwargs[key] for key in ("img_size", "in_chans") if kwargs.get(key)}
-    listed = {**model.pretrained_cfg, **own}  # type: ignore[dict-item]  # a dict
-    config = resolve_model_data_config(model, args=given, pretrained_cfg=listed)  # type: ignore[no-untyped-call]
-    channels, height, width = config["input_size"]
-    mean, std = config["mean"], config["std"]
-    if len(mean) != channels:
-        mean, std = (math.fsum(mean) / len(mean),) * channels, (math.fsum(std) / len(std),) * channels
-    preprocessing = Preprocessing(
-        tuple(map(float, mean)),
-        tuple(map(float, std)),
-        config["interpolation"],
-        float(config["crop_pct"]),
-        config["crop_mode"],
-    )
-    return (int(channels), int(height), int(width)), preprocessing
 
 
 def _example_outputs(model: torch.nn.Module, example: torch.Tensor, timm_name: str) -> tuple[torch.Tensor, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import Backend, Measured, parse_backend
 from vitslim.errors import InputError
+from vitslim.files import user_cache
 from vitslim.latency_grid import Precision
 from vitslim.pipeline.bench.latency_table import build_table
 from vitslim.pipeline.table_file import cost_target, default_path, read_table, write_table
@@ -25,13 +24,7 @@ KEY_LENGTH = 12
 
 def default_cache() -> Path:
     """Return the folder `vitslim/tables` in the user's cache folder."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "vitslim" / "tables"
+    return user_cache("tables")
 
 
 def cached_table(

@@ -94,10 +94,10 @@ def accelerator_result(
     """
     accuracies = []
     for name, dataset in evaluation_sets(data).items():
-        labels = torch.as_tensor(dataset.labels)
+        labels = torch.as_tensor(dataset.labels) if dataset.is_labeled else None
         accuracies.append(ApproximateAccuracy(
-            dataset=name, n=len(labels), top1=_share(run.classes[name], labels),
-            exact_top1=_share(exact[name], labels), agreement=_share(run.classes[name], exact[name]),
+            dataset=name, n=len(dataset), top1=_top1(run.classes[name], labels),
+            exact_top1=_top1(exact[name], labels), agreement=_share(run.classes[name], exact[name]),
         ))  # fmt: skip
     values = simulator.per_image(read_workload(path), run.counts)
     pictures = _pictures(run.found, run.form, data.val, seed)
@@ -131,6 +131,10 @@ def accelerator_results(
             results[name].append(accelerator_result(run, stage.onnx, simulator, data, stage.predictions, seed))
             counts[name, simulator.name] = run.counts
     return results, counts
+
+
+def _top1(predicted: torch.Tensor, labels: torch.Tensor | None) -> float | None:
+    return None if labels is None else _share(predicted, labels)
 
 
 def _share(first: torch.Tensor, second: torch.Tensor) -> float:

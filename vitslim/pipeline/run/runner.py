@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,16 +12,16 @@ from vitslim.backends.registry import parse_backend
 from vitslim.data import load_data
 from vitslim.errors import RecipeError
 from vitslim.graph.sketch import sketch
-from vitslim.graph.trace.revit import trace_model
-from vitslim.pipeline.accelerators import approximating, approximation_of, model_problems
+from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
+from vitslim.pipeline.dense_model import trace_dense
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.layout_problems import layout_problems
 from vitslim.pipeline.model_task import check_labels, resolve_task
-from vitslim.pipeline.plan import device_warnings, estimate_stages
+from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.run.chance import accuracy_warnings
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, package_digest, snapshot_key, stage_key
@@ -53,10 +54,12 @@ def execute(
     with store.open(fresh):
         runner, key, lock = _prepared(recipe, store, progress, notes, locked)
         warnings += device_warnings(recipe)
+        warnings += _say_all(accuracy_warnings(runner.recipe, runner.finished[0].record, runner.data.val), progress)
+        data = runner.data.notes
 
         def finish(runner: StageRunner, folder: Path) -> Artifact:
             records = _measured(runner, runner.recipe, progress)
-            report = _report(runner.recipe, records, _pictures(runner, runner.recipe), environment(), warnings)
+            report = _report(runner.recipe, records, _pictures(runner, runner.recipe), environment(), warnings, data)
             return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
 
         return _run_stages(runner, 0, key, out, finish)
@@ -71,15 +74,17 @@ def _prepared(
     """
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.name}")
-    dense = trace_model(recipe.model, checkpoint, recipe.seed)
+    dense = trace_dense(recipe)
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
-    recipe, problems, task_notes = resolve_task(recipe, dense.source)
-    problems = (*problems, *model_problems(recipe, dense), *layout_problems(recipe, dense))
-    estimate_stages(recipe, sketch(dense), problems)
+    recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
+    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
     recipe, order = resolve_class_order(recipe, dense, progress)
-    data = load_data(recipe.data, dense.source, recipe.seed)
+    data = load_data(recipe.data, dense.source, recipe.seed, progress)
     check_labels(dense.source, data)
+    dense.source = replace(dense.source, class_rule=data.train.class_rule)
+    for note in data.notes:
+        progress.say(note)
 
     digests = {"vitslim": package_digest(), "data": data.digest}
     digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
@@ -124,6 +129,13 @@ def _snapshot_folders(recipe: Recipe, out: Path) -> list[Path]:
     return folders[1:]
 
 
+def _say_all(warnings: tuple[str, ...], progress: Progress) -> tuple[str, ...]:
+    """Show warnings when they arise, long before the report, and return them."""
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return warnings
+
+
 def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[StageRecord, ...]:
     stages = runner.finished
     files = {stage.record.name: stage.onnx for stage in stages}
@@ -152,6 +164,7 @@ def _report(
     pictures: tuple[TokenPicture, ...],
     here: Environment,
     warnings: tuple[str, ...],
+    data: tuple[str, ...],
 ) -> Report:
     return Report(
         name=recipe.name,
@@ -167,5 +180,6 @@ def _report(
         gates=judge(recipe.gates, records),
         token_pictures=pictures,
         assumptions=assumptions(recipe),
+        data=data,
         warnings=warnings + latency_regressions(records, recipe.stages) + noisy_speedups(records[-1]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 from vitslim.data import Dataset, thumbnail
+from vitslim.data.dataset import UNLABELED
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.token_trace import trace_tokens
 from vitslim.results import SqueezedBlock, TokenPicture
@@ -33,9 +34,11 @@ def token_pictures(graph: ModelGraph, dataset: Dataset, seed: int) -> tuple[Toke
     )  # fmt: skip
 
 
-def _label(samples: Dataset, position: int) -> str:
+def _label_text(samples: Dataset, position: int) -> str:
+    """Return the class names of an image; empty without labels."""
     label = samples.labels[position]
-    return ", ".join(samples.class_names[one] for one in (label if isinstance(label, tuple) else (label,)) if one >= 0)
+    found = label if isinstance(label, tuple) else (label,)
+    return ", ".join(samples.class_names[one] for one in found if one != UNLABELED)
 
 
 def picture_of(
@@ -44,7 +47,7 @@ def picture_of(
     """Return the picture of one image; grid: rows and columns of its patches."""
     media_type, file = thumbnail(samples.pixels(position), THUMBNAIL_SIDE)
     return TokenPicture(
-        label=_label(samples, position),
+        label=_label_text(samples, position),
         media_type=media_type,
         image=base64.b64encode(file).decode("ascii"),
         rows=grid[0],

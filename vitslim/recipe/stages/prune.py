@@ -32,6 +32,9 @@ SCORES = {
 }
 """Names of the scores that choose a 2:4 mask. All but magnitude use the calibration images."""
 
+BY_GRADIENT = ("taylor", "hessian")
+"""Importance scores from the gradient of the cross-entropy with the labels."""
+
 PermutedAxis = Literal["mlp", "v", "embed"]
 
 
@@ -116,6 +119,18 @@ class DepGraph(Prune):
             self.pruning_ratios.head_dim is None and self.pruning_ratios.heads
         )
         return self.scope != "local" and not stays
+
+    @property
+    def reads_labels(self) -> str:
+        """The reason that the stage reads the labels of training images; empty if it does not."""
+        if self.group_sparsity is not None:
+            return "`group_sparsity` trains with them"
+        return f"`importance: {self.importance}` is from the loss on them" if self.importance in BY_GRADIENT else ""
+
+    @property
+    def labels_hint(self) -> str:
+        """How to run the stage without labels."""
+        return "use `importance: magnitude_l2` without `group_sparsity`"
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 
 from vitslim.errors import Problem, closest
 from vitslim.recipe.config import ASSUMED, Config, TimmName
+from vitslim.recipe.preprocessing import PreprocessingConfig
 from vitslim.recipe.stage_config import Phase, StageConfig, names_of
 from vitslim.recipe.train import Train
 
@@ -27,6 +28,8 @@ class TeacherModel(Config):
     checkpoint: str | None = Field(
         None, description="weights, in any format of `model.checkpoint`; without it they are random"
     )
+    kwargs: dict[str, int | float | str | bool] = Field({}, description="arguments of timm.create_model")
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
 
 
 Teacher = str | TeacherModel
@@ -36,8 +39,8 @@ Teachers = Teacher | Annotated[tuple[Teacher, ...], Field(min_length=1)]
 
 TEACHER_WORDS = (
     "model whose outputs the student learns: none, dense, previous (the model before this stage), the name of an "
-    "earlier stage, or {timm: NAME, checkpoint: FILE}. A list of two teachers averages their predicted probabilities; "
-    "features are those of the first"
+    "earlier stage, or {timm: NAME, checkpoint: FILE}, whose image size and normalization may differ from the "
+    "student's. A list of two teachers averages their predicted probabilities; features are those of the first"
 )
 TEACHERS_MAX = 2
 
@@ -121,6 +124,18 @@ class TrainedWithTeacher(StageConfig):
     def uses_training_form(self) -> bool:
         """Whether the stage trains token predictors by the training form of the model."""
         return False
+
+    @property
+    def reads_labels(self) -> str:
+        """The reason that the stage reads the labels of training images; empty if it does not."""
+        if self.loss.hard > 0 and self.labels == "dataset":
+            return f"`loss.hard: {self.loss.hard:g}` is the cross-entropy with them"
+        return "`train.mixup` and `train.cutmix` blend them" if self.train.has_mixing else ""
+
+    @property
+    def labels_hint(self) -> str:
+        """How to run the stage without labels."""
+        return "set `labels: teacher` or `loss.hard: 0`, without `train.mixup` and `train.cutmix`"
 
     @property
     def needs_teacher(self) -> bool:

@@ -146,6 +146,8 @@ def _model_metadata(graph: ModelGraph, class_names: Sequence[str]) -> dict[str, 
     source = graph.source
     channels, height, width = source.image
     names: dict[str, Any] = {"class_names": list(class_names)} if class_names else {}
+    if source.class_rule:
+        names["class_rule"] = source.class_rule
     for edit in graph.edits:
         if isinstance(edit, InsertFakeQuant):
             names["reduce_range"] = edit.reduce_range

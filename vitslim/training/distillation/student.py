@@ -21,6 +21,7 @@ from vitslim.recipe.stages.training import NO_TEACHER, TrainedWithTeacher
 from vitslim.results import LayerNote
 from vitslim.training.device import device_name, find_device, find_precision
 from vitslim.training.distillation.features import block_outputs, select_blocks
+from vitslim.training.distillation.input_conversion import describe_conversion
 from vitslim.training.distillation.objective import DistillationLoss, with_penalty
 from vitslim.training.distillation.teachers import EarlierGraph, averaged, load_teacher, teacher_function
 from vitslim.training.drop_path import with_drop_path
@@ -74,14 +75,14 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     if teachers and form is not None and config.loss.token > 0:
         tapped = (_require_equal_tokens(form, teachers[0]),)
     functions = [
-        teacher_function(teacher, tapped if position == 0 else (), config, images, progress)
+        teacher_function(teacher, student.source, tapped if position == 0 else (), config, images, progress)
         for position, teacher in enumerate(teachers)
     ]
     answers = averaged(functions, config.temperature) if functions else None
     label_teacher = None
     if config.label_teacher is not None:
         graph = load_teacher(config.label_teacher, student.source, earlier_graph)
-        label_teacher = teacher_function(graph, (), config, images, progress)
+        label_teacher = teacher_function(graph, student.source, (), config, images, progress)
     kept = dict(zip(form.blocks, form.kept_fractions, strict=True)) if form is not None else {}
     objective = DistillationLoss(
         config, answers, blocks, None if weights is None else weights.to(device), kept, label_teacher, hook,
@@ -103,7 +104,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         rates=rates,
     )
     student.module.eval()
-    return LayerNote(layer="all parameters", result=_summary(config, len(images), device)), metrics
+    converted = dict.fromkeys(describe_conversion(student.source, one.source) for one in teachers)
+    summary, reason = _summary(config, len(images), device), "; ".join(filter(None, converted))
+    return LayerNote(layer="all parameters", result=summary, reason=reason), metrics
 
 
 def weight_problems(before: ModelGraph, after: ModelGraph) -> list[Problem]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,11 +13,12 @@ from vitslim.errors import StageError
 from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.outputs import joined
-from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace import load_timm, trace_timm
 from vitslim.progress import Progress
-from vitslim.recipe.stages.training import Teacher, TrainedWithTeacher
+from vitslim.recipe.stages.training import Teacher, TeacherModel, TrainedWithTeacher
 from vitslim.training.device import find_device
 from vitslim.training.distillation.features import block_outputs
+from vitslim.training.distillation.input_conversion import input_conversion
 from vitslim.training.distillation.objective import TeacherFunction
 from vitslim.training.evaluate import predict
 from vitslim.training.images import LabeledImages
@@ -30,35 +32,51 @@ EarlierGraph = Callable[[str], ModelGraph]
 def load_teacher(teacher: Teacher, student: ModelSource, earlier_graph: EarlierGraph) -> ModelGraph:
     """Return the teacher's graph.
 
-    Raises StageError if the outputs, the input size or the normalization of a timm teacher differ from the student's:
-    their outputs for one batch would not be comparable.
+    Raises StageError if the outputs or the image channels of a timm teacher differ from the student's.
     """
     if isinstance(teacher, str):
         return earlier_graph(teacher)
-    graph = trace_timm(teacher.timm, {}, Path(teacher.checkpoint) if teacher.checkpoint else None)
-    for theirs, ours in zip(_interface(graph.source), _interface(student), strict=True):
-        if theirs != ours:
-            raise StageError(
-                f"the teacher {teacher.timm} has {theirs}, the student has {ours}",
-                hint="set `teacher: dense`, or name a model with the student's classes, input size and normalization",
-            )
+    graph = trace_timm(teacher.timm, *_arguments(teacher), preprocessing=teacher.preprocessing.values())
+    for message in differences(graph.source, student):
+        raise StageError(message, "set `teacher: dense`, or name a model with the student's classes and channels")
     return graph
 
 
+def teacher_source(teacher: TeacherModel) -> ModelSource:
+    """Return classes, image size and preprocessing of a timm teacher, which is built but not traced."""
+    return load_timm(teacher.timm, *_arguments(teacher), preprocessing=teacher.preprocessing.values())[1]
+
+
+def differences(teacher: ModelSource, student: ModelSource) -> Iterator[str]:
+    """Yield a sentence on the outputs and on the image channels of a teacher that differ from the student's."""
+    channels = [f"{source.image[0]} image channels" for source in (teacher, student)]
+    for theirs, ours in ((_outputs(teacher), _outputs(student)), channels):
+        if theirs != ours:
+            yield f"the teacher {teacher.timm} has {theirs}, the model has {ours}"
+
+
 def teacher_function(
-    teacher: ModelGraph, blocks: Sequence[str], config: TrainedWithTeacher, dataset: LabeledImages, progress: Progress
+    teacher: ModelGraph,
+    student: ModelSource,
+    blocks: Sequence[str],
+    config: TrainedWithTeacher,
+    dataset: LabeledImages,
+    progress: Progress,
 ) -> TeacherFunction:
     """Return a function from a batch of `dataset` to the teacher's logits and the outputs of `blocks`.
 
-    If every epoch has the same images and no features are needed, the outputs are computed once, in advance, except for
+    The images are normalized for the `student`; they are converted for a teacher of another size or normalization. If
+    every epoch has the same images and no features are needed, the outputs are computed once, in advance, except for
     maps.
     """
     device = find_device(config.train)
+    convert = input_conversion(student, teacher.source)
     is_small = not teacher.source.has_maps
     if is_small and not (blocks or config.train.has_mixing) and config.train.augment == "none":
         module = teacher.module.eval()
-        stored = predict(module, dataset, config.train.batch, progress, "teacher")[0].to(device)
-        return lambda batch: LogitsAndFeatures(stored[batch.positions], ())
+        stored = predict(lambda images: module(convert(images)), dataset, config.train.batch, progress, "teacher")[0]
+        logits = stored.to(device)
+        return lambda batch: LogitsAndFeatures(logits[batch.positions], ())
     copied = teacher if device.type == "cpu" else teacher.copy()
     outputs = block_outputs(copied)
     tapped = with_taps(copied.module, [outputs[block] for block in blocks]).eval()
@@ -66,9 +84,13 @@ def teacher_function(
 
     def answer(batch: Batch) -> LogitsAndFeatures:
         with torch.no_grad():
-            return LogitsAndFeatures(*tapped(batch.images))
+            return LogitsAndFeatures(*tapped(convert(batch.images)))
 
     return answer
+
+
+def _arguments(teacher: TeacherModel) -> tuple[dict[str, Any], Path | None]:
+    return dict(teacher.kwargs), Path(teacher.checkpoint) if teacher.checkpoint else None
 
 
 def averaged(functions: Sequence[TeacherFunction], temperature: float) -> TeacherFunction:
@@ -89,16 +111,7 @@ def averaged(functions: Sequence[TeacherFunction], temperature: float) -> Teache
     return answer
 
 
-def _interface(source: ModelSource) -> tuple[str, str, str]:
-    """Describe the properties that two models must share for their logits on one batch to be comparable."""
-    size = "x".join(map(str, source.image))
-    normalization = source.preprocessing
-    return (
-        f"{source.classes} classes" if source.classes else f"features of {_sizes(source)}",
-        f"inputs of {size}",
-        f"images normalized by mean {normalization.mean} and std {normalization.std}",
-    )
-
-
-def _sizes(source: ModelSource) -> str:
-    return " and ".join("x".join(map(str, shape)) for shape in source.outputs.values())
+def _outputs(source: ModelSource) -> str:
+    """Describe what the outputs of two models must have in common to be comparable."""
+    sizes = " and ".join("x".join(map(str, shape)) for shape in source.outputs.values())
+    return f"{source.classes} classes" if source.classes else f"features of {sizes}"

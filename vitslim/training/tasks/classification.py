@@ -76,6 +76,7 @@ class Classification:
         calibration: Predicted | None,  # noqa: ARG002
         dense_calibration: Tensor | None,  # noqa: ARG002
     ) -> dict[str, float]:
-        """Return top-1 accuracy and top-1 agreement."""
-        scores = {"top1": (found.values == found.labels).float().mean().item()}
+        """Return top-1 accuracy if the images have labels, and top-1 agreement."""
+        has_labels = bool((found.labels >= 0).all())
+        scores = {"top1": (found.values == found.labels).float().mean().item()} if has_labels else {}
         return scores if dense is None else scores | {"agreement": (found.values == dense).float().mean().item()}

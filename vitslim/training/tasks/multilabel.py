@@ -78,8 +78,9 @@ class MultiLabel:
         calibration: Predicted | None,  # noqa: ARG002
         dense_calibration: Tensor | None,  # noqa: ARG002
     ) -> dict[str, float]:
-        """Return mean average precision, and the share of images with the same predicted labels."""
-        scores = {"map": mean_average_precision(found.values, found.labels)}
+        """Return mean average precision if the images have labels, and the share with the same predicted labels."""
+        has_labels = found.labels.ndim == 2
+        scores = {"map": mean_average_precision(found.values, found.labels)} if has_labels else {}
         return (
             scores
             if dense is None

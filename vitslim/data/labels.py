@@ -1,0 +1,61 @@
+"""Class indices of the labels that folders and tables give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitslim.data.batches import Labels
+from vitslim.data.classes import ClassMap, class_list, map_classes
+from vitslim.data.dataset import UNLABELED
+from vitslim.data.files.image_list import ImageList
+from vitslim.data.files.names import join_names, printable
+from vitslim.errors import InputError
+
+
+def map_labels(lists: Sequence[ImageList], classes: int, order: str | Sequence[str] | None) -> ClassMap:
+    """Return the map from class names to the outputs of a model with `classes` classes.
+
+    The first list with labels decides, which is that of the training images if they have labels. Without labels the map
+    is empty. A model without a classifier (0 classes) takes any classes. order: as in `map_classes`, whose InputErrors
+    it raises.
+    """
+    labeled = next((images for images in lists if images.kind != "none"), None)
+    names = class_list(order)
+    if labeled is None:
+        return ClassMap({}, names or ())
+    if labeled.classes:
+        return map_classes(labeled.source, labeled.classes, classes, order)
+    # The labels of a feature extractor, which has no classes, only have to differ.
+    classes = classes or 1 + max(
+        one for images in lists for labels in images.labels for one in labels if isinstance(one, int)
+    )
+    if names is not None and len(names) != classes:
+        hint = "name the folder of each output once"
+        raise InputError(f"data.classes lists {len(names)} names, the model has {classes} classes", hint)
+    rule = f"the indices of {printable(labeled.source.name)}, counted from 0"
+    return ClassMap({}, names or tuple(map(str, range(classes))), rule)
+
+
+def label_indices(images: ImageList, class_map: ClassMap) -> Labels:
+    """Return the class index of each image, a tuple of indices for images of several classes, or `UNLABELED`.
+
+    Raises InputError for class names that `class_map` lacks, and for indices of no class.
+    """
+    if images.kind == "none":
+        return (UNLABELED,) * len(images.files)
+    unknown = [name for name in images.classes if name not in class_map.index]
+    if unknown:
+        hint = f"name the classes as the training images do, such as {join_names(sorted(class_map.index))}"
+        if not class_map.index:
+            hint = "give all sets class names, or all of them indices"
+        raise InputError(f"{images.shown} has labels that are no classes of the model: {join_names(unknown)}", hint)
+    count = len(class_map.names)
+    outside = [
+        p for p, labels in enumerate(images.labels) if any(isinstance(one, int) and one >= count for one in labels)
+    ]
+    if outside:
+        where = [f"line {images.lines[position]}" for position in outside] if images.lines else []
+        message = f"{images.shown} has class indices above {count - 1}: {join_names(where)}"
+        raise InputError(message, "indices count from 0; name the classes in data.classes if the labels are names")
+    rows = [tuple(one if isinstance(one, int) else class_map.index[one] for one in labels) for labels in images.labels]
+    return tuple(rows) if images.kind == "several" else tuple(row[0] for row in rows)

@@ -1,0 +1,57 @@
+"""Problems between the stages and gates of a recipe and its images, which `plan` finds without opening an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vitslim.errors import Problem
+from vitslim.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from vitslim.data.files.image_list import ImageList
+
+LABEL_GATES = ("top1_drop_max", "top1_min", "map_min")
+HOW_TO_LABEL = "or give the images labels: one folder per class, or a table with the column `label`"
+
+
+def data_problems(recipe: Recipe) -> tuple[Problem, ...]:
+    """Return the stages and gates that need labels, if the images of the recipe have none.
+
+    A feature extractor needs no labels; the task of the recipe must be known. Lists the folders, or reads the table, of
+    `data.root`; without `data.root` nothing is checked. Raises InputError for a folder that is missing or empty, and
+    for a table with broken rows.
+    """
+    if recipe.data.kind == "digits" or recipe.data.root is None:
+        return ()
+    from vitslim.data.classes import class_list
+    from vitslim.data.files.sets import list_sets
+
+    return tuple(_label_problems(recipe, list_sets(recipe.data, class_list(recipe.data.classes))))
+
+
+def _label_problems(recipe: Recipe, sets: dict[str, ImageList]) -> Iterator[Problem]:
+    train = sets["train"]
+    yield from _task_problems(recipe, train)
+    if train.kind == "none" and recipe.model.task != "features":
+        for position, config in enumerate(recipe.stages):
+            if config.reads_labels:
+                message = f"the images of {train.shown} have no labels, and {config.reads_labels}"
+                where = f"stages.{position}.{config.kind}"
+                yield Problem(where, message, f"{config.labels_hint}; {HOW_TO_LABEL}")
+    val = sets.get("val", train)
+    if val.kind == "none":
+        for gate in LABEL_GATES:
+            if getattr(recipe.gates, gate) is not None:
+                message = f"the images of {val.shown} have no labels, so its metric is not known"
+                yield Problem(f"gates.{gate}", message, f"remove the gate, {HOW_TO_LABEL}")
+
+
+def _task_problems(recipe: Recipe, train: ImageList) -> Iterator[Problem]:
+    """Yield a problem if the images have one label, and the task needs any number, or the other way round."""
+    if train.kind == "several" and recipe.model.task == "classify":
+        message = f"model.task is classify, and the column `labels` of {train.shown} has any number of labels"
+        yield Problem("model.task", message, "set model.task to multilabel")
+    if train.kind == "one" and recipe.model.task == "multilabel":
+        message = f"model.task is multilabel, and the images of {train.shown} have one label each"
+        yield Problem("model.task", message, "name a table with the column `labels`, or set model.task to classify")
