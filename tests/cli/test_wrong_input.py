@@ -73,7 +73,7 @@ def recipe(tmp_path: Path, images: Path) -> Callable[..., Path]:
         (("num_classes: 2}", "num_classes: 2}\n  task: features"), 2, ["model.task", "hint: set `num_classes: 0`"]),
         (("num_classes: 2}", "num_classes: 0}\ngates: {top1_min: 50}"), 2, ["gates.top1_min", "`task: features`"]),
         (("num_classes: 2}", "num_classes: 2}\ngates: {cosine_min: 0.9}"), 2, ["gates.cosine_min", "`task: classify`"]),
-        (("num_classes: 2}", "num_classes: 2}\n  task: multilabel"), 5, ["every image has one label", "hint:"]),
+        (("num_classes: 2}", "num_classes: 2}\n  task: multilabel"), 2, ["model.task", "have one label each", "hint:"]),
         (("  - export\n", "  - export: {opset: 16}\n"), 2, ["export.opset", "an integer from 17 to 23"]),
         (("  - export\n", "  - export: {batch: 8}\n"), 2, ["report.batches", "`batch: 8` only", "hint:"]),
         (("  - export\n", "  - export: {layout: hf, input_name: x}\n"), 2, ["export.input_name", "hint: remove"]),
