@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,6 +94,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held, so that no other process takes a file that is about to go: filelock opens a new one then.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
 
 
