@@ -9,8 +9,8 @@ from typing import Any
 from vitslim.errors import UsageError, closest
 from vitslim.recipe.check import Schema, expected, inlined, join, shown
 from vitslim.recipe.config import ASSUMED
-from vitslim.recipe.grammar import default_of, method_of, recipe_schema
-from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.grammar import default_of, recipe_schema
+from vitslim.recipe.stage_config import StageConfig, method_of
 from vitslim.recipe.stages import kinds
 
 
