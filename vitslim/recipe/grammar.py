@@ -160,4 +160,4 @@ def _unknown_kind(where: str, kind: object) -> Problem:
     for owner, classes in kinds().items():
         if kind in [method_of(config) for config in classes]:
             return Problem(where, message, f"'{kind}' is a method: write `- {owner}: {{method: {kind}}}`")
-    return Problem(where, message, plugin_hint(kind) or closest(kind[:40], kinds()))
+    return Problem(where, message, plugin_hint(str(kind)) or closest(kind[:40], kinds()))

@@ -34,7 +34,7 @@ def differences(first: Recipe, second: Recipe) -> tuple[KeyDifference, ...]:
     stages = [document.pop("stages") for document in documents]
     rows = [_compared(*(dict(_flat(document, "")) for document in documents))]
     kinds = [[next(iter(entry)) for entry in entries] for entries in stages]
-    for _, start, end, other_start, other_end in SequenceMatcher(None, *kinds, autojunk=False).get_opcodes():
+    for _, start, end, other_start, other_end in SequenceMatcher(None, kinds[0], kinds[1], False).get_opcodes():
         pairs = zip_longest(range(start, end), range(other_start, other_end))
         rows += [_compared(*_stage_values(stages, kinds, position, other)) for position, other in pairs]
     return tuple(difference for row in rows for difference in row)

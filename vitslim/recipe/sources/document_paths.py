@@ -78,8 +78,9 @@ def _stage_holders(entry: dict[str, Any], where: str) -> Iterator[tuple[Any, str
 def _change_backends(document: dict[str, Any], change: Change) -> None:
     """Replace settings files in `report.backends` and in the names of gated backends."""
     report, gates = document.get("report"), document.get("gates")
-    backends = report.get("backends") if isinstance(report, dict) else None
-    for position, backend in enumerate(backends if isinstance(backends, list) else ()):
+    found = report.get("backends") if isinstance(report, dict) else None
+    backends = found if isinstance(found, list) else []
+    for position, backend in enumerate(backends):
         where = f"report.backends.{position}"
         if isinstance(backend, str):
             backends[position] = _changed(backend, where, change)

@@ -124,11 +124,11 @@ def _copy_files(repository: Path, commit: str, pinned: Pinned, target: Path) -> 
     names: dict[str, bytes] = {}
     total = 0
     for entry in _listing(repository, tree, pinned):
-        facts, _, name = entry.partition(b"\t")
+        facts, _, raw = entry.partition(b"\t")
         mode, _, digest, size = facts.split()
-        text = name.decode("utf-8", "replace")
-        if mode in _FILES and not name_problem(text):
-            names[text] = digest
+        name = raw.decode("utf-8", "replace")
+        if mode in _FILES and not name_problem(name):
+            names[name] = digest
             total += int(size)
     if len(names) > MAX_ENTRIES or total > MAX_BYTES:
         raise _too_large(pinned)
