@@ -149,7 +149,7 @@ def _check_values(values: object, kind: str, where: str, definitions: Mapping[st
         return [missing(join(where, "method"), allowed)]
     if not isinstance(method, str) or method not in classes:
         problem = mismatch(join(where, "method"), method, allowed)
-        return [replace(problem, hint=plugin_hint(method) or problem.hint)]
+        return [replace(problem, hint=plugin_hint(str(method)) or problem.hint)]
     return check(values, definitions[classes[method].__name__], where)
 
 

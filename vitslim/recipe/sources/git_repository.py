@@ -147,14 +147,14 @@ def _copy_files(repository: Path, commit: str, pinned: Pinned, target: Path) -> 
 def _copy(source: IO[bytes], target: Path) -> None:
     """Write the next object of `git cat-file --batch`: a line `HASH blob SIZE`, the content, and a newline."""
     header = source.readline().split()
-    if len(header) != 3:
-        raise InputError(f"git cannot read the content of '{target.name}'", "fetch again; is the repository damaged?")
+    left = int(header[2]) if len(header) == 3 else -1
     target.parent.mkdir(parents=True, exist_ok=True)
-    left = int(header[2])
     with target.open("wb") as file:
-        while left and (part := source.read(min(left, 1 << 20))):
+        while left > 0 and (part := source.read(min(left, 1 << 20))):
             left -= file.write(part)
     source.read(1)
+    if left:
+        raise InputError(f"git cannot read the content of '{target.name}'", "is the repository damaged?")
 
 
 def _listing(repository: Path, tree: str, pinned: Pinned) -> list[bytes]:
