@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import describe_methods, load_recipe, read_locked
 from vitslim.recipe.plugins import allow_plugins, plugins_of
 from vitslim.recipe.stages import methods
@@ -68,14 +69,17 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 @pytest.mark.usefixtures("installed")
 class TestAllowed:
     def test_a_plugin_runs_from_recipe_to_report(
-        self, vitslim: Callable[..., Any], recipe: Path, tmp_path: Path, one_export: None
+        self,
+        vitslim: Callable[..., Any],
+        run_recipe: Callable[..., Artifact],
+        recipe: Path,
+        tmp_path: Path,
+        one_export: None,
     ) -> None:
-        outcome = vitslim("run", recipe, "--allow-plugins", "--out", tmp_path / "out")
-        assert outcome.code == 0, outcome.err
-        report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
+        with allow_plugins():
+            report = run_recipe(load_recipe(recipe), tmp_path / "out").report
         assert [stage.method for stage in report.stages] == ["", "every-third", "onnx"]
         assert report.environment.versions["plugin vitslim-thirds"] == "1.2"
-        assert "plugin vitslim-thirds 1.2" in outcome.out
         locked = read_locked(tmp_path / "out" / "recipe.lock.yaml")
         assert locked.versions["plugin vitslim-thirds"] == "1.2"
         assert len(locked.digests["plugin vitslim-thirds"]) == 64
@@ -83,6 +87,7 @@ class TestAllowed:
         assert HINT in vitslim(*again).err
         repeated = vitslim(*again, "--allow-plugins")
         assert repeated.code == 0, repeated.err
+        assert "plugin vitslim-thirds 1.2" in repeated.out
         report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
         assert all(stage.cached for stage in report.stages)
 
@@ -130,6 +135,9 @@ class TestNotAllowed:
     def test_a_method_as_a_kind_has_the_hint(self, vitslim: Callable[..., Any], recipe: Path) -> None:
         recipe.write_text(RECIPE.replace("prune: {method: every-third, first: 1}", "every-third: {}"))
         assert HINT in vitslim("plan", recipe).err
+
+    def test_a_description_has_the_hint(self, vitslim: Callable[..., Any]) -> None:
+        assert HINT in vitslim("recipes", "describe", "every-third").err
 
     def test_the_methods_are_gone_after_a_command(self, vitslim: Callable[..., Any], recipe: Path) -> None:
         before = methods()

@@ -278,6 +278,22 @@ def test_names_of_shared_files(name: str, problem: str) -> None:
     assert (problem in found) and bool(problem) == bool(found)
 
 
+def test_the_first_of_two_processes_fills_the_cache(tmp_path: Path) -> None:
+    with cache_folder.kept(tmp_path / "a" / "b") as slow:
+        (slow / "file").write_text("slow")
+        with cache_folder.kept(tmp_path / "a" / "b") as fast:
+            (fast / "file").write_text("fast")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "fast"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_messages_show_no_password(cache: Path) -> None:
+    for source in ("git+https://me:secret@h/r@0123456#a.yaml", "git+https://me:secret@h/r#a.yaml"):
+        with pytest.raises(UsageError) as caught:
+            load_recipe(source)
+        assert "secret" not in caught.value.message + caught.value.hint
+
+
 def test_a_missing_image_folder_of_a_shared_recipe_is_asked_for(repository: Repository, cache: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(repository.named(repository.first))

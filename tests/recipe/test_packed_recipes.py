@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZipFile, ZipInfo
@@ -152,6 +154,7 @@ class TestExtending:
             ("data: {also_evaluate: {more: a/../../b}}", "data.also_evaluate.more"),
             ("model: {checkpoint: /w.pth}", "model.checkpoint"),
             ("model: {checkpoint: \"a\\0b\"}", "model.checkpoint"),
+            ("model: {checkpoint: \"\\e[2J\"}", "model.checkpoint"),
             ("report: {backends: ['sim:/etc/a.yaml']}", "report.backends.0"),
             ("report: {backends: [{sim: ../a.yaml}]}", "report.backends.0"),
             ("gates: {speedup_min: {'sim:../a.yaml': 1}}", "gates.speedup_min"),
@@ -236,6 +239,19 @@ class TestHostileArchives:
         bomb = zipped(tmp_path, {"recipe.yaml": PLAIN, "big.txt": "0" * 20_000_000}, ZIP_DEFLATED)
         with pytest.raises(InputError, match="a compression ratio above 100"):
             unpack(bomb)
+
+    def test_many_small_bombs_are_refused(self, cache: Path, tmp_path: Path) -> None:
+        bombs = {f"{number}.txt": "0" * 900_000 for number in range(20)}
+        with pytest.raises(InputError, match="a compression ratio above 100"):
+            unpack(zipped(tmp_path, {"recipe.yaml": PLAIN} | bombs, ZIP_DEFLATED))
+
+    def test_a_second_name_in_an_extra_field_is_refused_or_ignored(self, cache: Path, tmp_path: Path) -> None:
+        entry, name = ZipInfo("plain.txt"), b"../evil.txt"
+        field = b"\x01" + zlib.crc32(b"plain.txt").to_bytes(4, "little") + name
+        entry.extra = (0x7075).to_bytes(2, "little") + len(field).to_bytes(2, "little") + field
+        with contextlib.suppress(InputError):
+            assert (unpack(with_entry(tmp_path, entry)) / "plain.txt").read_bytes() == b"x"
+        assert not list(tmp_path.rglob("evil.txt"))
 
     def test_a_size_that_is_not_true_is_refused(self, cache: Path, tmp_path: Path) -> None:
         data = bytearray(zipped(tmp_path, {"recipe.yaml": "x" * 5000}, ZIP_DEFLATED).read_bytes())

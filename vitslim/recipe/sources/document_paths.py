@@ -59,7 +59,8 @@ def _holders(document: dict[str, Any]) -> Iterator[tuple[Any, str, str, Content]
             yield data, "classes", "data.classes", Content.VALUES
         also = data.get("also_evaluate")
         for name in list(also) if isinstance(also, dict) else ():
-            yield also, name, f"data.also_evaluate.{name}", Content.IMAGES
+            shown = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+            yield also, name, f"data.also_evaluate.{shown}", Content.IMAGES
     stages = document.get("stages")
     for position, entry in enumerate(stages if isinstance(stages, list) else ()):
         if isinstance(entry, dict) and len(entry) == 1:

@@ -65,13 +65,15 @@ def parse_pinned(text: str) -> Pinned:
     location, _, path = text.partition("+")[2].partition("#")
     url, _, commit = location.rpartition("@")
     if not url or "/" in commit:
-        hint = f"`git ls-remote {shlex.quote(location)}` prints the commit of each branch"
-        raise UsageError(f"got '{text[:200]}' without a commit, expected {FORM}", hint)
+        hint = f"`git ls-remote {shlex.quote(_masked(location))}` prints the commit of each branch"
+        raise UsageError(f"got '{_masked(text)}' without a commit, expected {FORM}", hint)
     if not _URL.fullmatch(url):
         hint = (
             "such as git+https://HOST/OWNER/NAME.git@COMMIT#recipe.yaml; a password belongs in git's credential store"
         )
-        raise UsageError(f"got the URL '{url[:200]}', expected https://, ssh:// or file:/// without a password", hint)
+        raise UsageError(
+            f"got the URL '{_masked(url)}', expected https://, ssh:// or file:/// without a password", hint
+        )
     if not _COMMIT.fullmatch(commit.lower()):
         hint = f"`git ls-remote {shlex.quote(url)} {shlex.quote(commit)}` prints its commit"
         raise UsageError(f"got '{commit[:80]}', expected the hash of a commit: branches and tags can move", hint)
@@ -165,10 +167,10 @@ def _listing(repository: Path, tree: str, pinned: Pinned) -> list[bytes]:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         listing = process.stdout.read(_LISTING_BYTES + 1)
-        process.kill()
-    if len(listing) > _LISTING_BYTES:
-        raise _too_large(pinned)
-    if not listing:
+        if len(listing) > _LISTING_BYTES:
+            process.kill()
+            raise _too_large(pinned)
+    if process.returncode or not listing:
         raise InputError(f"commit {pinned.commit} has no folder '{pinned.folder}'", "check the path after '#'")
     return listing.split(b"\0")[:-1]
 
@@ -202,4 +204,9 @@ def _environment() -> dict[str, str]:
 
 def _last_line(stderr: bytes) -> str:
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+    return "".join(filter(str.isprintable, lines[-1][:300])) if lines else "no reason given"
+
+
+def _masked(url: str) -> str:
+    """Return a URL without user and password, for messages."""
+    return re.sub(r"//[^/]*@", "//", url[:200])

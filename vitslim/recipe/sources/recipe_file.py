@@ -31,7 +31,8 @@ class RecipeFile:
         """
         if self.root is None:
             return Path(name).expanduser() if name.startswith("~/") else self.path.parent / name
-        if name.startswith("~") or "\\" in name or PureWindowsPath(name).anchor or ".." in PurePosixPath(name).parts:
+        is_absolute = name.startswith("~") or PureWindowsPath(name).anchor
+        if is_absolute or "\\" in name or not name.isprintable() or ".." in PurePosixPath(name).parts:
             raise _outside(name)
         path = self.path.parent / name
         try:

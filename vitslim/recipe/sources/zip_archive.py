@@ -20,7 +20,7 @@ from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_fo
 MAIN = "recipe.yaml"
 """Name of the recipe in its archive."""
 MAX_RATIO = 100
-"""Uncompressed bytes over compressed bytes of an entry above `RATIO_FROM` bytes."""
+"""Uncompressed bytes over compressed bytes, of an entry or an archive above `RATIO_FROM` bytes."""
 RATIO_FROM = 1_000_000
 DIRECTORY_BYTES = MAX_ENTRIES * 500
 """Largest directory of an archive."""
@@ -56,7 +56,7 @@ def _extract(file: BinaryIO, archive: Path, folder: Path) -> None:
     try:
         with ZipFile(file) as contents, kept(folder) as scratch:
             entries = [entry for entry in contents.infolist() if not entry.is_dir()]
-            _check_entries(contents.infolist(), archive)
+            _check_entries(contents.infolist(), archive, file.seek(0, 2))
             for entry in entries:
                 target = scratch / entry.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,11 @@ def _check_directory(file: BinaryIO, archive: Path) -> None:
         _refuse(archive, f"an archive of more than {MAX_ENTRIES} entries")
 
 
-def _check_entries(entries: Sequence[ZipInfo], archive: Path) -> None:
-    """Refuse an archive with an entry that is not a plain file below the folder, or with too large contents."""
+def _check_entries(entries: Sequence[ZipInfo], archive: Path, size: int) -> None:
+    """Refuse an archive with an entry that is not a plain file below the folder, or with too large contents.
+
+    size: bytes of the archive. Entries may share compressed bytes, so their sum is compared with it.
+    """
     if len(entries) > MAX_ENTRIES:
         _refuse(archive, f"an archive of more than {MAX_ENTRIES} entries")
     names = [entry.filename.rstrip("/").casefold() for entry in entries]
@@ -98,8 +101,11 @@ def _check_entries(entries: Sequence[ZipInfo], archive: Path) -> None:
     for entry in entries:
         if problem := _entry_problem(entry):
             _refuse(archive, f"an archive with {problem}: {entry.orig_filename[:80]!r}")
-    if sum(entry.file_size for entry in entries) > MAX_BYTES:
+    total = sum(entry.file_size for entry in entries)
+    if total > MAX_BYTES:
         _refuse(archive, f"larger than {MAX_BYTES / 1e9:g} GB when it is unpacked")
+    if total > max(RATIO_FROM, MAX_RATIO * size):
+        _refuse(archive, f"an archive with a compression ratio above {MAX_RATIO}")
     if MAIN not in {entry.filename for entry in entries}:
         raise InputError(f"'{archive}' is not a packed recipe: it has no {MAIN}", HINT)
 
@@ -108,6 +114,8 @@ def _entry_problem(entry: ZipInfo) -> str:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if problem := name_problem(entry.orig_filename.removesuffix("/")):
         return problem
+    if entry.filename != entry.orig_filename:  # an extra field can rename an entry
+        return "an entry of two names"
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         return "a link or a special file"
     if entry.flag_bits & _ENCRYPTED:
