@@ -68,12 +68,8 @@ def parse_pinned(text: str) -> Pinned:
         hint = f"`git ls-remote {shlex.quote(_masked(location))}` prints the commit of each branch"
         raise UsageError(f"got '{_masked(text)}' without a commit, expected {FORM}", hint)
     if not _URL.fullmatch(url):
-        hint = (
-            "such as git+https://HOST/OWNER/NAME.git@COMMIT#recipe.yaml; a password belongs in git's credential store"
-        )
-        raise UsageError(
-            f"got the URL '{_masked(url)}', expected https://, ssh:// or file:/// without a password", hint
-        )
+        message = f"got the URL '{_masked(url)}', expected https://, ssh:// or file:/// without a password"
+        raise UsageError(message, f"write {FORM}; a password belongs in the credential store of git")
     if not _COMMIT.fullmatch(commit.lower()):
         hint = f"`git ls-remote {shlex.quote(url)} {shlex.quote(commit)}` prints its commit"
         raise UsageError(f"got '{commit[:80]}', expected the hash of a commit: branches and tags can move", hint)
