@@ -179,6 +179,8 @@ def test_an_annotated_tag_is_not_a_commit(repository: Repository, cache: Path) -
         ("git+https://example.com/r.git#a.yaml", "without a commit"),
         ("git+ssh://git@example.com/r.git#a.yaml", "without a commit"),
         ("git+", "without a commit"),
+        ("git+file:///a\0b@0123456#a.yaml", "expected git+URL@COMMIT#PATH"),
+        ("git+file:///a\x1b[2J@0123456#a.yaml", "expected git+URL@COMMIT#PATH"),
         ("git+http://example.com/r.git@0123456#a.yaml", "expected https://"),
         ("git+git@example.com:r.git@0123456#a.yaml", "expected https://"),
         ("git+ext::sh -c touch% x@0123456#a.yaml", "expected https://"),

@@ -214,6 +214,8 @@ class TestHostileArchives:
             ("a/b/c/d/e/f/g/h/i.yaml", "more than 8 parts"),
             ("x" * 300, "more than 200 characters"),
             ("a\x1b[2Jb", "control character"),
+            ("", "empty part"),
+            ("/", "an absolute path"),
             ("recipe.yaml", "twice"),
             ("RECIPE.yaml", "twice"),
             ("recipe.yaml/inner", "twice"),

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vitslim.errors import InputError, UsageError
+from vitslim.recipe.check import shown
 from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, kept, name_problem
 
 PREFIX = "git+"
@@ -62,6 +63,8 @@ def parse_pinned(text: str) -> Pinned:
     Raises UsageError for another form, a protocol other than https, ssh and file, a password in the URL, a branch or
     tag in place of the commit, and a path that leaves the repository.
     """
+    if not text.isprintable():
+        raise UsageError(f"got {shown(text)}, expected {FORM}", "remove spaces and control characters")
     location, _, path = text.partition("+")[2].partition("#")
     url, _, commit = location.rpartition("@")
     if not url or "/" in commit:
@@ -86,14 +89,19 @@ def fetch(pinned: Pinned) -> Path:
     """
     key = hashlib.sha256(f"{pinned.url}\n{pinned.folder}".encode()).hexdigest()[:16]
     parent = cache_folder() / "git" / key
-    found = [folder for folder in parent.glob(f"{pinned.commit}*") if folder.is_dir()]
-    if len(found) == 1:
-        return found[0]
-    with tempfile.TemporaryDirectory(prefix="vitslim-git-") as scratch:
-        repository = Path(scratch)
-        commit = _fetch_commit(repository, pinned)
-        with kept(parent / commit) as folder:
-            _copy_files(repository, commit, pinned, folder)
+    try:
+        found = [folder for folder in parent.glob(f"{pinned.commit}*") if folder.is_dir()]
+        if len(found) == 1:
+            return found[0]
+        with tempfile.TemporaryDirectory(prefix="vitslim-git-") as scratch:
+            repository = Path(scratch)
+            commit = _fetch_commit(repository, pinned)
+            with kept(parent / commit) as folder:
+                _copy_files(repository, commit, pinned, folder)
+    except OSError as error:
+        raise InputError(
+            f"a temporary folder cannot be written: {error.strerror}", "free space, or set TMPDIR"
+        ) from error
     return parent / commit
 
 
@@ -182,7 +190,7 @@ def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[bytes
         return subprocess.run(
             command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
         )
-    except FileNotFoundError as error:
+    except OSError as error:
         raise InputError("git is not installed, or not on PATH", "install git, or download the recipe") from error
     except subprocess.TimeoutExpired as error:
         raise InputError(f"git did not end after {SECONDS} seconds", "check the network") from error

@@ -55,9 +55,8 @@ def unpack(archive: Path) -> Path:
 def _extract(file: BinaryIO, archive: Path, folder: Path) -> None:
     try:
         with ZipFile(file) as contents, kept(folder) as scratch:
-            entries = [entry for entry in contents.infolist() if not entry.is_dir()]
             _check_entries(contents.infolist(), archive, file.seek(0, 2))
-            for entry in entries:
+            for entry in filter(_is_file, contents.infolist()):
                 target = scratch / entry.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with contents.open(entry) as source, target.open("wb") as copy:
@@ -94,7 +93,7 @@ def _check_entries(entries: Sequence[ZipInfo], archive: Path, size: int) -> None
     if len(entries) > MAX_ENTRIES:
         _refuse(archive, f"an archive of more than {MAX_ENTRIES} entries")
     names = [entry.filename.rstrip("/").casefold() for entry in entries]
-    files = {name for name, entry in zip(names, entries, strict=True) if not entry.is_dir()}
+    files = {name for name, entry in zip(names, entries, strict=True) if _is_file(entry)}
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
     if len(set(names)) < len(names) or files & folders:
         _refuse(archive, "an archive in which a name occurs twice")
@@ -108,6 +107,10 @@ def _check_entries(entries: Sequence[ZipInfo], archive: Path, size: int) -> None
         _refuse(archive, f"an archive with a compression ratio above {MAX_RATIO}")
     if MAIN not in {entry.filename for entry in entries}:
         raise InputError(f"'{archive}' is not a packed recipe: it has no {MAIN}", HINT)
+
+
+def _is_file(entry: ZipInfo) -> bool:
+    return not entry.filename.endswith("/")
 
 
 def _entry_problem(entry: ZipInfo) -> str:
