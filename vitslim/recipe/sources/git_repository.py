@@ -99,9 +99,8 @@ def fetch(pinned: Pinned) -> Path:
             with kept(parent / commit) as folder:
                 _copy_files(repository, commit, pinned, folder)
     except OSError as error:
-        raise InputError(
-            f"a temporary folder cannot be written: {error.strerror}", "free space, or set TMPDIR"
-        ) from error
+        message = f"a temporary folder cannot be written: {error.strerror}"
+        raise InputError(message, "free space, or set TMPDIR") from error
     return parent / commit
 
 
