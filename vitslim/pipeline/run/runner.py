@@ -68,7 +68,9 @@ def execute(
 
         def finish(runner: StageRunner, folder: Path) -> Artifact:
             records = _measured(runner, runner.recipe, progress)
-            report = _report(runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data)
+            report = _report(
+                runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
+            )
             return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
 
         return _run_stages(runner, 0, key, out, finish)
