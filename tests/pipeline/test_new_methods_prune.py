@@ -17,7 +17,7 @@ from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
 from vitslim.pipeline.run.artifact import Artifact
-from vitslim.recipe import grammar, stages, validate
+from vitslim.recipe import stages, validate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import prune as prune_recipe
 from vitslim.recipe.stages.prune import Prune
@@ -102,7 +102,6 @@ class EveryOtherStage:
 def register(monkeypatch: pytest.MonkeyPatch, config: type[StageConfig], stage: Callable[[Any], Stage]) -> None:
     """Add a method for one test: its config to the list of methods, its stage to the registry."""
     monkeypatch.setattr(stages, "METHODS", [*stages.METHODS, config])
-    monkeypatch.setattr(grammar, "METHODS", [*grammar.METHODS, config])
     monkeypatch.setitem(STAGES, config, from_config(stage))
 
 

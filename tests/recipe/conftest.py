@@ -68,3 +68,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def base(write: Callable[..., Path]) -> Path:
     """A valid recipe with relative paths, in a file."""
     return write("base.yaml", BASE)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder of the test, which does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vitslim"

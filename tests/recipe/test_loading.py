@@ -159,7 +159,7 @@ class TestExtends:
             ({"a.yaml": "extends: a.yaml\n"}, "circle: a.yaml -> a.yaml", "remove one `extends`"),
             ({"a.yaml": "extends: b.yaml\n", "b.yaml": "extends: ./a.yaml\n"}, "a.yaml -> b.yaml -> a.yaml", ""),
             ({"a.yaml": "extends: quickstrt\n"}, "no recipe 'quickstrt'", "did you mean 'quickstart'?"),
-            ({"a.yaml": "extends: git+https://example.com/x@0\n"}, "no recipe", "allowed"),
+            ({"a.yaml": "extends: git+https://example.com/x@0\n"}, "expected the hash of a commit", "git ls-remote"),
             ({"a.yaml": "extends: [quickstart]\n"}, "got a list, expected a packaged recipe or a file", ""),
             ({"a.yaml": "extends:\n"}, "got null, expected a packaged recipe or a file", ""),
             ({"a.yaml": "extends: .\n"}, "is a folder", ""),

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a packaged recipe, or path of a YAML file.")
-]
+RECIPE = "Packaged name, YAML file, zip of `vitslim recipes pack`, or git+URL@COMMIT#PATH."
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE)]
 MoreValues = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="More values to change, as with --set.")
 ]
@@ -33,3 +32,22 @@ def all_overrides(
     values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
     return values + ([f"model.checkpoint={checkpoint}"] if checkpoint else [])
+
+
+def _allow_plugins(context: typer.Context, allowed: bool) -> bool:
+    """Allow plugins until the command ends."""
+    if allowed:
+        from vitslim.recipe.plugins import allow_plugins
+
+        context.with_resource(allow_plugins())
+    return allowed
+
+
+PluginsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-plugins",
+        callback=_allow_plugins,
+        help="Import the methods of other installed packages. They are programs that can do anything.",
+    ),
+]

@@ -11,6 +11,7 @@ from vitslim.cli.arguments import (
     DataOption,
     FormatOption,
     MoreValues,
+    PluginsOption,
     RecipeArgument,
     SetOption,
     all_overrides,
@@ -31,6 +32,7 @@ def plan(
     trace: Annotated[
         bool, typer.Option("--trace/--no-trace", help="Build the model to estimate its costs; --no-trace is instant.")
     ] = True,
+    plugins: PluginsOption = False,  # noqa: ARG001  its callback acts
     output: FormatOption = "table",
 ) -> None:
     """Show what a recipe will do. Estimates the cost of the model after each stage; runs and writes nothing."""

@@ -12,6 +12,7 @@ from vitslim.cli.arguments import (
     DataOption,
     FormatOption,
     MoreValues,
+    PluginsOption,
     RecipeArgument,
     SetOption,
     all_overrides,
@@ -31,6 +32,7 @@ def run(
         bool,
         typer.Option("--frozen", help="Refuse to run if a version or an input differs from the lock file RECIPE."),
     ] = False,
+    plugins: PluginsOption = False,  # noqa: ARG001  its callback acts
     output: FormatOption = "table",
 ) -> None:
     """Compress a model by a recipe. Writes ONNX and a report, then checks the gates of the recipe."""

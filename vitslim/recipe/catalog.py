@@ -1,4 +1,4 @@
-"""Packaged recipes, and the lookup of a recipe by name or path."""
+"""Packaged recipes and weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitslim.errors import InputError, UsageError, closest
+from vitslim.errors import InputError, closest
 from vitslim.recipe.stages.training import PACKAGE
 from vitslim.recipe.yaml12 import read_yaml
 
@@ -39,24 +39,16 @@ def packaged_recipes() -> tuple[RecipeInfo, ...]:
     )
 
 
-def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """Return the file of a packaged recipe (`quickstart`, `base/imagenet`) or of a path relative to `beside`.
+def packaged_path(name: str) -> Path | None:
+    """Return the file of a packaged recipe (`quickstart`, `base/imagenet`); None if there is none of this name."""
+    folder = packaged_folder()
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return known.get(name)
 
-    Raises UsageError, naming the closest recipe, when there is no such file.
-    """
-    packaged = _packaged_path(name)
-    if packaged is not None:
-        return packaged
-    path = Path(name) if beside is None else beside / name
-    try:
-        if path.is_file():
-            return path
-        is_folder = path.is_dir()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"'{name[:200]}' is not a usable file name", "give a packaged name or a YAML file") from error
-    if is_folder:
-        raise UsageError(f"'{name}' is a folder, not a recipe", "give a packaged name or a YAML file")
-    raise UsageError(f"there is no recipe '{name}'", closest(Path(name).name, _neighbors(path)))
+
+def packaged_names() -> list[str]:
+    """Return the names of the packaged recipes, without those that only others extend."""
+    return [path.stem for path in packaged_folder().glob("*.yaml")]
 
 
 def resolve_checkpoint(recipe: Recipe) -> Path | None:
@@ -76,19 +68,6 @@ def resolve_checkpoint(recipe: Recipe) -> Path | None:
         )
         raise InputError(f"vitslim ships no file '{name}'", hint)
     return files[name]
-
-
-def _packaged_path(name: str) -> Path | None:
-    folder = packaged_folder()
-    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
-    return known.get(name)
-
-
-def _neighbors(path: Path) -> list[str]:
-    names = [info.stem for info in packaged_folder().glob("*.yaml")]
-    if path.suffix in SUFFIXES and path.parent.is_dir():
-        names += [file.name for file in path.parent.iterdir() if file.suffix in SUFFIXES]
-    return names
 
 
 def _description(document: Any) -> str:

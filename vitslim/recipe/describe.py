@@ -9,8 +9,9 @@ from typing import Any
 from vitslim.errors import UsageError, closest
 from vitslim.recipe.check import Schema, expected, inlined, join, shown
 from vitslim.recipe.config import ASSUMED
-from vitslim.recipe.grammar import default_of, method_of, recipe_schema
-from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.grammar import default_of, recipe_schema
+from vitslim.recipe.plugins import plugin_hint
+from vitslim.recipe.stage_config import StageConfig, method_of
 from vitslim.recipe.stages import kinds
 
 
@@ -66,7 +67,9 @@ def find_methods(name: str) -> tuple[MethodInfo, ...]:
     found = tuple(m for m in methods if m.method == name) or tuple(m for m in methods if m.kind == name)
     if not found:
         names = dict.fromkeys(word for m in methods for word in (m.method, m.kind))
-        raise UsageError(f"got {shown(name)}, expected a method or a stage kind", closest(name, names))
+        raise UsageError(
+            f"got {shown(name)}, expected a method or a stage kind", plugin_hint(name) or closest(name, names)
+        )
     return found
 
 

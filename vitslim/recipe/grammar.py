@@ -7,15 +7,17 @@ has a default method, and a kind without required keys may stand alone: `- expor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from vitslim.errors import Problem, closest
 from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
+from vitslim.recipe.plugins import plugin_hint
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stage_config import StageConfig
-from vitslim.recipe.stages import METHODS, kinds
+from vitslim.recipe.stage_config import StageConfig, method_of
+from vitslim.recipe.stages import kinds, methods
 
 EXTENDS = "extends"
 LOCKED = "locked"
@@ -30,7 +32,8 @@ def recipe_schema() -> dict[str, Any]:
     schema["properties"] = {
         EXTENDS: {
             "type": "string",
-            "description": "packaged recipe, or file relative to this one; mappings are merged, lists are replaced",
+            "description": "packaged recipe, file relative to this one, zip of `vitslim recipes pack`, or "
+            "git+URL@COMMIT#PATH; mappings are merged, lists are replaced",
         },
         **schema["properties"],
         LOCKED: {
@@ -39,6 +42,7 @@ def recipe_schema() -> dict[str, Any]:
         },
     }
     schema["properties"]["stages"]["items"] = {"anyOf": list(_entries(definitions))}
+    schema |= {"if": {"not": {"required": [EXTENDS]}}, "then": {"required": schema.pop("required")}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -52,6 +56,7 @@ def check_document(document: Mapping[str, Any]) -> list[Problem]:
     definitions = {name: inlined(part, published["$defs"]) for name, part in published["$defs"].items()}
     schema = inlined({key: part for key, part in published.items() if key != "$defs"}, definitions)
     schema["properties"]["stages"] = {"type": "array", "x-expected": "a list of stages"}
+    schema["required"] = schema["then"]["required"]
     problems = check(dict(document), schema)
     stages = document.get("stages")
     for position, entry in enumerate(stages if isinstance(stages, list | tuple) else ()):
@@ -81,11 +86,6 @@ def split_entry(entry: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] 
     return (entry, None) if isinstance(entry, str) else next(iter(entry.items()))
 
 
-def method_of(config: type[StageConfig]) -> str:
-    """Return the name of a method, as recipes write it."""
-    return str(get_args(config.model_fields["method"].annotation)[0])
-
-
 def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | None:
     """Return the default method of a kind: its only one, or the one whose `method` key has a default."""
     if len(classes) == 1:
@@ -95,7 +95,7 @@ def default_of(classes: tuple[type[StageConfig], ...]) -> type[StageConfig] | No
 
 def _definitions() -> dict[str, Any]:
     """Return the schemas of all stage configs and of their parts; `method` is optional for kinds with one method."""
-    _, top = models_json_schema([(config, "validation") for config in METHODS])
+    _, top = models_json_schema([(config, "validation") for config in methods()])
     definitions: dict[str, Any] = top["$defs"]
     for classes in kinds().values():
         if len(classes) == 1:
@@ -148,7 +148,8 @@ def _check_values(values: object, kind: str, where: str, definitions: Mapping[st
     if "method" not in values and method is None:
         return [missing(join(where, "method"), allowed)]
     if not isinstance(method, str) or method not in classes:
-        return [mismatch(join(where, "method"), method, allowed)]
+        problem = mismatch(join(where, "method"), method, allowed)
+        return [replace(problem, hint=plugin_hint(str(method)) or problem.hint)]
     return check(values, definitions[classes[method].__name__], where)
 
 
@@ -159,4 +160,4 @@ def _unknown_kind(where: str, kind: object) -> Problem:
     for owner, classes in kinds().items():
         if kind in [method_of(config) for config in classes]:
             return Problem(where, message, f"'{kind}' is a method: write `- {owner}: {{method: {kind}}}`")
-    return Problem(where, message, closest(kind[:40], kinds()))
+    return Problem(where, message, plugin_hint(str(kind)) or closest(kind[:40], kinds()))

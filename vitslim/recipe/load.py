@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, Problem, RecipeError, UsageError
-from vitslim.recipe.catalog import find_recipe
 from vitslim.recipe.check import join, shown
-from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage, split_entry
+from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage
 from vitslim.recipe.hub_folder import read_hub_folder
 from vitslim.recipe.overrides import apply_overrides
-from vitslim.recipe.schema import CLASS_ORDERS, Recipe
-from vitslim.recipe.stage_config import STAGE_FILES
-from vitslim.recipe.stages.training import PACKAGE
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.sources import RecipeFile, find_recipe
+from vitslim.recipe.sources.document_paths import change_paths
 from vitslim.recipe.yaml12 import read_yaml
 
 MAX_EXTENDS = 8
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, partial: bool = False) -> Recipe:
-    """Load a packaged recipe or a YAML file, apply `extends` and the `KEY=VALUE` overrides, and validate the result.
+    """Load a recipe, apply `extends` and the `KEY=VALUE` overrides, and validate the result.
 
+    name_or_path: a packaged name, a YAML file, a zip that `vitslim recipes pack` wrote, or `git+URL@COMMIT#PATH`.
     Relative paths in a file are relative to that file; those in overrides are relative to the working directory.
     `partial` accepts a recipe without an image folder, which is enough for a plan.
-    Raises UsageError when the file does not exist, RecipeError with every problem found.
+    Raises UsageError when the file does not exist, RecipeError with every problem found, InputError for an archive or
+    a repository that cannot be read.
     """
     source = str(name_or_path)
     document = _read(find_recipe(source), ())
@@ -57,35 +58,48 @@ def _validated(document: Mapping[str, Any], source: str, problems: list[Problem]
     return Recipe.model_validate({**values, "stages": stages}, strict=False)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read(file: RecipeFile, seen: tuple[Path, ...]) -> dict[str, Any]:
     """Return the document of a file, merged over the recipe that it extends; `seen` are the files that extend it."""
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise RecipeError([_not_a_mapping(document)], str(path))
-    _rebase(document, path.parent)
+    document = read_document(file)
+    problems: list[Problem] = []
+    change_paths(document, lambda named: file.rebase(named, problems))
+    if problems:
+        raise RecipeError(problems, str(file.path))
     if EXTENDS not in document:
         return document
-    name = document.pop(EXTENDS)
-    chain = (*seen, path.resolve())
-    return _merged(_read(_base(name, path, chain), chain), document)
+    base = find_base(document.pop(EXTENDS), file, seen)
+    return _merged(_read(base, (*seen, file.path.resolve())), document)
 
 
-def _base(name: Any, path: Path, chain: tuple[Path, ...]) -> Path:
+def read_document(file: RecipeFile) -> dict[str, Any]:
+    """Return the mapping of a recipe file, as it is written. Raises RecipeError if the file holds no mapping."""
+    document = read_yaml(file.path)
+    if not isinstance(document, dict):
+        raise RecipeError([_not_a_mapping(document)], str(file.path))
+    return document
+
+
+def find_base(name: Any, file: RecipeFile, seen: tuple[Path, ...] = ()) -> RecipeFile:
+    """Return the recipe that `file` extends; `seen` are the files that extend `file`.
+
+    Raises RecipeError if there is no such recipe, or recipes extend each other in a circle or too often.
+    """
+    path, chain = str(file.path), (*seen, file.path.resolve())
     if not isinstance(name, str) or not name:
         found = Problem(EXTENDS, f"got {shown(name)}, expected a packaged recipe or a file", "write its name")
-        raise RecipeError([found], str(path))
+        raise RecipeError([found], path)
     try:
-        base = find_recipe(name, path.parent)
+        base = find_recipe(name, file)
     except UsageError as error:
-        raise RecipeError([Problem(EXTENDS, error.message, error.hint)], str(path)) from error
-    if base.resolve() in chain:
-        circle = " -> ".join(file.name for file in (*chain, base))
+        raise RecipeError([Problem(EXTENDS, error.message, error.hint)], path) from error
+    if base.path.resolve() in chain:
+        circle = " -> ".join(one.name for one in (*chain, base.path))
         raise RecipeError(
-            [Problem(EXTENDS, f"recipes extend each other in a circle: {circle}", "remove one `extends`")], str(path)
+            [Problem(EXTENDS, f"recipes extend each other in a circle: {circle}", "remove one `extends`")], path
         )
     if len(chain) > MAX_EXTENDS:
         message = f"more than {MAX_EXTENDS} recipes extend each other"
-        raise RecipeError([Problem(EXTENDS, message, "merge some of them into one file")], str(path))
+        raise RecipeError([Problem(EXTENDS, message, "merge some of them into one file")], path)
     return base
 
 
@@ -96,32 +110,6 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         inner = result.get(key)
         result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return result
-
-
-def _rebase(document: dict[str, Any], folder: Path) -> None:
-    """Resolve the relative paths of a recipe file against its folder. Values of a wrong type are left to validation."""
-    _rebase_key(document.get("model"), "checkpoint", folder)
-    data = document.get("data")
-    _rebase_key(data, "root", folder)
-    if not isinstance(data, dict) or data.get("classes") not in CLASS_ORDERS:
-        _rebase_key(data, "classes", folder)
-    also = data.get("also_evaluate") if isinstance(data, dict) else None
-    for name in also if isinstance(also, dict) else ():
-        _rebase_key(also, name, folder)
-    stages = document.get("stages")
-    for entry in stages if isinstance(stages, list) else ():
-        if isinstance(entry, dict) and len(entry) == 1:
-            _, values = split_entry(entry)
-            for key, name in STAGE_FILES:
-                found = values.get(key) if isinstance(values, dict) else None
-                for holder in found if isinstance(found, list) else [found]:
-                    _rebase_key(holder, name, folder)
-
-
-def _rebase_key(holder: Any, key: str, folder: Path) -> None:
-    value = holder.get(key) if isinstance(holder, dict) else None
-    if isinstance(value, str) and value and not value.startswith(PACKAGE):
-        holder[key] = str(Path(value).expanduser() if value.startswith("~/") else folder / value)
 
 
 def _fill_model(document: dict[str, Any]) -> list[Problem]:

@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 from pydantic import BaseModel, Field, ValidationError
 
 from vitslim.errors import Problem, RecipeError, UsageError
-from vitslim.recipe.catalog import find_recipe
 from vitslim.recipe.check import join
 from vitslim.recipe.config import ASSUMED, Config
 from vitslim.recipe.grammar import LOCKED, write_stage
-from vitslim.recipe.schema import CLASS_ORDERS, Recipe
-from vitslim.recipe.stage_config import STAGE_FILES
-from vitslim.recipe.stages.training import PACKAGE, Features, TrainedWithTeacher
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.sources import find_recipe
+from vitslim.recipe.sources.document_paths import change_paths
+from vitslim.recipe.stages.training import Features, TrainedWithTeacher
 from vitslim.recipe.yaml12 import dump_yaml, read_yaml
 
 
@@ -52,7 +52,7 @@ def read_locked(name_or_path: str | Path) -> Locked:
 
     Raises UsageError if the file does not exist or is not a lock file, RecipeError if the entry is invalid.
     """
-    path = find_recipe(str(name_or_path))
+    path = find_recipe(str(name_or_path)).path
     document = read_yaml(path)
     entry = document.get(LOCKED) if isinstance(document, dict) else None
     if entry is None:
@@ -66,24 +66,13 @@ def read_locked(name_or_path: str | Path) -> Locked:
 
 def recipe_text(recipe: Recipe) -> str:
     """Return the recipe as YAML with all defaults filled in; loading it gives the same recipe."""
-    return dump_yaml(_document(recipe))
+    return dump_yaml(recipe_document(recipe))
 
 
 def lock_text(recipe: Recipe, inputs: Locked) -> str:
     """Return the recipe of a run as YAML, with absolute paths, library versions and SHA-256 digests of the inputs."""
-    document = _document(recipe)
-    document["model"]["checkpoint"] = _absolute(recipe.model.checkpoint)
-    document["data"]["root"] = _absolute(recipe.data.root)
-    if isinstance(recipe.data.classes, str) and recipe.data.classes not in CLASS_ORDERS:
-        document["data"]["classes"] = _absolute(recipe.data.classes)
-    document["data"]["also_evaluate"] = {name: _absolute(path) for name, path in recipe.data.also_evaluate.items()}
-    for entry in document["stages"]:
-        values = next(iter(entry.values()))
-        for key, name in STAGE_FILES:
-            found = values.get(key)
-            for holder in found if isinstance(found, list) else [found]:
-                if isinstance(holder, dict):
-                    holder[name] = _absolute(holder[name])
+    document = recipe_document(recipe)
+    change_paths(document, lambda named: str(Path(named.path).absolute()))
     document[LOCKED] = inputs.model_dump()
     return "# Written by vitslim. `vitslim run --frozen` on this file repeats the run.\n" + dump_yaml(document)
 
@@ -107,11 +96,8 @@ def _assumed(config: BaseModel, where: str) -> Iterator[Assumed]:
             yield Assumed(key=join(where, key), value=str(value))
 
 
-def _document(recipe: Recipe) -> dict[str, Any]:
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """Return the document of a recipe with all defaults filled in, as `recipe_text` writes it."""
     document = recipe.model_dump(mode="json")
     document["stages"] = [write_stage(config) for config in recipe.stages]
     return document
-
-
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or path.startswith(PACKAGE) else str(Path(path).absolute())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import Field
 
@@ -45,6 +45,13 @@ class StageConfig(Config):
         description="name that later stages can refer to",
         json_schema_extra={EXPECTED: "lower-case letters, digits and '-', beginning with a letter"},
     )
+
+    def make_stage(self) -> Any:
+        """Return the stage that runs the config, for a method of a plugin.
+
+        The result implements `vitslim.stages.contract.Stage`. Methods of vitslim are in `vitslim.stages.registry`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no stage: `make_stage` must return one")
 
     @property
     def removes_attention(self) -> bool:
@@ -138,3 +145,8 @@ class StageConfig(Config):
 def names_of(stages: Sequence[StageConfig]) -> list[str]:
     """Return the names by which later stages can refer to these stages: own names and kinds, without repeats."""
     return list(dict.fromkeys(name for config in stages for name in (config.name, config.kind) if name))
+
+
+def method_of(config: type[StageConfig]) -> str:
+    """Return the name of a method, as recipes write it."""
+    return str(get_args(config.model_fields["method"].annotation)[0])

@@ -10,6 +10,7 @@ from typing import Any
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.hub_folder import hub_files
+from vitslim.recipe.plugins import Plugin, plugins_of
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.training import TeacherModel, TrainedWithTeacher
@@ -39,6 +40,12 @@ def package_digest() -> str:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def plugin_digest(plugin: Plugin) -> str:
+    """Return the SHA-256 digest of the source code of a plugin."""
+    digests = "\n".join(f"{file.name} {file_digest(file)}" for file in plugin.source_files())
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, versions: dict[str, str]) -> str:
@@ -74,6 +81,7 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
             "accelerator": accelerator.model_dump(mode="json") if accelerator else None,
             "teachers": [checkpoint_digest(path) for path in checkpoints if path.exists()],
             "table": file_digest(table) if table and table.is_file() else None,
+            "plugins": [(one.name, one.version, plugin_digest(one)) for one in plugins_of((config,))],
         }
     )
 

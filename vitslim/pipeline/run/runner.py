@@ -24,7 +24,15 @@ from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_art
 from vitslim.pipeline.run.chance import accuracy_warnings
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import checkpoint_digest, dense_key, file_digest, package_digest, snapshot_key, stage_key
+from vitslim.pipeline.run.keys import (
+    checkpoint_digest,
+    dense_key,
+    file_digest,
+    package_digest,
+    plugin_digest,
+    snapshot_key,
+    stage_key,
+)
 from vitslim.pipeline.run.regressions import latency_regressions, noisy_speedups
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
@@ -33,6 +41,7 @@ from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
+from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
@@ -59,7 +68,9 @@ def execute(
 
         def finish(runner: StageRunner, folder: Path) -> Artifact:
             records = _measured(runner, runner.recipe, progress)
-            report = _report(runner.recipe, records, _pictures(runner, runner.recipe), environment(), warnings, data)
+            report = _report(
+                runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
+            )
             return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
 
         return _run_stages(runner, 0, key, out, finish)
@@ -89,14 +100,22 @@ def _prepared(
     digests = {"vitslim": package_digest(), "data": data.digest}
     digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
     digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
-    inputs = Locked(versions=environment().versions, digests=digests)
+    digests |= {one.name: plugin_digest(one) for one in plugins_of(recipe.stages)}
+    inputs = Locked(versions=_environment(recipe).versions, digests=digests)
     if locked is not None and (found := locked.differences(inputs)):
         raise RecipeError(found, recipe.name)
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
-    key = dense_key(recipe, checkpoint, data.digest, inputs.versions)
+    key = dense_key(recipe, checkpoint, data.digest, environment().versions)
     runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs)
+
+
+def _environment(recipe: Recipe) -> Environment:
+    """Return the environment of this machine, with the versions of the plugins that the recipe uses."""
+    here = environment()
+    plugins = {one.name: one.version for one in plugins_of(recipe.stages)}
+    return here.model_copy(update={"versions": here.versions | plugins})
 
 
 def _run_stages(

@@ -1,5 +1,9 @@
 """Stage entries of a recipe: one file for each kind, one config for each method."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.distill import Distill
 from vitslim.recipe.stages.export import Export
@@ -41,13 +45,30 @@ METHODS: list[type[StageConfig]] = [
     DiffRate,
     Export,
 ]
-"""The config of every method."""
+"""The config of every method that ships with vitslim."""
+
+_further: ContextVar[tuple[type[StageConfig], ...]] = ContextVar("further_methods", default=())
+
+
+@contextmanager
+def further_methods(configs: Iterable[type[StageConfig]]) -> Iterator[None]:
+    """Let recipes use the methods of these configs too, until the context ends."""
+    token = _further.set(tuple(configs))
+    try:
+        yield
+    finally:
+        _further.reset(token)
+
+
+def methods() -> tuple[type[StageConfig], ...]:
+    """Return the config of every method that a recipe can use here."""
+    return (*METHODS, *_further.get())
 
 
 def kinds() -> dict[str, tuple[type[StageConfig], ...]]:
     """Return the configs of each stage kind, by the key that a recipe writes."""
     found: dict[str, tuple[type[StageConfig], ...]] = {}
-    for config in METHODS:
+    for config in methods():
         found[config.kind] = (*found.get(config.kind, ()), config)
     return found
 
@@ -85,5 +106,7 @@ __all__ = [
     "TwoFour",
     "Unstructured",
     "WithPredictors",
+    "further_methods",
     "kinds",
+    "methods",
 ]

@@ -1,0 +1,326 @@
+"""Packing of recipes, and reading of archives that may be hostile."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZipFile, ZipInfo
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vitslim.errors import InputError, Problem, UsageError, VitslimError
+from vitslim.recipe import load_recipe, recipe_text
+from vitslim.recipe.sharing import pack_recipe
+from vitslim.recipe.sources import zip_archive
+from vitslim.recipe.sources.zip_archive import unpack
+from vitslim.recipe.yaml12 import parse_yaml
+
+Write = Callable[..., Path]
+PLAIN = """\
+# A comment that stays.
+name: plain
+model: {timm: deit_tiny_patch16_224}
+data: {kind: digits}
+stages: [export]
+"""
+RECIPE = """
+name: mine
+extends: ../bases/team.yaml
+data: {root: /images, classes: lists/names.txt}
+stages:
+  - prune: {method: depgraph, budget: {latency: 0.7, table: table.json}}
+  - distill: {teacher: [dense, {timm: x, checkpoint: ../w/teacher.safetensors}]}
+  - export
+report: {backends: ["sim:array.yaml", {sim: other/array.yaml, dataflow: ws}]}
+gates: {speedup_min: {"sim:array.yaml": 1.1, "sim:other/array.yaml(dataflow=ws)": 1.2}}
+"""
+TEAM = """
+name: team
+extends: deit-tiny-demo
+model: {timm: deit_tiny_patch16_224, checkpoint: weights.safetensors}
+data: {also_evaluate: {more: ../more}}
+"""
+
+
+@pytest.fixture
+def mine(write: Write, cache: Path) -> Path:
+    """A recipe in `own/` that extends one in `bases/`, with a file of every kind."""
+    write("bases/team.yaml", TEAM)
+    write("bases/weights.safetensors", b"weights")
+    write("w/teacher.safetensors", b"teacher")
+    write("own/lists/names.txt", "cat\ndog\n")
+    write("own/table.json", "{}")
+    write("own/array.yaml", "array: [8, 8]\n")
+    write("own/other/array.yaml", "array: [4, 4]\n")
+    return write("own/mine.yaml", RECIPE)
+
+
+class TestPacking:
+    def test_the_archive_has_the_bases_and_the_small_files(self, mine: Path, tmp_path: Path) -> None:
+        packed, path = pack_recipe(str(mine), tmp_path / "mine.zip")
+        assert set(packed.names) == {
+            "recipe.yaml", "team.yaml", "deit-tiny-demo.yaml", "names.txt", "table.json", "array.yaml", "array-2.yaml"
+        }  # fmt: skip
+        with ZipFile(path) as archive:
+            assert archive.namelist() == sorted(packed.names)
+        assert set(packed.left_out) == {
+            "data.root (/images)", "data.also_evaluate.more (../more)", "model.checkpoint (weights.safetensors)",
+            "stages.1.distill.teacher.checkpoint (../w/teacher.safetensors)",
+        }  # fmt: skip
+
+    def test_a_packed_recipe_is_the_same_recipe_with_other_paths(self, mine: Path, tmp_path: Path, cache: Path) -> None:
+        _, path = pack_recipe(str(mine), tmp_path / "mine.zip")
+        recipe = load_recipe(path, ["data.root=/images"])
+        (folder,) = (cache / "recipes" / "zip").iterdir()
+        assert Path(recipe.data.classes).read_text() == "cat\ndog\n"
+        assert recipe.report.backends[0] == f"sim:{folder}/array.yaml"
+        assert recipe.report.backends[1] == {"sim": f"{folder}/array-2.yaml", "dataflow": "ws"}
+        assert list(recipe.gates.speedup_min) == [
+            f"sim:{folder}/array.yaml", f"sim:{folder}/array-2.yaml(dataflow=ws)"
+        ]  # fmt: skip
+        original, own = recipe_text(load_recipe(mine)), f"{tmp_path}/own/"
+        for old, new in (
+            ("lists/", ""), ("other/array.yaml", "array-2.yaml"), ("../w/", ""), ("../bases/../", ""), ("../bases/", "")
+        ):  # fmt: skip
+            original = original.replace(f"{own}{old}", own + new)
+        assert parse_yaml(recipe_text(recipe)) == parse_yaml(original.replace(own, f"{folder}/"))
+
+    def test_weights_are_packed_on_request(self, mine: Path, tmp_path: Path) -> None:
+        packed, path = pack_recipe(str(mine), tmp_path / "mine.zip", weights=True)
+        assert {"weights.safetensors", "teacher.safetensors"} <= set(packed.names)
+        checkpoint = load_recipe(path, partial=True).model.checkpoint
+        assert Path(checkpoint or "").read_bytes() == b"weights"
+
+    def test_equal_recipes_give_equal_bytes(self, mine: Path, tmp_path: Path) -> None:
+        first, second = (pack_recipe(str(mine), tmp_path / name, weights=True)[1] for name in ("a.zip", "b.zip"))
+        assert first.read_bytes() == second.read_bytes()
+
+    def test_packing_an_unpacked_archive_gives_the_same_bytes(self, mine: Path, tmp_path: Path) -> None:
+        _, path = pack_recipe(str(mine), tmp_path / "a.zip", weights=True)
+        assert pack_recipe(str(path), tmp_path / "b.zip", weights=True)[1].read_bytes() == path.read_bytes()
+
+    def test_a_recipe_without_changed_paths_keeps_its_comments(self, write: Write, cache: Path, tmp_path: Path) -> None:
+        _, path = pack_recipe(str(write("plain.yaml", PLAIN)), tmp_path / "plain.zip")
+        with ZipFile(path) as archive:
+            assert archive.read("recipe.yaml").decode() == PLAIN
+
+    def test_a_missing_file_is_named(self, mine: Path, tmp_path: Path) -> None:
+        (mine.parent / "table.json").unlink()
+        with pytest.raises(InputError, match=r"stages.0.prune.budget.table: there is no file"):
+            pack_recipe(str(mine), tmp_path / "mine.zip")
+        assert not list(tmp_path.glob("*.zip*"))
+
+    def test_an_invalid_recipe_is_not_packed(self, write: Write, problems: Callable[..., dict[str, Problem]]) -> None:
+        assert "unknown key" in problems(pack_recipe, str(write("a.yaml", PLAIN + "sed: 1\n")))["sed"].message
+
+    def test_a_model_folder_needs_its_weights(self, write: Write, cache: Path, tmp_path: Path) -> None:
+        write("hub/model.safetensors", b"weights")
+        write("hub/config.json", '{"architecture": "deit_tiny_patch16_224"}')
+        write("hub/notes.txt", "not needed")
+        recipe = write("a.yaml", PLAIN.replace("timm: deit_tiny_patch16_224", "checkpoint: hub"))
+        with pytest.raises(UsageError) as caught:
+            pack_recipe(str(recipe), tmp_path / "a.zip")
+        assert "--weights" in caught.value.hint
+        packed, path = pack_recipe(str(recipe), tmp_path / "a.zip", weights=True)
+        assert packed.names == ("hub/config.json", "hub/model.safetensors", "recipe.yaml")
+        assert load_recipe(path).model.timm == "deit_tiny_patch16_224"
+
+    def test_an_archive_that_cannot_be_written_is_named(self, write: Write, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            pack_recipe(str(write("plain.yaml", PLAIN)), tmp_path / "none" / "a.zip")
+        assert "--out" in caught.value.hint
+
+
+class TestExtending:
+    def test_a_local_recipe_extends_an_archive(self, mine: Path, write: Write, tmp_path: Path) -> None:
+        pack_recipe(str(mine), tmp_path / "mine.zip")
+        recipe = load_recipe(write("over.yaml", "name: over\nextends: mine.zip\ndata: {root: here}\n"))
+        assert (recipe.name, recipe.data.root) == ("over", str(tmp_path / "here"))
+
+    @pytest.mark.parametrize(
+        ("line", "where"),
+        [
+            ("data: {classes: ../x.txt}", "data.classes"),
+            ("data: {classes: /etc/passwd}", "data.classes"),
+            ("data: {root: ~/images}", "data.root"),
+            ("data: {root: 'C:\\images'}", "data.root"),
+            ("data: {also_evaluate: {more: a/../../b}}", "data.also_evaluate.more"),
+            ("model: {checkpoint: /w.pth}", "model.checkpoint"),
+            ("model: {checkpoint: \"a\\0b\"}", "model.checkpoint"),
+            ("model: {checkpoint: \"\\e[2J\"}", "model.checkpoint"),
+            ("report: {backends: ['sim:/etc/a.yaml']}", "report.backends.0"),
+            ("report: {backends: [{sim: ../a.yaml}]}", "report.backends.0"),
+            ("gates: {speedup_min: {'sim:../a.yaml': 1}}", "gates.speedup_min"),
+            ("stages: [prune: {method: depgraph, budget: {table: /a.json}}]", "stages.0.prune.budget.table"),
+            ("stages: [distill: {teacher: {timm: x, checkpoint: ../a}}]", "stages.0.distill.teacher.checkpoint"),
+        ],
+    )  # fmt: skip
+    def test_paths_cannot_leave_the_archive(
+        self, cache: Path, tmp_path: Path, problems: Callable[..., dict[str, Problem]], line: str, where: str
+    ) -> None:
+        archive = zipped(tmp_path, {"recipe.yaml": f"extends: quickstart\n{line}\n"})
+        found = problems(load_recipe, archive)
+        assert list(found) == [where]
+        assert "expected a path inside the archive" in found[where].message
+        assert "--data DIR" in found[where].hint
+
+    def test_a_link_in_the_cache_is_not_followed(
+        self, cache: Path, tmp_path: Path, problems: Callable[..., dict[str, Problem]]
+    ) -> None:
+        archive = zipped(tmp_path, {"recipe.yaml": "extends: quickstart\ndata: {classes: link}\n"})
+        (unpack(archive) / "link").symlink_to("/etc/passwd")
+        assert "data.classes" in problems(load_recipe, archive)
+
+
+def zipped(folder: Path, contents: dict[str, str], compression: int = zipfile.ZIP_STORED) -> Path:
+    path = folder / "hostile.zip"
+    with ZipFile(path, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def with_entry(folder: Path, entry: ZipInfo, content: bytes = b"x") -> Path:
+    path = zipped(folder, {"recipe.yaml": PLAIN})
+    with ZipFile(path, "a") as archive:
+        archive.writestr(entry, content)
+    return path
+
+
+def link(name: str) -> ZipInfo:
+    entry = ZipInfo(name)
+    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+class TestHostileArchives:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("../evil.yaml", "'..'"),
+            ("a/../../evil.yaml", "'..'"),
+            ("/evil.yaml", "absolute"),
+            ("C:/evil.yaml", "absolute"),
+            ("a\\..\\evil.yaml", "backslash"),
+            ("./a.yaml", "'.'"),
+            ("a//b.yaml", "empty part"),
+            ("a/b/c/d/e/f/g/h/i.yaml", "more than 8 parts"),
+            ("x" * 300, "more than 200 characters"),
+            ("a\x1b[2Jb", "control character"),
+            ("", "empty part"),
+            ("/", "empty part"),
+            ("recipe.yaml", "twice"),
+            ("RECIPE.yaml", "twice"),
+            ("recipe.yaml/inner", "twice"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_names_that_leave_the_folder_are_refused(
+        self, cache: Path, tmp_path: Path, name: str, message: str
+    ) -> None:
+        entry = ZipInfo("x")
+        entry.filename = name
+        with pytest.raises(InputError) as caught:
+            unpack(with_entry(tmp_path, entry))
+        assert message in caught.value.message
+        assert caught.value.hint
+        assert not list(cache.rglob("*.yaml"))
+
+    def test_links_are_refused(self, cache: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="a link or a special file: 'passwd'"):
+            unpack(with_entry(tmp_path, link("passwd"), b"/etc/passwd"))
+
+    def test_a_decompression_bomb_is_refused(self, cache: Path, tmp_path: Path) -> None:
+        bomb = zipped(tmp_path, {"recipe.yaml": PLAIN, "big.txt": "0" * 20_000_000}, ZIP_DEFLATED)
+        with pytest.raises(InputError, match="a compression ratio above 100"):
+            unpack(bomb)
+
+    def test_many_small_bombs_are_refused(self, cache: Path, tmp_path: Path) -> None:
+        bombs = {f"{number}.txt": "0" * 900_000 for number in range(20)}
+        with pytest.raises(InputError, match="a compression ratio above 100"):
+            unpack(zipped(tmp_path, {"recipe.yaml": PLAIN} | bombs, ZIP_DEFLATED))
+
+    def test_a_second_name_in_an_extra_field_is_refused_or_ignored(self, cache: Path, tmp_path: Path) -> None:
+        entry, name = ZipInfo("plain.txt"), b"../evil.txt"
+        field = b"\x01" + zlib.crc32(b"plain.txt").to_bytes(4, "little") + name
+        entry.extra = (0x7075).to_bytes(2, "little") + len(field).to_bytes(2, "little") + field
+        with contextlib.suppress(InputError):
+            assert (unpack(with_entry(tmp_path, entry)) / "plain.txt").read_bytes() == b"x"
+        assert not list(tmp_path.rglob("evil.txt"))
+
+    def test_a_size_that_is_not_true_is_refused(self, cache: Path, tmp_path: Path) -> None:
+        data = bytearray(zipped(tmp_path, {"recipe.yaml": "x" * 5000}, ZIP_DEFLATED).read_bytes())
+        place = data.rfind(b"PK\1\2") + 24
+        data[place : place + 4] = (100).to_bytes(4, "little")
+        (tmp_path / "hostile.zip").write_bytes(data)
+        with pytest.raises(InputError, match="damaged"):
+            unpack(tmp_path / "hostile.zip")
+
+    def test_limits_of_count_and_size(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        archive = zipped(tmp_path, {"recipe.yaml": PLAIN, "b": "x" * 500, "c": "x"})
+        for name, limit, message in (
+            ("MAX_ENTRIES", 2, "more than 2 entries"), ("MAX_BYTES", 400, "GB when it is unpacked"),
+            ("DIRECTORY_BYTES", 60, "entries"),
+        ):  # fmt: skip
+            with monkeypatch.context() as patch:
+                patch.setattr(zip_archive, name, limit)
+                with pytest.raises(InputError, match=message):
+                    unpack(archive)
+
+    def test_unusual_archives_are_refused(self, cache: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="is not a packed recipe"):
+            unpack(zipped(tmp_path, {"other.yaml": PLAIN}))
+        with pytest.raises(InputError, match="unusual compression"):
+            unpack(zipped(tmp_path, {"recipe.yaml": PLAIN}, ZIP_BZIP2))
+        encrypted = bytearray(zipped(tmp_path, {"recipe.yaml": PLAIN}).read_bytes())
+        encrypted[encrypted.rfind(b"PK\1\2") + 8] |= 1
+        (tmp_path / "hostile.zip").write_bytes(encrypted)
+        with pytest.raises(InputError, match="an encrypted entry"):
+            unpack(tmp_path / "hostile.zip")
+
+    def test_an_archive_of_the_form_zip64_is_refused(self, cache: Path, tmp_path: Path) -> None:
+        data = zipped(tmp_path, {"recipe.yaml": PLAIN}).read_bytes()
+        end = data.rfind(b"PK\5\6")
+        (tmp_path / "hostile.zip").write_bytes(data[:end] + b"PK\6\7" + bytes(16) + data[end:])
+        with pytest.raises(InputError, match="ZIP64"):
+            unpack(tmp_path / "hostile.zip")
+
+    @pytest.mark.parametrize("content", [b"", b"PK", b"PK\5\6", b"not a zip", b"PK\5\6" + bytes(18)])
+    def test_damaged_archives_are_refused(self, cache: Path, write: Write, content: bytes) -> None:
+        with pytest.raises(InputError):
+            unpack(write("a.zip", content))
+
+    def test_a_failed_extraction_leaves_nothing(self, cache: Path, tmp_path: Path) -> None:
+        data = bytearray(zipped(tmp_path, {"a.txt": "first", "recipe.yaml": PLAIN}).read_bytes())
+        data[data.find(b"name: plain")] ^= 1
+        (tmp_path / "hostile.zip").write_bytes(data)
+        with pytest.raises(InputError, match="damaged"):
+            unpack(tmp_path / "hostile.zip")
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_changed_bytes_never_crash_the_reader(self, cache: Path, tmp_path: Path, data: st.DataObject) -> None:
+        buffer = io.BytesIO()
+        with ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
+            for name, text in (("recipe.yaml", PLAIN), ("a/classes.txt", "cat\ndog\n" * 20)):
+                archive.writestr(ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, ZIP_DEFLATED)
+        content = bytearray(buffer.getvalue())
+        positions = st.integers(0, len(content) - 1)
+        for place, byte in data.draw(st.lists(st.tuples(positions, st.integers(0, 255)), min_size=1, max_size=6)):
+            content[place] = byte
+        length = data.draw(st.one_of(st.just(len(content)), positions))
+        (tmp_path / "fuzz.zip").write_bytes(content[:length])
+        try:
+            folder = unpack(tmp_path / "fuzz.zip")
+        except VitslimError as error:
+            assert error.hint
+        else:
+            assert folder.is_relative_to(cache)
