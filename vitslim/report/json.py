@@ -10,7 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitslim.errors import InputError
-from vitslim.results import REPORT_SCHEMA_VERSION, Report, accelerator_result, pruned_widths, token_picture, values
+from vitslim.results import (
+    REPORT_SCHEMA_VERSION,
+    Report,
+    accelerator_result,
+    gate_result,
+    pruned_widths,
+    token_picture,
+    values,
+)
 
 RERUN_HINT = "run the recipe again with `vitslim run`"
 
@@ -61,7 +69,7 @@ def report_schema() -> dict[str, Any]:
 def _attribute_docstrings() -> dict[str, dict[str, str]]:
     """Return the docstring of each field of each class. Parsed on demand, because it would slow down every import."""
     found: dict[str, dict[str, str]] = {}
-    for module in (values, token_picture, accelerator_result, pruned_widths):
+    for module in (values, gate_result, token_picture, accelerator_result, pruned_widths):
         for statement in ast.parse(inspect.getsource(module)).body:
             if isinstance(statement, ast.ClassDef):
                 found[statement.name] = _documented_fields(statement)

@@ -1,6 +1,7 @@
 """Plain values that several rooms share: measurements, estimates, the plan and the report."""
 
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
+from vitslim.results.gate_result import GateResult
 from vitslim.results.latency_table import LatencyTable, TableCheck
 from vitslim.results.plan import Plan, PlanRow
 from vitslim.results.pruned_widths import BlockWidths, PrunedWidths
@@ -17,7 +18,6 @@ from vitslim.results.values import (
     Environment,
     Estimate,
     EstimateRow,
-    GateResult,
     LayerNote,
     Measurement,
     Report,

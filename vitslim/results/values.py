@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from vitslim.results.accelerator_result import AcceleratorResult
+from vitslim.results.gate_result import GateResult
 from vitslim.results.pruned_widths import PrunedWidths
 from vitslim.results.token_picture import TokenPicture
 from vitslim.results.value import Value
@@ -252,18 +253,6 @@ class StageRecord(Value):
     """Learned bits; empty for a stage that learns none."""
     widths: PrunedWidths | None = None
     """Dimensions of every block before and after the stage; None if it pruned none, or does not record them."""
-
-
-class GateResult(Value):
-    """One gate of the recipe, its value, and whether it passed."""
-
-    name: str
-    limit: float
-    value: float
-    """The estimate; NaN if it was not measured, which fails."""
-    interval: tuple[float, float] | None = None
-    """95 % interval of the value; None where it has none."""
-    passed: bool
 
 
 class Assumption(Value):
