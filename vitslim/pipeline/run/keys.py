@@ -9,6 +9,7 @@ from typing import Any
 
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.accelerators import Accelerator
+from vitslim.recipe.backend_names import SIM, SPEC_SUFFIXES
 from vitslim.recipe.hub_folder import hub_files
 from vitslim.recipe.plugins import Plugin, plugins_of
 from vitslim.recipe.schema import Recipe
@@ -48,6 +49,28 @@ def plugin_digest(plugin: Plugin) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
+def input_digests(recipe: Recipe, checkpoint: Path | None, data_digest: str) -> dict[str, str]:
+    """Return the digest of everything that a run reads: code, data, checkpoints, tables, settings files and plugins."""
+    digests = {"vitslim": package_digest(), "data": data_digest}
+    digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
+    read = [path for config in recipe.stages for path in (*_teacher_checkpoints(config), table_path(config)) if path]
+    digests |= {str(path.absolute()): checkpoint_digest(path) for path in (*read, *_settings_files(recipe))}
+    return digests | {one.name: plugin_digest(one) for one in plugins_of(recipe.stages)}
+
+
+def _teacher_checkpoints(config: StageConfig) -> list[Path]:
+    """Return the checkpoints of the teachers of a stage that exist; the others are refused when they are read."""
+    teachers = (*config.teachers, config.label_teacher) if isinstance(config, TrainedWithTeacher) else ()
+    named = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
+    return [path for path in named if path.exists()]
+
+
+def _settings_files(recipe: Recipe) -> list[Path]:
+    """Return the settings files of simulated backends."""
+    targets = [one.removeprefix(SIM) if isinstance(one, str) else str(one.get("sim")) for one in recipe.report.backends]
+    return [Path(target) for target in targets if target.endswith(SPEC_SUFFIXES)]
+
+
 def dense_key(recipe: Recipe, checkpoint: Path | None, data_digest: str, versions: dict[str, str]) -> str:
     """Return the key of the dense model; each later key is derived from the key before it."""
     return _key(
@@ -70,8 +93,6 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
 
     accelerator: the approximations under which the stage trains; None without any.
     """
-    teachers = (*config.teachers, config.label_teacher) if isinstance(config, TrainedWithTeacher) else ()
-    checkpoints = [Path(one.checkpoint) for one in teachers if isinstance(one, TeacherModel) and one.checkpoint]
     table = table_path(config)
     return _key(
         {
@@ -79,7 +100,7 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
             "kind": config.kind,
             "config": config.model_dump(mode="json"),
             "accelerator": accelerator.model_dump(mode="json") if accelerator else None,
-            "teachers": [checkpoint_digest(path) for path in checkpoints if path.exists()],
+            "teachers": [checkpoint_digest(path) for path in _teacher_checkpoints(config)],
             "table": file_digest(table) if table and table.is_file() else None,
             "plugins": [(one.name, one.version, plugin_digest(one)) for one in plugins_of((config,))],
         }

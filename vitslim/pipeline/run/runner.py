@@ -24,21 +24,12 @@ from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_art
 from vitslim.pipeline.run.chance import accuracy_warnings
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import (
-    checkpoint_digest,
-    dense_key,
-    file_digest,
-    package_digest,
-    plugin_digest,
-    snapshot_key,
-    stage_key,
-)
+from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.regressions import latency_regressions, noisy_speedups
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore
 from vitslim.pipeline.run.token_pictures import token_pictures
-from vitslim.pipeline.table_file import table_path
 from vitslim.progress import Progress
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.plugins import plugins_of
@@ -97,10 +88,7 @@ def _prepared(
     for note in data.notes:
         progress.say(note)
 
-    digests = {"vitslim": package_digest(), "data": data.digest}
-    digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
-    digests |= {str(path): file_digest(path) for config in recipe.stages if (path := table_path(config))}
-    digests |= {one.name: plugin_digest(one) for one in plugins_of(recipe.stages)}
+    digests = input_digests(recipe, checkpoint, data.digest)
     inputs = Locked(versions=_environment(recipe).versions, digests=digests)
     if locked is not None and (found := locked.differences(inputs)):
         raise RecipeError(found, recipe.name)
