@@ -10,8 +10,8 @@ WIDE_SUMS = {
 }  # fmt: skip
 """Processor flag to the instructions that add INT8 products in 32 bits."""
 
-CPU = ":cpu"
-"""End of the names of backends that run on the processor."""
+CPU = (":cpu", ":openvino", ":xnnpack")
+"""Ends of the names of backends that run on the processor."""
 
 ARM = ("aarch64", "arm64", "arm")
 """Machine names of ARM processors, which add INT8 products in 16 bits without saturation, or in 32 bits."""

@@ -12,7 +12,7 @@ import numpy as np
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.matmul_times import MatmulTimes, batched
 from vitslim.backends.measured.interleaved import measure_interleaved
-from vitslim.backends.measured.onnxruntime import ONNX_RUNTIME
+from vitslim.backends.measured.onnxruntime import ONNX_RUNTIME, PROVIDERS
 from vitslim.backends.measured.openvino import OPENVINO
 from vitslim.backends.measured.runtime import Runtime
 from vitslim.backends.measured.torch_cuda import TORCH_CUDA
@@ -30,7 +30,7 @@ from vitslim.results import Estimate, Measurement
 from vitslim.results.accelerator_counts import Counts
 from vitslim.workload import read_workload
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ONNX_RUNTIME, OPENVINO, TORCH_CUDA)}
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ONNX_RUNTIME, *PROVIDERS, OPENVINO, TORCH_CUDA)}
 """Measured backends: one entry for each name in `backend_names.MEASURED`."""
 SIMULATORS: dict[str, SimulatorLoader] = {
     "systolic": load_systolic,

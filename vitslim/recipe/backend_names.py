@@ -8,10 +8,13 @@ from typing import Any
 
 from vitslim.errors import Problem, closest
 
-MEASURED = ("onnxruntime:cpu", "openvino:cpu", "torch:cuda")
-"""Measured backends; `vitslim.backends.registry` has an entry for each."""
-RUN_ONNX = ("onnxruntime:cpu", "openvino:cpu")
+RUN_ONNX = (
+    "onnxruntime:cpu", "onnxruntime:cuda", "onnxruntime:tensorrt", "onnxruntime:openvino", "onnxruntime:xnnpack",
+    "onnxruntime:dml", "onnxruntime:coreml", "openvino:cpu",
+)  # fmt: skip
 """Measured backends that run the ONNX file itself."""
+MEASURED = (*RUN_ONNX, "torch:cuda")
+"""Measured backends; `vitslim.backends.registry` has an entry for each."""
 SIMULATED_TARGETS = {
     "systolic": "systolic", "a100": "gpu", "orin": "gpu", "h100": "gpu", "h200": "gpu",
     "spatten": "spatten", "spatten-1/8": "spatten", "fact": "fact",

@@ -1,4 +1,4 @@
-"""The one wrapper of ONNX Runtime: every session of vitslim is opened here, on the CPU."""
+"""The one wrapper of ONNX Runtime: every session of vitslim is opened here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ FLOAT_TYPES = MappingProxyType(
     {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 )
 """Input types of ONNX Runtime that hold images, with those of NumPy."""
+CPU_PROVIDER = "CPUExecutionProvider"
 LOG_ERRORS = 3
 """Log level of ONNX Runtime: errors, no warnings."""
 
@@ -32,14 +33,14 @@ LOG_ERRORS = 3
 class OnnxModel:
     """An image classifier in an ONNX file, ready to run in ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int = 0, fuse: bool = True) -> None:
-        """Open a session; `threads` 0 uses all cores, `fuse` as in `open_session`.
+    def __init__(self, path: Path, threads: int = 0, fuse: bool = True, provider: str = CPU_PROVIDER) -> None:
+        """Open a session; `threads` 0 uses all cores, `fuse` and `provider` as in `open_session`.
 
         Raises InputError for a file that ONNX Runtime rejects or that has other inputs than one float tensor,
         BackendUnavailableError without ONNX Runtime.
         """
         check_onnx_file(path)
-        self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse)
+        self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse, provider=provider)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in FLOAT_TYPES:
             found = ", ".join(f"{i.name}: {i.type}" for i in inputs)
@@ -80,8 +81,19 @@ class OnnxModel:
         return bind_batch(self.path, self._shape, batch)
 
 
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers of the installed ONNX Runtime. Raises BackendUnavailableError without it."""
+    return tuple(_import_onnxruntime().get_available_providers())
+
+
 def open_session(
-    model: Path | bytes, name: str, *, threads: int = 0, fuse: bool = True, optimized: Path | None = None
+    model: Path | bytes,
+    name: str,
+    *,
+    threads: int = 0,
+    fuse: bool = True,
+    optimized: Path | None = None,
+    provider: str = CPU_PROVIDER,
 ) -> Any:
     """Return an `onnxruntime.InferenceSession` of a file or of a serialized model, called `name` in errors.
 
@@ -89,9 +101,13 @@ def open_session(
     fuse: all graph optimizations. False leaves only the basic ones, so that matmuls between QuantizeLinear and
         DequantizeLinear run in float: processors without VNNI saturate the 16-bit sums of integer kernels.
     optimized: path at which ONNX Runtime writes the optimized graph, its weights in a second file beside it.
-    Raises InputError for a model that ONNX Runtime rejects, BackendUnavailableError without ONNX Runtime.
+    provider: execution provider that runs the model. Operators that it lacks run on the CPU.
+    Raises InputError for a model that ONNX Runtime rejects, BackendUnavailableError without ONNX Runtime, or if the
+    provider cannot start.
     """
     runtime = _import_onnxruntime()
+    if provider not in runtime.get_available_providers():
+        raise _unusable(provider)
     errors = runtime.capi.onnxruntime_pybind11_state
     rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
                 errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
@@ -103,9 +119,17 @@ def open_session(
         options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}file_name", f"{optimized.name}.data")
         options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}min_size_in_bytes", str(EXTERNAL_BYTES_MIN))
     try:
-        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU_PROVIDER))))
     except rejected as error:
         raise InputError(f"ONNX Runtime rejects {name}: {_last_line(error)}", BROKEN_HINT) from error
+    if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU with a warning
+        raise _unusable(provider)
+    return session
+
+
+def _unusable(provider: str) -> BackendUnavailableError:
+    message = f"ONNX Runtime could not start {provider}: it is not installed, or its libraries or device are missing"
+    return BackendUnavailableError(message, "`vitslim doctor` lists the backends that work here")
 
 
 def bind_batch(path: Path, declared: Sequence[int | str | None], batch: int) -> tuple[int, ...]:
