@@ -128,6 +128,6 @@ def test_the_teacher_sees_the_same_augmented_mixtures_as_the_student(
 
 def test_a_teacher_of_other_classes_is_refused(tiny_graph: ModelGraph, digits: DataModule, tmp_path: Path) -> None:
     stage = DistillStage(Distill(teacher=TeacherModel(timm="test_vit"), train=QUICK))
-    with pytest.raises(StageError, match="test_vit has 1000 classes, the student has 10 classes") as caught:
+    with pytest.raises(StageError, match="test_vit has 1000 classes, the model has 10 classes") as caught:
         stage.apply(tiny_graph, context(digits, tiny_graph, tmp_path))
     assert caught.value.hint
