@@ -108,7 +108,7 @@ def test_yaml_blocks_are_valid(
         document = parse_yaml(text)
         if document.keys() & JOBS:
             continue  # tests/cli/test_ci_jobs.py
-        if document.keys() & {"stages", "report"}:
+        if document.keys() & {"stages", "report", "gates"}:
             validate(BASE | document, partial=True)
         else:
             targets += 1

@@ -12,7 +12,9 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from vitslim.data import batches, load_data
+from vitslim.data.dataset import UNLABELED
 from vitslim.data.files.decode import read_image
+from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource
 from vitslim.recipe.schema import PIXELS_MAX, Data
 
@@ -73,6 +75,20 @@ def test_wordnet_folders_of_a_1000_class_model_map_to_imagenet(
     assert data.val.labels == (0, 0, 134, 134, 999, 999)
     assert data.val.class_names[0] == "tench, Tinca tinca"
     assert data.extra["more"].labels == (517,)
+
+
+def test_further_sets_of_a_feature_extractor_may_have_other_classes(
+    image_root: Path, folder_source: ModelSource, write_images: Callable[..., None]
+) -> None:
+    for name in ("apple", "zebra"):
+        write_images(image_root / "more" / name, 2)
+    config = folder_data(image_root, also_evaluate={"more": str(image_root / "more")})
+    headless = load_data(config, replace(folder_source, classes=0), 0)
+    assert headless.extra["more"].labels == (UNLABELED,) * 4
+    assert headless.val.labels == (0, 0, 0, 1, 1, 1, 2, 2, 2)
+    assert any(note.startswith("more: used without labels") for note in headless.notes)
+    with pytest.raises(InputError, match="no classes of the model: zebra"):
+        load_data(config, folder_source, 0)
 
 
 def test_wordnet_folders_of_a_small_model_get_readable_names(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -91,10 +91,15 @@ def load_image_sets(config: Data, source: ModelSource, seed: int, progress: Prog
     found = read_sets(config, class_list(config.classes), seed, progress)
     lists = {"train": found.train, "val": found.val, **found.extra}
     class_map = map_labels(list(lists.values()), source.classes, config.classes)
+    notes = list(found.notes)
+    for name in found.extra if source.classes == 0 else ():
+        if not set(lists[name].classes) <= class_map.index.keys():
+            lists[name] = replace(lists[name], kind="none")
+            notes.append(f"{name}: used without labels, because its classes are not those of the training images")
     sets = {name: _labeled(name, images, class_map, source, config.max_pixels) for name, images in lists.items()}
     rule = (f"classes: {class_map.rule}",) if class_map.rule else ()
     extra = {name: sets[name] for name in found.extra}
-    return DataModule(sets["train"], sets["val"], sets["train"], extra, (*found.notes, *rule))
+    return DataModule(sets["train"], sets["val"], sets["train"], extra, (*notes, *rule))
 
 
 def _labeled(split: str, images: ImageList, class_map: ClassMap, source: ModelSource, pixels_max: int) -> Dataset:
