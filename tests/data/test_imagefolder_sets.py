@@ -87,6 +87,7 @@ def test_further_sets_of_a_feature_extractor_may_have_other_classes(
     assert headless.extra["more"].labels == (UNLABELED,) * 4
     assert headless.val.labels == (0, 0, 0, 1, 1, 1, 2, 2, 2)
     assert any(note.startswith("more: used without labels") for note in headless.notes)
+    assert "classes: one for each folder of the training images; the model has no outputs for them" in headless.notes
     with pytest.raises(InputError, match="no classes of the model: zebra"):
         load_data(config, folder_source, 0)
 

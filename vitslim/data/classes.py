@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
@@ -44,7 +44,8 @@ def map_classes(root: Path, folders: Sequence[str], classes: int, order: str | S
     names = class_list(order)
     if not classes:  # the labels of a feature extractor only have to differ between the folders
         ordered = names or folder_order(folders, str(order or "torchvision"))
-        return _listed(root, folders, len(ordered), ordered)
+        rule = "one for each folder of the training images; the model has no outputs for them"
+        return replace(_listed(root, folders, len(ordered), ordered), rule=rule)
     if names is not None:
         return _listed(root, folders, classes, names)
     if len(folders) > classes:
