@@ -15,8 +15,8 @@ from vitslim.data import Dataset
 from vitslim.errors import InputError, Problem, RecipeError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline import dense_model
-from vitslim.pipeline.data_problems import data_problems
-from vitslim.pipeline.run.chance import accuracy_warnings, chance
+from vitslim.pipeline.problems.data_problems import data_problems
+from vitslim.pipeline.run.run_warnings import accuracy_warnings, chance
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Accuracy, Cost, StageRecord

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from vitslim.data import DataModule, Dataset, load_data
+from vitslim.data import Dataset, load_data
 from vitslim.graph.saved import load_graph
-from vitslim.pipeline.run import runner
 from vitslim.pipeline.run.artifact import Artifact
-from vitslim.progress import Progress
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Data, Recipe
 
@@ -145,28 +143,29 @@ def test_a_backbone_keeps_all_outputs(run_recipe: Callable[..., Artifact], tmp_p
     assert "SQNR features_1" in (found.folder / "report.html").read_text(encoding="utf-8")
 
 
-def _several_labels(dataset: Dataset) -> Dataset:
-    """A digit, and another one if it is even."""
-    labels = tuple((digit, (digit + 1) % 10) if digit % 2 == 0 else (digit,) for digit in dataset.labels)  # type: ignore[operator]
-    return replace(dataset, labels=labels)
+def table_of_several_labels(folder: Path) -> Path:
+    """48 training and 30 validation images with a class, and every other one with a second class."""
+    generator, rows = np.random.default_rng(0), ["path,labels,split"]
+    for number in range(78):
+        pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        names = f"c{number % 10};c{(number + 1) % 10}" if number % 2 else f"c{number % 10}"
+        rows.append(f"{number}.png,{names},{'train' if number < 48 else 'val'}")
+    (folder / "table.csv").write_text("\n".join(rows), encoding="utf-8")
+    return folder / "table.csv"
 
 
 @pytest.mark.usefixtures("one_export")
-def test_a_model_with_several_labels_is_scored_by_mean_average_precision(
-    tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_table_of_several_labels_is_scored_by_mean_average_precision(
+    tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    sets: list[DataModule] = []
-
-    def load(config: Data, source: Any, seed: int, progress: Progress) -> DataModule:
-        data = load_data(config, source, seed, progress)
-        sets.append(DataModule(*map(_several_labels, (data.train, data.val, data.calibration))))
-        return sets[0]
-
-    monkeypatch.setattr(runner, "load_data", load)
     model = {"timm": "vit_tiny_patch16_224", "kwargs": tiny_kwargs, "task": "multilabel"}
-    found = run_recipe(recipe(model, {"map_min": 1.0}), tmp_path / "labels")
+    table = {"kind": "imagefolder", "root": str(table_of_several_labels(tmp_path))}
+    found = run_recipe(recipe(model, {"map_min": 1.0}, **table), tmp_path / "labels")
+    graph = load_graph(found.folder)
+    val = load_data(Data(**DATA | table), graph.source, 0).val
     session = onnxruntime.InferenceSession(found.onnx)
-    ((images, labels),) = sets[0].val.batches(100)
+    ((images, labels),) = val.batches(100)
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     expected = np.mean([average_precision_score(labels[:, one], logits[:, one]) for one in range(10)])
     metrics = found.report.final_accuracies[0].metrics

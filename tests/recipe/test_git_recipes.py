@@ -13,7 +13,7 @@ import pytest
 
 from vitslim.errors import InputError, Problem, RecipeError, UsageError, VitslimError
 from vitslim.recipe import load_recipe
-from vitslim.recipe.sources import cache_folder, git_repository
+from vitslim.recipe.sources import git_repository
 
 RECIPE = """
 name: shared
@@ -264,29 +264,6 @@ def test_a_cache_path_that_is_a_file_is_named(repository: Repository, cache: Pat
     cache.parent.write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         load_recipe(repository.named(repository.first))
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("a.yaml", ""), ("a/b-c_d.yaml", ""), ("a\\b", "backslash"), ("../a", "'..'"), ("a/../b", "'..'"),
-        ("a//b", "empty"),
-        ("/a", "absolute"), ("C:/a", "absolute"), ("a\0b", "control"), ("", "empty"), ("a/" * 8 + "b", "8 parts"),
-        ("a" * 201, "200 characters"),
-    ],
-)  # fmt: skip
-def test_names_of_shared_files(name: str, problem: str) -> None:
-    found = cache_folder.name_problem(name)
-    assert (problem in found) and bool(problem) == bool(found)
-
-
-def test_the_first_of_two_processes_fills_the_cache(tmp_path: Path) -> None:
-    with cache_folder.kept(tmp_path / "a" / "b") as slow:
-        (slow / "file").write_text("slow")
-        with cache_folder.kept(tmp_path / "a" / "b") as fast:
-            (fast / "file").write_text("fast")
-    assert (tmp_path / "a" / "b" / "file").read_text() == "fast"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
 def test_messages_show_no_password(cache: Path) -> None:

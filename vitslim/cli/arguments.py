@@ -26,9 +26,9 @@ FormatOption = Annotated[Literal["table", "json"], typer.Option("--format", help
 
 
 def all_overrides(
-    overrides: list[str] | None, more: list[str] | None, data: Path | None, checkpoint: Path | None
+    overrides: list[str] | None, more: list[str] | None, data: Path | None = None, checkpoint: Path | None = None
 ) -> list[str]:
-    """Return the values of `--set`, of further arguments, and of the options that are short for keys."""
+    """Return the values of `--set`, of further arguments, and of the options that are short for keys, if any."""
     values = [*(overrides or []), *(more or [])]
     values += [f"data.root={data}"] if data else []
     return values + ([f"model.checkpoint={checkpoint}"] if checkpoint else [])

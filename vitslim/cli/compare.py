@@ -29,13 +29,14 @@ def compare(
     output: FormatOption = "table",
 ) -> None:
     """Compare two results, or check one against a baseline. Latencies count as speedups over the dense model."""
-    if (second is None) == (baseline is None):
+    if second is not None and baseline is None:
+        before, after = first, second
+    elif second is None and baseline is not None:
+        before, after = baseline, first
+    else:
         raise UsageError("give two results, or one result and --baseline", "vitslim compare runs/a runs/b")
     from vitslim.pipeline.compare import compare as compare_results
 
-    before, after = (first, second) if second is not None else (baseline, first)
-    assert before is not None
-    assert after is not None
     found = compare_results(before, after)
     if output == "json":
         typer.echo(json.dumps([one.model_dump() | {"change": one.change} for one in found], indent=2))

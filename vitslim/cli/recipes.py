@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vitslim.cli.arguments import RECIPE, FormatOption, MoreValues, PluginsOption, RecipeArgument, SetOption
+from vitslim.cli.arguments import (
+    RECIPE,
+    FormatOption,
+    MoreValues,
+    PluginsOption,
+    RecipeArgument,
+    SetOption,
+    all_overrides,
+)
 
 app = typer.Typer(help="List, show, validate, describe, compare and pack recipes, or print a new one.")
 
@@ -36,7 +44,7 @@ def show(
     """Print a recipe with its base recipes merged and every default filled in."""
     from vitslim.recipe import load_recipe, recipe_text
 
-    typer.echo(recipe_text(load_recipe(recipe, [*(overrides or []), *(more or [])], partial=True)), nl=False)
+    typer.echo(recipe_text(load_recipe(recipe, all_overrides(overrides, more), partial=True)), nl=False)
 
 
 @app.command()
@@ -50,7 +58,7 @@ def validate(
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
 
-    result = build_plan(load_recipe(recipe, [*(overrides or []), *(more or [])]), trace=False)
+    result = build_plan(load_recipe(recipe, all_overrides(overrides, more)), trace=False)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{result.name}: valid, {len(result.rows) - 1} stages")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from vitslim.errors import InputError
 from vitslim.pipeline.run_folders import REPORT_FILE, read_report
+from vitslim.report.columns import Setting
 from vitslim.results import Report, Value
 from vitslim.tasks import Unit as MetricUnit
 from vitslim.tasks import describe_metric
@@ -75,22 +76,17 @@ def compare(baseline: Path, result: Path) -> tuple[Difference, ...]:
     first, second = ({one.name: one for one in _metrics(path)} for path in (baseline, result))
     if not first.keys() & second.keys():
         raise InputError(f"'{baseline}' and '{result}' have no metric in common", "compare two runs, or two ONNX files")
-    found = []
-    for name in dict.fromkeys((*first, *second)):
-        one, other = first.get(name), second.get(name)
-        kind = one or other
-        assert kind is not None
-        found.append(
-            Difference(
-                metric=name,
-                unit=kind.unit,
-                higher_is_better=kind.higher_is_better,
-                comparable=kind.comparable,
-                baseline=one.value if one else None,
-                result=other.value if other else None,
-            )
+    return tuple(
+        Difference(
+            metric=name,
+            unit=one.unit,
+            higher_is_better=one.higher_is_better,
+            comparable=one.comparable,
+            baseline=first[name].value if name in first else None,
+            result=second[name].value if name in second else None,
         )
-    return tuple(found)
+        for name, one in (first | second).items()
+    )
 
 
 def _metrics(path: Path) -> Iterator[_Metric]:
@@ -115,12 +111,12 @@ def _report_metrics(report: Report) -> Iterator[_Metric]:
     yield _Metric("parameters", final.cost.params, "count")
     yield _Metric("BOPs", final.cost.bops, "count")
     for one in final.measurements:
-        setting = f"{one.backend}, batch {one.batch}, {one.threads} {'thread' if one.threads == 1 else 'threads'}"
+        setting = Setting(one.backend, one.batch, one.threads)
         if one.speedup is not None:
             yield _Metric(f"speedup over dense, {setting}", one.speedup, "ratio", higher_is_better=True)
         yield _Metric(f"latency, {setting}", one.median_ms, "ms", comparable=False)
     for estimate in final.estimates:
-        setting = f"{estimate.backend}, batch {estimate.batch}"
+        setting = Setting(estimate.backend, estimate.batch)
         yield _Metric(f"simulated latency, {setting}", estimate.latency_ms, "ms")
         if estimate.energy is not None:
             yield _Metric(f"simulated energy, {setting}", estimate.energy.total_mj, "mJ")

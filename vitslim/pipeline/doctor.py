@@ -9,13 +9,12 @@ from typing import Literal
 
 from vitslim.backends.environment import cpu_flags, environment
 from vitslim.backends.machine import matmul_seconds, memory_bytes, noise
+from vitslim.backends.reduce_range import WIDE_SUMS
 from vitslim.backends.registry import RUNTIMES
 from vitslim.errors import BackendUnavailableError
 from vitslim.results import Value
 from vitslim.units import format_bytes, format_percent
 
-FAST_INT8 = frozenset({"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"})
-"""Processor flags of INT8 matmul instructions that sum in 32 bits."""
 NOISE_SECONDS = 2.0
 NOISE_OK, NOISE_HIGH = 0.05, 0.15
 DISK_OK, MEMORY_OK = 5e9, 4e9
@@ -44,7 +43,7 @@ def check_machine(folder: Path) -> tuple[Check, ...]:
 
 
 def _processor(found: str) -> Check:
-    if FAST_INT8 & cpu_flags():
+    if WIDE_SUMS.keys() & cpu_flags():
         return Check(name="processor", status="ok", found=found)
     hint = "this processor has no VNNI, AMX or dot-product instructions: INT8 is smaller here, and gains less speed"
     return Check(name="processor", status="warning", found=found, hint=hint)

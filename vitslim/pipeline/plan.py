@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
-from vitslim.pipeline.data_problems import data_problems
 from vitslim.pipeline.model_task import resolve_task
+from vitslim.pipeline.problems.data_problems import data_problems
+from vitslim.pipeline.problems.teacher_problems import teacher_problems
 from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
-from vitslim.pipeline.teacher_problems import teacher_problems
 from vitslim.progress import Silent
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
@@ -65,7 +65,7 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
 def input_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:
     """Return the problems of the model, the teachers and the data with the rest of the recipe."""
     from vitslim.pipeline.accelerators import model_problems
-    from vitslim.pipeline.layout_problems import layout_problems
+    from vitslim.pipeline.problems.layout_problems import layout_problems
 
     return (
         *model_problems(recipe, graph),

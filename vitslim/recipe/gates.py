@@ -17,7 +17,7 @@ BACKEND_GATES = ("speedup_min", "latency_ms_max", "throughput_min", "energy_mj_m
 _SETTING = re.compile(r"(?P<backend>.*?)(, batch (?P<batch>[1-9]\d*))?(, (?P<threads>[1-9]\d*) threads?)?", re.DOTALL)
 
 
-class Setting(NamedTuple):
+class GatedSetting(NamedTuple):
     """The measurement that a gate names: `onnxruntime:cpu, batch 8, 2 threads`."""
 
     backend: str
@@ -27,12 +27,12 @@ class Setting(NamedTuple):
     """None: the first of the report."""
 
 
-def parse_setting(text: str) -> Setting:
+def parse_setting(text: str) -> GatedSetting:
     """Return the backend, batch size and thread count of a key."""
     found = _SETTING.fullmatch(text)
     assert found is not None  # the first group takes any text
     batch, threads = found["batch"], found["threads"]
-    return Setting(found["backend"], int(batch) if batch else None, int(threads) if threads else None)
+    return GatedSetting(found["backend"], int(batch) if batch else None, int(threads) if threads else None)
 
 
 class Gates(Config):

@@ -20,7 +20,8 @@ import PIL
 
 from vitslim.data.files.decode import damage, unreadable
 from vitslim.data.files.image_list import ImageList, list_digest
-from vitslim.files import user_cache
+from vitslim.errors import InputError
+from vitslim.files import user_cache, write_atomically
 from vitslim.progress import Progress
 
 DECODED_MAX = 20_000
@@ -52,9 +53,10 @@ def check_images(
         listed = [bool(images.lines) for images in lists.values() for _ in images.files]
         are_images = _checked(paths, listed, pixels_max, decode, progress)
         # Without the result of this pass, the next run repeats it.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, InputError):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            _keep(kept, [position for position, is_image in enumerate(are_images) if not is_image])
+            others = [position for position, is_image in enumerate(are_images) if not is_image]
+            write_atomically(kept, json.dumps(others).encode(), "")
     found, start = {}, 0
     for name, images in lists.items():
         end = start + len(images.files)
@@ -131,9 +133,3 @@ def _kept_result(path: Path, count: int) -> list[bool] | None:
     for position in others:
         found[position] = False
     return found
-
-
-def _keep(path: Path, others: Sequence[int]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(list(others)), encoding="utf-8")
-    scratch.replace(path)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import nan, sqrt
 from typing import NamedTuple
 
-from vitslim.recipe.gates import Gates, Setting, parse_setting
+from vitslim.recipe.gates import GatedSetting, Gates, parse_setting
 from vitslim.results import Accuracy, Estimate, GateResult, Measurement, StageRecord
 from vitslim.tasks import GATE_METRICS, METRICS
 
@@ -95,7 +95,7 @@ def _metric(found: Accuracy | None, key: str) -> Value:
     return Value(100 * value, (100 * low, 100 * high))
 
 
-def _on_backend(record: StageRecord, setting: Setting, gate: str) -> Value:
+def _on_backend(record: StageRecord, setting: GatedSetting, gate: str) -> Value:
     """Return a latency, speedup, throughput or energy of the final model; UNKNOWN if the report lacks it."""
     results: list[Measurement | Estimate] = [*record.measurements, *record.estimates]
     found = next((one for one in results if _is(one, setting)), None)
@@ -111,7 +111,7 @@ def _on_backend(record: StageRecord, setting: Setting, gate: str) -> Value:
     return Value(latency_ms if gate == "latency_ms_max" else 1e3 * found.batch / latency_ms)
 
 
-def _is(found: Measurement | Estimate, setting: Setting) -> bool:
+def _is(found: Measurement | Estimate, setting: GatedSetting) -> bool:
     threads = found.threads if isinstance(found, Measurement) else setting.threads
     return (
         found.backend == setting.backend and setting.batch in (None, found.batch) and setting.threads in (None, threads)

@@ -16,17 +16,16 @@ from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.dense_model import trace_dense
 from vitslim.pipeline.latency import measure_files
-from vitslim.pipeline.model_task import check_labels, resolve_task
+from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
-from vitslim.pipeline.run.chance import accuracy_warnings
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
-from vitslim.pipeline.run.regressions import latency_regressions, noisy_speedups
 from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore
 from vitslim.pipeline.run.token_pictures import token_pictures
@@ -83,7 +82,6 @@ def _prepared(
     estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
     recipe, order = resolve_class_order(recipe, dense, progress)
     data = load_data(recipe.data, dense.source, recipe.seed, progress)
-    check_labels(dense.source, data)
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)

@@ -9,7 +9,7 @@ from vitslim.errors import Problem
 from vitslim.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from vitslim.data.files.image_list import ImageList
+    from vitslim.data.files.image_list import ImageList, LabelKind
 
 LABEL_GATES = ("top1_drop_max", "top1_min", "map_min")
 HOW_TO_LABEL = "or give the images labels: one folder per class, or a table with the column `label`"
@@ -22,7 +22,9 @@ def data_problems(recipe: Recipe) -> tuple[Problem, ...]:
     `data.root`; without `data.root` nothing is checked. Raises InputError for a folder that is missing or empty, and
     for a table with broken rows.
     """
-    if recipe.data.kind == "digits" or recipe.data.root is None:
+    if recipe.data.kind == "digits":
+        return tuple(_task_problems(recipe, "one", "the digits"))
+    if recipe.data.root is None:
         return ()
     from vitslim.data.classes import class_list
     from vitslim.data.files.sets import list_sets
@@ -32,7 +34,7 @@ def data_problems(recipe: Recipe) -> tuple[Problem, ...]:
 
 def _label_problems(recipe: Recipe, sets: dict[str, ImageList]) -> Iterator[Problem]:
     train = sets["train"]
-    yield from _task_problems(recipe, train)
+    yield from _task_problems(recipe, train.kind, train.shown)
     if train.kind == "none" and recipe.model.task != "features":
         for position, config in enumerate(recipe.stages):
             if config.reads_labels:
@@ -47,11 +49,11 @@ def _label_problems(recipe: Recipe, sets: dict[str, ImageList]) -> Iterator[Prob
                 yield Problem(f"gates.{gate}", message, f"remove the gate, {HOW_TO_LABEL}")
 
 
-def _task_problems(recipe: Recipe, train: ImageList) -> Iterator[Problem]:
+def _task_problems(recipe: Recipe, kind: LabelKind, shown: str) -> Iterator[Problem]:
     """Yield a problem if the images have one label, and the task needs any number, or the other way round."""
-    if train.kind == "several" and recipe.model.task == "classify":
-        message = f"model.task is classify, and the column `labels` of {train.shown} has any number of labels"
+    if kind == "several" and recipe.model.task == "classify":
+        message = f"model.task is classify, and the column `labels` of {shown} has any number of labels"
         yield Problem("model.task", message, "set model.task to multilabel")
-    if train.kind == "one" and recipe.model.task == "multilabel":
-        message = f"model.task is multilabel, and the images of {train.shown} have one label each"
+    if kind == "one" and recipe.model.task == "multilabel":
+        message = f"model.task is multilabel, and the images of {shown} have one label each"
         yield Problem("model.task", message, "name a table with the column `labels`, or set model.task to classify")
