@@ -170,6 +170,18 @@ class TestOnePass:
         assert before["val"].digest != after["val"].digest and before["train"].digest == after["train"].digest
         assert len(opened) == 54
 
+    @pytest.mark.parametrize("place", [100, -1], ids=["beginning", "end"])
+    def test_the_digest_covers_both_ends_of_a_large_file(self, image_root: Path, tmp_path: Path, place: int) -> None:
+        path = image_root / "val" / "bread" / "large.bmp"
+        Image.new("RGB", (300, 300)).save(path)
+        listed = list_sets(config(image_root), None)
+        before = check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache")
+        data = bytearray(path.read_bytes())
+        assert len(data) > 4 * check.END_BYTES
+        data[place] ^= 1
+        path.write_bytes(data)
+        assert check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache")["val"].digest != before["val"].digest
+
     def test_large_sets_are_decoded_on_first_use(
         self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -106,8 +106,6 @@ def open_session(
     provider cannot start.
     """
     runtime = _import_onnxruntime()
-    if provider not in runtime.get_available_providers():
-        raise _unusable(provider)
     errors = runtime.capi.onnxruntime_pybind11_state
     rejected = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel,
                 errors.NoSuchFile, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
@@ -123,13 +121,11 @@ def open_session(
     except rejected as error:
         raise InputError(f"ONNX Runtime rejects {name}: {_last_line(error)}", BROKEN_HINT) from error
     if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU with a warning
-        raise _unusable(provider)
+        message = (
+            f"ONNX Runtime could not start {provider}: it is not installed, or its libraries or device are missing"
+        )
+        raise BackendUnavailableError(message, "`vitslim doctor` lists the backends that work here")
     return session
-
-
-def _unusable(provider: str) -> BackendUnavailableError:
-    message = f"ONNX Runtime could not start {provider}: it is not installed, or its libraries or device are missing"
-    return BackendUnavailableError(message, "`vitslim doctor` lists the backends that work here")
 
 
 def bind_batch(path: Path, declared: Sequence[int | str | None], batch: int) -> tuple[int, ...]:

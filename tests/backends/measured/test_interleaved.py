@@ -82,7 +82,7 @@ def test_intervals_contain_the_true_ratio_of_equal_files(correlation: float) -> 
         contained += low <= 1 <= high
         width.append(high - low)
     assert contained >= 0.85 * 200
-    assert np.mean(width) < 0.12
+    assert np.mean(width) < 0.06
     assert not low <= 1.2 <= high
 
 

@@ -25,6 +25,7 @@ def test_a_missing_provider_is_refused_with_the_package_to_install(runtime: Runt
     assert caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_cannot_start_is_no_fallback_to_the_cpu(small_model: Path) -> None:
     if "CUDAExecutionProvider" in available_providers():
         pytest.skip("needs an ONNX Runtime without CUDA")
