@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ MODEL_FILE = "model.onnx"
 """Name of the exported model in the folder of a stage, and in that of a run with the plain layout."""
 LOCK_FILE = ".lock"
 """Name of the file by which a process keeps others out of a folder."""
+PARTIAL = ".partial"
+"""Suffix of temporary files and folders, which a process that is killed leaves behind."""
 MANIFEST_FILE = "manifest.json"
 """Name of the file that lists all others in the folder of a run."""
 
@@ -65,7 +67,9 @@ def write_atomically(path: Path, data: bytes, hint: str) -> None:
     """
     scratch = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False
+        ) as file:
             scratch = Path(file.name)
             file.write(data)
             file.flush()
@@ -80,18 +84,23 @@ def write_atomically(path: Path, data: bytes, hint: str) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep other processes out of a folder until the context ends; the lock ends with the process that holds it.
 
-    Raises UsageError while another process holds it, OSError if the folder cannot be written.
+    Temporary files of processes that were killed are deleted first. on_wait: called once before waiting for another
+    process. Raises UsageError without it while another process holds the lock, OSError if the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout as error:
-        hint = "wait until it has ended, or choose another folder"
-        raise UsageError(f"another run is writing to '{folder}'", hint) from error
+        if on_wait is None:
+            hint = "wait until it has ended, or choose another folder"
+            raise UsageError(f"another run is writing to '{folder}'", hint) from error
+        on_wait()
+        lock.acquire()
     try:
+        _delete_partial(folder)
         yield
     finally:
         # While it is held, so that no other process takes a file that is about to go: filelock opens a new one then.
@@ -100,10 +109,19 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _delete_partial(folder: Path) -> None:
+    """Delete temporary files in a folder and in its folders."""
+    for path in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def replace_atomically(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`, which replaces it on success and is deleted on any exception."""
-    scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    scratch, old = (target.with_name(f".{target.name}{suffix}") for suffix in (PARTIAL, ".old"))
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)  # inside the try block: Ctrl-C may come right after the folder is made

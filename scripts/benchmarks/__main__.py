@@ -16,6 +16,7 @@ from vitslim.errors import closest
 
 BENCHMARKS = {
     "axes": "Traces, prunes, trains for one step and exports every timm architecture; continues after an interruption.",
+    "concurrency": "Two processes on one cache, 100 rounds with random kills: nothing lost or repeated; continues.",
     "depgraph": "Compares the importance scores of DepGraph and Torch-Pruning on DeiT-Tiny at 85, 70 and 50 % of MACs.",
     "fact": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:fact; ablation and sensitivity.",
     "gpu-model": "Computes the error of the simulated A100 and of a roofline model on held-out GEMMs.",

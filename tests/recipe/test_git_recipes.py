@@ -88,7 +88,7 @@ def test_only_the_folder_of_the_recipe_is_copied_without_links(repository: Repos
     (folder,) = cache.glob(f"recipes/git/*/{repository.first}")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {"shared.yaml", "base.yaml", "lists/classes.txt", "up.yaml", "by-link.yaml", "nested.yaml"}
-    assert not list(folder.parent.glob(".partial-*"))
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_a_commit_is_read_offline_after_the_first_time(

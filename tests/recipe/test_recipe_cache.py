@@ -1,8 +1,6 @@
-"""The cache of shared recipes: names of files, and two processes at once."""
+"""The cache of shared recipes: names of files."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -21,12 +19,3 @@ from vitslim.recipe.sources import cache_folder
 def test_names_of_shared_files(name: str, problem: str) -> None:
     found = cache_folder.name_problem(name)
     assert (problem in found) and bool(problem) == bool(found)
-
-
-def test_the_first_of_two_processes_fills_the_cache(tmp_path: Path) -> None:
-    with cache_folder.kept(tmp_path / "a" / "b") as slow:
-        (slow / "file").write_text("slow")
-        with cache_folder.kept(tmp_path / "a" / "b") as fast:
-            (fast / "file").write_text("fast")
-    assert (tmp_path / "a" / "b" / "file").read_text() == "fast"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from vitslim.errors import InputError, Problem
-from vitslim.files import write_atomically
+from vitslim.files import exclusive, write_atomically
+from vitslim.progress import Progress
 from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.schema import Model
 from vitslim.recipe.stage_config import StageConfig
@@ -60,6 +62,35 @@ def read_table(path: Path) -> LatencyTable:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"'{path}' is not a latency table, or corrupt: {place}: {first['msg']}", hint) from error
+
+
+def kept_table(path: Path, build: Callable[[], LatencyTable], progress: Progress) -> LatencyTable:
+    """Return the table in a file of a cache folder, or build it and write it there.
+
+    Waits while another process builds a table in that folder, because it would disturb the measurements of this one.
+    Raises the errors of `build`, and InputError if the folder cannot be written or the table cannot be read.
+    """
+    if not path.exists():
+        with _filling(path.parent, progress):
+            if not path.exists():
+                table = build()
+                write_table(table, path)
+                return table
+    progress.say(f"using the table of {path}")
+    return read_table(path)
+
+
+@contextmanager
+def _filling(cache: Path, progress: Progress) -> Iterator[None]:
+    message = f"waiting for another process, which builds a table in {cache}"
+    with ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(cache, on_wait=lambda: progress.say(message)))
+        except OSError as error:
+            found = f"'{cache}' cannot be written: {error.strerror}"
+            raise InputError(found, "choose another folder: --cache") from error
+        yield
 
 
 def table_path(config: StageConfig) -> Path | None:

@@ -12,7 +12,7 @@ from vitslim.errors import InputError
 from vitslim.files import user_cache
 from vitslim.latency_grid import Precision
 from vitslim.pipeline.bench.latency_table import build_table
-from vitslim.pipeline.table_file import cost_target, default_path, read_table, write_table
+from vitslim.pipeline.table_file import cost_target, default_path, kept_table
 from vitslim.progress import Progress
 from vitslim.recipe.backend_names import SIM
 from vitslim.recipe.schema import Model, Recipe
@@ -35,16 +35,9 @@ def cached_table(
     Raises the errors of `build_table`, and InputError if the folder cannot be written.
     """
     path = cache / _file_name(model, backend, batch, threads, precision)
-    if path.exists():
-        progress.say(f"using the table of {path}")
-        return read_table(path)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{cache}' cannot be written: {error.strerror}", "choose another folder: --cache") from error
-    table = build_table(model, backend, batch, threads, progress, precision=precision)
-    write_table(table, path)
-    return table
+    return kept_table(
+        path, lambda: build_table(model, backend, batch, threads, progress, precision=precision), progress
+    )
 
 
 def resolve_tables(recipe: Recipe, progress: Progress, *, build: bool) -> Recipe:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vitslim.errors import InputError
-from vitslim.files import user_cache
+from vitslim.files import exclusive, replace_atomically, user_cache
 
 MAX_ENTRIES = 2000
 MAX_BYTES = 2_000_000_000
@@ -39,22 +37,30 @@ def name_problem(name: str) -> str:
 
 
 @contextmanager
-def kept(folder: Path) -> Iterator[Path]:
-    """Yield a private temporary folder that becomes `folder` on success; a folder of another process stays.
+def filling(folder: Path) -> Iterator[None]:
+    """Keep other processes from filling a folder of the cache until the context ends; wait for one that fills it.
 
     Raises InputError if the cache cannot be written.
     """
-    scratch = None
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder, on_wait=lambda: None))
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        yield
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` on success. Raises InputError if the cache cannot be written."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-        yield scratch
-        if not folder.is_dir():
-            scratch.rename(folder)
+        with replace_atomically(folder) as scratch:
+            yield scratch
     except OSError as error:
-        if not folder.is_dir():
-            hint = "free space, or set XDG_CACHE_HOME to a folder that can be written"
-            raise InputError(f"'{folder.parent}' cannot be written: {error.strerror}", hint) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        raise _not_writable(folder.parent, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    hint = "free space, or set XDG_CACHE_HOME to a folder that can be written"
+    return InputError(f"'{folder}' cannot be written: {error.strerror}", hint)

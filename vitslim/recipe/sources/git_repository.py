@@ -19,7 +19,7 @@ from typing import IO
 
 from vitslim.errors import InputError, UsageError
 from vitslim.recipe.check import shown
-from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, kept, name_problem
+from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, filling, kept, name_problem
 
 PREFIX = "git+"
 FORM = "git+URL@COMMIT#PATH"
@@ -90,18 +90,26 @@ def fetch(pinned: Pinned) -> Path:
     key = hashlib.sha256(f"{pinned.url}\n{pinned.folder}".encode()).hexdigest()[:16]
     parent = cache_folder() / "git" / key
     try:
-        found = [folder for folder in parent.glob(f"{pinned.commit}*") if folder.is_dir()]
-        if len(found) == 1:
-            return found[0]
-        with tempfile.TemporaryDirectory(prefix="vitslim-git-") as scratch:
-            repository = Path(scratch)
-            commit = _fetch_commit(repository, pinned)
-            with kept(parent / commit) as folder:
-                _copy_files(repository, commit, pinned, folder)
+        if found := _kept(parent, pinned):
+            return found
+        with filling(parent):
+            if found := _kept(parent, pinned):
+                return found
+            with tempfile.TemporaryDirectory(prefix="vitslim-git-") as scratch:
+                repository = Path(scratch)
+                commit = _fetch_commit(repository, pinned)
+                with kept(parent / commit) as folder:
+                    _copy_files(repository, commit, pinned, folder)
     except OSError as error:
         message = f"a temporary folder cannot be written: {error.strerror}"
         raise InputError(message, "free space, or set TMPDIR") from error
     return parent / commit
+
+
+def _kept(parent: Path, pinned: Pinned) -> Path | None:
+    """Return the folder of the commit; None if it was not fetched, or an abbreviated hash fits several."""
+    found = [folder for folder in parent.glob(f"{pinned.commit}*") if folder.is_dir()]
+    return found[0] if len(found) == 1 else None
 
 
 def _fetch_commit(repository: Path, pinned: Pinned) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO, NoReturn
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from vitslim.errors import InputError
-from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, kept, name_problem
+from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, filling, kept, name_problem
 
 MAIN = "recipe.yaml"
 """Name of the recipe in its archive."""
@@ -44,7 +44,9 @@ def unpack(archive: Path) -> Path:
             file.seek(0)
             folder = cache_folder() / "zip" / hashlib.file_digest(file, "sha256").hexdigest()
             if not folder.is_dir():
-                _extract(file, archive, folder)
+                with filling(folder.parent):
+                    if not folder.is_dir():
+                        _extract(file, archive, folder)
     except OSError as error:
         raise InputError(
             f"'{archive}' cannot be read: {error.strerror}", "check the path and its permissions"
