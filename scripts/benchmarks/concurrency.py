@@ -2,8 +2,8 @@
 
 A round has entries of every kind: tables, an archive and a commit of a git repository, which go through the functions
 that `vitslim run` uses, and files and folders as any cache writes them with `vitslim.files`. After the kill, a third
-process fills what is missing. Each entry must then be whole and have been filled by one process, not counting the killed
-one, and no temporary file may be left. The rows of finished rounds stay in a file, and a later call continues.
+process fills what is missing. Each entry must then be whole and have been filled by one process, the killed one aside,
+and no temporary file may be left. The rows of finished rounds stay in a file, and a later call continues.
 """
 
 from __future__ import annotations
