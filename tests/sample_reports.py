@@ -14,8 +14,12 @@ from vitslim.results import (
     GateResult,
     LayerNote,
     Measurement,
+    OperatorProfile,
+    OperatorTime,
     Report,
     StageRecord,
+    TwoFourLayer,
+    TwoFourUse,
 )
 
 ROWS = """
@@ -50,6 +54,7 @@ def _measurements(ms: float, dense: float) -> tuple[Measurement, ...]:
             spread_ms=0.021 * ms * factor,
             n=212 // batch,
             speedup=None if ms == dense else dense / ms * (1 - 0.01 * threads),
+            peak_memory_mb=round(6.5 + 4 * ms * batch, 1) if threads == 1 else None,
             speedup_interval=None if ms == dense else (dense / ms * 0.97, dense / ms * 1.02),
         )
         for (batch, threads), factor in LOADS.items()
@@ -80,6 +85,42 @@ def _estimate(cycles: int, dense: int, batch: int) -> Estimate:
         expected_error="0 % on GEMM cycles; vector operators uncalibrated",
         assumed=("vector.passes", "vector.lanes"),
     )
+
+
+OPERATORS = (
+    ("/blocks/qkv/MatMul", "MatMulIntegerToFloat", 310.0),
+    ("/blocks/fc1/MatMul", "MatMulIntegerToFloat", 290.0),
+    ("/norm/LayerNormalization", "LayerNormalization", 45.5),
+    ("BiasGelu", "BiasGelu", 31.0),
+)
+PROFILE = OperatorProfile(
+    backend="onnxruntime:cpu",
+    batch=1,
+    threads=1,
+    runs=20,
+    operators=tuple(
+        OperatorTime(name=name, op=op, provider="CPUExecutionProvider", median_us=us) for name, op, us in OPERATORS
+    ),
+)
+TWO_FOUR = (
+    TwoFourUse(backend="onnxruntime:cpu", note="ONNX Runtime does not tell whether a kernel uses 2:4 weights"),
+    TwoFourUse(
+        backend="torch:cuda",
+        layers=(
+            TwoFourLayer(layer="blocks.0.attn.qkv", status="selected"),
+            TwoFourLayer(layer="blocks.0.mlp.fc1", status="selected"),
+            TwoFourLayer(layer="head", status="not eligible", reason="a FP16 weight of 10x192 is no multiple of 32x64"),
+        ),
+    ),
+    TwoFourUse(
+        backend="tensorrt",
+        layers=(
+            TwoFourLayer(layer="blocks.0.attn.qkv", status="selected"),
+            TwoFourLayer(layer="blocks.0.mlp.fc1", status="eligible, not selected"),
+        ),
+        note="from trtexec.log",
+    ),
+)
 
 
 def _skipped() -> tuple[LayerNote, ...]:
@@ -117,6 +158,8 @@ def _stage(row: str, dense: list[str]) -> StageRecord:
         ),
         measurements=_measurements(float(ms), float(dense[9])),
         estimates=tuple(_estimate(int(cycles), int(dense[10]), batch) for batch in (1, 8)),
+        profiles=(PROFILE,) if kind in {"dense", "export"} else (),
+        two_four=TWO_FOUR if kind == "export" else (),
         changes=changes,
         skipped=_skipped() if kind == "quantize" else (),
         metrics={"sqnr_db": 31.42, "loss": 0.8812} if kind == "quantize" else {},

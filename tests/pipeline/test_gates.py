@@ -63,7 +63,7 @@ def test_gates_of_backends_name_a_batch_and_threads(
 
 @pytest.mark.parametrize("gates", [
     {"map_min": 1}, {"cosine_min": -1}, {"energy_mj_max": {CPU: 1e9}}, {"speedup_min": {"openvino:cpu": 0.1}},
-    {"latency_ms_max": {f"{CPU}, batch 64": 1e9}},
+    {"latency_ms_max": {f"{CPU}, batch 64": 1e9}}, {"peak_memory_mb_max": {"sim:systolic": 1e9}},
 ])  # fmt: skip
 def test_a_value_that_was_not_measured_fails(full_report: Report, gates: dict[str, Any]) -> None:
     for rule in ("estimate", "strict", "lenient"):
@@ -107,7 +107,10 @@ def test_settings_are_parsed_and_checked_against_the_report() -> None:
     assert parse_setting(f"{CPU}, batch 8, 1 thread") == (CPU, 8, 1)
     assert parse_setting("sim:systolic(array=[32, 32]), batch 2") == ("sim:systolic(array=[32, 32])", 2, None)
     gates = Gates(latency_ms_max={f"{CPU}, batch 8, 2 threads": 5}, speedup_min={CPU: 1})
-    problems = list(setting_problems(gates, [1], [1]))
+    problems = list(setting_problems(gates, [1], [1], memory=False))
     assert [problem.where for problem in problems] == [f"gates.latency_ms_max.{CPU}, batch 8, 2 threads"] * 2
     assert "not among report.batches" in problems[0].message
-    assert not list(setting_problems(gates, [1, 8], [2]))
+    assert not list(setting_problems(gates, [1, 8], [2], memory=False))
+    (memory,) = setting_problems(Gates(peak_memory_mb_max={CPU: 50}), [1], [1], memory=False)
+    assert (memory.where, memory.hint) == ("gates.peak_memory_mb_max", "set `report.memory: true`")
+    assert not list(setting_problems(Gates(peak_memory_mb_max={CPU: 50}), [1], [1], memory=True))

@@ -27,7 +27,18 @@ def test_every_row_has_as_many_cells_as_its_header(full_report: Report, bare_rep
     for report in (full_report, bare_report):
         for table in tables(render_markdown(report)):
             assert len({len(cells(line)) for line in table}) == 1
-            assert len(table) == len(report.stages) + 2
+            rows = 3 if "layer with 2:4 weights" in table[0] else len(report.stages)
+            assert len(table) == rows + 2
+
+
+def test_each_backend_tells_of_each_layer_with_two_four_weights(full_report: Report) -> None:
+    text = render_markdown(full_report)
+    (table,) = (one for one in tables(text) if "2:4 weights" in one[0])
+    assert cells(table[2]) == ["blocks.0.attn.qkv", "selected", "selected"]
+    assert cells(table[3])[2] == "eligible, not selected"
+    assert cells(table[4]) == ["head", "not eligible: a FP16 weight of 10x192 is no multiple of 32x64", ""]
+    assert "- torch:cuda: 2 selected, 1 not eligible" in text
+    assert "- onnxruntime:cpu: ONNX Runtime does not tell" in text
 
 
 def test_the_summary_has_headline_gates_and_simulated_header(full_report: Report) -> None:

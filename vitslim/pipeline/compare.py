@@ -115,6 +115,8 @@ def _report_metrics(report: Report) -> Iterator[_Metric]:
         if one.speedup is not None:
             yield _Metric(f"speedup over dense, {setting}", one.speedup, "ratio", higher_is_better=True)
         yield _Metric(f"latency, {setting}", one.median_ms, "ms", comparable=False)
+        if one.peak_memory_mb is not None:
+            yield _Metric(f"peak memory, {setting}", 1e6 * one.peak_memory_mb, "bytes")
     for estimate in final.estimates:
         setting = Setting(estimate.backend, estimate.batch)
         yield _Metric(f"simulated latency, {setting}", estimate.latency_ms, "ms")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
+from vitslim.pipeline.file_details import with_peak_memory
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
 from vitslim.results import Estimate, Measurement
@@ -32,7 +33,9 @@ def measure_files(
             case Measured():
                 results = backend.measure(files, baseline, config.batches, config.threads, config.seconds, progress)
                 for name, rows in results.items():
-                    measured[name].extend(rows)
+                    measured[name].extend(
+                        with_peak_memory(backend, files[name], rows, progress) if config.memory else rows
+                    )
             case Simulated():
                 for batch in config.batches:
                     for name, row in _estimate(backend, files, baseline, batch, counts).items():

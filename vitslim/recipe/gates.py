@@ -12,7 +12,8 @@ from vitslim.errors import Problem
 from vitslim.recipe.config import Config
 
 Limit = Annotated[float, Field(gt=0)]
-BACKEND_GATES = ("speedup_min", "latency_ms_max", "throughput_min", "energy_mj_max")
+MEMORY_GATE = "peak_memory_mb_max"
+BACKEND_GATES = ("speedup_min", "latency_ms_max", "throughput_min", "energy_mj_max", MEMORY_GATE)
 """Gates that map backends to limits."""
 _SETTING = re.compile(r"(?P<backend>.*?)(, batch (?P<batch>[1-9]\d*))?(, (?P<threads>[1-9]\d*) threads?)?", re.DOTALL)
 
@@ -80,6 +81,9 @@ class Gates(Config):
     energy_mj_max: dict[str, Limit] = Field(
         {}, description="largest simulated energy of a batch in millijoules, by simulated backend"
     )
+    peak_memory_mb_max: dict[str, Limit] = Field(
+        {}, description="largest peak memory of a batch in 10^6 bytes, by backend on the CPU; needs `report.memory`"
+    )
 
     @property
     def of_backends(self) -> dict[str, dict[str, float]]:
@@ -87,8 +91,10 @@ class Gates(Config):
         return {name: getattr(self, name) for name in BACKEND_GATES}
 
 
-def setting_problems(gates: Gates, batches: Sequence[int], threads: Sequence[int]) -> Iterator[Problem]:
-    """Yield a problem for each gate of a batch size or thread count that the report does not measure."""
+def setting_problems(gates: Gates, batches: Sequence[int], threads: Sequence[int], memory: bool) -> Iterator[Problem]:
+    """Yield a problem for each gate of a batch size, a thread count or a memory that the report does not measure."""
+    if gates.peak_memory_mb_max and not memory:
+        yield Problem(f"gates.{MEMORY_GATE}", "the report measures no memory", "set `report.memory: true`")
     for gate, limits in gates.of_backends.items():
         for key in limits:
             setting = parse_setting(key)

@@ -58,7 +58,7 @@ def check_order(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         _file_problems(recipe),
         _task_problems(recipe),
         wrong_backends(recipe.report.backends, _gated(recipe.gates)),
-        setting_problems(recipe.gates, recipe.report.batches, recipe.report.threads),
+        setting_problems(recipe.gates, recipe.report.batches, recipe.report.threads, recipe.report.memory),
     )
     return list(errors), list(_warnings(recipe))
 

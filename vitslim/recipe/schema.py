@@ -108,6 +108,16 @@ class ReportConfig(Config):
     seconds: Annotated[float, Field(gt=0)] = Field(
         2.0, description="measuring time of each file, batch size and thread count"
     )
+    memory: bool = Field(
+        False,
+        description="measure the peak memory too, on backends that run on the CPU: the rise of the resident memory of "
+        "a fresh process while it opens the file and runs a batch",
+    )
+    profile: bool = Field(
+        False,
+        description="list the time of each operator of the dense and the final model, from the profiler of ONNX "
+        "Runtime at the first batch size and thread count",
+    )
 
 
 class Recipe(Config):

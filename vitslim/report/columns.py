@@ -203,6 +203,15 @@ def measured_group(report: Report, setting: Setting) -> Group:
     return Group(("measured", setting.backend, setting.load), "measured", _filled(columns))
 
 
+def memory_group(report: Report, setting: Setting) -> Group:
+    """Return the peak memory in 10^6 bytes; a group without columns where it was not measured."""
+    rows = [measurement(stage, setting) for stage in report.stages]
+    hint = "rise of the resident memory of a fresh process"
+    cells = _cells(rows, lambda m: EMPTY if m.peak_memory_mb is None else Cell(f"{m.peak_memory_mb:.1f}", hint=hint))
+    titles = ("measured", setting.backend, setting.load)
+    return Group(titles, "measured", _filled([Column("peak MB", "measured", cells)]))
+
+
 def simulated_group(report: Report, setting: Setting) -> Group:
     """Return simulated latency in ms, speedup over the dense model, energy in mJ, and compute cycles."""
     rows = [estimate(stage, setting) for stage in report.stages]

@@ -14,8 +14,10 @@ from vitslim.report import (
     figures,
     headline,
     off_the_shelf,
+    profile_table,
     stage_details,
     token_table,
+    two_four_table,
     width_plot,
     wording,
 )
@@ -49,6 +51,9 @@ def render_html(report: Report) -> str:
             details=stage_details.stage_details(report),
             breakdowns=breakdowns.breakdowns(report),
             rooflines=breakdowns.rooflines(report),
+            two_four=two_four_table.two_four_group(two_four_table.report_uses(report)),
+            two_four_lines=two_four_table.two_four_lines(two_four_table.report_uses(report)),
+            profiles=profile_table.profile_tables(report),
             bits=bits_plot.bits_figures(report),
             tokens=token_table.token_table(report),
             approximate_accuracies=accelerator_tables.accuracy_groups(report),
@@ -122,7 +127,9 @@ def _accuracies(report: Report) -> tuple[Group, ...]:
 
 def _latencies(report: Report, source: Source) -> tuple[Group, ...]:
     if source == "measured":
-        groups = [columns.measured_group(report, setting) for setting in columns.measured_settings(report)]
+        settings = columns.measured_settings(report)
+        groups = [columns.measured_group(report, setting) for setting in settings]
+        groups += [one for setting in settings if (one := columns.memory_group(report, setting)).columns]
     else:
         groups = [columns.simulated_group(report, setting) for setting in columns.simulated_settings(report)]
     return (_names(report), *groups) if groups else ()

@@ -15,11 +15,25 @@ from vitslim.results import (
     Report,
     accelerator_result,
     gate_result,
+    operator_profile,
     pruned_widths,
+    tensor_bits,
     token_picture,
+    two_four,
     values,
 )
 
+DOCUMENTED = (
+    values,
+    gate_result,
+    token_picture,
+    accelerator_result,
+    pruned_widths,
+    tensor_bits,
+    two_four,
+    operator_profile,
+)
+"""Modules with the classes of a report."""
 RERUN_HINT = "run the recipe again with `vitslim run`"
 
 
@@ -69,7 +83,7 @@ def report_schema() -> dict[str, Any]:
 def _attribute_docstrings() -> dict[str, dict[str, str]]:
     """Return the docstring of each field of each class. Parsed on demand, because it would slow down every import."""
     found: dict[str, dict[str, str]] = {}
-    for module in (values, gate_result, token_picture, accelerator_result, pruned_widths):
+    for module in DOCUMENTED:
         for statement in ast.parse(inspect.getsource(module)).body:
             if isinstance(statement, ast.ClassDef):
                 found[statement.name] = _documented_fields(statement)

@@ -12,6 +12,7 @@ from vitslim.report.columns import (
     datasets,
     measured_group,
     measured_settings,
+    memory_group,
     simulated_group,
     simulated_settings,
     size_group,
@@ -20,6 +21,7 @@ from vitslim.report.columns import (
 )
 from vitslim.report.headline import headline
 from vitslim.report.sections import sections
+from vitslim.report.two_four_table import report_uses, two_four_group
 from vitslim.report.wording import gate_line, plain
 from vitslim.results import Report
 
@@ -34,9 +36,19 @@ def render_markdown(report: Report) -> str:
     accuracies = [accuracy_group(report, name) for name in datasets(report)]
     names = stage_group(report)
     lines += _table([names, *accuracies, size_group(report), *measured[:1], *simulated[:1]])
-    if measured[1:] or simulated[1:]:
-        more = _table([Group((), "", names.columns[:1]), *measured[1:], *simulated[1:]])
-        lines += ["", "<details><summary>Other batch sizes and threads</summary>", "", *more, "", "</details>"]
+    memory = [one for setting in measured_settings(report) if (one := memory_group(report, setting)).columns]
+    if measured[1:] or simulated[1:] or memory:
+        more = _table([Group((), "", names.columns[:1]), *measured[1:], *simulated[1:], *memory])
+        lines += [
+            "",
+            "<details><summary>Other batch sizes and threads, and memory</summary>",
+            "",
+            *more,
+            "",
+            "</details>",
+        ]
+    if group := two_four_group(report_uses(report)):
+        lines += ["", "<details><summary>Layers with 2:4 weights</summary>", "", *_table([group]), "", "</details>"]
     for section in sections(report):
         lines += ["", f"**{_escaped(section.title)}**", ""]
         lines += [f"- {entry.mark}{' ' if entry.mark else ''}{_escaped(entry.text)}" for entry in section.entries]

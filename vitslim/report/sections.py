@@ -10,6 +10,8 @@ from typing import Literal
 from vitslim.report.columns import measured_settings, measurement, metric_keys
 from vitslim.report.metric_format import format_metric
 from vitslim.report.off_the_shelf import SOURCE, neighbor_lines
+from vitslim.report.profile_table import profile_lines
+from vitslim.report.two_four_table import report_uses, two_four_lines
 from vitslim.report.wording import (
     baseline,
     counted,
@@ -52,6 +54,8 @@ def sections(report: Report, folder: Path | None = None) -> tuple[Section, ...]:
         Section("Resolved keys", tuple(_resolved(report))),
         Section("Exported file", tuple(_exported(report))),
         Section("Accuracy on simulated accelerators", tuple(_accelerators(report))),
+        Section("Kernels of 2:4 weights", tuple(map(Entry, two_four_lines(report_uses(report))))),
+        Section("Time by kind of operator, measured", tuple(map(Entry, profile_lines(report)))),
         Section("Smaller timm models, published", tuple(_off_the_shelf(report))),
         Section(f"Skipped: {counted(skipped, 'layer')}", tuple(_skipped(report))),
         Section("Assumed values without a source", tuple(_assumptions(report))),

@@ -18,6 +18,7 @@ from vitslim.report.columns import (
     datasets,
     measured_group,
     measured_settings,
+    memory_group,
     simulated_group,
     simulated_settings,
     size_group,
@@ -66,7 +67,8 @@ def _ranked_groups(report: Report) -> list[Group]:
     # Cycles and energy are left out to save width; report.html has them.
     simulated = [without(simulated_group(report, setting), "cycles", "mJ") for setting in simulated_settings(report)]
     first = [*accuracies[:1], size_group(report), *measured[:1], *simulated[:1]]
-    return [*first, *accuracies[1:], *measured[1:], *simulated[1:]]
+    memory = [memory_group(report, setting) for setting in measured_settings(report)]
+    return [*first, *accuracies[1:], *measured[1:], *simulated[1:], *memory]
 
 
 def _printable(group: Group, console: Console) -> Group:

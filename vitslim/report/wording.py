@@ -36,7 +36,7 @@ class GateLine:
 
 
 GATE_UNITS = {"latency_ms_max": "ms", "throughput_min": "images/s", "energy_mj_max": "mJ", "size_mb_max": "MB",
-              "gmacs_max": "GMACs"}  # fmt: skip
+              "gmacs_max": "GMACs", "peak_memory_mb_max": "MB"}  # fmt: skip
 
 
 def gate_line(gate: GateResult) -> GateLine:

@@ -3,9 +3,12 @@
 from vitslim.results.accelerator_result import AcceleratorResult, ApproximateAccuracy, Distribution
 from vitslim.results.gate_result import GateResult
 from vitslim.results.latency_table import LatencyTable, TableCheck
+from vitslim.results.operator_profile import OperatorProfile, OperatorTime
 from vitslim.results.plan import Plan, PlanRow
 from vitslim.results.pruned_widths import BlockWidths, PrunedWidths
+from vitslim.results.tensor_bits import TensorBits
 from vitslim.results.token_picture import PatchState, SqueezedBlock, TokenPicture
+from vitslim.results.two_four import TwoFourLayer, TwoFourUse
 from vitslim.results.value import Value
 from vitslim.results.values import (
     REPORT_SCHEMA_VERSION,
@@ -24,7 +27,6 @@ from vitslim.results.values import (
     Roofline,
     Sensitivity,
     StageRecord,
-    TensorBits,
     Utilization,
 )
 
@@ -47,6 +49,8 @@ __all__ = [
     "LatencyTable",
     "LayerNote",
     "Measurement",
+    "OperatorProfile",
+    "OperatorTime",
     "PatchState",
     "Plan",
     "PlanRow",
@@ -59,6 +63,8 @@ __all__ = [
     "TableCheck",
     "TensorBits",
     "TokenPicture",
+    "TwoFourLayer",
+    "TwoFourUse",
     "Utilization",
     "Value",
 ]

@@ -12,8 +12,11 @@ from pydantic import Field
 
 from vitslim.results.accelerator_result import AcceleratorResult
 from vitslim.results.gate_result import GateResult
+from vitslim.results.operator_profile import OperatorProfile
 from vitslim.results.pruned_widths import PrunedWidths
+from vitslim.results.tensor_bits import TensorBits
 from vitslim.results.token_picture import TokenPicture
+from vitslim.results.two_four import TwoFourUse
 from vitslim.results.value import Value
 from vitslim.tasks import Task
 
@@ -46,6 +49,9 @@ class Measurement(Value):
     """Median over the rounds of baseline latency over this latency, both timed in one round; None for the baseline."""
     speedup_interval: tuple[float, float] | None = None
     """95 % bootstrap interval of the speedup over the rounds; None for the baseline."""
+    peak_memory_mb: float | None = None
+    """Rise of the resident memory of a fresh process while it opens the file and runs the batch, in 10^6 bytes; None
+    where it was not measured."""
     provenance: Literal["measured"] = "measured"
 
 
@@ -210,20 +216,6 @@ class LayerNote(Value):
     """Reason for skipping the layer, or for this result."""
 
 
-class TensorBits(Value):
-    """Bits that a stage learned for one weight or activation."""
-
-    layer: str
-    """`blocks.0.attn.qkv`, or `blocks.0.attention.query` for an operand of attention."""
-    operand: Literal["weight", "activation"]
-    learned: float
-    """Before it was rounded to an allowed width."""
-    bits: int
-    """Bits of its integers."""
-    container: int
-    """Bits of the type that a file stores them in."""
-
-
 class StageRecord(Value):
     """Results of one stage: a row of the report."""
 
@@ -245,6 +237,10 @@ class StageRecord(Value):
     estimates: tuple[Estimate, ...] = ()
     accelerators: tuple[AcceleratorResult, ...] = ()
     """Results under the approximations of simulated accelerators."""
+    profiles: tuple[OperatorProfile, ...] = ()
+    """Times of its operators; empty where they were not profiled."""
+    two_four: tuple[TwoFourUse, ...] = ()
+    """Kernels of the layers with 2:4 weights, for each measured backend; empty for a model without such layers."""
     changes: tuple[LayerNote, ...] = ()
     skipped: tuple[LayerNote, ...] = ()
     metrics: dict[str, float] = Field({})

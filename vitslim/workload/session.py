@@ -33,14 +33,21 @@ LOG_ERRORS = 3
 class OnnxModel:
     """An image classifier in an ONNX file, ready to run in ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int = 0, fuse: bool = True, provider: str = CPU_PROVIDER) -> None:
-        """Open a session; `threads` 0 uses all cores, `fuse` and `provider` as in `open_session`.
+    def __init__(
+        self,
+        path: Path,
+        threads: int = 0,
+        fuse: bool = True,
+        provider: str = CPU_PROVIDER,
+        profile: Path | None = None,
+    ) -> None:
+        """Open a session; `threads` 0 uses all cores, `fuse`, `provider` and `profile` as in `open_session`.
 
         Raises InputError for a file that ONNX Runtime rejects or that has other inputs than one float tensor,
         BackendUnavailableError without ONNX Runtime.
         """
         check_onnx_file(path)
-        self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse, provider=provider)
+        self._session = open_session(path, f"'{path}'", threads=threads, fuse=fuse, provider=provider, profile=profile)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in FLOAT_TYPES:
             found = ", ".join(f"{i.name}: {i.type}" for i in inputs)
@@ -72,6 +79,10 @@ class OnnxModel:
         outputs = self._session.run(None, {self._name: self.convert(images)})
         return tuple(one.astype(np.float32, copy=False) for one in outputs)
 
+    def end_profile(self) -> Path:
+        """Stop the profiler and return its file, which is JSON."""
+        return Path(self._session.end_profiling())
+
     def convert(self, images: Floats) -> npt.NDArray[Any]:
         """Images in the type of the input: float32, float16 or float64. Images of this type are not copied."""
         return images.astype(self._type, copy=False)
@@ -94,6 +105,7 @@ def open_session(
     fuse: bool = True,
     optimized: Path | None = None,
     provider: str = CPU_PROVIDER,
+    profile: Path | None = None,
 ) -> Any:
     """Return an `onnxruntime.InferenceSession` of a file or of a serialized model, called `name` in errors.
 
@@ -102,6 +114,7 @@ def open_session(
         DequantizeLinear run in float: processors without VNNI saturate the 16-bit sums of integer kernels.
     optimized: path at which ONNX Runtime writes the optimized graph, its weights in a second file beside it.
     provider: execution provider that runs the model. Operators that it lacks run on the CPU.
+    profile: beginning of the path at which the profiler writes the time of each operator; None does not profile.
     Raises InputError for a model that ONNX Runtime rejects, BackendUnavailableError without ONNX Runtime, or if the
     provider cannot start.
     """
@@ -116,6 +129,8 @@ def open_session(
         # One protobuf holds at most 2 GiB.
         options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}file_name", f"{optimized.name}.data")
         options.add_session_config_entry(f"{EXTERNAL_INITIALIZERS}min_size_in_bytes", str(EXTERNAL_BYTES_MIN))
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session = runtime.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU_PROVIDER))))
     except rejected as error:

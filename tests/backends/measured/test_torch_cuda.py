@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vitslim.backends.measured.cuda import deploy as deployment
-from vitslim.backends.measured.cuda.deploy import deploy
+from vitslim.backends.measured.cuda.deploy import deploy, two_four_layers
 from vitslim.backends.measured.cuda.linears import Int8Linear
 from vitslim.backends.measured.torch_cuda import compiled
 from vitslim.backends.registry import parse_backend
@@ -127,8 +127,10 @@ def test_the_pairs_pattern_has_no_sparse_kernel(
 ) -> None:
     monkeypatch.setattr(deployment, "move_tensors", lambda *_: None)
     stage = TwoFourStage(TwoFour(method="two-four", pattern="2:4-pairs"))
-    _, kernels = deploy(stage.apply(tiny_graph, digits_context(tiny_graph)).graph, "cuda")
+    graph = stage.apply(tiny_graph, digits_context(tiny_graph)).graph
+    _, kernels = deploy(graph, "cuda")
     assert set(kernels.values()) == {"float"}
+    assert {layer.reason for layer in two_four_layers(graph)} == {"cuSPARSELt has no kernel for `2:4-pairs`"}
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -149,6 +151,11 @@ def test_two_four_layers_are_packed_where_tiles_fit(
     shapes = {name: weight.shape for name, weight in graph.parameters().items() if name in graph.masks}
     fits = {n for n, shape in shapes.items() if len(shape) == 2 and not shape[0] % rows and not shape[1] % columns}
     assert sparse == fits and sparse
+    told = {f"{layer.layer}.weight": layer for layer in two_four_layers(graph)}
+    assert {name for name, layer in told.items() if layer.status == "selected"} == sparse
+    assert told.keys() == graph.masks.keys()
+    reasons = {layer.reason for name, layer in told.items() if name not in sparse}
+    assert reasons and all("no multiple of" in reason or reason == "not a linear layer" for reason in reasons)
     assert len(packed) == len(sparse)
     assert all(bool(((weight.reshape(-1, 4) != 0).sum(dim=1) <= 2).all()) for weight in packed)
 

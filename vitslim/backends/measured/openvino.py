@@ -72,6 +72,8 @@ OPENVINO = Runtime(
     package="openvino",
     install_hint=INSTALL_HINT,
     open_model=OpenVinoModel,
+    in_host_memory=True,
+    two_four_note="OpenVINO does not tell whether a kernel uses 2:4 weights",
 )
 
 

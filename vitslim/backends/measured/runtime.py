@@ -13,6 +13,7 @@ from vitslim.backends.matmul_times import MatmulTimes
 from vitslim.errors import BackendUnavailableError
 from vitslim.latency_grid import Precision, Shape
 from vitslim.progress import Progress
+from vitslim.results import OperatorTime, TwoFourLayer
 from vitslim.workload.session import Floats
 
 
@@ -55,6 +56,15 @@ class Runtime:
     time_matmuls: Callable[[Sequence[Shape], Path, int, int, Precision, Progress], MatmulTimes] | None = None
     """Latencies of matmuls and of the dense model in an ONNX file, for a batch size, a number of threads and the
     precision of matmuls by a weight; None where latency tables cannot be measured."""
+
+    in_host_memory: bool = False
+    """Whether the model is in the memory of its process, so that its peak memory can be measured."""
+    profile: Callable[[Path, int, int], tuple[OperatorTime, ...]] | None = None
+    """Times of the operators of a file for a batch size and a number of threads; None without a profiler."""
+    two_four: Callable[[Path], tuple[TwoFourLayer, ...]] | None = None
+    """Kernels of the layers with 2:4 weights; None for a runtime that does not tell."""
+    two_four_note: str = ""
+    """Source of `two_four`, or the reason for its absence."""
 
     def require(self) -> None:
         """Raise BackendUnavailableError when the package or the device is missing."""

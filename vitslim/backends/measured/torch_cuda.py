@@ -13,6 +13,7 @@ from typing import Any
 from vitslim.backends.measured.cuda.gemm_timing import INSTALL_HINT, NAME, capture, measure_cuda_gemms, require_cuda
 from vitslim.backends.measured.runtime import Runtime
 from vitslim.errors import BackendUnavailableError, InputError
+from vitslim.results import TwoFourLayer
 from vitslim.workload.session import Floats
 
 WARMUP = 3
@@ -101,6 +102,13 @@ class _Captured:
         return found[0]
 
 
+def _two_four(path: Path) -> tuple[TwoFourLayer, ...]:
+    from vitslim.backends.measured.cuda.deploy import two_four_layers
+    from vitslim.graph.saved import load_graph
+
+    return two_four_layers(load_graph(path.parent))
+
+
 TORCH_CUDA = Runtime(
     name=NAME,
     title="PyTorch",
@@ -111,4 +119,6 @@ TORCH_CUDA = Runtime(
     uses_threads=False,
     check_device=require_cuda,
     time_gemms=measure_cuda_gemms,
+    two_four=_two_four,
+    two_four_note="cuSPARSELt multiplies by every weight that was compressed for it",
 )

@@ -33,6 +33,20 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Time for each file, batch and thread count. Default: 2.")
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Measure the peak memory too: of a fresh process, on backends on the CPU."),
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="List the time of each operator, from the profiler of ONNX Runtime.")
+    ] = False,
+    tensorrt_log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG",
+            help="Read which 2:4 layers run on sparse kernels from the output of trtexec --sparsity=enable --verbose.",
+        ),
+    ] = None,
     table: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Build the latency table of this timm model instead of measuring files."),
@@ -83,6 +97,8 @@ def bench(
     from vitslim.cli.bench.latency_table import bench_table
     from vitslim.recipe.schema import ReportConfig
 
+    details = memory or profile or tensorrt_log is not None
+    _refuse(details and not files, "--memory, --profile and --tensorrt-log need ONNX files", "name the files")
     if workload is not None:
         from vitslim.cli.bench.sequences import bench_sequences
 
@@ -115,8 +131,10 @@ def bench(
         batches=tuple(batch or [1]),
         threads=tuple(threads or [1]),
         seconds=2.0 if seconds is None else seconds,
+        memory=memory,
+        profile=profile,
     )
-    _bench_files(files or [], config, output)
+    _bench_files(files or [], config, tensorrt_log, output)
 
 
 def _refuse(invalid: bool, message: str, hint: str) -> None:
@@ -124,12 +142,12 @@ def _refuse(invalid: bool, message: str, hint: str) -> None:
         raise UsageError(message, hint)
 
 
-def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
+def _bench_files(files: list[Path], config: ReportConfig, tensorrt_log: Path | None, output: str) -> None:
     from vitslim.cli.console import wide_stdout
     from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.pipeline.bench.files import bench as bench_files
 
-    results = bench_files(files, config, ConsoleProgress())
+    results = bench_files(files, config, ConsoleProgress(), tensorrt_log)
     if output == "json":
         typer.echo(results.model_dump_json(indent=2))
         return
@@ -138,20 +156,22 @@ def _bench_files(files: list[Path], config: ReportConfig, output: str) -> None:
 
 
 def _tables(result: BenchResult) -> Iterator[Table]:
-    """Yield a table of measured and one of simulated latencies, then the details of each estimate."""
+    """Yield a table of measured and one of simulated latencies, then the details of each file and estimate."""
     from vitslim.cli.bench.estimate_tables import estimate_tables
+    from vitslim.cli.bench.file_tables import file_tables
     from vitslim.cli.console import plain_table
 
     measured = plain_table(
         f"measured on {result.environment.device}",
         ("file", "backend"),
-        ("batch", "threads", "median", "spread", "runs", "speedup"),
+        ("batch", "threads", "median", "spread", "runs", "speedup", "peak memory"),
     )
     simulated = plain_table("simulated", ("file", "backend"), ("batch", "latency", "speedup", "energy", "calibration"))
     for row in result.rows:
         for m in row.measurements:
             times = (f"{m.median_ms:.3f} ms", f"{m.spread_ms:.3f} ms")
-            measured.add_row(row.file, m.backend, str(m.batch), str(m.threads), *times, str(m.n), _speedup(m.speedup))
+            measured.add_row(row.file, m.backend, str(m.batch), str(m.threads), *times, str(m.n), _speedup(m.speedup),
+                             "" if m.peak_memory_mb is None else f"{m.peak_memory_mb:.1f} MB")  # fmt: skip
         for e in row.estimates:
             simulated.add_row(
                 row.file,
@@ -164,6 +184,7 @@ def _tables(result: BenchResult) -> Iterator[Table]:
             )
     yield from (table for table in (measured, simulated) if table.row_count)
     for row in result.rows:
+        yield from file_tables(row)
         for e in row.estimates:
             yield from estimate_tables(row.file, e)
 

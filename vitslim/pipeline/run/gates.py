@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import nan, sqrt
 from typing import NamedTuple
 
-from vitslim.recipe.gates import GatedSetting, Gates, parse_setting
+from vitslim.recipe.gates import MEMORY_GATE, GatedSetting, Gates, parse_setting
 from vitslim.results import Accuracy, Estimate, GateResult, Measurement, StageRecord
 from vitslim.tasks import GATE_METRICS, METRICS
 
@@ -107,6 +107,9 @@ def _on_backend(record: StageRecord, setting: GatedSetting, gate: str) -> Value:
     if gate == "speedup_min":
         interval = found.speedup_interval if isinstance(found, Measurement) else None
         return UNKNOWN if found.speedup is None else Value(found.speedup, interval)
+    if gate == MEMORY_GATE:
+        memory = found.peak_memory_mb if isinstance(found, Measurement) else None
+        return UNKNOWN if memory is None else Value(memory)
     latency_ms = found.median_ms if isinstance(found, Measurement) else found.latency_ms
     return Value(latency_ms if gate == "latency_ms_max" else 1e3 * found.batch / latency_ms)
 

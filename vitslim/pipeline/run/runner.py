@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
@@ -15,6 +16,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
 from vitslim.pipeline.dense_model import trace_dense
+from vitslim.pipeline.file_details import operator_profiles, two_four_uses
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
@@ -27,7 +29,7 @@ from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, st
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import StageRunner
-from vitslim.pipeline.run.store import StageStore
+from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.progress import Progress
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
@@ -151,9 +153,19 @@ def _measured(runner: StageRunner, recipe: Recipe, progress: Progress) -> tuple[
         stage.record.model_copy(
             update=dict(zip(("measurements", "estimates"), results[stage.record.name], strict=True))
             | {"accelerators": tuple(accelerators[stage.record.name])}
+            | (_details(stage, recipe, progress) if stage in (stages[0], stages[-1]) else {})
         )
         for stage in stages
     )
+
+
+def _details(stage: StoredStage, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """Return the operators of a file, if the recipe asks for them, and the kernels of its layers with 2:4 weights."""
+    cost = stage.record.cost
+    return {
+        "profiles": operator_profiles(stage.onnx, recipe.report, progress) if recipe.report.profile else (),
+        "two_four": two_four_uses(stage.onnx, recipe.report) if cost.device_bytes < cost.weight_bytes else (),
+    }
 
 
 def _pictures(runner: StageRunner, recipe: Recipe) -> tuple[TokenPicture, ...]:

@@ -22,7 +22,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op, tensor_of, tensors_of
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT, to_integers
 from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8
-from vitslim.sparsity import TWO_FOUR
+from vitslim.results import TwoFourLayer
+from vitslim.results.two_four import Status
+from vitslim.sparsity import PAIRS, TWO_FOUR
 
 aten = torch.ops.aten
 SPARSE_TILES = {torch.int8: (32, 128), torch.float16: (32, 64)}
@@ -43,7 +45,7 @@ def deploy(graph: ModelGraph, device: str) -> tuple[GraphModule, dict[str, str]]
         for node in nodes:
             layer: Int8Linear | TwoFourLinear | None = _int8(module, node, name)
             kind = torch.float16 if layer is None else torch.int8
-            two_four = on_gpu and name in sparse and _fits(node, tensor_of(module, name), kind)
+            two_four = on_gpu and name in sparse and not _obstacle(node, tensor_of(module, name), kind)
             kernels[name] = ("float" if layer is None else "int8") + (" 2:4" if two_four else "")
             if layer is None:
                 _in_float(module, node, name)
@@ -133,9 +135,30 @@ def _operands(node: Node) -> tuple[Any, ...]:
     return node.args
 
 
-def _fits(node: Node, weight: Tensor, kind: torch.dtype) -> bool:
+def two_four_layers(graph: ModelGraph) -> tuple[TwoFourLayer, ...]:
+    """Return whether `deploy` gives a 2:4 kernel to each layer with a 2:4 mask, on a GPU."""
+    patterns = {n: e.pattern for e in graph.edits if isinstance(e, Mask) for n in e.parameters}
+    found = []
+    for name, nodes in layer_nodes(graph.module).items():
+        if patterns.get(name) not in {TWO_FOUR, PAIRS}:
+            continue
+        kind = torch.float16 if _int8(graph.module, nodes[0], name) is None else torch.int8
+        reason = "cuSPARSELt has no kernel for `2:4-pairs`" if patterns[name] == PAIRS else ""
+        reason = reason or _obstacle(nodes[0], tensor_of(graph.module, name), kind)
+        status: Status = "not eligible" if reason else "selected"
+        found.append(TwoFourLayer(layer=name.removesuffix(".weight"), status=status, reason=reason))
+    return tuple(found)
+
+
+def _obstacle(node: Node, weight: Tensor, kind: torch.dtype) -> str:
+    """Return the reason why cuSPARSELt cannot multiply by a 2:4 weight; empty if it can."""
     rows, columns = SPARSE_TILES[kind]
-    return is_op(node, aten.linear.default) and weight.shape[0] % rows == 0 and weight.shape[1] % columns == 0
+    if not is_op(node, aten.linear.default):
+        return "not a linear layer"
+    if weight.shape[0] % rows or weight.shape[1] % columns:
+        name = "INT8" if kind == torch.int8 else "FP16"
+        return f"a {name} weight of {weight.shape[0]}x{weight.shape[1]} is no multiple of {rows}x{columns}"
+    return ""
 
 
 def move_tensors(module: GraphModule, device: str, kind: torch.dtype) -> None:
