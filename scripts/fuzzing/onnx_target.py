@@ -10,6 +10,7 @@ import mutations
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
+from targets import kept_copy
 
 from vitslim.workload import load_onnx, read_metadata, read_workload
 from vitslim.workload.contents.read_contents import name_nodes, read_contents
@@ -59,6 +60,10 @@ class OnnxFiles:
         for _ in range(random.choice((1, 1, 2, 4))):
             _change(model, random)
         self.path.write_bytes(model.SerializeToString())
+
+    def keep(self) -> Path:
+        """Copy the last input."""
+        return kept_copy(self.path)
 
     def take(self) -> None:
         """Read it in every way."""

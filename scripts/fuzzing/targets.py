@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +44,9 @@ class Target(Protocol):
     def take(self) -> None:
         """Read the input."""
 
+    def keep(self) -> Path:
+        """Copy the last input to a folder that stays, and return it."""
+
 
 def check_batch(target: Target, first: int) -> int:
     """Read a batch of random inputs; return their number. A failure has the smallest input that hypothesis finds."""
@@ -68,6 +73,13 @@ def check_batch(target: Target, first: int) -> int:
     return BATCH
 
 
+def kept_copy(path: Path) -> Path:
+    """Copy the folder of an input to a new temporary folder; return the path of the input there."""
+    folder = Path(tempfile.mkdtemp(prefix="vitslim-fuzz-"))
+    shutil.copytree(path.parent, folder, dirs_exist_ok=True)
+    return folder / path.name
+
+
 class Files:
     """A target whose inputs are the changed bytes of one file."""
 
@@ -83,6 +95,10 @@ class Files:
     def take(self) -> None:
         """Read it."""
         self.reader(self.path)
+
+    def keep(self) -> Path:
+        """Copy the last input."""
+        return kept_copy(self.path)
 
 
 class Documents(Files):

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 
 import onnx
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto
 
 from vitslim.errors import InputError
 from vitslim.workload.weights import element_bits
 
 DAMAGED_HINT = "the file is damaged: export it again"
+CONTRIBUTED_INPUTS = MappingProxyType({
+    "ConvInteger": 2, "ConvTranspose": 2, "DynamicQuantizeMatMul": 3, "Einsum": 1, "FusedConv": 2, "FusedGemm": 2,
+    "FusedMatMul": 2, "Gelu": 1, "Gemm": 2, "MatMul": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4,
+    "MatMulNBits": 3, "Conv": 2, "QGemm": 6, "QLinearAdd": 7, "QLinearConcat": 3, "QLinearConv": 8,
+    "QLinearLeakyRelu": 4, "QLinearMatMul": 8, "QLinearMul": 7, "QLinearSigmoid": 4, "QLinearSoftmax": 4,
+    "QuickGelu": 1,
+})  # fmt: skip
+"""Smallest number of inputs of operators of other domains that vitslim reads, those named as standard ones included."""
 LOCATION_HINT = "keep the data file in the folder of the model, and refer to it by its file name"
 
 
@@ -26,23 +36,41 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
             _check_external(tensor, path)
 
 
+def check_texts(message: Message, path: Path) -> None:
+    """Raise InputError for a text that is not UTF-8, which protobuf returns as bytes."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else (value,)
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            raise InputError(f"a `{field.name}` in '{path}' is not UTF-8 text", DAMAGED_HINT)
+        if field.type == field.TYPE_MESSAGE:
+            for one in values:
+                check_texts(one, path)
+
+
 def check_arity(model: onnx.ModelProto, path: Path) -> None:
-    """Raise InputError when a standard operator has fewer inputs or outputs than it requires."""
+    """Raise InputError when an operator has fewer inputs or outputs than it requires."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     version = versions.get("", versions.get("ai.onnx", 1))
     for node in model.graph.node:
-        if node.domain not in {"", "ai.onnx"}:
-            continue
+        inputs, outputs = _required(node, version)
+        if len(node.input) < inputs or len(node.output) < outputs:
+            raise InputError(
+                f"{node.op_type} '{node.name}' of '{path}' requires {inputs} inputs and {outputs} outputs, got "
+                f"{len(node.input)} and {len(node.output)}",
+                DAMAGED_HINT,
+            )
+
+
+def _required(node: NodeProto, version: int) -> tuple[int, int]:
+    """Return the smallest number of inputs and outputs; none and one for an operator that vitslim does not know."""
+    if node.domain in {"", "ai.onnx"}:
         try:
             schema = onnx.defs.get_schema(node.op_type, version)
         except onnx.defs.SchemaError:
-            continue
-        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
-            raise InputError(
-                f"{node.op_type} '{node.name}' of '{path}' requires {schema.min_input} inputs and {schema.min_output} "
-                f"outputs, got {len(node.input)} and {len(node.output)}",
-                DAMAGED_HINT,
-            )
+            pass
+        else:
+            return schema.min_input, schema.min_output
+    return CONTRIBUTED_INPUTS.get(node.op_type, 0), 1
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:

@@ -13,7 +13,14 @@ from onnx.inliner import inline_local_functions
 
 from vitslim.errors import InputError
 from vitslim.units import format_bytes
-from vitslim.workload.integrity import check_arity, check_external_data, check_order, check_tensors, external_files
+from vitslim.workload.integrity import (
+    check_arity,
+    check_external_data,
+    check_order,
+    check_tensors,
+    check_texts,
+    external_files,
+)
 
 METADATA_PREFIX = "vitslim."
 DAMAGED_HINT = "export the file again, for instance with the export stage of a recipe"
@@ -59,6 +66,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"'{path}' is not an ONNX file, or is truncated", DAMAGED_HINT) from error
     if not model.ir_version or not model.graph.node or not model.graph.input or not model.graph.output:
         raise InputError(f"'{path}' contains no ONNX graph", DAMAGED_HINT)
+    check_texts(model, path)
     check_external_data(model, path)
     _load_external_data(model, path)
     check_tensors(model, path)

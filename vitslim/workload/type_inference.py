@@ -13,6 +13,8 @@ from vitslim.errors import InputError
 from vitslim.workload.contributed import standard_forms
 from vitslim.workload.operator_kinds import DOMAINS
 
+HIDDEN = "vitslim.hidden"
+"""Domain of operators whose shapes inference does not know."""
 CONSTANT_ELEMENTS_MAX = 1024
 """Constants up to this size keep their values in shape inference: sizes, axes, pads. Larger constants are weights, and
 inference gets their type alone."""
@@ -42,6 +44,7 @@ def infer_types(model: onnx.ModelProto, batch: int) -> dict[str, TensorType]:
     inputs = [_bind(value, batch) for value in _inputs(graph)]
     outputs = [_without_shape(value) for value in graph.output]
     light = _without_weights(model, inputs, outputs, _declared(graph, batch))
+    _check_sliced_sizes(light)
     try:
         inferred = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
     except shape_inference.InferenceError as error:
@@ -57,12 +60,37 @@ def infer_open_types(model: onnx.ModelProto) -> dict[str, TensorType]:
     """
     graph = model.graph
     light = _without_weights(model, _inputs(graph), graph.output)
+    _check_sliced_sizes(light)
     try:
         inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = light.graph
     values = (*graph.value_info, *inferred.input, *inferred.value_info, *inferred.output)
     return {value.name: _open(value) for value in values if value.type.tensor_type.elem_type} | _constants(graph)
+
+
+def _check_sliced_sizes(light: onnx.ModelProto) -> None:
+    """Raise InputError if a Slice reads a dimension below one: inference of its shape would end the process.
+
+    The sizes before the first Slice are inferred with all Slice operators as unknown ones.
+    """
+    sliced = [node for node in light.graph.node if node.op_type == "Slice"]
+    if not sliced:
+        return
+    hidden = onnx.ModelProto()
+    hidden.CopyFrom(light)
+    hidden.opset_import.add(domain=HIDDEN, version=1)
+    for node in hidden.graph.node:
+        node.domain = HIDDEN if node.op_type == "Slice" else node.domain
+    try:
+        inferred = shape_inference.infer_shapes(hidden, data_prop=True).graph
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return  # the inference of the whole graph fails too, and says why
+    read = {node.input[0] for node in sliced if node.input}
+    for value in (*inferred.input, *inferred.value_info):
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+        if value.name in read and any(size < 1 for size in sizes):
+            raise InputError(f"'{value.name}' has an impossible shape: {sizes}", "check the file with onnx.checker")
 
 
 def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import struct
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,11 @@ PLAIN_TYPES = (
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
 )
 """Types that training scripts store beside the weights: command lines, paths, NumPy numbers. They hold values only."""
+BROKEN_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError, OSError)
+"""Exceptions of `zipfile` for a damaged directory."""
+DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+           MemoryError, OverflowError, struct.error)  # fmt: skip
+"""Exceptions of `torch.load` for a damaged file."""
 DOWNLOAD_AGAIN = "download or copy it again"
 
 
@@ -49,12 +57,12 @@ def read_checkpoint(path: Path) -> Any:
 
 def is_flax(path: Path) -> bool:
     """Return whether a file is an archive of NumPy arrays (`.npz`), the format of Google's original ViT weights."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
     try:
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except BROKEN_ARCHIVE:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -65,7 +73,7 @@ def read_flax(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (*BROKEN_ARCHIVE, EOFError, TypeError, KeyError, zlib.error, MemoryError, struct.error) as error:
         raise InputError(f"checkpoint '{path}' is not a valid NumPy archive: {error}", DOWNLOAD_AGAIN) from error
 
 
@@ -91,24 +99,28 @@ def _start(path: Path) -> bytes:
 
 def _read_pickle(path: Path) -> Any:
     """Return the content of a file that `torch.save` wrote, restricted to tensors and plain values."""
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        _check_archive(path)
+    is_archive = _check_archive(path)
     try:
-        with torch.serialization.safe_globals(list(PLAIN_TYPES)):
+        # Warnings are about details of the format of a file that is refused or read anyway.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(PLAIN_TYPES)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise InputError(*_unsafe(path)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise InputError(f"checkpoint '{path}' is damaged: {_first_line(error)}", DOWNLOAD_AGAIN) from error
 
 
-def _check_archive(path: Path) -> None:
-    """Raise InputError for an archive that `torch.save` does not write: it stores entries without compression."""
+def _check_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive; raise InputError for one that `torch.save` does not write.
+
+    `torch.save` stores entries without compression.
+    """
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except BROKEN_ARCHIVE as error:
         raise InputError(f"checkpoint '{path}' is damaged: {error}", DOWNLOAD_AGAIN) from error
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if compressed or not any(entry.filename.endswith("data.pkl") for entry in entries):
@@ -116,6 +128,7 @@ def _check_archive(path: Path) -> None:
             f"checkpoint '{path}' is a zip archive, but not one that torch.save writes",
             "unpack it, and name the file with the weights",
         )
+    return True
 
 
 def _unsafe(path: Path) -> tuple[str, str]:
