@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -44,9 +44,16 @@ class LayoutFiles:
 def find_model(folder: Path) -> Path:
     """Return the path of the model in the folder of a run: `model.onnx`, unless its manifest names another file."""
     try:
-        return folder / str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder / MODEL_FILE
+        name = str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = MODEL_FILE
+    return folder / (name if is_inside(name) else MODEL_FILE)
+
+
+def is_inside(name: str) -> bool:
+    """Return whether the name of a file, as a manifest states it, is that of a path below its folder."""
+    path = PurePosixPath(name)
+    return path.name not in {"", ".."} and not path.is_absolute() and ".." not in path.parts and name.isprintable()
 
 
 def user_cache(name: str) -> Path:

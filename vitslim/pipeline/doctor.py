@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from vitslim.backends.environment import cpu_flags, environment
-from vitslim.backends.machine import matmul_seconds, memory_bytes, noise
+from vitslim.backends.machine import matmul_seconds, noise
 from vitslim.backends.reduce_range import WIDE_SUMS
 from vitslim.backends.registry import RUNTIMES
 from vitslim.errors import BackendUnavailableError
+from vitslim.host_memory import memory_bytes
 from vitslim.results import Value
 from vitslim.units import format_bytes, format_percent
 
