@@ -56,8 +56,8 @@ def is_inside(name: str) -> bool:
     return path.name not in {"", ".."} and not path.is_absolute() and ".." not in path.parts and name.isprintable()
 
 
-def user_cache(name: str) -> Path:
-    """Return the folder `vitslim/NAME` in the user's cache folder; it may not exist."""
+def user_cache(name: str = "") -> Path:
+    """Return the folder `vitslim/NAME` in the user's cache folder, or that of all caches; it may not exist."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -65,6 +65,15 @@ def user_cache(name: str) -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "vitslim" / name
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 if it does not exist. Links are not followed."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another process may delete it meanwhile
+            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitslim.errors import InputError
-from vitslim.files import exclusive
+from vitslim.files import exclusive, folder_bytes
 from vitslim.report import parse_report
 from vitslim.report.headline import headline
 from vitslim.results import Report, StageRecord, Value
@@ -119,7 +119,9 @@ def _runs(root: Path) -> Iterator[_Run]:
 
 
 def _summary(run: _Run) -> RunSummary:
-    summary = RunSummary(folder=str(run.result), result_bytes=_size(run.result), stages_bytes=_size(run.stages))
+    summary = RunSummary(
+        folder=str(run.result), result_bytes=folder_bytes(run.result), stages_bytes=folder_bytes(run.stages)
+    )
     if not (run.result / REPORT_FILE).is_file():
         return summary
     report = read_report(run.result / REPORT_FILE)
@@ -139,15 +141,13 @@ def _stage(folder: Path, used: bool) -> StageFolder:
     try:
         record = StageRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
     except FileNotFoundError:
-        return StageFolder(folder=folder.name, bytes=_size(folder), used=used)
+        return StageFolder(folder=folder.name, bytes=folder_bytes(folder), used=used)
     except ValueError as error:
         raise InputError(f"'{folder / RECORD_FILE}' is corrupt", "delete the folder") from error
     return StageFolder(
-        folder=folder.name, method=record.method or record.kind, seconds=record.seconds, bytes=_size(folder), used=used
+        folder=folder.name,
+        method=record.method or record.kind,
+        seconds=record.seconds,
+        bytes=folder_bytes(folder),
+        used=used,
     )
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder; 0 if it does not exist. Links are not followed."""
-    files = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
-    return sum(path.stat().st_size for path in files)
