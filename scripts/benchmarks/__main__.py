@@ -19,6 +19,7 @@ BENCHMARKS = {
     "concurrency": "Two processes on one cache, 100 rounds with random kills: nothing lost or repeated; continues.",
     "depgraph": "Compares the importance scores of DepGraph and Torch-Pruning on DeiT-Tiny at 85, 70 and 50 % of MACs.",
     "fact": "Accuracy, cycles and energy of DeiT-Tiny on settings of sim:fact; ablation and sensitivity.",
+    "full-disk": "Runs quickstart on a disk that is full at one write after the other; needs the right to mount.",
     "gpu-model": "Computes the error of the simulated A100 and of a roofline model on held-out GEMMs.",
     "gpusq": "Measures the steps of GPUSQ on DeiT-Tiny: 2:4 sparsity, distillation, INT8 and INT4 (half an hour).",
     "int8": "Compares latency, size, agreement and top-1 of INT8 and INT4 DeiT-Tiny with other tools.",

@@ -48,12 +48,12 @@ class Target(Protocol):
         """Copy the last input to a folder that stays, and return it."""
 
 
-def check_batch(target: Target, first: int) -> int:
+def check_batch(target: Target, first: int, count: int = BATCH) -> int:
     """Read a batch of random inputs; return their number. A failure has the smallest input that hypothesis finds."""
 
     @seed(first)
     @settings(
-        max_examples=BATCH,
+        max_examples=count,
         deadline=None,
         database=None,
         print_blob=False,
@@ -70,7 +70,7 @@ def check_batch(target: Target, first: int) -> int:
             assert str(error), "a refusal without a message"
 
     read_all()
-    return BATCH
+    return count
 
 
 def kept_copy(path: Path) -> Path:

@@ -24,6 +24,7 @@ from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
+from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
@@ -52,7 +53,7 @@ def execute(
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
     store = StageStore(out.with_name(f"{out.name}.stages"))
-    with store.open(fresh):
+    with store.open(fresh), explained(store.folder):
         runner, key, lock = _prepared(recipe, store, progress, notes, locked)
         warnings += device_warnings(recipe)
         warnings += _say_all(accuracy_warnings(runner.recipe, runner.finished[0].record, runner.data.val), progress)
