@@ -121,7 +121,7 @@ class Documents(Files):
 
 def recipe_target(folder: Path) -> Target:
     """Recipes, which are YAML; JSON is a part of it."""
-    documents = [parse_yaml(one.path.read_text(encoding="utf-8"), one.name) for one in packaged_recipes()]
+    documents = [parse_yaml(one.path.read_text(encoding="utf-8"), one.name) for one in packaged_recipes()[::3]]
     words = sorted({key for part in recipe_schema()["$defs"].values() for key in part.get("properties", {})})
 
     def read(path: Path) -> None:
