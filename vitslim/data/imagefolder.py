@@ -53,7 +53,7 @@ class FileImages:
         if augment_seed is None and index in self.cache:
             return self.cache[index]
         channels, height, width = self.image
-        image = read_image(self.images.root / self.images.files[index], MODES[channels], self.pixels_max)
+        image = read_image(self.images.file(index), MODES[channels], self.pixels_max)
         if augment_seed is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
             return _random_crop(image, (width, height), resample, np.random.default_rng(augment_seed))
@@ -112,7 +112,7 @@ def _labeled(split: str, images: ImageList, class_map: ClassMap, source: ModelSo
         mean=source.preprocessing.mean,  # fills the border
         normalize=False,
     )
-    name = images.source.stem if images.lines or split not in ("train", "val") else images.source.parent.name
+    name = images.source.stem if not images.is_folder or split not in ("train", "val") else images.source.parent.name
     return Dataset(
         name=printable(name),
         split=split,
