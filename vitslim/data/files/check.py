@@ -20,7 +20,7 @@ import PIL
 
 from vitslim.data.files.decode import damage, unreadable
 from vitslim.data.files.file_states import state_digest
-from vitslim.data.files.image_list import ImageFile, ImageList, list_digest
+from vitslim.data.files.image_list import EncodedImage, ImageList, list_digest
 from vitslim.errors import InputError
 from vitslim.files import user_cache, write_atomically
 from vitslim.progress import Progress
@@ -84,7 +84,7 @@ def _images_only(images: ImageList, digest: str, others: Sequence[int]) -> Image
 
 
 def _checked(
-    files: Sequence[ImageFile], may_be_other: Sequence[bool], pixels_max: int, decode: bool, progress: Progress
+    files: Sequence[EncodedImage], may_be_other: Sequence[bool], pixels_max: int, decode: bool, progress: Progress
 ) -> list[bool]:
     """Return for each file whether it is an image; only a file that `may_be_other` need not be one.
 
@@ -100,7 +100,7 @@ def _checked(
     return [reason is not None for reason in reasons]
 
 
-def _content_digest(file: ImageFile) -> str:
+def _content_digest(file: EncodedImage) -> str:
     """Return the size of a file and the SHA-256 digest of its first and last 64 KiB; empty if it cannot be read."""
     digest = hashlib.sha256()
     try:
@@ -116,7 +116,7 @@ def _content_digest(file: ImageFile) -> str:
 
 
 def _in_threads(
-    function: Callable[[ImageFile], T], files: Sequence[ImageFile], progress: Progress, label: str
+    function: Callable[[EncodedImage], T], files: Sequence[EncodedImage], progress: Progress, label: str
 ) -> Iterator[T]:
     """Yield the results in order; files are read and decoded without the interpreter lock."""
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vitslim.data.files.image_list import ImageFile
+from vitslim.data.files.image_list import EncodedImage
 from vitslim.data.files.names import join_names, printable
 from vitslim.errors import InputError
 
@@ -29,7 +29,7 @@ class TooManyPixelsError(ValueError):
 
 
 @contextmanager
-def open_image(file: ImageFile, pixels_max: int) -> Iterator[ImageFile.ImageFile]:
+def open_image(file: EncodedImage, pixels_max: int) -> Iterator[ImageFile.ImageFile]:
     """Yield an image whose header is read, whatever the suffix of the file.
 
     Raises UnidentifiedImageError for content of no format of `FORMATS`, TooManyPixelsError, and the exceptions of
@@ -60,7 +60,7 @@ def _identified(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     raise UnidentifiedImageError("unknown image format")
 
 
-def read_image(file: ImageFile, mode: str, pixels_max: int) -> Image.Image:
+def read_image(file: EncodedImage, mode: str, pixels_max: int) -> Image.Image:
     """Decode an image to a Pillow mode, `RGB` or `L`, upright as its EXIF orientation says.
 
     Values of more than 8 bits are scaled by their range. Transparency is dropped, as by the loaders of timm and
@@ -76,7 +76,7 @@ def read_image(file: ImageFile, mode: str, pixels_max: int) -> Image.Image:
         raise unreadable([(file, reason_of(file, error))]) from error
 
 
-def damage(file: ImageFile, pixels_max: int, decode: bool) -> str | None:
+def damage(file: EncodedImage, pixels_max: int, decode: bool) -> str | None:
     """Return why an image cannot be read; empty if it can, and None for a file without a suffix that is no image.
 
     Without `decode` only the header is read.
@@ -94,7 +94,7 @@ def damage(file: ImageFile, pixels_max: int, decode: bool) -> str | None:
     return ""
 
 
-def reason_of(file: ImageFile, error: Exception) -> str:
+def reason_of(file: EncodedImage, error: Exception) -> str:
     """Return the reason of an exception of `UNREADABLE` in a few words."""
     if _is_empty(file):
         return "0 bytes"
@@ -104,7 +104,7 @@ def reason_of(file: ImageFile, error: Exception) -> str:
     return " ".join(reason.split()) or type(error).__name__
 
 
-def _is_empty(file: ImageFile) -> bool:
+def _is_empty(file: EncodedImage) -> bool:
     try:
         with file.open("rb") as opened:
             return not opened.read(1)
@@ -112,7 +112,7 @@ def _is_empty(file: ImageFile) -> bool:
         return False
 
 
-def unreadable(broken: Sequence[tuple[ImageFile, str]]) -> InputError:
+def unreadable(broken: Sequence[tuple[EncodedImage, str]]) -> InputError:
     """Return the error for unreadable files, each with its reason."""
     images = "1 image" if len(broken) == 1 else f"{len(broken)} images"
     listed = join_names([f"{printable(str(file))} ({reason})" for file, reason in broken])

@@ -18,7 +18,7 @@ ImageLabels = tuple[str | int, ...]
 LabelKind = Literal["none", "one", "several"]
 
 
-class ImageFile(Protocol):
+class EncodedImage(Protocol):
     """The bytes of one image: a path, or a part of a container. Its text is its name in messages."""
 
     @property
@@ -39,7 +39,7 @@ class Container(Protocol):
         """The files on disk; the images are unchanged while these files are."""
         ...
 
-    def file(self, name: str) -> ImageFile:
+    def file(self, name: str) -> EncodedImage:
         """Return the image of a name in `ImageList.files`."""
         ...
 
@@ -72,7 +72,7 @@ class ImageList:
         """Whether a folder was searched for the images, rather than that something lists them."""
         return not self.lines and self.container is None
 
-    def file(self, position: int) -> ImageFile:
+    def file(self, position: int) -> EncodedImage:
         """Return the image at a position."""
         name = self.files[position]
         return self.root / name if self.container is None else self.container.file(name)
