@@ -54,7 +54,7 @@ def _identified(file: BinaryIO, name: str) -> ImageFile.ImageFile:
             continue
         file.seek(0)
         try:
-            return factory(file, name)  # type: ignore[arg-type]
+            return factory(file, name)
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # another format with the same first bytes
     raise UnidentifiedImageError("unknown image format")

@@ -20,6 +20,7 @@ from vitslim.pipeline.file_details import operator_profiles, two_four_uses
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
+from vitslim.pipeline.problems.data_problems import list_images
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
@@ -81,9 +82,10 @@ def _prepared(
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
-    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
-    recipe, order = resolve_class_order(recipe, dense, progress)
-    data = load_data(recipe.data, dense.source, recipe.seed, progress)
+    listed = list_images(recipe.data, progress)
+    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
+    recipe, order = resolve_class_order(recipe, dense, listed, progress)
+    data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)
