@@ -28,8 +28,9 @@ from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.run_events import run_finished, run_started, stage_events
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
-from vitslim.pipeline.run.stage_run import StageRunner
+from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.progress import Progress
@@ -52,6 +53,7 @@ def execute(
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
+    run_started(progress, recipe)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     with store.open(fresh):
         runner, key, lock = _prepared(recipe, store, progress, notes, locked)
@@ -64,7 +66,9 @@ def execute(
             report = _report(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
             )
-            return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            artifact = write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            run_finished(progress, artifact)
+            return artifact
 
         return _run_stages(runner, 0, key, out, finish)
 
@@ -97,7 +101,8 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
-    runner.run_dense(dense, key, (*task_notes, *order))
+    with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
+        runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs)
 
 
@@ -118,7 +123,9 @@ def _run_stages(
     for position, config in enumerate(runner.recipe.stages[first:], start=first):
         settings = approximation_of(runner.recipe, config.approximation) if config.approximation else None
         key = stage_key(key, config, settings)
-        runner.run_stage(config, key, settings)
+        name = stage_name(len(runner.finished), config)
+        with stage_events(runner.progress, name, config.kind, config.method, lambda: runner.finished[-1].record):
+            runner.run_stage(config, key, settings)
         for name in config.snapshot_names:
             branch = runner.at_snapshot(name, key)
             _run_stages(branch, position + 1, snapshot_key(key, name), snapshot_folder(out, name), finish)
@@ -141,7 +148,7 @@ def _snapshot_folders(recipe: Recipe, out: Path) -> list[Path]:
 def _say_all(warnings: tuple[str, ...], progress: Progress) -> tuple[str, ...]:
     """Show warnings when they arise, long before the report, and return them."""
     for warning in warnings:
-        progress.say(f"warning: {warning}")
+        progress.warn(warning)
     return warnings
 
 

@@ -192,7 +192,7 @@ def _image_column(dataset: Dataset, shown: str) -> str:
         problem = f"has several columns of images: {join_names(found)}" if found else "has no column of images"
         message = f"{printable(shown)} {problem}; its columns are {join_names(list(dataset.features))}"
         raise InputError(message, "keep one column of the type Image (Dataset.select_columns, Dataset.cast_column)")
-    return found[0]
+    return str(found[0])
 
 
 def _is_bytes(feature: Any) -> bool:

@@ -108,7 +108,7 @@ def list_shards(
     as_indices = are_indices([one.labels for samples, _ in indices.values() for one in samples], class_names or ())
     _check_kinds(base, indices)
     unread = Counter({f"split {UNUSED}": len(splits.pop(UNUSED))}) if UNUSED in splits else Counter[str]()
-    found = {}
+    found: dict[str, ImageList] = {}
     for split, own in splits.items():
         skipped = sum((indices[name][1] for name in own), unread if not found else Counter[str]())
         found[split] = _image_list(root, base, own, [indices[name][0] for name in own], as_indices, skipped)
@@ -187,7 +187,7 @@ def _index(path: Path, label_field: str | None) -> tuple[list[TarSample], Counte
             # Without the index, the next run makes it again.
             with contextlib.suppress(OSError, InputError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                columns = list(zip(*found[0], strict=True)) or [[]] * len(TarSample._fields)
+                columns = list(zip(*found[0], strict=True)) or [()] * len(TarSample._fields)
                 write_atomically(kept, json.dumps([columns, dict(found[1])]).encode(), "")
     return found
 

@@ -142,7 +142,7 @@ def _members(path: Path, file: _HeaderReader) -> Iterator[tarfile.TarInfo]:
             if member.offset_data <= offset or member.size < 0:
                 raise tarfile.ReadError("a header has a negative size")
             offset = member.offset_data
-            tar.members.clear()  # of a million samples
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
             if not member.isdir():
                 yield member
         file.seek(tar.offset)
