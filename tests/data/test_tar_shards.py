@@ -152,7 +152,7 @@ def test_lists_of_labels_and_no_labels(tmp_path: Path, load: Load) -> None:
 @pytest.mark.parametrize(
     ("members", "problem"),
     [
-        ([("1.png", png(1)), ("2.png", png(2)), ("2.cls", b"0")], r"'2\.png' has one label, and '1\.png' has no label"),
+        ([("1.png", png(1)), ("2.png", png(2)), ("2.cls", b"0")], r"'2' has one label, and '1\.png' has no label"),
         ([("1.png", png(1)), ("1.cls", b"0"), ("1.json", b'{"label": 1}')], "'1' has two labels, in .cls and in .json"),
         ([("1.png", png(1)), ("1.json", b'{"label": 1, "labels": [1]}')], "'1' has `label` and `labels`"),
         ([("1.png", png(1)), ("1.cls", b"")], "'1' has no label"),

@@ -62,12 +62,17 @@ def label_indices(images: ImageList, class_map: ClassMap) -> Labels:
             hint = "give all sets class names, or all of them indices"
         raise InputError(f"{images.shown} has labels that are no classes of the model: {join_names(unknown)}", hint)
     count = len(class_map.names)
-    outside = [
-        p for p, labels in enumerate(images.labels) if any(isinstance(one, int) and one >= count for one in labels)
-    ]
-    if outside:
+    distinct = set(images.labels)
+    above = {labels for labels in distinct if any(isinstance(one, int) and one >= count for one in labels)}
+    if above:
+        outside = [position for position, labels in enumerate(images.labels) if labels in above]
         where = [f"line {images.lines[one]}" if images.lines else images.files[one] for one in outside]
         message = f"{images.shown} has class indices above {count - 1}: {join_names(where)}"
         raise InputError(message, "indices count from 0; name the classes in data.classes if the labels are names")
-    rows = [tuple(one if isinstance(one, int) else class_map.index[one] for one in labels) for labels in images.labels]
-    return tuple(rows) if images.kind == "several" else tuple(row[0] for row in rows)
+    rows = {
+        labels: tuple(one if isinstance(one, int) else class_map.index[one] for one in labels) for labels in distinct
+    }
+    if images.kind == "several":
+        return tuple(rows[labels] for labels in images.labels)
+    indices = {labels: row[0] for labels, row in rows.items()}
+    return tuple(indices[labels] for labels in images.labels)

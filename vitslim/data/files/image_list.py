@@ -80,7 +80,7 @@ class ImageList:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names that are the label of an image, sorted; empty for indices."""
-        return tuple(sorted({name for labels in self.labels for name in labels if isinstance(name, str)}))
+        return tuple(sorted({name for labels in set(self.labels) for name in labels if isinstance(name, str)}))
 
     @property
     def shown(self) -> str:

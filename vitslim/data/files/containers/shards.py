@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -16,9 +16,9 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitslim.data.files.containers.tar_index import LABEL_HINT, TarSample, index_tar
+from vitslim.data.files.containers.tar_index import KINDS, LABEL_HINT, TarIndex, index_tar
 from vitslim.data.files.file_states import path_state
-from vitslim.data.files.image_list import EncodedImage, ImageList
+from vitslim.data.files.image_list import EncodedImage, ImageLabels, ImageList, LabelKind
 from vitslim.data.files.names import join_names, printable
 from vitslim.data.files.row_labels import are_indices, label_values
 from vitslim.data.files.splits import SPLITS, UNUSED
@@ -105,28 +105,29 @@ def list_shards(
     base = root if root.is_dir() else root.parent
     names = [name for found in splits.values() for name in found if found is not splits.get(UNUSED)]
     indices = {name: _index(base / name, label_field) for name in progress.track(names, "indexing the shards")}
-    as_indices = are_indices([one.labels for samples, _ in indices.values() for one in samples], class_names or ())
+    as_indices = are_indices([labels for one in indices.values() for labels in one.labels], class_names or ())
     _check_kinds(base, indices)
     unread = Counter({f"split {UNUSED}": len(splits.pop(UNUSED))}) if UNUSED in splits else Counter[str]()
     found: dict[str, ImageList] = {}
     for split, own in splits.items():
-        skipped = sum((indices[name][1] for name in own), unread if not found else Counter[str]())
-        found[split] = _image_list(root, base, own, [indices[name][0] for name in own], as_indices, skipped)
+        skipped = sum((indices[name].skipped for name in own), unread if not found else Counter[str]())
+        found[split] = _image_list(root, base, {name: indices[name] for name in own}, as_indices, skipped)
     return found
 
 
 def _image_list(
-    root: Path, base: Path, shards: list[str], indexed: list[list[TarSample]], as_indices: bool, skipped: Counter[str]
+    root: Path, base: Path, indices: Mapping[str, TarIndex], as_indices: bool, skipped: Mapping[str, int]
 ) -> ImageList:
-    files = tuple(f"{shard}/{one.name}" for shard, samples in zip(shards, indexed, strict=True) for one in samples)
-    places = [(shard, one.start, one.size) for shard, samples in enumerate(indexed) for one in samples]
-    samples = [one for found in indexed for one in found]
-    if not samples:
-        raise InputError(f"{printable(root)} has no images in {join_names(shards)}", LABEL_HINT)
+    files = tuple(f"{shard}/{name}" for shard, index in indices.items() for name in index.names)
+    if not files:
+        raise InputError(f"{printable(root)} has no images in {join_names(list(indices))}", LABEL_HINT)
+    shard = np.repeat(np.arange(len(indices)), [len(index.names) for index in indices.values()])
+    starts, sizes = ([value for one in indices.values() for value in getattr(one, key)] for key in ("starts", "sizes"))
     rows = {name: row for row, name in enumerate(files)}
-    container = Shards(base, tuple(shards), rows, np.array(places, dtype=np.int64))
-    labels = label_values([one.labels for one in samples], as_indices)
-    return ImageList(base, files, labels, samples[0].kind, root, dict(skipped), container=container)
+    container = Shards(base, tuple(indices), rows, np.column_stack([shard, starts, sizes]).astype(np.int64))
+    labels = label_values([labels for index in indices.values() for labels in index.labels], as_indices)
+    kind = next(index.kind for index in indices.values() if index.names)
+    return ImageList(base, files, labels, kind, root, dict(skipped), container=container)
 
 
 def _shards_by_split(root: Path) -> dict[str, list[str]]:
@@ -160,22 +161,18 @@ def _refuse(names: Sequence[str], root: Path) -> dict[str, list[str]]:
     raise InputError(f"{printable(root)} has no shards (.tar)", LAYOUT_HINT)
 
 
-def _check_kinds(base: Path, indices: dict[str, tuple[list[TarSample], Counter[str]]]) -> None:
-    """Raise InputError if some samples have labels, or several, and others do not."""
-    first: TarSample | None = None
-    for shard, (samples, _) in indices.items():
-        for one in samples:
-            first = first or one
-            if one.kind != first.kind:
-                said = {"none": "has no label", "one": "has one label", "several": "has a list of labels"}
-                message = (
-                    f"{printable(base / shard)}: '{printable(one.name)}' {said[one.kind]}, and "
-                    f"'{printable(first.name)}' {said[first.kind]}"
-                )
-                raise InputError(message, LABEL_HINT)
+def _check_kinds(base: Path, indices: Mapping[str, TarIndex]) -> None:
+    """Raise InputError if the samples of some shards have labels, or several, and others do not."""
+    kinds = {index.kind: shard for shard, index in reversed(indices.items()) if index.names}
+    if len(kinds) > 1:
+        (first, shard), (other, another) = list(kinds.items())[:2]
+        message = (
+            f"{printable(base / shard)}: each sample {KINDS[first]}, and in {printable(another)} each {KINDS[other]}"
+        )
+        raise InputError(message, LABEL_HINT)
 
 
-def _index(path: Path, label_field: str | None) -> tuple[list[TarSample], Counter[str]]:
+def _index(path: Path, label_field: str | None) -> TarIndex:
     """Return the result of `index_tar`, which is kept in the user's cache while the file does not change."""
     state = path_state(path)
     key = hashlib.sha256(repr((FORMAT, state, label_field)).encode()).hexdigest()[:32] if state else None
@@ -187,15 +184,22 @@ def _index(path: Path, label_field: str | None) -> tuple[list[TarSample], Counte
             # Without the index, the next run makes it again.
             with contextlib.suppress(OSError, InputError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                columns = list(zip(*found[0], strict=True)) or [()] * len(TarSample._fields)
-                write_atomically(kept, json.dumps([columns, dict(found[1])]).encode(), "")
+                columns = vars(found) | {"labels": [_flat(labels, found.kind) for labels in found.labels]}
+                write_atomically(kept, json.dumps(columns).encode(), "")
     return found
 
 
-def _kept_index(path: Path) -> tuple[list[TarSample], Counter[str]] | None:
+def _flat(labels: ImageLabels, kind: LabelKind) -> object:
+    return labels[0] if kind == "one" else labels
+
+
+def _kept_index(path: Path) -> TarIndex | None:
     try:
-        (names, starts, sizes, kinds, labels), skipped = json.loads(path.read_text(encoding="utf-8"))
-        rows = zip(names, starts, sizes, kinds, map(tuple, labels), strict=True)
-        return [TarSample(*row) for row in rows], Counter(skipped)
-    except (OSError, ValueError, TypeError):
+        columns = json.loads(path.read_text(encoding="utf-8"))
+        kind, flat = columns.pop("kind"), columns.pop("labels")
+        shared = {label: (label,) for label in set(flat)} if kind == "one" else {}
+        labels = [shared[label] for label in flat] if kind == "one" else list(map(tuple, flat))
+        found = TarIndex(**{**columns, "skipped": Counter(columns["skipped"])}, kind=kind, labels=labels)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    return found if len({len(found.names), len(found.starts), len(found.sizes), len(labels)}) == 1 else None

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitslim.data.files.folders import SUFFIXES
 from vitslim.data.files.image_list import ImageLabels, LabelKind
@@ -34,17 +34,33 @@ SHARD_HINT = "write the shard again; `tar -tf FILE` lists its members"
 LABEL_HINT = "a sample has one image, and its label in a member .cls or in the key `label` of a member .json"
 
 
-class TarSample(NamedTuple):
-    """One image of a tar file with its labels."""
+KINDS: Mapping[LabelKind, str] = {"none": "has no label", "one": "has one label", "several": "has a list of labels"}
 
-    name: str
+
+@dataclass
+class TarIndex:
+    """The samples of a tar file in order: one column for each property."""
+
+    names: list[str] = field(default_factory=list)
     """Name of the member with the image."""
-    start: int
+    starts: list[int] = field(default_factory=list)
     """Position of its first byte in the file."""
-    size: int
+    sizes: list[int] = field(default_factory=list)
     """Number of its bytes."""
-    kind: LabelKind
-    labels: ImageLabels
+    labels: list[ImageLabels] = field(default_factory=list)
+    kind: LabelKind = "none"
+    """Kind of the labels of all samples."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of members that are not read, by their suffix."""
+
+    def add(self, image: tarfile.TarInfo, kind: LabelKind, labels: ImageLabels) -> None:
+        """Add a sample. Raises LabelError if it has another kind of labels than those before it."""
+        self.kind = self.kind if self.names else kind
+        if kind != self.kind:
+            raise LabelError(f"{KINDS[kind]}, and '{printable(self.names[0])}' {KINDS[self.kind]}")
+        for column, value in ((self.names, image.name), (self.starts, image.offset_data), (self.sizes, image.size)):
+            column.append(value)  # type: ignore[arg-type]  # each has its own type
+        self.labels.append(labels)
 
 
 @dataclass
@@ -66,24 +82,22 @@ class _HeaderReader(io.BufferedReader):
         return super().read(size)
 
 
-def index_tar(path: Path, label_field: str | None) -> tuple[list[TarSample], Counter[str]]:
-    """Return the samples of a tar file in order, and the number of members that are not read by their suffix.
+def index_tar(path: Path, label_field: str | None) -> TarIndex:
+    """Return the samples of a tar file.
 
     label_field: `cls`, or the key of the JSON members that holds the label; by default `cls`, else `label` or `labels`.
-    Raises InputError for a file that is no tar file, or is truncated or damaged, and for samples without one image or
-    with two labels, of which it gives the names.
+    Raises InputError for a file that is no tar file, or is truncated or damaged, and for samples without one image,
+    with two labels, or with labels of another kind than the first, of which it gives the names.
     """
-    samples: list[TarSample] = []
-    skipped: Counter[str] = Counter()
-    broken: dict[str, str] = {}
+    index, broken = TarIndex(), dict[str, str]()
     try:
         with io.FileIO(path) as raw, _HeaderReader(raw) as file, io.FileIO(path) as contents:
-            for sample in _grouped(path, file, skipped, broken):
+            for sample in _grouped(path, file, index.skipped, broken):
                 if not sample.images:
-                    skipped[WITHOUT_IMAGE] += 1
+                    index.skipped[WITHOUT_IMAGE] += 1
                     continue
                 try:
-                    samples.append(_finished(sample, contents, label_field))
+                    _add(index, sample, contents, label_field)
                 except LabelError as error:
                     broken.setdefault(sample.key, str(error))
     except tarfile.TarError as error:
@@ -92,7 +106,7 @@ def index_tar(path: Path, label_field: str | None) -> tuple[list[TarSample], Cou
         raise InputError(f"{printable(path)} cannot be read: {error.strerror}", "check its permissions") from error
     if broken:
         raise _broken_samples(path, broken)
-    return samples, skipped
+    return index
 
 
 def _grouped(path: Path, file: _HeaderReader, skipped: Counter[str], broken: dict[str, str]) -> Iterator[_Sample]:
@@ -153,13 +167,12 @@ def _members(path: Path, file: _HeaderReader) -> Iterator[tarfile.TarInfo]:
         raise InputError(f"{printable(path)} is damaged at byte {tar.offset:,}", SHARD_HINT)
 
 
-def _finished(sample: _Sample, file: io.FileIO, label_field: str | None) -> TarSample:
-    """Return a sample with its labels. Raises LabelError if it is broken."""
+def _add(index: TarIndex, sample: _Sample, file: io.FileIO, label_field: str | None) -> None:
+    """Add a sample with its labels to an index. Raises LabelError if it is broken."""
     if len(sample.images) > 1:
         raise LabelError(f"has {len(sample.images)} images: {', '.join(f'.{one}' for one in sample.images)}")
     (image,) = sample.images.values()
-    kind, labels = _labels({one: _content(file, member) for one, member in sample.labels.items()}, label_field)
-    return TarSample(image.name, image.offset_data, image.size, kind, labels)
+    index.add(image, *_labels({one: _content(file, member) for one, member in sample.labels.items()}, label_field))
 
 
 def _content(file: io.FileIO, member: tarfile.TarInfo) -> bytes:
