@@ -163,7 +163,10 @@ def _refuse(names: Sequence[str], root: Path) -> dict[str, list[str]]:
 
 def _check_kinds(base: Path, indices: Mapping[str, TarIndex]) -> None:
     """Raise InputError if the samples of some shards have labels, or several, and others do not."""
-    kinds = {index.kind: shard for shard, index in reversed(indices.items()) if index.names}
+    kinds: dict[LabelKind, str] = {}
+    for shard, index in indices.items():
+        if index.names:
+            kinds.setdefault(index.kind, shard)
     if len(kinds) > 1:
         (first, shard), (other, another) = list(kinds.items())[:2]
         message = (
@@ -198,7 +201,7 @@ def _kept_index(path: Path) -> TarIndex | None:
         columns = json.loads(path.read_text(encoding="utf-8"))
         kind, flat = columns.pop("kind"), columns.pop("labels")
         shared = {label: (label,) for label in set(flat)} if kind == "one" else {}
-        labels = [shared[label] for label in flat] if kind == "one" else list(map(tuple, flat))
+        labels: list[ImageLabels] = [shared[label] if kind == "one" else tuple(label) for label in flat]
         found = TarIndex(**{**columns, "skipped": Counter(columns["skipped"])}, kind=kind, labels=labels)
     except (OSError, ValueError, TypeError, KeyError):
         return None
