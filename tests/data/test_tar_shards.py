@@ -104,6 +104,10 @@ def test_shards_are_indexed_once(root: Path, load: Load, monkeypatch: pytest.Mon
     monkeypatch.setattr("vitslim.data.files.containers.shards.index_tar", lambda *_: pytest.fail("indexed again"))
     second = load(root)
     assert first.digest == second.digest and numbers(second.val.stacked()) == list(range(100, 106))
+    monkeypatch.chdir(root.parent)
+    load(root.name)
+    monkeypatch.setattr("vitslim.data.files.check.damage", lambda *_: pytest.fail("checked again"))
+    assert load(root.name).digest == first.digest
     monkeypatch.undo()
     write_tar(root / "set-val-000000.tar", samples(range(110, 116)))
     assert load(root).val.digest != first.val.digest

@@ -46,7 +46,8 @@ def state_digest(lists: Mapping[str, ImageList]) -> str | None:
             if images.container:
                 digest.update(os.fsencode("\0".join(images.files)))
             digest.update(os.fsencode(images.root))
-            newest = max(newest, _add_states(digest, os.fspath(images.root), paths))
+            before = "" if images.container else f"{images.root}{os.sep}"
+            newest = max(newest, _add_states(digest, before, paths))
     except OSError:
         return None
     return _settled(digest, newest)
@@ -57,13 +58,13 @@ def _settled(digest: hashlib._Hash, newest: int) -> str | None:
     return None if newest > time.time_ns() - int(TICK_S * 1e9) else digest.hexdigest()
 
 
-def _add_states(digest: hashlib._Hash, root: str, paths: Sequence[str]) -> int:
-    """Add the states of files, and return the newest time in nanoseconds. Absolute paths do not depend on the root."""
+def _add_states(digest: hashlib._Hash, before: str, paths: Sequence[str]) -> int:
+    """Add the states of the files `before` + path, and return the newest time in nanoseconds."""
     newest = 0
     for start in range(0, len(paths), BATCH):
         parts = []
         for path in paths[start : start + BATCH]:
-            state = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - of a million files
+            state = os.stat(before + path)  # noqa: PTH116 - of a million files
             newest = max(newest, state.st_mtime_ns, state.st_ctime_ns)
             parts.append(f"{path}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}")
         digest.update(os.fsencode("\n".join(parts)))
