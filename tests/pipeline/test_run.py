@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,10 +129,26 @@ def test_saved_model_is_bit_equal_in_a_fresh_process(artifact: Artifact, tmp_pat
 
 
 def test_second_run_reuses_every_stage(recipe: Make, artifact: Artifact, again: Path) -> None:
-    report = vitslim.run(recipe(), again).report
+    progress = Events()
+    report = vitslim.run(recipe(), again, progress=progress).report
     assert all(stage.cached for stage in report.stages)
+    ended = [values for event, values in progress.events if event == "stage_ended"]
+    assert [values["stage"] for values in ended] == NAMES and all(values["reused"] for values in ended)
+    assert ended[3]["metrics"]["loss_last"] > 0 and 0 <= ended[3]["metrics"]["stall_share"] <= 1
+    assert (progress.events[0][0], progress.events[-1][0]) == ("run_started", "result")
+    assert json.loads(json.dumps(progress.events, allow_nan=False))
     assert [s.accuracies for s in report.stages] == [s.accuracies for s in artifact.report.stages]
     assert report.token_pictures == artifact.report.token_pictures
+
+
+class Events(Silent):
+    """Keeps the events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def emit(self, event: str, values: Mapping[str, object]) -> None:
+        self.events.append((event, values))
 
 
 class Stop(Silent):
@@ -141,7 +157,7 @@ class Stop(Silent):
     def __init__(self, word: str) -> None:
         self.word = word
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         if self.word in label:
             raise KeyboardInterrupt
         return iter(items)

@@ -28,7 +28,7 @@ def predict(
         model.eval()
     outputs, labels = [], []
     with torch.no_grad():
-        for images, targets in progress.track(dataset.batches(batch), label):
+        for images, targets in progress.track(dataset.batches(batch), label, images=batch):
             outputs.append(joined(model(images)).float())
             labels.append(targets)
     return torch.cat(outputs), torch.cat(labels)
@@ -39,7 +39,7 @@ def run_over(
 ) -> None:
     """Run a function of images on all images in order, for its side effects; its results are discarded."""
     with torch.no_grad():
-        for images, _ in progress.track(dataset.batches(batch), label):
+        for images, _ in progress.track(dataset.batches(batch), label, images=batch):
             model(images)
 
 

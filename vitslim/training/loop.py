@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from vitslim.training.device import autocast, compilation, find_device, on_devic
 from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.optimizer import CLIPS, AveragedWeights, make_optimizer, set_learning_rates
-from vitslim.training.record import LOSS, SECONDS, Record
+from vitslim.training.record import LOSS, SECONDS, WAITS, Record
+from vitslim.training.waiting import STALL_SHARE, stall_share, warn_of_stalls
 
 
 class Batch(NamedTuple):
@@ -39,7 +41,7 @@ Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
 `loss` is minimized, all others are only recorded."""
 
 
-def train(  # noqa: PLR0913 - each argument is one independent input of a training run
+def train(  # noqa: PLR0913, PLR0915 - each argument is one independent input of a training run
     student: nn.Module,
     dataset: LabeledImages,
     objective: Objective,
@@ -67,7 +69,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     factors of `config.lr`; these have no weight decay.
 
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
-    `seconds` (of all steps, interruptions excluded), and the mean of every other scalar over the last epoch.
+    `seconds` (of all steps, interruptions excluded), `stall_share` (the share of these that waited for images), and
+    the mean of every other scalar over the last epoch.
     Raises StageError if the loss is not finite or PyTorch cannot compile, InputError for a damaged training state,
     BackendUnavailableError without the device.
     """
@@ -85,11 +88,13 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         done = first + len(history.get(LOSS, ()))
         if done > first:
             progress.say(f"{label} continues after step {done} of {steps}")
-        record, compute_losses = Record(history, steps, first), _loss_function(student, objective, config)
+        show = partial(progress.record, label)
+        record, compute_losses = Record(history, steps, first, show), _loss_function(student, objective, config)
         student.train()
         if device.type != "cpu" and config.augment != "light":
             dataset = dataset.preloaded(device, progress)
-        batches = progress.track(_batches(dataset, config, seed, epochs, done, device), label, total=steps - done)
+        batches = record.waits.over(_batches(dataset, config, seed, epochs, done, device))
+        batches = progress.track(batches, label, total=steps - done, images=config.batch)
         for step, batch in enumerate(batches, start=done):
             # Each step has its own seed, so that training can continue from any step.
             torch.manual_seed(seed + step)
@@ -112,6 +117,7 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         history = record.read()
     made = len(history[LOSS])
     seen = len(epochs) * len(dataset) if made == steps - first else made * config.batch
+    warn_of_stalls(history[WAITS], history[SECONDS], label, progress)
     return _metrics(history, per_epoch) | {"steps": float(made), "images": float(seen)}
 
 
@@ -154,7 +160,9 @@ def _metrics(history: History, per_epoch: int) -> dict[str, float]:
     count = min(per_epoch, len(history[LOSS]))
     last = {name: math.fsum(values[-count:]) / count for name, values in history.items()}
     first, seconds = math.fsum(history[LOSS][:count]) / count, math.fsum(history[SECONDS])
-    return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
+    stalls = {STALL_SHARE: stall_share(history[WAITS], history[SECONDS])}
+    del last[WAITS]
+    return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds, **stalls}
 
 
 def _batches(

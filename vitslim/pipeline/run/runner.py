@@ -20,6 +20,7 @@ from vitslim.pipeline.file_details import operator_profiles, two_four_uses
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
+from vitslim.pipeline.problems.data_problems import list_images
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
@@ -28,8 +29,9 @@ from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.run_events import run_finished, run_started, stage_events
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
-from vitslim.pipeline.run.stage_run import StageRunner
+from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.progress import Progress
@@ -52,6 +54,7 @@ def execute(
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
+    run_started(progress, recipe)
     store = StageStore(out.with_name(f"{out.name}.stages"))
     with store.open(fresh), explained(store.folder):
         runner, key, lock = _prepared(recipe, store, progress, notes, locked)
@@ -64,7 +67,9 @@ def execute(
             report = _report(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
             )
-            return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            artifact = write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            run_finished(progress, artifact)
+            return artifact
 
         return _run_stages(runner, 0, key, out, finish)
 
@@ -82,9 +87,10 @@ def _prepared(
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
-    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
-    recipe, order = resolve_class_order(recipe, dense, progress)
-    data = load_data(recipe.data, dense.source, recipe.seed, progress)
+    listed = list_images(recipe.data, progress)
+    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
+    recipe, order = resolve_class_order(recipe, dense, listed, progress)
+    data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)
@@ -96,7 +102,8 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
-    runner.run_dense(dense, key, (*task_notes, *order))
+    with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
+        runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs)
 
 
@@ -117,7 +124,9 @@ def _run_stages(
     for position, config in enumerate(runner.recipe.stages[first:], start=first):
         settings = approximation_of(runner.recipe, config.approximation) if config.approximation else None
         key = stage_key(key, config, settings)
-        runner.run_stage(config, key, settings)
+        name = stage_name(len(runner.finished), config)
+        with stage_events(runner.progress, name, config.kind, config.method, lambda: runner.finished[-1].record):
+            runner.run_stage(config, key, settings)
         for name in config.snapshot_names:
             branch = runner.at_snapshot(name, key)
             _run_stages(branch, position + 1, snapshot_key(key, name), snapshot_folder(out, name), finish)
@@ -140,7 +149,7 @@ def _snapshot_folders(recipe: Recipe, out: Path) -> list[Path]:
 def _say_all(warnings: tuple[str, ...], progress: Progress) -> tuple[str, ...]:
     """Show warnings when they arise, long before the report, and return them."""
     for warning in warnings:
-        progress.say(f"warning: {warning}")
+        progress.warn(warning)
     return warnings
 
 

@@ -58,9 +58,9 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
     compared blocks. `epochs` and `rates`: as in `train`. `penalty`: a scalar that is added to the loss of each step,
     and recorded as `penalty`. `hook`: as in `train`. In the folder `keep` the state is written as training goes on, so
     that an interrupted training continues from it.
-    Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, and `feature_loss.BLOCK` and
-    `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the student, if the loss is
-    not finite, and if a term of the loss needs token predictors and the student has none.
+    Returns a note and the metrics `loss_first`, `loss_last`, `steps`, `images`, `seconds`, `stall_share`, and
+    `feature_loss.BLOCK` and `kept_fraction.BLOCK` of the last epoch. Raises StageError if the teacher does not fit the
+    student, if the loss is not finite, and if a term of the loss needs token predictors and the student has none.
     """
     device = find_device(config.train)
     images = dataset.balanced(config.train.images, seed)
