@@ -33,7 +33,8 @@ def explained(folder: Path) -> Iterator[None]:
         number = _system_error(error)
         if number not in NOT_WRITABLE:
             raise
-        name = getattr(error, "filename", None) or folder
+        # A copy names its source first.
+        name = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
         hint = "free space or correct the permissions, then run the same command again: finished stages are kept"
         raise InputError(f"'{name}' cannot be written: {os.strerror(number)}", hint) from error
     except MemoryError as error:
