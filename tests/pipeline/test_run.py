@@ -151,6 +151,22 @@ class Events(Silent):
         self.events.append((event, values))
 
 
+def test_a_changed_export_redoes_only_the_export(recipe: Make, artifact: Artifact, again: Path) -> None:
+    """The file of the quantized model has the profile of the export stage, and the export stage uses it."""
+    stored = again.with_name("small.stages")
+    before = {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")}
+    changed = recipe(stages=[*DOCUMENT["stages"][:-1], {"export": {"profile": "ort-cpu"}}])
+    report = vitslim.run(changed, again).report
+    assert [stage.cached for stage in report.stages] == [True] * 6 + [False]
+    assert {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")} == before
+    quantized, exported = report.stages[-2:]
+    assert quantized.onnx_form == exported.onnx_form != artifact.report.stages[-1].onnx_form
+    assert (quantized.onnx_bytes, quantized.measurements) == (exported.onnx_bytes, exported.measurements)
+    assert quantized.seconds >= artifact.report.stages[-2].seconds
+    (file,) = stored.glob("05-quantize-*/model.onnx")
+    assert file.read_bytes() == (again / "model.onnx").read_bytes()
+
+
 class Stop(Silent):
     """Interrupts a run when a stage begins, as Ctrl-C would."""
 

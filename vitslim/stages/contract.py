@@ -86,6 +86,8 @@ class StageContext:
     """Folder that survives an interruption: the stage finds its files here when it runs again."""
     accelerator: Accelerator | None = None
     """The approximations under which the stage trains; None without any."""
+    written: Path | None = None
+    """The ONNX file of the graph before the stage, if it has the profile and the interface of the export stage."""
 
     def graph_of(self, name: str) -> ModelGraph:
         """Return the graph of an earlier stage, for a teacher. Never change it."""

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitslim.files import file_digest
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.backend_names import SIM, SPEC_SUFFIXES
@@ -17,12 +18,6 @@ from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.training import TeacherModel, TrainedWithTeacher
 
 KEY_LENGTH = 12
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_digest(path: Path) -> str:
