@@ -47,7 +47,7 @@ class Evaluator:
 
     def evaluate(self, path: Path, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
         """Return the metrics of an ONNX file on every evaluation set, and its predictions."""
-        forward = _forward(path)
+        forward = forward_of(path)
         if self.source.has_maps:
             compared = self._compared_maps(forward, label)
             return tuple(_accuracy(self.data, name, found) for name, found in compared.items()), {}
@@ -72,7 +72,7 @@ class Evaluator:
         """Return the metrics of maps by evaluation set: the dense model runs beside the other, batch by batch."""
         if self.dense is None:
             return {name: {} for name in evaluation_sets(self.data)}
-        dense, scores = _forward(self.dense.onnx), {}
+        dense, scores = forward_of(self.dense.onnx), {}
         for name, dataset in evaluation_sets(self.data).items():
             comparison = MapComparison(self.source.outputs)
 
@@ -84,7 +84,8 @@ class Evaluator:
         return scores
 
 
-def _forward(path: Path) -> Model:
+def forward_of(path: Path) -> Model:
+    """Return the model of an ONNX file in ONNX Runtime, on all cores."""
     model = OnnxModel(path)
 
     def forward(images: torch.Tensor) -> Outputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from vitslim.data import DataModule
 from vitslim.errors import InputError, Problem, StageError, VitslimError
 from vitslim.files import MODEL_FILE, file_digest
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import Outputs
 from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
-from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference
+from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference, forward_of
 from vitslim.pipeline.run.keys import snapshot_key
 from vitslim.pipeline.run.stage_files import FLOAT_FILE, exported_form, file_to_export, is_quantized
 from vitslim.pipeline.run.store import StageStore, StoredStage
@@ -102,7 +103,7 @@ class StageRunner:
         deployment = make_deployment(self.recipe, self.data, self.progress)
         context = StageContext(
             self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator,
-            file_to_export(self.recipe, self.finished[-1]),
+            file_to_export(self.recipe, self.finished[-1]), self._outputs_of,
         )  # fmt: skip
         torch.manual_seed(self.recipe.seed)
         try:
@@ -171,12 +172,19 @@ class StageRunner:
         return Reference(dense.predictions, dense.onnx)
 
     def _result(self, name: str) -> StageResult:
+        return self._stage(name).result()
+
+    def _outputs_of(self, name: str) -> Callable[[torch.Tensor], Outputs] | None:
+        """Return the file of an earlier float stage in ONNX Runtime."""
+        stage = self._stage(name)
+        return forward_of(stage.onnx) if stage.record.onnx_form is None else None
+
+    def _stage(self, name: str) -> StoredStage:
         if name == "dense":
-            return self.finished[0].result()
+            return self.finished[0]
         if name == "previous":
-            return self.finished[-1].result()
-        index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
-        return self.finished[index + 1].result()
+            return self.finished[-1]
+        return self.finished[find_stage(self.recipe.stages[: len(self.finished) - 1], name) + 1]
 
 
 def stage_name(position: int, config: StageConfig) -> str:
