@@ -1,0 +1,60 @@
+"""Estimate the duration of each stage: MACs of its passes over images, decoding, and writing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitslim.pipeline.duration.probe import Rates
+from vitslim.recipe.backend_names import SIM, backend_name
+from vitslim.recipe.profiles import PORTABLE
+from vitslim.recipe.schema import Recipe, ReportConfig
+from vitslim.recipe.work import ImageCounts, Work
+
+FORWARD, TRAINING, RUNTIME = 0.36, 0.33, 0.55
+"""Fraction of the rate of a single matmul that DeiT-Tiny reaches in PyTorch, in its training, and in ONNX Runtime."""
+TRAINING_PASSES = 3
+"""MACs of a pass forward and backward, in MACs of a pass forward."""
+FILE_SECONDS = 5.0
+"""To write and check one ONNX file, mostly by code of Python."""
+CHECK = Work(forward=64, runtime=128)
+"""The comparison of the exported file with its graph."""
+
+
+def stage_seconds(recipe: Recipe, macs: Sequence[int], counts: ImageCounts, rates: Rates) -> list[float]:
+    """Return the seconds of the dense model and of each stage of a recipe, with the evaluation of its file.
+
+    macs: of one image, of the dense model and after each stage. Embedded digits need no decoding.
+    """
+    has_files = recipe.data.kind != "digits"
+    images = counts.evaluated + counts.calibration if has_files else 0
+    evaluation = Work(runtime=counts.evaluated)
+    found = [_seconds(evaluation + Work(decoded=images, files=1), macs[0], rates)]
+    for position, config in enumerate(recipe.stages):
+        work = config.work(counts)
+        if not has_files:
+            work = Work(work.forward, work.training, work.runtime, 0.0, work.files)
+        own = Work(files=1, runtime=counts.evaluated)
+        if config.export_profile is not None:
+            # A file that the stage before wrote in this form is neither written nor evaluated again.
+            own = CHECK if _has_exported_form(recipe, position) else own + CHECK
+        # Training after pruning runs on the smaller model, the evaluation too; the scores of pruning on the larger one.
+        found.append(_seconds(work, macs[position], rates) + _seconds(own, macs[position + 1], rates))
+    return found
+
+
+def measuring_seconds(report: ReportConfig, files: int) -> float:
+    """Return the seconds in which the measured backends time the files of a run."""
+    measured = [name for name in map(backend_name, report.backends) if not name.startswith(SIM)]
+    return len(measured) * files * len(report.batches) * len(report.threads) * report.seconds
+
+
+def _has_exported_form(recipe: Recipe, position: int) -> bool:
+    """Return whether the file before the export stage has its form: that of a quantized model, or a portable one."""
+    before = recipe.stages[:position]
+    is_quantized = any(config.kind == "quantize" for config in before)
+    return is_quantized or (bool(before) and recipe.stages[position].export_profile is PORTABLE)
+
+
+def _seconds(work: Work, macs: int, rates: Rates) -> float:
+    passes = work.forward / FORWARD + TRAINING_PASSES * work.training / TRAINING + work.runtime / RUNTIME
+    return passes * macs / rates.macs_per_s + work.decoded / rates.images_per_s + FILE_SECONDS * work.files
