@@ -38,9 +38,9 @@ def plan(
     """Show what a recipe will do. Estimates the cost of the model after each stage, and how long the stage takes on
     this machine; runs and writes nothing."""
     from vitslim.cli.console import stdout
+    from vitslim.pipeline.duration.estimate import describe_durations
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
-    from vitslim.units import format_duration
 
     values = all_overrides(overrides, more, data, checkpoint)
     result = build_plan(load_recipe(recipe, values, partial=True), trace=trace, durations=trace)
@@ -49,19 +49,18 @@ def plan(
         return
     stdout().print(_table(result))
     if result.seconds is not None:
-        typer.echo(f"about {format_duration(result.seconds)} in all on this machine, with the latency measurements")
+        seconds = {f"{place:02d}-{row.kind}": row.seconds or 0.0 for place, row in enumerate(result.rows)}
+        typer.echo(describe_durations(seconds, result.seconds))
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
 def _table(plan: Plan) -> Table:
     from vitslim.cli.console import plain_table
-    from vitslim.units import flops, format_bytes, format_count, format_duration
+    from vitslim.units import flops, format_bytes, format_count
 
     dense = plan.rows[0].cost
     right = ("params", "MACs", "FLOPs", "BOPs", "weights", "MACs ratio") if dense else ()
-    has_durations = any(row.seconds is not None for row in plan.rows)
-    right += ("time",) if has_durations else ()
     table = plain_table(f"{plan.name}: {plan.model}", ("", "stage", "method"), right)
     for position, row in enumerate(plan.rows):
         cells = [f"{position:02d}", row.kind, row.method]
@@ -73,7 +72,5 @@ def _table(plan: Plan) -> Table:
                 f"{dense.macs / cost.macs:.2f}x",
             )
             cells += [f"~{number}" if row.approximate else number for number in numbers]
-        if has_durations:
-            cells.append("" if row.seconds is None else f"~{format_duration(row.seconds)}")
         table.add_row(*cells)
     return table

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from vitslim.pipeline.duration.probe import Rates
 from vitslim.recipe.backend_names import SIM, backend_name
 from vitslim.recipe.profiles import PORTABLE
 from vitslim.recipe.schema import Recipe, ReportConfig
 from vitslim.recipe.work import ImageCounts, Work
+from vitslim.units import format_duration
+
+if TYPE_CHECKING:
+    from vitslim.pipeline.duration.probe import Rates
 
 FORWARD, TRAINING, RUNTIME = 0.36, 0.33, 0.55
 """Fraction of the rate of a single matmul that DeiT-Tiny reaches in PyTorch, in its training, and in ONNX Runtime."""
@@ -46,6 +50,12 @@ def measuring_seconds(report: ReportConfig, files: int) -> float:
     """Return the seconds in which the measured backends time the files of a run."""
     measured = [name for name in map(backend_name, report.backends) if not name.startswith(SIM)]
     return len(measured) * files * len(report.batches) * len(report.threads) * report.seconds
+
+
+def describe_durations(stages: Mapping[str, float], total: float) -> str:
+    """Return the estimated durations of a run and of its stages by name as a sentence."""
+    parts = ", ".join(f"{name} ~{format_duration(seconds)}" for name, seconds in stages.items())
+    return f"this takes ~{format_duration(total)} on this machine: {parts}"
 
 
 def _has_exported_form(recipe: Recipe, position: int) -> bool:

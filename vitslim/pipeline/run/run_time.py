@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vitslim.data import DataModule
 from vitslim.pipeline.duration.counts import loaded_counts
-from vitslim.pipeline.duration.estimate import measuring_seconds, stage_seconds
+from vitslim.pipeline.duration.estimate import describe_durations, measuring_seconds, stage_seconds
 from vitslim.pipeline.duration.probe import probe
 from vitslim.pipeline.run.keys import RunKey
 from vitslim.pipeline.run.store import StageStore
@@ -42,8 +42,7 @@ def expected_time(
     found = stage_seconds(recipe, macs, loaded_counts(data), probe())
     stages = {key.name: seconds for key, seconds, is_missing in zip(keys, found, missing, strict=True) if is_missing}
     expected = ExpectedTime(stages, sum(stages.values()) + measuring_seconds(recipe.report, len(keys)))
-    parts = ", ".join(f"{name} ~{format_duration(one)}" for name, one in stages.items())
-    progress.say(f"this will take ~{format_duration(expected.total)} on this machine: {parts}")
+    progress.say(describe_durations(stages, expected.total))
     return expected
 
 
