@@ -23,13 +23,12 @@ COUNTS = ImageCounts(train=1000, calibration=100, evaluated=500)
 RATES = Rates(macs_per_s=1e9, images_per_s=100.0)
 
 
-def recipe_of(*stages: Any, data: dict[str, Any] | None = None, **keys: Any) -> Recipe:
-    data = data or {"kind": "imagefolder", "root": "DIR"}
+def recipe_of(*stages: Any, profile: str = "portable", **keys: Any) -> Recipe:
     document = {
         "name": "timed",
         "model": {"timm": "deit_tiny_patch16_224"},
-        "data": data,
-        "stages": [*stages, "export"],
+        "data": {"kind": "imagefolder", "root": "DIR"},
+        "stages": [*stages, {"export": {"profile": profile}}],
     }
     return validate(document | keys, "test")
 

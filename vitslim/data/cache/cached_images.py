@@ -46,7 +46,7 @@ class CachedImages:
         if found is not None:
             return torch.frombuffer(found, dtype=torch.uint8).view(self.shape)
         pixels = self.source.pixels(index, None)
-        is_kept = self.file is not None and self.file.append(index, memoryview(pixels.contiguous().numpy()).cast("B"))
+        is_kept = self.file is not None and self.file.append(index, pixels.contiguous().numpy().data.cast("B"))
         if not is_kept and len(self.memory) < CACHE_BYTES_MAX // pixels.nbytes:
             self.memory[index] = pixels
         return pixels
