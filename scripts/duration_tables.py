@@ -1,0 +1,50 @@
+"""Markdown tables of the durations that `scripts/bench time` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from result_tables import by_processor, table
+
+GROWTH = "growth of "
+GROWTH_STAGE = "01-quantize"
+
+
+def durations() -> str:
+    """Return the tables of each kind of processor: seconds by stage and memory, and growth with the work."""
+    return "\n\n".join(
+        part for result in by_processor("time") for part in (_steps(result["rows"]), _growth(result["rows"]))
+    )
+
+
+def _steps(rows: dict[str, Any]) -> str:
+    head = ("", "seconds", "of which", "processor seconds", "peak memory")
+    return table(head, (
+        (name, f"{row['seconds']:.0f}", _parts(row), f"{row['cpu_seconds']:.0f}", f"{row['peak_mb'] / 1e3:.1f} GB")
+        for name, row in rows.items() if not name.startswith(GROWTH)
+    ))  # fmt: skip
+
+
+def _parts(row: dict[str, Any]) -> str:
+    """Return the seconds of each stage with its evaluation, or those of another tool without imports and images."""
+    if "tool_seconds" in row:
+        return f"tool {row['tool_seconds']:.0f}"
+    return ", ".join(f"{name} {seconds:.0f}" for name, seconds in row["stages"].items())
+
+
+def _growth(rows: dict[str, Any]) -> str:
+    return table(("quantity", "value", "PTQ, seconds", "work", "time over linear"), _growth_rows(rows))
+
+
+def _growth_rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield rows that compare each value with the first of its quantity: growth of time over growth of work."""
+    first: dict[str, tuple[float, float]] = {}
+    for name, row in rows.items():
+        if not name.startswith(GROWTH):
+            continue
+        quantity, _, value = name.removeprefix(GROWTH).partition(": ")
+        seconds, work = row["stages"][GROWTH_STAGE], row["work"]
+        base, base_work = first.setdefault(quantity, (seconds, work))
+        growth = work / base_work
+        yield quantity, value, f"{seconds:.1f}", f"{growth:.2f}x", f"{seconds / base / growth:.2f}x"
