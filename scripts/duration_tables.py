@@ -13,9 +13,8 @@ GROWTH_STAGE = "01-quantize"
 
 def durations() -> str:
     """Return the tables of each kind of processor: seconds by stage and memory, and growth with the work."""
-    return "\n\n".join(
-        part for result in by_processor("time") for part in (_steps(result["rows"]), _growth(result["rows"]))
-    )
+    results = [result["rows"] for result in by_processor("time")]
+    return "\n\n".join(part for rows in results for part in (_steps(rows), _growth(rows)))
 
 
 def _steps(rows: dict[str, Any]) -> str:

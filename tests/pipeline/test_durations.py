@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from vitslim.pipeline.duration.counts import planned_counts
-from vitslim.pipeline.duration.estimate import FORWARD, RUNTIME, TRAINING, measuring_seconds, stage_seconds
+from vitslim.pipeline.duration.estimate import (
+    FILE_OVER_TRACE,
+    FILE_SECONDS,
+    FORWARD,
+    RUNTIME,
+    TRAINING,
+    measuring_seconds,
+    stage_seconds,
+)
 from vitslim.pipeline.duration.probe import Rates
 from vitslim.pipeline.run.run_time import ExpectedTime, say_duration
 from vitslim.pipeline.run.unchanged import run_digest
@@ -69,10 +77,10 @@ def test_a_search_counts_its_candidates() -> None:
 
 def test_seconds_are_work_over_rates() -> None:
     recipe = recipe_of({"distill": {"teacher": "none", "train": {"epochs": 2}}})
-    dense, trained, exported = stage_seconds(recipe, [10**7] * 3, COUNTS, RATES)
-    evaluation = 500 * 0.01 / RUNTIME
-    assert dense == pytest.approx(evaluation + 6 + 5)
-    assert trained == pytest.approx(2000 * 3 * 0.01 / TRAINING + 10 + evaluation + 5)
+    dense, trained, exported = stage_seconds(recipe, [10**7] * 3, COUNTS, RATES, 2.5)
+    evaluation, file = 500 * 0.01 / RUNTIME, FILE_SECONDS + 2.5 * FILE_OVER_TRACE
+    assert dense == pytest.approx(evaluation + 6 + file)
+    assert trained == pytest.approx(2000 * 3 * 0.01 / TRAINING + 10 + evaluation + file)
     assert exported == pytest.approx(64 * 0.01 / FORWARD + 128 * 0.01 / RUNTIME)
     report = recipe.report.model_copy(update={"backends": ("onnxruntime:cpu", "sim:a100"), "batches": (1, 8)})
     assert measuring_seconds(report, 3) == 3 * 2 * 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,15 @@ def build_plan(recipe: Recipe, trace: bool = True, durations: bool = False) -> P
 
         recipe = resolve_tables(recipe, Silent(), build=False)
     warnings += device_warnings(recipe) if trace else ()
+    started = time.monotonic()
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
+    trace_seconds = time.monotonic() - started
     plan = Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
     if not (trace and durations):
         return plan
     from vitslim.pipeline.duration.planned import with_durations
 
-    return with_durations(plan, recipe)
+    return with_durations(plan, recipe, trace_seconds)
 
 
 def device_warnings(recipe: Recipe) -> tuple[str, ...]:

@@ -18,21 +18,26 @@ FORWARD, TRAINING, RUNTIME = 0.36, 0.33, 0.55
 """Fraction of the rate of a single matmul that DeiT-Tiny reaches in PyTorch, in its training, and in ONNX Runtime."""
 TRAINING_PASSES = 3
 """MACs of a pass forward and backward, in MACs of a pass forward."""
-FILE_SECONDS = 5.0
-"""To write and check one ONNX file, mostly by code of Python."""
+FILE_SECONDS, FILE_OVER_TRACE = 1.0, 1.8
+"""Seconds to write and check one ONNX file: some that are equal for all models, and a multiple of those in which the
+model was traced. Both are code of Python, once for each operator of the model."""
 CHECK = Work(forward=64, runtime=128)
 """The comparison of the exported file with its graph."""
 
 
-def stage_seconds(recipe: Recipe, macs: Sequence[int], counts: ImageCounts, rates: Rates) -> list[float]:
+def stage_seconds(
+    recipe: Recipe, macs: Sequence[int], counts: ImageCounts, rates: Rates, trace_seconds: float
+) -> list[float]:
     """Return the seconds of the dense model and of each stage of a recipe, with the evaluation of its file.
 
-    macs: of one image, of the dense model and after each stage. Embedded digits need no decoding.
+    macs: of one image, of the dense model and after each stage. trace_seconds: those in which the dense model was
+    traced. Embedded digits need no decoding.
     """
+    file = FILE_SECONDS + FILE_OVER_TRACE * trace_seconds
     has_files = recipe.data.kind != "digits"
     images = counts.evaluated + counts.calibration if has_files else 0
     evaluation = Work(runtime=counts.evaluated)
-    found = [_seconds(evaluation + Work(decoded=images, files=1), macs[0], rates)]
+    found = [_seconds(evaluation + Work(decoded=images, files=1), macs[0], rates, file)]
     for position, config in enumerate(recipe.stages):
         work = config.work(counts)
         if not has_files:
@@ -42,7 +47,7 @@ def stage_seconds(recipe: Recipe, macs: Sequence[int], counts: ImageCounts, rate
             # A file that the stage before wrote in this form is neither written nor evaluated again.
             own = CHECK if _has_exported_form(recipe, position) else own + CHECK
         # Training after pruning runs on the smaller model, the evaluation too; the scores of pruning on the larger one.
-        found.append(_seconds(work, macs[position], rates) + _seconds(own, macs[position + 1], rates))
+        found.append(_seconds(work, macs[position], rates, file) + _seconds(own, macs[position + 1], rates, file))
     return found
 
 
@@ -65,6 +70,6 @@ def _has_exported_form(recipe: Recipe, position: int) -> bool:
     return is_quantized or (bool(before) and recipe.stages[position].export_profile is PORTABLE)
 
 
-def _seconds(work: Work, macs: int, rates: Rates) -> float:
+def _seconds(work: Work, macs: int, rates: Rates, file: float) -> float:
     passes = work.forward / FORWARD + TRAINING_PASSES * work.training / TRAINING + work.runtime / RUNTIME
-    return passes * macs / rates.macs_per_s + work.decoded / rates.images_per_s + FILE_SECONDS * work.files
+    return passes * macs / rates.macs_per_s + work.decoded / rates.images_per_s + file * work.files

@@ -28,18 +28,19 @@ class ExpectedTime:
 
 def expected_time(
     recipe: Recipe, rows: Sequence[PlanRow], data: DataModule, store: StageStore, keys: Sequence[RunKey],
-    progress: Progress,
+    trace_seconds: float, progress: Progress,
 ) -> ExpectedTime | None:  # fmt: skip
     """Measure the rates of this machine, and say how long the run will take.
 
-    rows: of the plan. keys: of the dense model and of each stage. Returns None, and
+    rows: of the plan. keys: of the dense model and of each stage. trace_seconds: those in
+    which the model was traced. Returns None, and
     measures nothing, if all stages are finished, and for progress that nobody sees.
     """
     missing = [store.find(*key) is None for key in keys]
     macs = [row.cost.macs for row in rows if row.cost is not None]
     if not any(missing) or isinstance(progress, Silent):
         return None
-    found = stage_seconds(recipe, macs, loaded_counts(data), probe())
+    found = stage_seconds(recipe, macs, loaded_counts(data), probe(), trace_seconds)
     stages = {key.name: seconds for key, seconds, is_missing in zip(keys, found, missing, strict=True) if is_missing}
     expected = ExpectedTime(stages, sum(stages.values()) + measuring_seconds(recipe.report, len(keys)))
     progress.say(describe_durations(stages, expected.total))

@@ -90,7 +90,9 @@ def _prepared(
     """
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.name}")
+    started = time.monotonic()
     dense = trace_dense(recipe)
+    trace_seconds = time.monotonic() - started
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
@@ -109,7 +111,7 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
-    expected = expected_time(recipe, rows, data, store, run_keys(recipe, key), progress)
+    expected = expected_time(recipe, rows, data, store, run_keys(recipe, key), trace_seconds, progress)
     with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
         runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs), expected
