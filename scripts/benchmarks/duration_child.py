@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -26,6 +26,9 @@ class PhaseTimes:
         start = perf_counter()
         yield from items
         self.seconds[label] = self.seconds.get(label, 0.0) + perf_counter() - start
+
+    def emit(self, event: str, values: Mapping[str, object]) -> None:
+        """Do nothing."""
 
     def say(self, message: str) -> None:
         """Show a message."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vitslim.data import DataModule
+from vitslim.pipeline.problems.data_problems import list_images
+from vitslim.progress import Silent
 from vitslim.recipe.schema import Data
 from vitslim.recipe.work import ImageCounts
 
@@ -17,10 +19,7 @@ def planned_counts(config: Data) -> ImageCounts | None:
         return _counts(config, DIGITS)
     if config.root is None:
         return None
-    from vitslim.data.classes import class_list
-    from vitslim.data.files.sets import list_sets
-
-    sets = {name: len(images.files) for name, images in list_sets(config, class_list(config.classes)).items()}
+    sets = {name: len(images.files) for name, images in list_images(config, Silent()).items()}
     held_out = round((config.val_fraction or 0) * sets["train"])
     return _counts(config, {"val": held_out} | sets)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitslim.recipe.backend_names import SIM, backend_name
 from vitslim.recipe.profiles import PORTABLE
-from vitslim.recipe.schema import Recipe, ReportConfig
+from vitslim.recipe.schema import Recipe
 from vitslim.recipe.work import ImageCounts, Work
 from vitslim.units import format_duration
 
@@ -51,8 +51,10 @@ def stage_seconds(
     return found
 
 
-def measuring_seconds(report: ReportConfig, files: int) -> float:
-    """Return the seconds in which the measured backends time the files of a run."""
+def measuring_seconds(recipe: Recipe) -> float:
+    """Return the seconds in which the measured backends time the files of a run, equal files once."""
+    report, last = recipe.report, len(recipe.stages) - 1
+    files = 1 + len(recipe.stages) - _has_exported_form(recipe, last)
     measured = [name for name in map(backend_name, report.backends) if not name.startswith(SIM)]
     return len(measured) * files * len(report.batches) * len(report.threads) * report.seconds
 

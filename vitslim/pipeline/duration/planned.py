@@ -20,4 +20,4 @@ def with_durations(plan: Plan, recipe: Recipe, trace_seconds: float) -> Plan:
         return plan
     seconds = stage_seconds(recipe, macs, counts, probe(), trace_seconds)
     rows = tuple(row.model_copy(update={"seconds": one}) for row, one in zip(plan.rows, seconds, strict=True))
-    return plan.model_copy(update={"rows": rows, "seconds": sum(seconds) + measuring_seconds(recipe.report, len(rows))})
+    return plan.model_copy(update={"rows": rows, "seconds": sum(seconds) + measuring_seconds(recipe)})

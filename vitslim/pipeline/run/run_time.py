@@ -42,7 +42,7 @@ def expected_time(
         return None
     found = stage_seconds(recipe, macs, loaded_counts(data), probe(), trace_seconds)
     stages = {key.name: seconds for key, seconds, is_missing in zip(keys, found, missing, strict=True) if is_missing}
-    expected = ExpectedTime(stages, sum(stages.values()) + measuring_seconds(recipe.report, len(keys)))
+    expected = ExpectedTime(stages, sum(stages.values()) + measuring_seconds(recipe))
     progress.say(describe_durations(stages, expected.total))
     return expected
 
