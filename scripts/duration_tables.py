@@ -26,10 +26,18 @@ def _steps(rows: dict[str, Any]) -> str:
 
 
 def _parts(row: dict[str, Any]) -> str:
-    """Return the seconds of each stage with its evaluation, or those of another tool without imports and images."""
+    """Return the seconds of each stage, and of all evaluations; of another tool those without imports and images."""
     if "tool_seconds" in row:
         return f"tool {row['tool_seconds']:.0f}"
-    return ", ".join(f"{name} {seconds:.0f}" for name, seconds in row["stages"].items())
+    seconds = {name: stage_alone(row, name) for name in row["stages"]}
+    seconds["evaluation"] = sum(row["stages"].values()) - sum(seconds.values())
+    return ", ".join(f"{name} {one:.0f}" for name, one in seconds.items())
+
+
+def stage_alone(row: dict[str, Any], stage: str) -> float:
+    """Return the seconds of a stage and of writing its file, without the evaluation of the file."""
+    judging = sum(seconds for label, seconds in row["phases"].items() if label.startswith(f"{stage}: accuracy on"))
+    return float(row["stages"][stage] - judging)
 
 
 def _growth(rows: dict[str, Any]) -> str:
@@ -43,7 +51,7 @@ def _growth_rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if not name.startswith(GROWTH):
             continue
         quantity, _, value = name.removeprefix(GROWTH).partition(": ")
-        seconds, work = row["stages"][GROWTH_STAGE], row["work"]
+        seconds, work = stage_alone(row, GROWTH_STAGE), row["work"]
         base, base_work = first.setdefault(quantity, (seconds, work))
         growth = work / base_work
         yield quantity, value, f"{seconds:.1f}", f"{growth:.2f}x", f"{seconds / base / growth:.2f}x"
