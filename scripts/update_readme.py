@@ -76,9 +76,9 @@ SECTIONS = (
         "Time from command to file", "time", "time.*.json",
         "Each row is a process of its own on all cores, from the start of the command to its report. DeiT-T has "
         "pretrained weights and is evaluated on 1,000 images, the others have random weights and 100 images unless the "
-        "row says otherwise. Seconds of a stage contain the writing of its file. All tools quantize with the same 256 images; "
-        "their seconds are without imports and reading of images. Growth: post-training quantization of a ViT-Tiny on "
-        "64 digits, whose time is divided by the growth of its MACs times images.",
+        "row says otherwise. Seconds of a stage contain the writing of its file. All tools quantize with the same 256 "
+        "images; their seconds are without imports and reading of images. Growth: post-training quantization of a "
+        "ViT-Tiny on 64 digits, whose growth in time is divided by that of MACs times images.",
         duration_tables.durations,
     ),
     Section(
