@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from vitslim.graph.edits import QuantizeAttention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.run.store import StoredStage
@@ -39,7 +40,8 @@ FLOAT_FILE = StageFile()
 
 def is_quantized(graph: ModelGraph) -> bool:
     """Return whether a model has quantizers, so that its file has the form of the export stage, which can hold them."""
-    return bool(quantized_layers(graph.module))
+    has_attention = any(isinstance(edit, QuantizeAttention) for edit in graph.edits)
+    return has_attention or bool(quantized_layers(graph.module))
 
 
 def exported_form(recipe: Recipe) -> StageFile:

@@ -18,7 +18,7 @@ from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Data, Recipe
 
-RUN_FILE = "run.json"
+RUN_FILE = ".run.json"
 """Name of the file in the folder of stages that holds the digest of the last finished run."""
 
 
