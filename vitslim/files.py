@@ -5,6 +5,7 @@ After an error or Ctrl-C, the previous content is still there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,6 +55,12 @@ def is_inside(name: str) -> bool:
     """Return whether the name of a file, as a manifest states it, is that of a path below its folder."""
     path = PurePosixPath(name)
     return path.name not in {"", ".."} and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def user_cache(name: str = "") -> Path:

@@ -39,10 +39,13 @@ BENCHMARKS = {
     "systolic": "Compares the compute cycles of SCALE-Sim and of sim:systolic on the GEMMs of DeiT-Tiny.",
     "token-models": "Compares ONNX Runtime and PyTorch on models with squeezed tokens, or prints why one is refused.",
     "torch-cuda": "Measures FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU.",
+    "time": "Times the steps of vitslim and of other tools, their memory, and how the time grows; continues.",
     "tps": "Compares methods of token squeezing on DeiT-Tiny: latency, accuracy with and without training (2 hours).",
 }
 """Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
 imported, because some need packages that others do not."""
+MODULES = {"time": "durations"}
+"""Benchmark to its module, where that has another name: `time` is one of Python."""
 
 
 def main() -> int:
@@ -50,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Run a benchmark.")
     parser.add_argument("name", nargs="?", help="benchmark to run; without it, list all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
+    parser.add_argument("--only", metavar="TEXT", help="of `time`: measure the rows whose name contains TEXT")
     arguments = parser.parse_args()
     if arguments.name is None:
         _print_table("benchmarks", BENCHMARKS)
@@ -58,7 +62,8 @@ def main() -> int:
         hint = closest(arguments.name, BENCHMARKS)
         print(f"error: got '{arguments.name}', expected a benchmark\nhint: {hint}", file=sys.stderr)
         return 2
-    figures: dict[str, float] = importlib.import_module(arguments.name.replace("-", "_")).run()
+    module = importlib.import_module(MODULES.get(arguments.name, arguments.name.replace("-", "_")))
+    figures: dict[str, float] = module.run(arguments.only) if arguments.only else module.run()
     _print_table(arguments.name, {name: f"{value:.6g}" for name, value in figures.items()})
     if arguments.json:
         result = {"name": arguments.name, "figures": figures, "environment": environment().model_dump()}

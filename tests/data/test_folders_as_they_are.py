@@ -73,7 +73,7 @@ def test_a_fraction_of_each_class_is_the_validation_set(image_root: Path, folder
     shutil.rmtree(image_root / "val")
     data, again, other = (load(image_root, folder_source, seed, val_fraction=0.25) for seed in (0, 0, 1))
     assert (Counter(data.val.labels), Counter(data.train.labels)) == ({0: 1, 1: 2, 2: 2}, {0: 3, 1: 4, 2: 6})
-    assert set(data.val.source.images.files).isdisjoint(data.train.source.images.files)
+    assert set(data.val.source.source.images.files).isdisjoint(data.train.source.source.images.files)
     assert data.val.digest == again.val.digest != other.val.digest
     (note,) = [note for note in data.notes if note.startswith("val: 5 of 18 images")]
     assert note.endswith("drawn from each class with seed 0 (data.val_fraction: 0.25)")

@@ -20,6 +20,7 @@ import vitslim
 from vitslim.errors import BackendUnavailableError, InputError, RecipeError, UsageError
 from vitslim.graph.saved import load_graph
 from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.unchanged import run_digest, unchanged_artifact
 from vitslim.progress import Silent
 from vitslim.recipe import Locked, load_recipe, read_locked, validate
 from vitslim.recipe.schema import Recipe
@@ -149,6 +150,46 @@ class Events(Silent):
 
     def emit(self, event: str, values: Mapping[str, object]) -> None:
         self.events.append((event, values))
+
+
+def test_a_run_of_which_nothing_has_changed_returns_its_artifact(recipe: Make, artifact: Artifact, again: Path) -> None:
+    """The tables of a run are not measured again, unless its files were changed."""
+    shutil.copytree(artifact.folder, again)
+    messages = Messages()
+    found = vitslim.run(recipe(), again, progress=messages)
+    assert found.report == artifact.report
+    assert messages.said == [f"nothing has changed since the run in '{again}'; --fresh runs it again"]
+    inputs, stages = run_digest(recipe()), again.with_name("small.stages")
+    assert inputs and unchanged_artifact(inputs, again, stages)
+    assert not unchanged_artifact(run_digest(recipe(seed=1)) or "", again, stages)
+    (again / "model.onnx").write_bytes(b"")
+    assert not unchanged_artifact(inputs, again, stages)
+
+
+def test_a_changed_export_redoes_only_the_export(recipe: Make, artifact: Artifact, again: Path) -> None:
+    """The file of the quantized model has the profile of the export stage, and the export stage uses it."""
+    stored = again.with_name("small.stages")
+    before = {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")}
+    changed = recipe(stages=[*DOCUMENT["stages"][:-1], {"export": {"profile": "ort-cpu"}}])
+    report = vitslim.run(changed, again).report
+    assert [stage.cached for stage in report.stages] == [True] * 6 + [False]
+    assert {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")} == before
+    quantized, exported = report.stages[-2:]
+    assert quantized.onnx_form == exported.onnx_form != artifact.report.stages[-1].onnx_form
+    assert (quantized.onnx_bytes, quantized.measurements) == (exported.onnx_bytes, exported.measurements)
+    assert quantized.seconds >= artifact.report.stages[-2].seconds
+    (file,) = stored.glob("05-quantize-*/model.onnx")
+    assert file.read_bytes() == (again / "model.onnx").read_bytes()
+
+
+class Messages(Silent):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
 
 class Stop(Silent):

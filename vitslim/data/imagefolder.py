@@ -19,7 +19,7 @@ from vitslim.data.files.image_list import ImageList
 from vitslim.data.files.names import printable
 from vitslim.data.files.sets import list_sets, read_sets
 from vitslim.data.labels import label_indices, map_labels
-from vitslim.data.source import CACHE_BYTES_MAX, Normalization, Pixels
+from vitslim.data.source import Normalization, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 from vitslim.progress import Progress
@@ -44,23 +44,16 @@ class FileImages:
     """timm's evaluation transform up to the normalization: uint8 (C, H, W)."""
     pixels_max: int = PIXELS_MAX
     """Images with more pixels are refused."""
-    cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
-    """Decoded images by index, of at most `CACHE_BYTES_MAX` bytes."""
     workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
 
     def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> Pixels:
         """Return one image, uint8 (C, H, W); with a seed, a random crop of at least 70 % of its area, maybe flipped."""
-        if augment_seed is None and index in self.cache:
-            return self.cache[index]
         channels, height, width = self.image
         image = read_image(self.images.file(index), MODES[channels], self.pixels_max)
         if augment_seed is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
             return _random_crop(image, (width, height), resample, np.random.default_rng(augment_seed))
-        pixels = self.transform(image)
-        if len(self.cache) < CACHE_BYTES_MAX // pixels.nbytes:
-            self.cache[index] = pixels
-        return pixels
+        return self.transform(image)
 
     @property
     def normalization(self) -> Normalization:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from vitslim.data.cache.cached_images import cached
 from vitslim.data.dataset import DataModule, Dataset
 from vitslim.data.digits import NAMES, load_digit_sets
 from vitslim.data.files.image_list import ImageList
@@ -69,4 +70,8 @@ def _images(
         raise InputError(
             f"`data.also_evaluate` uses the reserved name '{reserved[0]}'", hint="give the folder another name"
         )
-    return load_image_sets(config, source, seed, progress, listed)
+    data = load_image_sets(config, source, seed, progress, listed)
+    sets = {"train": data.train, "val": data.val, **data.extra}
+    kept = {name: cached(part, source, config.cache_gb, progress) for name, part in sets.items()}
+    extra = {name: kept[name] for name in data.extra}
+    return replace(data, train=kept["train"], val=kept["val"], calibration=kept["train"], extra=extra)

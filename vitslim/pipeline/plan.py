@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from vitslim.graph.sketch import ModelSketch
 
 
-def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
+def build_plan(recipe: Recipe, trace: bool = True, durations: bool = False) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
+
+    With `durations` also estimate how long the stages take on this machine, whose rates are measured for two seconds.
 
     Tracing builds the timm model and its teachers, reads their checkpoints, and lists the images of `data.root`, where
     the recipe has them. Nothing is written. Raises RecipeError with every problem found, InputError for a checkpoint, a
@@ -34,8 +37,15 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
 
         recipe = resolve_tables(recipe, Silent(), build=False)
     warnings += device_warnings(recipe) if trace else ()
+    started = time.monotonic()
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
-    return Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
+    trace_seconds = time.monotonic() - started
+    plan = Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
+    if not (trace and durations):
+        return plan
+    from vitslim.pipeline.duration.planned import with_durations
+
+    return with_durations(plan, recipe, trace_seconds)
 
 
 def device_warnings(recipe: Recipe) -> tuple[str, ...]:

@@ -65,6 +65,11 @@ class _Run:
                 yield read_report(file)
 
 
+def stages_folder(out: Path) -> Path:
+    """Return the folder of the stored stages of a run, given by the folder of its result."""
+    return out.with_name(out.name + STAGES_SUFFIX)
+
+
 def read_report(file: Path) -> Report:
     """Return the report of a file. Raises InputError if it is missing, too large or not a report."""
     try:
@@ -83,7 +88,7 @@ def list_runs(root: Path) -> tuple[RunSummary, ...]:
 
 def stage_folders(run: Path) -> tuple[StageFolder, ...]:
     """Return the stored stages of a run, given by the folder of its result. Raises InputError if it has none."""
-    found = _Run(run, run.with_name(run.name + STAGES_SUFFIX))
+    found = _Run(run, stages_folder(run))
     if not found.stages.is_dir():
         raise InputError(
             f"'{run}' has no stored stages: there is no folder '{found.stages}'", "see `vitslim runs list`"
@@ -99,7 +104,7 @@ def prune_run(run: Path, *, everything: bool, dry_run: bool) -> tuple[StageFolde
     Returns the deleted stages. With `dry_run`, nothing is deleted. Raises InputError if the run has no stored stages,
     UsageError while it runs.
     """
-    folder = run.with_name(run.name + STAGES_SUFFIX)
+    folder = stages_folder(run)
     gone = tuple(stage for stage in stage_folders(run) if everything or not stage.used)
     if gone and not dry_run:
         with exclusive(folder):
@@ -115,7 +120,7 @@ def _runs(root: Path) -> Iterator[_Run]:
     stages = {path for path in root.iterdir() if path.is_dir() and path.name.endswith(STAGES_SUFFIX)}
     results |= {path.with_name(path.name.removesuffix(STAGES_SUFFIX)) for path in stages}
     for path in sorted(results):
-        yield _Run(path, path.with_name(path.name + STAGES_SUFFIX))
+        yield _Run(path, stages_folder(path))
 
 
 def _summary(run: _Run) -> RunSummary:

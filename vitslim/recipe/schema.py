@@ -107,6 +107,12 @@ class Data(Config):
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")
     also_evaluate: dict[str, str] = Field({}, description="further labeled image folders by name")
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="disk space in the user's cache folder, in GB of 10^9 bytes, for decoded images of all runs, which "
+        "later stages and later runs read in place of the files; the images that were not used for longest make room. "
+        "0: none. Augmented training always decodes the files",
+    )
 
 
 class ReportConfig(Config):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from vitslim.graph.outputs import Outputs, joined
 from vitslim.progress import Progress
@@ -74,4 +74,4 @@ def shown_below(agreement: float, floor: float, images: int) -> bool:
     than an agreement of `floor` would explain.
     """
     differing = images - round(agreement * images)
-    return bool(binom.sf(differing - 1, images, 1 - floor) < SIGNIFICANCE)
+    return bool(bdtrc(differing - 1, images, 1 - floor) < SIGNIFICANCE)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import MANIFEST_FILE, MODEL_FILE, LayoutFiles, is_inside, replace_atomically
-from vitslim.pipeline.run.keys import file_digest
+from vitslim.files import MANIFEST_FILE, MODEL_FILE, LayoutFiles, file_digest, is_inside, replace_atomically
 from vitslim.pipeline.run_folders import REPORT_FILE, read_report
 from vitslim.report import render_html, render_json
 from vitslim.results import Report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,18 +28,21 @@ from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_art
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
+from vitslim.pipeline.run.keys import RunKey, dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.run_events import run_finished, run_started, stage_events
+from vitslim.pipeline.run.run_time import ExpectedTime, expected_time, say_duration
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.run.token_pictures import token_pictures
+from vitslim.pipeline.run_folders import stages_folder
 from vitslim.progress import Progress
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stage_config import Phase
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
 from vitslim.training.device import find_device
 
@@ -47,6 +51,7 @@ def execute(
     recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings: tuple[str, ...], locked: Locked | None
 ) -> Artifact:
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
+    started = time.monotonic()
     for backend in recipe.report.backends:
         parse_backend(backend).require()
     recipe, notes = resolve_reduce_range(resolve_tables(recipe, progress, build=True))
@@ -55,9 +60,9 @@ def execute(
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
     run_started(progress, recipe)
-    store = StageStore(out.with_name(f"{out.name}.stages"))
+    store = StageStore(stages_folder(out))
     with store.open(fresh), explained(store.folder):
-        runner, key, lock = _prepared(recipe, store, progress, notes, locked)
+        runner, key, lock, expected = _prepared(recipe, store, progress, notes, locked)
         warnings += device_warnings(recipe)
         warnings += _say_all(accuracy_warnings(runner.recipe, runner.finished[0].record, runner.data.val), progress)
         data = runner.data.notes
@@ -71,24 +76,28 @@ def execute(
             run_finished(progress, artifact)
             return artifact
 
-        return _run_stages(runner, 0, key, out, finish)
+        artifact = _run_stages(runner, 0, key, out, finish)
+        say_duration(expected, started, artifact.report.stages, progress)
+        return artifact
 
 
 def _prepared(
     recipe: Recipe, store: StageStore, progress: Progress, notes: Mapping[int, LayerNote], locked: Locked | None
-) -> tuple[StageRunner, str, str]:
-    """Return a runner that has the dense model, the key of that model, and the text of the lock file.
+) -> tuple[StageRunner, str, str, ExpectedTime | None]:
+    """Return a runner that has the dense model, the key of that model, the text of the lock file, and its duration.
 
     Raises RecipeError if the inputs differ from those of `locked`.
     """
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.name}")
+    started = time.monotonic()
     dense = trace_dense(recipe)
+    trace_seconds = time.monotonic() - started
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
     listed = list_images(recipe.data, progress)
-    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
+    rows = estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
     recipe, order = resolve_class_order(recipe, dense, listed, progress)
     data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
@@ -102,9 +111,10 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
+    expected = expected_time(recipe, rows, data, store, run_keys(recipe, key), trace_seconds, progress)
     with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
         runner.run_dense(dense, key, (*task_notes, *order))
-    return runner, key, lock_text(recipe, inputs)
+    return runner, key, lock_text(recipe, inputs), expected
 
 
 def _environment(recipe: Recipe) -> Environment:
@@ -122,7 +132,7 @@ def _run_stages(
     For each snapshot that a stage keeps, the stages after it run too, and write the artifact OUT-NAME.
     """
     for position, config in enumerate(runner.recipe.stages[first:], start=first):
-        settings = approximation_of(runner.recipe, config.approximation) if config.approximation else None
+        settings = _accelerator(runner.recipe, config)
         key = stage_key(key, config, settings)
         name = stage_name(len(runner.finished), config)
         with stage_events(runner.progress, name, config.kind, config.method, lambda: runner.finished[-1].record):
@@ -131,6 +141,20 @@ def _run_stages(
             branch = runner.at_snapshot(name, key)
             _run_stages(branch, position + 1, snapshot_key(key, name), snapshot_folder(out, name), finish)
     return finish(runner, out)
+
+
+def _accelerator(recipe: Recipe, config: StageConfig) -> Accelerator | None:
+    """Return the approximations under which a stage trains."""
+    return approximation_of(recipe, config.approximation) if config.approximation else None
+
+
+def run_keys(recipe: Recipe, dense: str) -> list[RunKey]:
+    """Return the names and the content keys of the dense model, whose key is given, and of all stages."""
+    found = [RunKey(DENSE, dense)]
+    for position, config in enumerate(recipe.stages, start=1):
+        key = stage_key(found[-1].key, config, _accelerator(recipe, config))
+        found.append(RunKey(stage_name(position, config), key))
+    return found
 
 
 def snapshot_folder(out: Path, name: str) -> Path:

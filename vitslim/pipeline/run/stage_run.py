@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,22 +11,23 @@ import torch
 
 from vitslim.data import DataModule
 from vitslim.errors import InputError, Problem, StageError, VitslimError
-from vitslim.files import MODEL_FILE
+from vitslim.files import MODEL_FILE, file_digest
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import Outputs
 from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
-from vitslim.pipeline.run.evaluation import Evaluator, Reference
+from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference, forward_of
 from vitslim.pipeline.run.keys import snapshot_key
+from vitslim.pipeline.run.stage_files import FLOAT_FILE, exported_form, file_to_export, is_quantized
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig
-from vitslim.results import RESOLVED_KEY, LayerNote, StageRecord
+from vitslim.results import RESOLVED_KEY, Accuracy, LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 from vitslim.training import SECONDS
 
@@ -72,6 +73,7 @@ class StageRunner:
                 stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
+            stored = self._with_current_file(stored)
         self.finished.append(stored)
 
     def at_snapshot(self, snapshot: str, key: str) -> StageRunner:
@@ -83,7 +85,7 @@ class StageRunner:
         stored = self.store.find(name, own)
         if stored is None:
             raise InputError(f"the snapshot '{snapshot}' is missing among the finished stages", "run with --fresh")
-        return replace(self, finished=[*self.finished[:-1], stored])
+        return replace(self, finished=[*self.finished[:-1], self._with_current_file(stored)])
 
     def _keep_snapshot(
         self, config: StageConfig, stage: str, key: str, snapshot: str, result: StageResult, started: float
@@ -100,8 +102,9 @@ class StageRunner:
         stage, before = make_stage(config, table, gemm_latency(config)), self.finished[-1].graph
         deployment = make_deployment(self.recipe, self.data, self.progress)
         context = StageContext(
-            self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
-        )
+            self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator,
+            file_to_export(self.recipe, self.finished[-1]), self._outputs_of,
+        )  # fmt: skip
         torch.manual_seed(self.recipe.seed)
         try:
             result = stage.apply(before, context)
@@ -117,14 +120,11 @@ class StageRunner:
     def _keep(
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
     ) -> StoredStage:
-        evaluator = Evaluator(self.data, result.graph.source, self.progress, self._reference())
-        onnx = scratch / MODEL_FILE
+        onnx, is_exported = scratch / MODEL_FILE, kind == "export" or is_quantized(result.graph)
+        form = exported_form(self.recipe) if is_exported else FLOAT_FILE
         if not onnx.exists():
-            export_onnx(result.graph, onnx)
-        if kind == "export" and self.finished:
-            accuracies, predictions = evaluator.of_file(onnx, name)
-        else:
-            accuracies, predictions = evaluator.of_graph(result.graph, name)
+            form.write(result.graph, onnx, self.data.calibration.class_names)
+        accuracies, predictions = self._evaluated(onnx, result.graph, name)
         record = StageRecord(
             name=name,
             kind=kind,
@@ -134,6 +134,7 @@ class StageRunner:
             key=key,
             cost=cost(result.graph),
             onnx_bytes=onnx.stat().st_size,
+            onnx_form=form.key if is_exported else None,
             accuracies=accuracies,
             changes=result.changes,
             skipped=result.skipped,
@@ -143,20 +144,47 @@ class StageRunner:
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 
+    def _evaluated(self, onnx: Path, graph: ModelGraph, name: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        """Evaluate a file; one that equals that of the stage before has its results."""
+        before = self.finished[-1] if len(self.finished) > 1 else None
+        if before is not None and file_digest(before.onnx) == file_digest(onnx):
+            return before.record.accuracies, before.predictions
+        return Evaluator(self.data, graph.source, self.progress, self._reference()).evaluate(onnx, name)
+
+    def _with_current_file(self, stored: StoredStage) -> StoredStage:
+        """Return a finished stage whose file has the form of the export stage, which is no part of the stage's key."""
+        record = stored.record
+        if record.onnx_form in {None, exported_form(self.recipe).key}:
+            return stored
+        started = time.monotonic() - record.seconds
+        with self.store.writing(record.name, record.key) as scratch:
+            written = self._keep(
+                scratch, stored.result(), record.name, record.kind, record.method, record.key, started
+            )  # fmt: skip
+        written.record = written.record.model_copy(update={"cached": True})
+        return written
+
     def _reference(self) -> Reference | None:
         """Return the dense model; None before it is evaluated itself."""
         if not self.finished:
             return None
         dense = self.finished[0]
-        return Reference(dense.predictions, lambda: dense.graph)
+        return Reference(dense.predictions, dense.onnx)
 
     def _result(self, name: str) -> StageResult:
+        return self._stage(name).result()
+
+    def _outputs_of(self, name: str) -> Callable[[torch.Tensor], Outputs] | None:
+        """Return the file of an earlier float stage in ONNX Runtime."""
+        stage = self._stage(name)
+        return forward_of(stage.onnx) if stage.record.onnx_form is None else None
+
+    def _stage(self, name: str) -> StoredStage:
         if name == "dense":
-            return self.finished[0].result()
+            return self.finished[0]
         if name == "previous":
-            return self.finished[-1].result()
-        index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
-        return self.finished[index + 1].result()
+            return self.finished[-1]
+        return self.finished[find_stage(self.recipe.stages[: len(self.finished) - 1], name) + 1]
 
 
 def stage_name(position: int, config: StageConfig) -> str:
