@@ -105,7 +105,6 @@ def test_wrong_value(problems: Problems, document: Document, key: str, value: ob
             "data.shuffle",
             "allowed: also_evaluate, cache_gb, calibration, classes, eval_images, kind, label_field, max_pixels, "
             "root, val_fraction",
-            "val_fraction",
         ),
         ("report.batch", "did you mean 'batches'?"),
         ("stages.0.prune.pruning_rato", "did you mean 'pruning_ratio'?"),
