@@ -103,6 +103,7 @@ def test_without_room_or_folder_images_are_decoded_with_a_message(
     expected = load(cache_gb=0).stacked()
     assert not cache.exists()
     if not keys:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_bytes(b"")
     messages = Messages()
     assert torch.equal(load(messages, **keys).stacked(), expected)
