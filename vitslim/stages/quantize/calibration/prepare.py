@@ -74,9 +74,7 @@ def quantize_attention_matmuls(graph: ModelGraph, scheme: QuantScheme, context: 
     observe(plain, statistics, context, "calibrating attention", places)
     sites = {block: scheme.attention_site(block) for block in blocks}
     ranges = {
-        name: statistics[name].find_range(
-            sites[operand.block].bits_of(operand.name), operand.zero_point is None
-        )
+        name: statistics[name].find_range(sites[operand.block].bits_of(operand.name), operand.zero_point is None)
         for name, operand in found.items()
     }
     scales = {name: torch.tensor(one.scale) for name, one in ranges.items()}

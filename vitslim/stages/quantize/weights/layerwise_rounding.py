@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 
 import torch
@@ -18,7 +19,6 @@ from vitslim.stages.quantize.weights.rounding import REFINED_BITS, round_weight
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layerwise import LayerSolver, solvable_images
 
-import os
 ROUNDING_IMAGES = int(os.environ.get("RI", "256"))
 """Largest number of calibration images that rounding uses."""
 
