@@ -79,7 +79,9 @@ def test_histogram_in_batches_finds_the_range_of_all_values_at_once() -> None:
     values = torch.cat(batches)
     assert histogram.counts.sum() == len(values)
     peak = values.abs().max().item()
-    assert Extremes(histogram.low, histogram.high).find_range(8, symmetric=True) == Range(pytest.approx(peak / 127), None)
+    assert Extremes(histogram.low, histogram.high).find_range(8, symmetric=True) == Range(
+        pytest.approx(peak / 127), None
+    )
     exact = mse_scale(values.abs()[None], (-7, 7))[0]
     found = torch.tensor(histogram.find_range(4, symmetric=True).scale)
     assert squared_error(values, found, 7) <= 1.02 * squared_error(values, exact, 7)
@@ -216,7 +218,7 @@ def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageCont
 def test_minmax_does_not_clip_the_largest_calibration_value(tiny_graph: ModelGraph, context: StageContext) -> None:
     result = PtqStage(Ptq(method="ptq", symmetric=True, activation_scaling="none")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
-    seen = ImageRanges()
+    seen = ImageRanges(len(images))
     seen.begin(len(images))
     Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen}, layer_inputs(tiny_graph.module))(images)
     peak = max(bound.abs().max().item() for bound in seen.of())

@@ -39,35 +39,42 @@ Operands = Mapping[str, Sequence[tuple[Node, int]]]
 
 
 class ImageRanges:
-    """Smallest and largest value of each channel of an activation in each image."""
+    """Smallest and largest value of each channel of an activation in each image.
 
-    def __init__(self) -> None:
-        self._images = 1
-        self._low: list[Tensor] = []
-        self._high: list[Tensor] = []
+    Memory for all images is taken at once: small tensors that stay, between large ones that go, fragment the heap.
+    """
+
+    def __init__(self, images: int) -> None:
+        """`images`: the number of all images."""
+        self._images, self._batch = images, slice(0, 0)
+        self._limits: tuple[Tensor, Tensor] | None = None
 
     def begin(self, images: int) -> None:
-        """Begin a batch of so many images."""
-        self._images = images
-        self._low.append(torch.tensor(torch.inf))
-        self._high.append(torch.tensor(-torch.inf))
+        """Begin the next batch, of so many images."""
+        self._batch = slice(self._batch.stop, self._batch.stop + images)
 
     def observe(self, values: Tensor) -> None:
         """Add a float tensor (..., channels), whose rows are those of one image of the batch after the other."""
-        rows = values.detach().reshape(self._images, -1, values.shape[-1])
-        self._low[-1] = torch.minimum(self._low[-1], rows.amin(dim=1))
-        self._high[-1] = torch.maximum(self._high[-1], rows.amax(dim=1))
+        here, channels = self._batch, values.shape[-1]
+        if self._limits is None:
+            self._limits = (
+                torch.full((self._images, channels), torch.inf),
+                torch.full((self._images, channels), -torch.inf),
+            )
+        low, high = self._limits
+        rows = values.detach().reshape(here.stop - here.start, -1, channels)
+        low[here] = torch.minimum(low[here], rows.amin(dim=1))
+        high[here] = torch.maximum(high[here], rows.amax(dim=1))
 
     def of(self, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return both over some images, bool (n,), or over all: float (channels,) each.
 
         Raises StageError if nothing was observed.
         """
-        if not self._low or self._low[0].dim() == 0:
+        if self._limits is None:
             raise StageError("no calibration image reached a layer", "give more calibration images")
-        low, high = torch.cat(self._low), torch.cat(self._high)
-        chosen = slice(None) if images is None else images
-        return low[chosen].amin(dim=0), high[chosen].amax(dim=0)
+        low, high = self._limits if images is None else (limit[images] for limit in self._limits)
+        return low.amin(dim=0), high.amax(dim=0)
 
 
 class Observer(Interpreter):

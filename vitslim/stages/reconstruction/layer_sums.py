@@ -23,18 +23,24 @@ ELEMENTS_AT_ONCE = 2**24
 class OriginalSums:
     """Sums over the rows of a layer of the original graph, collected batch by batch."""
 
-    def __init__(self) -> None:
-        self._norms: list[Tensor] = []
+    def __init__(self, images: int) -> None:
+        """`images`: the number of all images."""
+        self._images = images
+        # Taken at once for all rows: small tensors that stay, between large ones that go, fragment the heap.
+        self._norms: Tensor | None = None
         self._weighted = torch.zeros((), dtype=torch.float64)
         self._sum = torch.zeros((), dtype=torch.float64)
         self._count = 0
         self.gradients: Tensor | None = None
         """Gram matrix of the output gradients, float64 (out, out); None unless `add_gradients` was called."""
 
-    def add(self, rows: Iterable[Tensor], norms: Tensor | None) -> None:
-        """Add input rows, float (n, in) each, and the norms of all their output gradients, float64, if known."""
+    def add(self, images: int, rows: Iterable[Tensor], norms: Tensor | None) -> None:
+        """Add the input rows of some images, float (n, in) each, and the norms of all their output gradients, float64
+        (rows,), if known."""
         if norms is not None:
-            self._norms.append(norms)
+            if self._norms is None:
+                self._norms = norms.new_empty(self._images * (len(norms) // images))
+            self._norms[self._count : self._count + len(norms)] = norms
         start = 0
         for part in rows:
             self._count, self._sum = self._count + len(part), self._sum + part.sum(dim=0).double()
@@ -51,11 +57,11 @@ class OriginalSums:
 
     def weights(self) -> Tensor | None:
         """Return the weight of each row, float32 (rows,), of mean 1; None if all rows have equal weight."""
-        return row_weights(torch.cat(self._norms)) if self._norms else None
+        return None if self._norms is None else row_weights(self._norms)
 
     def mean(self) -> Tensor:
         """Return the weighted mean of the inputs: float32 (in,)."""
-        total = torch.cat(self._norms).sum() if self._norms else torch.zeros(())
+        total = torch.zeros(()) if self._norms is None else self._norms.sum()
         return (self._weighted / total if total > 0 else self._sum / self._count).float()
 
 

@@ -88,7 +88,7 @@ class LayerSolver:
 
     def _original_sums(self, graph: ModelGraph, places: Mapping[Node, str]) -> Mapping[str, OriginalSums]:
         """Return the sums over the rows of each layer of the original graph, by the name of its weight."""
-        sums = {name: OriginalSums() for name in places.values()}
+        sums = {name: OriginalSums(len(self.images)) for name in places.values()}
         if places and (self.sensitive or self.biases):
             measure = self._measure_gradients(graph, places) if self.sensitive else _measure_inputs(graph, places)
             batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))
@@ -110,7 +110,8 @@ class LayerSolver:
                 if name in self.joint:
                     sums[name].add_gradients(scaled_gradients(gradients, found))
             for name, x in inputs.items():
-                sums[name].add(layer_rows(nodes[name], x, tensor_of(graph.module, name)), norms[name])
+                rows = layer_rows(nodes[name], x, tensor_of(graph.module, name))
+                sums[name].add(len(batch), rows, norms[name])
 
         return measure
 
@@ -162,7 +163,7 @@ def _measure_inputs(
         with torch.no_grad():
             _, inputs = tapped(batch)
             for (node, name), x in zip(places.items(), inputs, strict=True):
-                sums[name].add(layer_rows(node, x, tensor_of(graph.module, name)), None)
+                sums[name].add(len(batch), layer_rows(node, x, tensor_of(graph.module, name)), None)
 
     return measure
 

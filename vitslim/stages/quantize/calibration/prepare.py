@@ -44,7 +44,7 @@ def rotate_streams(
 def smooth(graph: ModelGraph, scheme: QuantScheme, context: StageContext, weights: Collection[str]) -> Smoothed:
     """Return a copy of the graph whose quantized activations are smoothed."""
     if not scheme.smooth or not scheme.integer_matmuls:
-        return Smoothed(graph.copy())
+        return Smoothed(graph.copy(), {})
     return smooth_activations(graph, scheme, context, weights)
 
 

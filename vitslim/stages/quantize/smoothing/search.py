@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,16 +42,15 @@ from vitslim.training.tasks import task_for
 WORTH_A_FACTOR = 0.7
 """Largest factor of the largest channel at which an activation is scaled at run time: it takes a pass over it."""
 
-GRADIENT_IMAGES = int(os.environ.get("GI", "256"))
+GRADIENT_IMAGES = 64
 """Largest number of calibration images whose gradients choose the strengths."""
 
 
-@dataclass(frozen=True)
-class Smoothed:
+class Smoothed(NamedTuple):
     """A smoothed graph, and the ranges of the input activations of its layers that are known without another pass."""
 
     graph: ModelGraph
-    ranges: Mapping[str, Extremes] = field(default_factory=dict)
+    ranges: Mapping[str, Extremes]
     """By weight."""
 
 
@@ -66,7 +65,7 @@ def smooth_activations(
     scaling = scheme.activation_scaling
     places, tokens = channel_places(graph, weights, scaling), token_places(graph, weights, scaling)
     if not places and not tokens:
-        return Smoothed(graph.copy())
+        return Smoothed(graph.copy(), {})
     half, seen = observe_ranges(graph, places, _others(graph, scheme, places, weights), context)
     parts = half, (~half if bool((~half).any()) else half)
     halves = [_gradient_images(context.data.calibration, part) for part in parts]
@@ -105,17 +104,18 @@ def observe_ranges(
     features differ most. A single image is the first half.
     """
     layers, batch = layer_nodes(graph.module), images_at_once(graph, FORWARD_BATCH)
-    seen = Ranges({name: ImageRanges() for name in places}, {name: Extremes() for name in others})
+    images = context.data.calibration
+    seen = Ranges({name: ImageRanges(len(images)) for name in places}, {name: Extremes() for name in others})
     readers = {name: one.readers for name, one in places.items()} | {name: (name,) for name in others}
     operands = {name: list(_sources(layers, weights)) for name, weights in readers.items()}
     observer = Observer(graph.module.eval(), {**seen.channels, **seen.whole}, operands)
 
-    def run(images: Tensor) -> Tensor:
+    def run(some: Tensor) -> Tensor:
         for one in seen.channels.values():
-            one.begin(len(images))
-        return output_list(observer(images))[-1]
+            one.begin(len(some))
+        return output_list(observer(some))[-1]
 
-    last, _ = predict(run, context.data.calibration, batch, context.progress, "smoothing: ranges")
+    last, _ = predict(run, images, batch, context.progress, "smoothing: ranges")
     return split_by_class(task_for(graph.source).groups(last)), seen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 
 import torch
@@ -19,7 +18,7 @@ from vitslim.stages.quantize.weights.rounding import REFINED_BITS, round_weight
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layerwise import LayerSolver, solvable_images
 
-ROUNDING_IMAGES = int(os.environ.get("RI", "256"))
+ROUNDING_IMAGES = 128
 """Largest number of calibration images that rounding uses."""
 
 
