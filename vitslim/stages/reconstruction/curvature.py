@@ -67,9 +67,9 @@ def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
     unit = rows / peak
     weighted, gram = unit * weights[:, None], unit.new_empty(unit.shape[1], unit.shape[1])
     for start in range(0, len(gram), COLUMNS_AT_ONCE):  # only one of two symmetric parts is computed
-        here = slice(start, start + COLUMNS_AT_ONCE)
-        gram[here, start:] = unit[:, here].T @ weighted[:, start:]
-        gram[start:, here] = gram[here, start:].T
+        stop = start + COLUMNS_AT_ONCE
+        gram[start:stop, start:] = unit[:, start:stop].T @ weighted[:, start:]
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
     return gram.double() * peak.double().square()
 
 
