@@ -21,7 +21,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.quantize.calibration.histogram import Extremes, Histogram, Range, range_statistic
+from vitslim.stages.quantize.histogram import Extremes, Histogram, Range, range_statistic
 from vitslim.stages.quantize.observe import ImageRanges, Observer, layer_inputs
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.weights.reduced_range import limit_adjacent_sums, reduced_range_scale

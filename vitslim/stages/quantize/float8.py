@@ -15,7 +15,7 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.graph.ops.float8 import FLOAT8_MAX
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Extremes
+from vitslim.stages.quantize.histogram import Extremes
 from vitslim.stages.quantize.layers import quantizable_layers, reads_image
 from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.scheme import QuantScheme

@@ -22,7 +22,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import range_statistic
+from vitslim.stages.quantize.histogram import range_statistic
 from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.rotation import find_streams, rotate
 from vitslim.stages.quantize.scheme import QuantScheme

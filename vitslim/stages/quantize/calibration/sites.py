@@ -16,7 +16,7 @@ from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Extremes, range_statistic
+from vitslim.stages.quantize.histogram import Extremes, range_statistic
 from vitslim.stages.quantize.layer_noise import measure_weight_noise
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
 from vitslim.stages.quantize.observe import observe

@@ -17,7 +17,7 @@ from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.noise_form import NoiseProxy
 from vitslim.recipe.stages import Nipq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Extremes, range_statistic
+from vitslim.stages.quantize.histogram import Extremes, range_statistic
 from vitslim.stages.quantize.nipq.ranges import ActivationForm, activation_form, weight_end
 from vitslim.stages.quantize.nipq.tensors import QuantizedTensor, Tensors
 from vitslim.stages.quantize.observe import Operands, observe

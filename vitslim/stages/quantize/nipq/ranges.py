@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitslim.graph.ops.fake_quant import integer_range
-from vitslim.stages.quantize.calibration.histogram import WORTH_A_ZERO_POINT, Extremes
+from vitslim.stages.quantize.histogram import WORTH_A_ZERO_POINT, Extremes
 from vitslim.stages.quantize.weights.weight_scales import minmax_scale, mse_scale
 
 SHIFTS = (0.17, 0.375)

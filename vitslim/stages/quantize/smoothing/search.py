@@ -20,7 +20,7 @@ from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
 from vitslim.graph.outputs import output_list
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Extremes
+from vitslim.stages.quantize.histogram import Extremes
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
 from vitslim.stages.quantize.observe import FORWARD_BATCH, ImageRanges, Observer
 from vitslim.stages.quantize.scheme import QuantScheme
