@@ -24,7 +24,7 @@ from vitslim.training.evaluate import run_over
 
 aten = torch.ops.aten
 
-FORWARD_BATCH = 32
+FORWARD_BATCH = 16
 """Images of a forward pass without gradients; it bounds memory and changes no result."""
 
 
@@ -38,26 +38,43 @@ Operands = Mapping[str, Sequence[tuple[Node, int]]]
 """Name to nodes, each with the position of one of its operands."""
 
 
-class ChannelRanges:
-    """Smallest and largest value of each channel of the input of a linear layer."""
+class ImageRanges:
+    """Smallest and largest value of each channel of an activation in each image.
 
-    def __init__(self) -> None:
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
+    Memory for all images is taken at once: small tensors that stay, between large ones that go, fragment the heap.
+    """
+
+    def __init__(self, images: int) -> None:
+        """`images`: the number of all images."""
+        self._images, self._batch = images, slice(0, 0)
+        self._limits: tuple[Tensor, Tensor] | None = None
+
+    def begin(self, images: int) -> None:
+        """Begin the next batch, of so many images."""
+        self._batch = slice(self._batch.stop, self._batch.stop + images)
 
     def observe(self, values: Tensor) -> None:
-        """Add a float tensor (..., channels)."""
-        rows = values.flatten(end_dim=-2)
-        low, high = rows.amin(dim=0), rows.amax(dim=0)
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
+        """Add a float tensor (..., channels), whose rows are those of one image of the batch after the other."""
+        here, channels = self._batch, values.shape[-1]
+        if self._limits is None:
+            self._limits = (
+                torch.full((self._images, channels), torch.inf),
+                torch.full((self._images, channels), -torch.inf),
+            )
+        low, high = self._limits
+        rows = values.detach().reshape(here.stop - here.start, -1, channels)
+        low[here] = torch.minimum(low[here], rows.amin(dim=1))
+        high[here] = torch.maximum(high[here], rows.amax(dim=1))
 
-    @property
-    def found(self) -> tuple[Tensor, Tensor]:
-        """Both, float (channels,). Raises StageError if nothing was observed."""
-        if self.low is None or self.high is None:
+    def of(self, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return both over some images, bool (n,), or over all: float (channels,) each.
+
+        Raises StageError if nothing was observed.
+        """
+        if self._limits is None:
             raise StageError("no calibration image reached a layer", "give more calibration images")
-        return self.low, self.high
+        low, high = self._limits if images is None else (limit[images] for limit in self._limits)
+        return low.amin(dim=0), high.amax(dim=0)
 
 
 class Observer(Interpreter):
@@ -81,7 +98,8 @@ class Observer(Interpreter):
         """Observe the operands of a node, then run it."""
         for name, place in self._at.get(n, ()):
             x = self.fetch_args_kwargs_from_env(n)[0][place]
-            if not torch.isfinite(x).all():
+            # The sum is one fast pass; only that of infinite, NaN or extremely large values is not finite.
+            if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
                 raise StageError(
                     f"the input of '{name}' is not finite for a calibration image", "check the images and the weights"
                 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitslim.stages.quantize.smoothing.tokens import check_finite
+from vitslim.stages.quantize.smoothing.tokens import unit_squares
 
 STRENGTHS = (None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidates. A channel of range r is divided by (r / median r) ** strength; None leaves the activation unchanged."""
@@ -79,6 +79,8 @@ class HeldOutLoss:
         self._limits, self._candidates = limits, candidates
         self._clipped = torch.zeros(len(candidates), dtype=torch.float64)
         self._weights = torch.zeros(len(limits[0]), dtype=torch.float64)
+        self._center = (limits[0] + limits[1]) / 2
+        """Sums are those of activations minus this, which changes no variance but that of rounding errors."""
         self._rows, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
 
     def observe(self, x: Tensor, gradient: Tensor) -> None:
@@ -86,17 +88,29 @@ class HeldOutLoss:
 
         Raises StageError if the gradient is not finite.
         """
-        x, squared = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square()
-        check_finite(squared)
-        rows = squared.sum(dim=1)
-        self._weights += squared.sum(dim=0)
-        self._rows = self._rows + rows.sum()
-        self._sum = self._sum + rows @ x.double()
-        self._squares = self._squares + rows @ x.double().square()
-        outside = (x < self._limits[0]) | (x > self._limits[1])
-        values, weights, channels = x[outside], squared[outside], outside.nonzero()[:, 1]
+        x = x.flatten(end_dim=-2)
+        squares, unit = unit_squares(gradient.flatten(end_dim=-2))
+        rows = squares.sum(dim=1)
+        self._weights += squares.sum(dim=0).double() * unit
+        moved = x - self._center
+        peak = moved.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
+        moved, size = moved.div_(peak), peak.double()
+        self._rows = self._rows + rows.sum().double() * unit
+        self._sum = self._sum + (rows @ moved).double() * unit * size
+        self._squares = self._squares + (rows @ moved.square_()).double() * unit * size.square()
+        self._add_clipped(x, squares, unit)
+
+    def _add_clipped(self, x: Tensor, squares: Tensor, unit: Tensor) -> None:
+        """Add the error of the values outside the limits, which few channels have."""
+        low, high = self._limits
+        channels = torch.nonzero((x.amin(dim=0) < low) | (x.amax(dim=0) > high)).flatten()
+        if not len(channels):
+            return
+        x, squares = x[:, channels], squares[:, channels]
+        outside = (x < low[channels]) | (x > high[channels])
+        values, weights, found = x[outside], squares[outside].double() * unit, channels[outside.nonzero()[:, 1]]
         for index, one in enumerate(self._candidates):
-            over = (values - one.high[channels]).clamp(min=0) + (one.low[channels] - values).clamp(min=0)
+            over = (values - one.high[found]).clamp(min=0) + (one.low[found] - values).clamp(min=0)
             self._clipped[index] += over.double().square() @ weights
 
     def losses(self, weight: Tensor, top: int, clips: bool = True) -> Tensor:
