@@ -22,7 +22,7 @@ IMAGES = 256
 
 def run() -> dict[str, float]:
     """Return GiB of peak memory and seconds of each stage, the memory before it, and the size of the weights."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name, (model, stage) in CASES.items():
         program = Path(__file__).with_name("memory_stage.py")
         command = [sys.executable, str(program), model, json.dumps(stage), str(IMAGES)]

@@ -9,8 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vitslim.cli.console_progress import ConsoleProgress
-
+from vitslim.cli.progress.console_progress import ConsoleProgress
 from vitslim.data import load_data
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe import validate
