@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import vitslim
 from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.saved import GRAPH_FILE
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.run import stage_files, stage_run
 from vitslim.pipeline.run.artifact import Artifact
@@ -93,10 +96,18 @@ def _export_once(monkeypatch: pytest.MonkeyPatch) -> None:
         if stage_run.DENSE in path.parent.name:
             write(graph, path, *form)
         else:
-            shutil.copyfile(next(path.parent.parent.glob(f"{stage_run.DENSE}-*/{path.name}")), path)
+            shutil.copyfile(_dense_folder(path.parent.parent, graph) / path.name, path)
 
     monkeypatch.setattr(stage_files, "export_onnx", write_once)
     monkeypatch.setattr(stage_run, "file_to_export", lambda *_: None)
+
+
+def _dense_folder(stages: Path, graph: ModelGraph) -> Path:
+    """Return the stored dense model of a graph, among those of several models."""
+    source = json.loads(json.dumps(asdict(graph.source)))
+    found = (path.parent for path in stages.glob(f"{stage_run.DENSE}-*/{GRAPH_FILE}")
+             if json.loads(path.read_text(encoding="utf-8"))["source"] == source)  # fmt: skip
+    return next(found)
 
 
 @pytest.fixture(scope="session")

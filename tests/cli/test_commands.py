@@ -151,7 +151,7 @@ def test_a_run_can_be_resumed_after_ctrl_c(recipe: Path, tmp_path: Path) -> None
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:  # noqa: PLW1509  no threads here
         assert process.stderr is not None
         for line in process.stderr:
-            if "01-distill" in line:
+            if line.startswith("· 01-distill"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
@@ -180,6 +180,10 @@ def test_a_killed_training_is_resumed(vitslim: Callable[..., Any], recipe: Path,
     again = vitslim(*command)
     assert again.code == 0, again.err
     assert re.search(r"distill: training continues after step (5|10|15) of 20", again.err)
-    assert sorted(path.name.rpartition("-")[0] for path in stored.iterdir()) == ["00-dense", "01-distill", "02-export"]
+    assert sorted(path.name.rpartition("-")[0] for path in stored.glob("[!.]*")) == [
+        "00-dense",
+        "01-distill",
+        "02-export",
+    ]
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert 1000 < report["stages"][1]["seconds"] < 2000

@@ -80,6 +80,7 @@ def load_timm(
     hub = read_hub_folder(checkpoint) if checkpoint is not None and checkpoint.is_dir() else None
     if hub is not None:
         checkpoint, kwargs = hub.weights, _hub_arguments(hub, timm_name, kwargs)
+    _check_arguments(timm_name, kwargs)
     _check_size(timm_name, kwargs)
     model = _build(timm_name, kwargs, seed)
     adapted: tuple[str, ...] = ()
@@ -132,10 +133,6 @@ def _without_maps(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module:
-    if ":" in timm_name or not timm.is_model(timm_name):
-        raise UsageError(f"timm has no model '{timm_name}'", _closest_model(timm_name))
-    for key in sorted(RESERVED & kwargs.keys()):
-        raise UsageError(f"model.kwargs cannot hold '{key}'", "name the weights in model.checkpoint")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -147,6 +144,14 @@ def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module
             f"timm cannot build '{timm_name}' with {arguments}: {reason}", "check model.timm and model.kwargs"
         ) from error
     return model.eval()
+
+
+def _check_arguments(timm_name: str, kwargs: dict[str, Any]) -> None:
+    """Raise UsageError for a model or an argument with which timm would download or unpickle something."""
+    if ":" in timm_name or not timm.is_model(timm_name):
+        raise UsageError(f"timm has no model '{timm_name}'", _closest_model(timm_name))
+    for key in sorted(RESERVED & kwargs.keys()):
+        raise UsageError(f"model.kwargs cannot hold '{key}'", "name the weights in model.checkpoint")
 
 
 def _check_size(timm_name: str, kwargs: dict[str, Any]) -> None:
