@@ -70,7 +70,7 @@ def test_quantizer_scales_move_in_proportion_to_their_size() -> None:
         parameter = torch.nn.Parameter(torch.tensor(scale))
         optimizer = make_optimizer({name: parameter}, Train(lr=1e-3))
         (group,) = optimizer.param_groups
-        group["lr"] *= group["rate"]
+        group["lr"] *= group["lr_scale"]
         (3.0 * parameter).backward()
         optimizer.step()
         moved.append((scale - parameter.item()) / scale)

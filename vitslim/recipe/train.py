@@ -12,16 +12,29 @@ from vitslim.recipe.config import ASSUMED, Config
 
 
 class Train(Config):
-    """Training with AdamW and a cosine learning-rate schedule."""
+    """A training schedule."""
 
     epochs: PositiveInt = Field(3, description="passes over the training images")
-    batch: PositiveInt = Field(64, description="images per optimizer step")
+    batch: PositiveInt = Field(64, description="images per optimizer step, which several ranks share")
+    accumulate: PositiveInt = Field(
+        1, description="parts of each batch that are computed one after the other, which divides the memory by it"
+    )
+    optimizer: Literal["adamw", "nadamw", "lamb", "lion", "sgd"] = Field(
+        "adamw", description="optimizer of timm; `sgd` has Nesterov momentum"
+    )
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="fall of the learning rate after the warm-up, to `min_lr`"
+    )
     lr: PositiveFloat = Field(5e-5, description="peak learning rate", json_schema_extra={ASSUMED: True})
-    min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the end of the cosine schedule")
+    min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the end of the schedule")
     backbone_lr: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
         description="learning rate of the source model's parameters, as a fraction of `lr`; the predictors that a "
         "`token-squeeze` stage adds learn at `lr`",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor by which the learning rate of each residual block is lower than that of the block after it",
     )
     wd: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay", json_schema_extra={ASSUMED: True})
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -45,13 +58,13 @@ class Train(Config):
     )
     mixup: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="blend each image and its label with another one, by a weight from Beta(mixup, mixup), which is "
-        "uniform for 1; 0: off",
+        description="blend each image and its label with another one, by a weight of the batch from Beta(mixup, "
+        "mixup), which is uniform for 1; 0: off",
     )
     cutmix: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="replace a rectangle of each image by another image and blend the labels by area, which is from "
-        "Beta(cutmix, cutmix); 0: off. With `mixup`, each image gets one of the two at random",
+        "Beta(cutmix, cutmix); 0: off. With `mixup`, each batch gets one of the two at random",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     precision: Literal["float32", "bfloat16", "auto"] = Field(

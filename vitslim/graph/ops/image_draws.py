@@ -14,8 +14,8 @@ def draw_for_images(draw: Callable[[int], Tensor], images: int) -> Tensor:
     """Return random numbers of the `images` that this rank holds of a batch.
 
     draw: returns the numbers of n images, (n, ...), from a generator that is in the same state on all ranks. Each rank
-    draws the numbers of the whole batch and keeps its rows. If the batch cannot be divided evenly, the numbers depend on
-    the number of ranks.
+    draws the numbers of the whole batch and keeps its rows. If the batch cannot be divided evenly, the numbers depend
+    on the number of ranks.
     """
     ranks = rank_count()
     if ranks == 1:

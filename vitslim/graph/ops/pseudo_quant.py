@@ -97,8 +97,8 @@ def add_noise(
 
     x: float, any shape. high: float, positive, () or (x.shape[0],); the range is [-high, high], or [0, high] if not
     `signed`. top: float (), the largest integer. empirical: noise with the distribution of the rounding errors; else
-    uniform. mask: bool, of the shape of x; elements where it is False get no noise. images: x is an activation, with one
-    row for each image of the batch.
+    uniform. mask: bool, of the shape of x; elements where it is False get no noise. images: x is an activation, with
+    one row for each image of the batch.
     """
     ceiling = _spread(high, x)
     step, inside = ceiling / top, _inside(x, ceiling, signed)

@@ -37,7 +37,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates models on the data sets of a run."""
+    """Evaluates models on the data sets of a run, whose images the ranks share; maps are compared on every rank."""
 
     data: DataModule
     source: ModelSource
@@ -66,7 +66,9 @@ class Evaluator:
         sets = evaluation_sets(self.data) | ({CALIBRATION: self.data.calibration} if task.uses_calibration else {})
         found: dict[str, Predicted] = {}
         for name, dataset in sets.items():
-            outputs, labels = predict(forward, dataset, BATCH, self.progress, f"{label}: accuracy on {name}")
+            outputs, labels = predict(
+                forward, dataset, BATCH, self.progress, f"{label}: accuracy on {name}", by_ranks=True
+            )
             found[name] = Predicted(task.stored(outputs), labels)
         dense: Mapping[str, torch.Tensor] = self.dense.predictions if self.dense else {}
         accuracies = tuple(

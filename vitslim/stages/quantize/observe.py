@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from vitslim.data import Batches
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.edits import FakeQuantSite
@@ -19,8 +20,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
 from vitslim.graph.outputs import Outputs
+from vitslim.ranks import rank, rank_count
 from vitslim.stages.contract import StageContext
-from vitslim.training.evaluate import run_over
+from vitslim.training.collectives import max_over_ranks
 
 aten = torch.ops.aten
 
@@ -32,6 +34,14 @@ class Statistic(Protocol):
     """Statistic of the activations of one layer, collected batch by batch."""
 
     def observe(self, values: Tensor) -> None: ...
+
+    def forget(self) -> None:
+        """Forget the values that were observed, except those that it keeps in a minimum or a maximum."""
+        ...
+
+    def merge(self) -> None:
+        """Add the values that the other ranks observed; all ranks call it."""
+        ...
 
 
 Operands = Mapping[str, Sequence[tuple[Node, int]]]
@@ -51,6 +61,14 @@ class ChannelRanges:
         low, high = rows.amin(dim=0), rows.amax(dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def forget(self) -> None:
+        """Keep everything: there is only a minimum and a maximum."""
+
+    def merge(self) -> None:
+        """Add the values that the other ranks observed; all ranks call it."""
+        low, high = self.found
+        self.low, self.high = -max_over_ranks(-low), max_over_ranks(high)
 
     @property
     def found(self) -> tuple[Tensor, Tensor]:
@@ -77,6 +95,11 @@ class Observer(Interpreter):
         outputs: Outputs = self.run(images)
         return outputs
 
+    def forget(self) -> None:
+        """Let all statistics forget the values that they observed."""
+        for statistic in self._statistics.values():
+            statistic.forget()
+
     def run_node(self, n: Node) -> Any:
         """Observe the operands of a node, then run it."""
         for name, place in self._at.get(n, ()):
@@ -96,9 +119,30 @@ def observe(
     label: str,
     operands: Operands | None = None,
 ) -> None:
-    """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name."""
+    """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name.
+
+    The ranks share the batches, and all have the statistics of all images afterwards.
+    """
     observer = Observer(graph.module, statistics, operands or layer_inputs(graph.module))
-    run_over(observer, context.data.calibration, images_at_once(graph, FORWARD_BATCH), context.progress, label)
+    observe_batches(observer, context.data.calibration.batches(images_at_once(graph, FORWARD_BATCH)), context, label)
+    for statistic in statistics.values() if rank_count() > 1 else ():
+        statistic.merge()
+
+
+def observe_batches(observer: Observer, batches: Batches, context: StageContext, label: str) -> None:
+    """Pass the batches of this rank to the statistics of an observer.
+
+    All ranks observe the first batch, so that the bins of all histograms agree; only the first rank counts it.
+    """
+    ranks = rank_count()
+    own = batches if ranks == 1 else batches.after(1).every(rank(), ranks)
+    with torch.no_grad():
+        for images, _ in batches.every(0, len(batches)) if ranks > 1 else ():
+            observer(images)
+        if rank() > 0:
+            observer.forget()
+        for images, _ in context.progress.track(own, label):
+            observer(images)
 
 
 def layer_inputs(module: GraphModule) -> Operands:

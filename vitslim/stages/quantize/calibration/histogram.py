@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitslim.errors import StageError
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.stages.quantize.weights.weight_scales import CANDIDATES, SMALLEST_CANDIDATE
+from vitslim.training.collectives import max_over_ranks, sum_over_ranks
 
 BINS = 8192
 """Histogram bins on either side of zero: at least 16 for each integer, even after the range has doubled."""
@@ -49,6 +51,25 @@ class Histogram:
             self.counts[BINS] += values.numel()
             return
         self.counts += torch.histc(values.detach().float(), bins=2 * BINS, min=-self.range, max=self.range)
+
+    def forget(self) -> None:
+        """Forget the counts; the bins and the smallest and largest value stay."""
+        self.counts.zero_()
+
+    def merge(self) -> None:
+        """Add the counts of the other ranks, whose bins began with the same range; all ranks call it.
+
+        Raises StageError if the first batch was zero, which gives the bins no common range.
+        """
+        widest = float(max_over_ranks(torch.tensor(self.range, dtype=torch.float64)))
+        self._widen(widest)
+        limits = torch.tensor([self.range, -self.low, self.high], dtype=torch.float64)
+        largest, low, high = max_over_ranks(limits).tolist()
+        if largest != widest:
+            message = "an activation is zero on the first calibration images, so ranks cannot share its calibration"
+            raise StageError(message, "run this stage with one rank; further stages may use several")
+        self.low, self.high = -low, high
+        self.counts = sum_over_ranks(self.counts)
 
     def _widen(self, peak: float) -> None:
         if self.range == 0.0 and peak > 0.0:
