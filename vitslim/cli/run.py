@@ -18,6 +18,8 @@ from vitslim.cli.arguments import (
     all_overrides,
 )
 from vitslim.errors import GateError, UsageError
+from vitslim.progress import Silent
+from vitslim.ranks import is_first_launched
 
 
 def run(
@@ -47,7 +49,10 @@ def run(
     from vitslim.pipeline.run.verb import run as run_recipe
 
     folder = out or Path("runs") / loaded.name
-    artifact = run_recipe(loaded, folder, fresh=fresh, progress=ConsoleProgress(), locked=locked)
+    progress = ConsoleProgress() if is_first_launched() else Silent()
+    artifact = run_recipe(loaded, folder, fresh=fresh, progress=progress, locked=locked)
+    if not is_first_launched():
+        return
     from vitslim.report import render_json, render_terminal
 
     if output == "json":

@@ -35,7 +35,7 @@ def make_fabric(config: Train, device: torch.device) -> Fabric:
         return Fabric(accelerator=device.type, devices=index, precision=precision, plugins=[environment])  # type: ignore[arg-type]
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     # Which parameters have gradients depends on the loss and on the stage. Exported graphs have no buffers that change.
-    strategy = DDPStrategy(timeout=TIMEOUT, find_unused_parameters=True, broadcast_buffers=False)
+    strategy = DDPStrategy(timeout=TIMEOUT, find_unused_parameters=True, forward_sync_buffers=False)
     fabric = Fabric(
         accelerator=device.type, devices=local, num_nodes=launched_ranks() // local, precision=precision,  # type: ignore[arg-type]
         strategy=strategy, plugins=[TorchElasticEnvironment()],

@@ -10,8 +10,9 @@ from typing import Any
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
-from vitslim.data import load_data
-from vitslim.errors import RecipeError
+from vitslim.data import DataModule, load_data
+from vitslim.errors import InputError, RecipeError
+from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
@@ -22,7 +23,7 @@ from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
-from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.run.artifact import Artifact, check_replaceable, load_artifact, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.gates import judge
 from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
@@ -32,11 +33,13 @@ from vitslim.pipeline.run.stage_run import StageRunner
 from vitslim.pipeline.run.store import StageStore, StoredStage
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
+from vitslim.training.collectives import on_first_rank, wait_for_ranks
 from vitslim.training.device import find_device
 
 
@@ -46,7 +49,7 @@ def execute(
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
     for backend in recipe.report.backends:
         parse_backend(backend).require()
-    recipe, notes = resolve_reduce_range(resolve_tables(recipe, progress, build=True))
+    recipe, notes = resolve_reduce_range(on_first_rank(lambda: resolve_tables(recipe, progress, build=True)))
     for training in filter(None, (config.training for config in recipe.stages)):
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
@@ -59,11 +62,16 @@ def execute(
         data = runner.data.notes
 
         def finish(runner: StageRunner, folder: Path) -> Artifact:
+            if rank() > 0:
+                wait_for_ranks()
+                return load_artifact(folder)
             records = _measured(runner, runner.recipe, progress)
             report = _report(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
             )
-            return write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            artifact = write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            wait_for_ranks()
+            return artifact
 
         return _run_stages(runner, 0, key, out, finish)
 
@@ -83,7 +91,7 @@ def _prepared(
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
     estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
     recipe, order = resolve_class_order(recipe, dense, progress)
-    data = load_data(recipe.data, dense.source, recipe.seed, progress)
+    data = _loaded(recipe, dense, progress)
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)
@@ -97,6 +105,23 @@ def _prepared(
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
     runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs)
+
+
+def _loaded(recipe: Recipe, dense: ModelGraph, progress: Progress) -> DataModule:
+    """Return the data sets of a run, first on rank 0, whose check of the images the other ranks find in the cache.
+
+    Raises InputError for a set with fewer images than ranks.
+    """
+    if rank() > 0:
+        wait_for_ranks()
+    data = load_data(recipe.data, dense.source, recipe.seed, progress)
+    if rank() == 0:
+        wait_for_ranks()
+    for found in (data.train, data.calibration, data.val, *data.extra.values()):
+        if len(found) < rank_count():
+            message = f"{rank_count()} ranks cannot share the {len(found)} images of '{found.split}'"
+            raise InputError(message, "start at most as many ranks as there are images")
+    return data
 
 
 def _environment(recipe: Recipe) -> Environment:

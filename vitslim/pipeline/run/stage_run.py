@@ -18,17 +18,19 @@ from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.pipeline.run.evaluation import Evaluator, Reference
 from vitslim.pipeline.run.keys import snapshot_key
-from vitslim.pipeline.run.store import StageStore, StoredStage
+from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.results import RESOLVED_KEY, LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 from vitslim.training import SECONDS
+from vitslim.training.collectives import on_first_rank
 
 DENSE = "00-dense"
 
@@ -52,7 +54,7 @@ class StageRunner:
             with self.store.writing(DENSE, key) as scratch:
                 result = StageResult(graph, changes=(*_weights_notes(graph), *notes))
                 stored = self._keep(scratch, result, DENSE, "dense", "", key, time.monotonic())
-        self.finished.append(stored)
+        self.finished.append(self._shared(stored, DENSE, key))
 
     def run_stage(self, config: StageConfig, key: str, accelerator: Accelerator | None = None) -> None:
         """Apply one stage of the recipe to the result of the stage before it.
@@ -72,7 +74,14 @@ class StageRunner:
                 stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
-        self.finished.append(stored)
+        self.finished.append(self._shared(stored, name, key))
+
+    def _shared(self, stored: StoredStage, name: str, key: str) -> StoredStage:
+        """Return the stage as rank 0 stored it, so that all ranks continue with the same bits."""
+        if rank_count() == 1:
+            return stored
+        found = self.store.find(name, key)
+        return found if found is not None and rank() > 0 else stored
 
     def at_snapshot(self, snapshot: str, key: str) -> StageRunner:
         """Return a runner whose last finished stage is a snapshot of this one's. key: that of the last stage.
@@ -104,8 +113,10 @@ class StageRunner:
         )
         torch.manual_seed(self.recipe.seed)
         try:
-            result = stage.apply(before, context)
-            broken = stage.ensures(before, result.graph)
+            # Rank 0 alone exports; the other ranks read its file.
+            is_idle = config.phase is Phase.EXPORT and rank() > 0
+            result = StageResult(before) if is_idle else stage.apply(before, context)
+            broken = [] if is_idle else stage.ensures(before, result.graph)
         except VitslimError as error:
             error.message = f"stage {name} (after {self.finished[-1].record.name}): {error.message}"
             raise
@@ -118,11 +129,9 @@ class StageRunner:
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
     ) -> StoredStage:
         evaluator = Evaluator(self.data, result.graph.source, self.progress, self._reference())
-        onnx = scratch / MODEL_FILE
-        if not onnx.exists():
-            export_onnx(result.graph, onnx)
+        onnx, size = on_first_rank(lambda: _exported(result.graph, scratch))
         if kind == "export" and self.finished:
-            accuracies, predictions = evaluator.of_file(onnx, name)
+            accuracies, predictions = evaluator.of_file(wait_for_file(onnx), name)
         else:
             accuracies, predictions = evaluator.of_graph(result.graph, name)
         record = StageRecord(
@@ -133,7 +142,7 @@ class StageRunner:
             seconds=max(time.monotonic() - started, result.metrics.get(SECONDS, 0)),
             key=key,
             cost=cost(result.graph),
-            onnx_bytes=onnx.stat().st_size,
+            onnx_bytes=size,
             accuracies=accuracies,
             changes=result.changes,
             skipped=result.skipped,
@@ -157,6 +166,14 @@ class StageRunner:
             return self.finished[-1].result()
         index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
         return self.finished[index + 1].result()
+
+
+def _exported(graph: ModelGraph, folder: Path) -> tuple[Path, int]:
+    """Return the ONNX file in the folder of a stage, after writing it if the stage has not, and its size in bytes."""
+    onnx = folder / MODEL_FILE
+    if not onnx.exists():
+        export_onnx(graph, onnx)
+    return onnx, onnx.stat().st_size
 
 
 def stage_name(position: int, config: StageConfig) -> str:

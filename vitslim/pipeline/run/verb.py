@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
 from vitslim.progress import Progress, Silent
+from vitslim.ranks import is_first_launched, launched_ranks
 from vitslim.recipe import Locked
 from vitslim.recipe.schema import Recipe
 
@@ -24,12 +26,39 @@ def run(
 ) -> Artifact:
     """Carry out a recipe and write the artifact to `out`; finished stages are kept in `OUT.stages` and reused.
 
+    Under torchrun, all ranks call this function; the ranks share the images, rank 0 writes the files, and all return
+    the artifact. `out` must be on a file system that all ranks see.
     Gates that fail are in the report; the caller decides how to react. locked: inputs of an earlier run, which those of
     this run must equal.
-    Raises RecipeError, also if the inputs differ from `locked`; InputError, StageError, UsageError, or
-    BackendUnavailableError, which comes before the first stage; nothing half-written stays behind.
+    Raises RecipeError, also if the inputs differ from `locked`; RankLostError if another rank is gone; InputError,
+    StageError, UsageError, or BackendUnavailableError, which comes before the first stage; nothing half-written stays
+    behind.
     """
     warnings = check_recipe(recipe)
+    check_ranks(recipe)
+    from vitslim.pipeline.bench.table_cache import resolve_tables
     from vitslim.pipeline.run.runner import execute
+    from vitslim.training.rank_group import joined_ranks
 
-    return execute(recipe, out, fresh, progress or Silent(), warnings, locked)
+    if launched_ranks() > 1 and is_first_launched():
+        # Alone, before the ranks join: a table may need a calibration, which ranks that have joined would share.
+        recipe = resolve_tables(recipe, progress or Silent(), build=True)
+    with joined_ranks():
+        return execute(recipe, out, fresh, progress or Silent(), warnings, locked)
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """Raise RecipeError if the ranks that torchrun started cannot share the batches of a recipe evenly."""
+    ranks, problems = launched_ranks(), []
+    for position, config in enumerate(recipe.stages):
+        training = config.training
+        if training is None or ranks == 1:
+            continue
+        parts = ranks * training.accumulate * (2 if training.has_mixing else 1)
+        if training.batch % parts:
+            reason = ", for which mixup and cutmix need pairs of images" if training.has_mixing else ""
+            message = f"{ranks} ranks cannot share batches of {training.batch} images evenly{reason}"
+            hint = f"set `batch` to a multiple of {parts}, such as {-(-training.batch // parts) * parts}"
+            problems.append(Problem(f"stages.{position}.{config.kind}.train.batch", message, hint))
+    if problems:
+        raise RecipeError(problems, recipe.name)

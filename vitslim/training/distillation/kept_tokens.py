@@ -29,7 +29,7 @@ def token_loss(student: Tensor, teacher: Tensor, decision: Tensor) -> Tensor:
 
     student, teacher: (B, P + N, C) float, outputs of the same block, which are normalized over channels first as the
     final norm of a transformer does. decision: (B, N) of zeros and ones for the last N tokens. Zero if none is kept.
-    With several ranks, these hold parts of one batch, and the mean over its images is that over the tokens of all ranks.
+    With several ranks, these hold parts of one batch, and the mean over its images is that over all kept tokens.
     """
     patches = decision.shape[1]
     ours, theirs = (_log_distribution(tokens[:, -patches:]) for tokens in (student, teacher))
