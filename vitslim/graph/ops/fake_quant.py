@@ -101,7 +101,7 @@ def _fake(  # noqa: PLR0913, PLR0917
     return torch.empty_like(x)
 
 
-def fake_quant_gradients(
+def fake_quant_gradients(  # noqa: PLR0913, PLR0917 - as above
     gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int | Tensor, axis: int | None, limits: tuple[int, int],
     group_size: int, ranks: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -109,8 +109,8 @@ def fake_quant_gradients(
 
     Inside the range the gradient of x passes and that of the scale is `round(x/s) - x/s`; outside, x gets none and
     the scale gets the distance of the clipped integer from zero. The scale's gradient is divided by
-    `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights. ranks: parts
-    of which x is one; its elements are those of all parts.
+    `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights. ranks:
+    number of parts of which x is one; its elements are those of all parts.
     """
     ratio = x / expand_scale(scale, x, axis, group_size) + zero_point
     qmin, qmax = limits
