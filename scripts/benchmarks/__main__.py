@@ -38,6 +38,7 @@ BENCHMARKS = {
     "token-models": "Compares ONNX Runtime and PyTorch on models with squeezed tokens, or prints why one is refused.",
     "torch-cuda": "Measures FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU.",
     "tps": "Compares methods of token squeezing on DeiT-Tiny: latency, accuracy with and without training (2 hours).",
+    "training": "Time and memory of a step of training, distillation, 2:4 and QAT, against a loop by hand (minutes).",
 }
 """Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
 imported, because some need packages that others do not."""

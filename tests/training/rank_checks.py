@@ -32,7 +32,7 @@ STEPS = 3
 Checks = dict[str, list[torch.Tensor]]
 
 # Plain gradient descent: where a gradient is rounding, AdamW turns its sign into a step of full size.
-TRAIN = Train(epochs=1, batch=32, images=96, lr=1e-3, warmup=0, optimizer="sgd", clip=1e6, wd=0)
+TRAIN = Train(epochs=1, batch=32, images=96, lr=1e-4, warmup=0, optimizer="sgd", clip=1e6, wd=0)
 DISTILLED: dict[str, Any] = {"teacher": "dense", "loss": Loss(hard=1, soft=1, feature=1), "train": TRAIN}
 AUGMENTED = TRAIN.model_copy(update={"augment": "strong", "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2})
 PREDICTED: dict[str, Any] = {"teacher": "dense", "loss": Loss(hard=1, soft=1, ratio=2, token=1), "train": TRAIN}

@@ -72,6 +72,9 @@ class Train(Config):
         description="data type of activations and matmuls; weights are always float32. auto: bfloat16 if the device "
         "has instructions for it",
     )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
     compile: bool = Field(False, description="use torch.compile, which pays off in long training on a GPU")
 
     @property

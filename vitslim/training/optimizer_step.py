@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from vitslim.errors import StageError
 from vitslim.ranks import rank_count
 from vitslim.recipe.train import Train
 from vitslim.training.attention import UnfusedAttention
@@ -17,6 +19,7 @@ from vitslim.training.batch import Batch, Objective
 from vitslim.training.device import find_precision
 from vitslim.training.hook import TrainingHook
 from vitslim.training.optimizer import CLIPS, AveragedWeights
+from vitslim.training.recomputation import with_recomputation
 from vitslim.training.record import LOSS
 
 if TYPE_CHECKING:
@@ -38,6 +41,13 @@ class StudentLoss(nn.Module):
             return self._objective(output, batch)
 
 
+def _recomputed(student: nn.Module) -> nn.Module:
+    if isinstance(student, GraphModule):
+        return with_recomputation(student)
+    message = "the model of this training has no graph, so its activations cannot be computed again"
+    raise StageError(message, "set `train.activation_checkpointing` to false")
+
+
 class OptimizerStep:
     """Computes the gradients of a batch, averages them over the ranks, and updates the student."""
 
@@ -57,7 +67,8 @@ class OptimizerStep:
         self._averaged, self._hook, self._config = averaged, hook, config
         # torch.compile chooses its own implementation of attention.
         is_unfused = fabric.device.type == "cpu" and find_precision(config, fabric.device) == "bfloat16"
-        loss: nn.Module = StudentLoss(student, objective, unfused_attention=is_unfused and not config.compile)
+        module = _recomputed(student) if config.activation_checkpointing else student
+        loss: nn.Module = StudentLoss(module, objective, unfused_attention=is_unfused and not config.compile)
         if config.compile:
             # Static shapes: a smaller last batch is compiled separately and does not slow down the others.
             loss = torch.compile(loss, dynamic=False)  # type: ignore[assignment]
