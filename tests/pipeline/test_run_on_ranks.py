@@ -56,7 +56,7 @@ def test_a_lost_rank_ends_the_run_and_any_number_of_ranks_resumes_it(
 ) -> None:
     """Two ranks begin the training, one process continues it, and two ranks end it; the first two are killed."""
     path, out = tmp_path / "recipe.json", tmp_path / "out"
-    path.write_text(json.dumps(recipe_of(tiny_kwargs, epochs=12)), encoding="utf-8")
+    path.write_text(json.dumps(recipe_of(tiny_kwargs, epochs=6)), encoding="utf-8")
     arguments = ["-m", "vitslim.cli.app", "run", str(path), "--out", str(out)]
     two_ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
 
@@ -80,7 +80,7 @@ def test_a_lost_rank_ends_the_run_and_any_number_of_ranks_resumes_it(
     assert errors.count("training continues after step") == 1  # one rank prints
     report = json.loads(output)
     trained = report["stages"][1]["metrics"]
-    assert (trained["steps"], trained["loss_last"] < trained["loss_first"]) == (12 * 45, True)
+    assert (trained["steps"], trained["loss_last"] < trained["loss_first"]) == (6 * 45, True)
     assert (out / "manifest.json").is_file()
 
 

@@ -140,11 +140,12 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
 
 
 REGULARIZED = {"augment": "none", "ema": 0.9, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.3, "min_lr": 1e-4}
+DEIT = {"augment": "light", "rand_augment": True, "random_erasing": 0.5, "repeated_augmentation": 2}
 
 
 @pytest.mark.parametrize(
     ("keys", "interval_s", "done"),
-    [({"augment": "light"}, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
+    [(DEIT, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
     tiny_graph: ModelGraph,

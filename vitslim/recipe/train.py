@@ -56,6 +56,17 @@ class Train(Config):
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="light: crops of at least 70 % of the area; strong: of at least 10 %, and color jitter"
     )
+    rand_augment: bool = Field(
+        False, description="with `augment: light`: two random operations of RandAugment on each image, as DeiT"
+    )
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="probability that a rectangle of an image is replaced by noise; DeiT: 0.25"
+    )
+    repeated_augmentation: PositiveInt = Field(
+        1,
+        description="with `augment: light`: versions of each image in a batch, which has as many times fewer images; "
+        "an epoch keeps its number of steps. DeiT: 3",
+    )
     mixup: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="blend each image and its label with another one, by a weight of the batch from Beta(mixup, "
@@ -84,6 +95,13 @@ class Train(Config):
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions among the keys; `where` is relative to the schedule."""
+        for key, is_used in (("rand_augment", self.rand_augment),
+                             ("repeated_augmentation", self.repeated_augmentation > 1)):  # fmt: skip
+            if is_used and self.augment != "light":
+                yield Problem(key, f"`{key}` needs `augment: light`, got {self.augment}", "set `augment: light`")
+        if self.batch % self.repeated_augmentation:
+            message = f"a batch of {self.batch} images cannot hold {self.repeated_augmentation} versions of each"
+            yield Problem("batch", message, f"set it to a multiple of {self.repeated_augmentation}")
         if self.min_lr > self.lr:
             message = f"got {self.min_lr:g}, which is above the peak learning rate {self.lr:g}"
             yield Problem("min_lr", message, "lower `min_lr`, or raise `lr`")

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional
 
 from vitslim.graph.ops.image_draws import draw_for_images
+from vitslim.random_state import seeded_random
 
 MIN_AREA = 0.1
 """Smallest area of a crop, as a fraction of the image."""
@@ -50,6 +52,23 @@ def _seeded_numpy() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def erase(images: Tensor, probability: float) -> Tensor:
+    """Replace a random rectangle of some images by noise, by timm's random erasing (Zhong et al., AAAI 2020).
+
+    Normalized float (b, C, H, W) to the same shape. probability: for each image, in [0, 1].
+    """
+    seeds = draw_for_images(lambda count: torch.randint(2**31, (count,)), len(images)).tolist()
+    erased = images.clone()
+    erasing = RandomErasing(probability, mode="pixel", device=images.device)  # type: ignore[no-untyped-call]
+    # Ranks have other images, and each image another number of draws, but all ranks must go on with the same state.
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        for image, seed in zip(erased, seeds, strict=True):
+            torch.manual_seed(seed)
+            with seeded_random(seed):
+                erasing(image)
+    return erased
 
 
 def augment_strongly(images: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ class LabeledImages(Protocol):
         """Return the same images, decoded and stored on a device if they fit."""
         ...
 
+    def rand_augmented(self) -> LabeledImages:
+        """Return the same images, to which `augmented` also applies RandAugment."""
+        ...
+
     def augmented(self, seed: int) -> LabeledImages:
         """Return the same images under a small random augmentation."""
         ...

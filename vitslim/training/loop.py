@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import nn
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count
 from vitslim.recipe.train import Train
-from vitslim.training.augmentation import augment_strongly, mix_images
+from vitslim.training.augmentation import augment_strongly, erase, mix_images
 from vitslim.training.batch import Batch, Objective
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import compilation, find_device, on_device
@@ -139,6 +140,8 @@ def _augmented(batch: Batch, config: Train, classes: int | None) -> Batch:
     images, labels = batch.images, batch.labels
     if config.augment == "strong":
         images = augment_strongly(images)
+    if config.random_erasing > 0:
+        images = erase(images, config.random_erasing)
     if config.has_mixing:
         if classes is None:
             raise ValueError("mixup and cutmix need the number of classes")
@@ -161,16 +164,30 @@ def _batches(
 ) -> Iterator[tuple[Batch, float]]:
     """Yield this rank's part of the batches after step `done`, each with its share.
 
-    Each epoch has its own order and augmentation. The share is the number of images of this rank, relative to the mean
-    over the ranks: the mean over the ranks of share times loss is the loss of the whole batch.
+    Each epoch has its own order and augmentation; a batch holds `config.repeated_augmentation` versions of each of its
+    images. The share is the number of images of this rank, relative to the mean over the ranks: the mean over the ranks
+    of share times loss is the loss of the whole batch.
     """
-    ranks = rank_count()
+    if config.rand_augment:
+        dataset = dataset.rand_augmented()
     for epoch in steps.epochs:
-        epoch_seed = seed + 1_000_003 * (epoch + 1)
-        images_of_epoch = dataset.augmented(epoch_seed) if config.augment == "light" else dataset
-        whole = images_of_epoch.batches(config.batch, shuffle_seed=epoch_seed)
-        left = whole.after(done - epoch * len(whole)).on(device)
-        own = left.part(rank(), ranks)
-        for every, positions, (images, labels) in zip(left.positions, own.positions, own, strict=True):
-            share = len(positions) * ranks / len(every) if len(every) >= ranks else 1.0
-            yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True)), share
+        skipped = max(0, done - epoch * steps.per_epoch)
+        numbers = range(config.repeated_augmentation)
+        versions = (_version(dataset, config, seed + 1_000_003 * (epoch + 1), n, skipped, device) for n in numbers)
+        for parts in islice(zip(*versions, strict=True), max(0, steps.per_epoch - skipped)):
+            batches = [batch for batch, _ in parts]
+            joined = batches[0] if len(batches) == 1 else Batch(*map(torch.cat, zip(*batches, strict=True)))
+            yield joined, parts[0][1]
+
+
+def _version(
+    dataset: LabeledImages, config: Train, epoch_seed: int, number: int, skipped: int, device: torch.device
+) -> Iterator[tuple[Batch, float]]:
+    """Yield this rank's part of the batches of an epoch after the first `skipped`, in one version of the images."""
+    images = dataset.augmented(epoch_seed + 500_009 * number) if config.augment == "light" else dataset
+    whole = images.batches(config.batch // config.repeated_augmentation, shuffle_seed=epoch_seed)
+    left, ranks = whole.after(skipped).on(device), rank_count()
+    own = left.part(rank(), ranks)
+    for every, positions, (pixels, labels) in zip(left.positions, own.positions, own, strict=True):
+        share = len(positions) * ranks / len(every) if len(every) >= ranks else 1.0
+        yield Batch(pixels, labels, torch.tensor(positions).to(device, non_blocking=True)), share

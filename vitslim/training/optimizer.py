@@ -14,6 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vitslim.errors import StageError
 from vitslim.graph.axes.names import PREDICTOR_PREFIX
 from vitslim.graph.ops.fake_quant import QUANTIZER_PREFIX
 from vitslim.recipe.train import Train
@@ -37,8 +38,12 @@ def make_optimizer(
     `config.backbone_lr`, times the factor of `layer_scales` for the names of the residual `blocks`, in the order of the
     model. AdamW changes every value by about the learning rate, which is large relative to a quantizer scale of 0.001.
     The learning rate of each scale is therefore proportional to the scale. rates: factors of further parameters by
-    name; these have no weight decay, and their gradients are not clipped.
+    name; these have no weight decay, and their gradients are not clipped. Raises StageError for `layer_decay` without
+    blocks.
     """
+    if config.layer_decay < 1 and not blocks:
+        message = "`train.layer_decay` needs residual blocks, and what is trained here has none"
+        raise StageError(message, "set train.layer_decay to 1")
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     scales: list[nn.Parameter] = []
     layers = layer_scales(list(parameters), blocks, config.layer_decay)

@@ -54,7 +54,7 @@ def check_ranks(recipe: Recipe) -> None:
         training = config.training
         if training is None or ranks == 1:
             continue
-        parts = ranks * training.accumulate * (2 if training.has_mixing else 1)
+        parts = ranks * training.accumulate * training.repeated_augmentation * (2 if training.has_mixing else 1)
         if training.batch % parts:
             reason = ", for which mixup and cutmix need pairs of images" if training.has_mixing else ""
             message = f"{ranks} ranks cannot share batches of {training.batch} images evenly{reason}"
