@@ -23,9 +23,11 @@ from vitslim.recipe.stages.prune import GroupSparsity
 from vitslim.recipe.stages.training import Loss
 from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
+from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.observe import layer_inputs, observe
 from vitslim.stages.registry import make_stage
 from vitslim.training import Batch, hard_loss, predict, train
-from vitslim.training.rank_group import joined_ranks
+from vitslim.training.engine.rank_group import joined_ranks
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 STEPS = 3
@@ -83,6 +85,15 @@ def run_stage(name: str, graph: ModelGraph, folder: Path, seed: int = 0) -> Stag
     return make_stage(STAGES[name]).apply(start, context)
 
 
+def calibration_counts(graph: ModelGraph, folder: Path) -> list[torch.Tensor]:
+    """The histogram of the input of every layer over 70 calibration images, and its limits."""
+    data = load_data(Data(kind="digits", calibration=70), graph.source, seed=0)
+    histograms = {name: Histogram() for name in layer_inputs(graph.module)}
+    observe(graph, histograms, StageContext(data, 0, Silent(), lambda _: StageResult(graph), folder), "")
+    limits = [torch.tensor([one.low, one.high, one.range], dtype=torch.float64) for one in histograms.values()]
+    return [*limits, *(one.counts for one in histograms.values())]
+
+
 def seen_images(graph: ModelGraph, images: Dataset) -> torch.Tensor:
     """The positions of the images that this rank trains on, in three epochs with a last batch of 9 images."""
     seen: list[torch.Tensor] = []
@@ -105,6 +116,7 @@ def checks(graph: ModelGraph, folder: Path, names: list[str]) -> Checks:
         weights = torch.cat([weight.detach().flatten() for weight in result.graph.parameters().values()])
         found[name] = [*gradients, weights]
     digits = load_data(Data(kind="digits", calibration=32), graph.source, seed=0)
+    found["calibration"] = calibration_counts(graph, folder)
     outputs, labels = predict(graph.module, digits.val.balanced(101), 25, Silent(), "", by_ranks=True)
     found["evaluation"] = [outputs, labels]
     found["seen"] = [seen_images(graph, digits.train.balanced(41))]

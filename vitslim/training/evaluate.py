@@ -11,7 +11,7 @@ from scipy.stats import binom
 from vitslim.graph.outputs import Outputs, joined
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count
-from vitslim.training.collectives import gathered_batches
+from vitslim.training.engine.collectives import gathered_batches
 from vitslim.training.images import LabeledImages
 
 SIGNIFICANCE = 0.05

@@ -19,7 +19,7 @@ from vitslim.training.augmentation import augment_strongly, erase, mix_images
 from vitslim.training.batch import Batch, Objective
 from vitslim.training.checkpoint import Checkpoint, History
 from vitslim.training.device import compilation, find_device, on_device
-from vitslim.training.engine import make_fabric
+from vitslim.training.engine.fabric import make_fabric
 from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.optimizer import AveragedWeights, make_optimizer, make_schedule

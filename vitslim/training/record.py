@@ -11,7 +11,7 @@ import torch
 from vitslim.errors import StageError
 from vitslim.ranks import rank_count
 from vitslim.training.checkpoint import History
-from vitslim.training.collectives import sum_over_ranks
+from vitslim.training.engine.collectives import sum_over_ranks
 
 LOSS, SECONDS = "loss", "seconds"
 READ_EVERY = 10

@@ -19,7 +19,7 @@ from vitslim.recipe.stages import Export, Ptq
 from vitslim.results import Measurement
 from vitslim.stages.contract import Deployment
 from vitslim.stages.export.onnx_export import export_onnx
-from vitslim.training.collectives import on_first_rank
+from vitslim.training.engine.collectives import on_first_rank
 from vitslim.workload.session import OnnxModel
 
 RANGE_IMAGES = 16

@@ -12,6 +12,7 @@ from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
 from vitslim.data import DataModule, load_data
 from vitslim.errors import InputError, RecipeError
+from vitslim.files import MANIFEST_FILE
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.accelerators import approximating, approximation_of
@@ -30,7 +31,7 @@ from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, st
 from vitslim.pipeline.run.resolve import resolve_reduce_range
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import StageRunner
-from vitslim.pipeline.run.store import StageStore, StoredStage
+from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count
@@ -39,8 +40,8 @@ from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
-from vitslim.training.collectives import on_first_rank, wait_for_ranks
 from vitslim.training.device import find_device
+from vitslim.training.engine.collectives import on_first_rank, wait_for_ranks
 
 
 def execute(
@@ -64,7 +65,7 @@ def execute(
         def finish(runner: StageRunner, folder: Path) -> Artifact:
             if rank() > 0:
                 wait_for_ranks()
-                return load_artifact(folder)
+                return load_artifact(wait_for_file(folder / MANIFEST_FILE).parent)
             records = _measured(runner, runner.recipe, progress)
             report = _report(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data

@@ -30,7 +30,7 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 from vitslim.training import SECONDS
-from vitslim.training.collectives import on_first_rank
+from vitslim.training.engine.collectives import on_first_rank
 
 DENSE = "00-dense"
 

@@ -22,7 +22,7 @@ from vitslim.pipeline.run_folders import RECORD_FILE
 from vitslim.ranks import rank
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
-from vitslim.training.collectives import on_first_rank, wait_for_ranks
+from vitslim.training.engine.collectives import on_first_rank, wait_for_ranks
 
 PREDICTIONS_FILE = "predictions.safetensors"
 VISIBLE_S = 120.0

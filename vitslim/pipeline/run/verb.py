@@ -38,7 +38,7 @@ def run(
     check_ranks(recipe)
     from vitslim.pipeline.bench.table_cache import resolve_tables
     from vitslim.pipeline.run.runner import execute
-    from vitslim.training.rank_group import joined_ranks
+    from vitslim.training.engine.rank_group import joined_ranks
 
     if launched_ranks() > 1 and is_first_launched():
         # Alone, before the ranks join: a table may need a calibration, which ranks that have joined would share.

@@ -22,7 +22,7 @@ from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, f
 from vitslim.graph.outputs import Outputs
 from vitslim.ranks import rank, rank_count
 from vitslim.stages.contract import StageContext
-from vitslim.training.collectives import max_over_ranks
+from vitslim.training.engine.collectives import max_over_ranks
 
 aten = torch.ops.aten
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import find_anatomy, find_branches
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages.training import Features
-from vitslim.training.collectives import share_of_total
+from vitslim.training.engine.collectives import share_of_total
 
 FEATURE_LOSS = "feature_loss."
 """Prefix of the metric that records the feature loss of a block."""
@@ -54,7 +55,7 @@ def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted
     """
     image_weights = counted.float() / share_of_total(counted.float().sum(), len(counted), least=1)
     squares = [
-        (ours.float() - theirs.float()).square().flatten(start_dim=1)
+        functional.mse_loss(ours.float(), theirs.float(), reduction="none").flatten(start_dim=1)
         for ours, theirs in zip(student, teacher, strict=True)
     ]
     distances = [square.mean(dim=1) for square in squares]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitslim.training.collectives import share_of_total
+from vitslim.training.engine.collectives import share_of_total
 
 
 def ratio_loss(decisions: Sequence[Tensor], fractions: Sequence[float]) -> Tensor:

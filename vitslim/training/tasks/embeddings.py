@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vitslim.errors import StageError
 from vitslim.graph.outputs import parts
-from vitslim.training.collectives import share_of_total
+from vitslim.training.engine.collectives import share_of_total
 from vitslim.training.tasks.contract import Predicted
 
 NEIGHBORS = 20

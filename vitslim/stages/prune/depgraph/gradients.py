@@ -13,7 +13,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.outputs import joined
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count
-from vitslim.training.collectives import sum_over_ranks, whole_batch
+from vitslim.training.engine.collectives import sum_over_ranks, whole_batch
 from vitslim.training.tasks import task_for
 
 Gradients = dict[str, Tensor]

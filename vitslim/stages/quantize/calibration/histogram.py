@@ -13,7 +13,7 @@ from torch import Tensor
 from vitslim.errors import StageError
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.stages.quantize.weights.weight_scales import CANDIDATES, SMALLEST_CANDIDATE
-from vitslim.training.collectives import max_over_ranks, sum_over_ranks
+from vitslim.training.engine.collectives import max_over_ranks, sum_over_ranks
 
 BINS = 8192
 """Histogram bins on either side of zero: at least 16 for each integer, even after the range has doubled."""

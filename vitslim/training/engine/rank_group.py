@@ -13,7 +13,7 @@ from torch import distributed
 
 from vitslim.errors import RankLostError, VitslimError
 from vitslim.ranks import launched_ranks, rank
-from vitslim.training.engine import TIMEOUT
+from vitslim.training.engine.fabric import TIMEOUT
 
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """Parts of PyTorch's messages when another rank is gone."""

@@ -1,4 +1,4 @@
-"""The engine of training: Lightning Fabric on one device, or on one device for each rank."""
+"""Lightning Fabric on one device, or on one device for each rank."""
 
 from __future__ import annotations
 
