@@ -59,6 +59,7 @@ def check_ranks(recipe: Recipe) -> None:
             reason = ", for which mixup and cutmix need pairs of images" if training.has_mixing else ""
             message = f"{ranks} ranks cannot share batches of {training.batch} images evenly{reason}"
             hint = f"set `batch` to a multiple of {parts}, such as {-(-training.batch // parts) * parts}"
-            problems.append(Problem(f"stages.{position}.{config.kind}.train.batch", message, hint))
+            key = "train" if "train" in type(config).model_fields else "group_sparsity.train"
+            problems.append(Problem(f"stages.{position}.{config.kind}.{key}.batch", message, hint))
     if problems:
         raise RecipeError(problems, recipe.name)

@@ -27,9 +27,7 @@ def on_first_rank(function: Callable[[], T]) -> T:
 
 def wait_for_ranks() -> None:
     """Wait until every rank is here."""
-    on_first_rank(lambda: None)
-    if rank_count() > 1:
-        sum_over_ranks(torch.zeros(1))
+    sum_over_ranks(torch.zeros(1))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -18,6 +19,8 @@ from vitslim.training.engine.fabric import TIMEOUT
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """Parts of PyTorch's messages when another rank is gone."""
 REPORTED = "vitslim/reported"
+"""Key of torchrun's store that counts the ranks with an error."""
+REPORT_TIMEOUT = timedelta(seconds=10)
 
 
 @contextmanager
@@ -59,7 +62,8 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def _reports_first() -> bool:
     """Return whether this rank is the first one with an error; rank 0 if torchrun's store is gone already."""
     try:
-        store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(address, port, is_master=False, timeout=REPORT_TIMEOUT)
         return store.add(REPORTED, 1) == 1
     except RuntimeError:
         return rank() == 0
