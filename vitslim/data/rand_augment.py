@@ -16,6 +16,8 @@ POLICY = "rand-m9-mstd0.5-inc1"
 """Two operations of magnitude 9 with a deviation of 0.5 (Touvron et al., "Training data-efficient image transformers",
 ICML 2021)."""
 OPERATIONS = 2
+MAGNITUDE_MAX = 9.9
+"""Just below timm's limit of 10, at which it posterizes to zero bits, which Pillow refuses."""
 TRANSLATION = 0.45
 """Largest translation as a fraction of the shorter side, as in timm."""
 
@@ -59,8 +61,9 @@ def rand_augmented(source: Source) -> RandAugmented:
     """Return a source with RandAugment; erased and empty areas have the mean color of its normalization."""
     height, width = source.pixels(0, None).shape[1:]
     mean = tuple(min(255, round(255 * value)) for value in source.normalization.mean)
-    hparams = {"translate_const": int(min(height, width) * TRANSLATION), "img_mean": mean}
-    return RandAugmented(source, tuple(rand_augment_transform(POLICY, hparams).ops))  # type: ignore[no-untyped-call]
+    hparams = {"translate_const": int(min(height, width) * TRANSLATION), "img_mean": mean,
+               "magnitude_max": MAGNITUDE_MAX}  # fmt: skip
+    return RandAugmented(source, tuple(rand_augment_transform(POLICY, hparams).ops))
 
 
 def to_image(pixels: Pixels) -> Image.Image:

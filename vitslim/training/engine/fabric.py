@@ -25,8 +25,9 @@ def make_fabric(config: Train, device: torch.device) -> Fabric:
     """Return the engine for a device; with several ranks, gradients are averaged over them."""
     # The import takes a second, which commands that do not train should not spend.
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     precision = PRECISIONS[find_precision(config, device)]
     if rank_count() == 1:

@@ -63,7 +63,7 @@ def _reports_first() -> bool:
     """Return whether this rank is the first one with an error; rank 0 if torchrun's store is gone already."""
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(address, port, is_master=False, timeout=REPORT_TIMEOUT)
+        store = distributed.TCPStore(address, port, is_master=False, timeout=REPORT_TIMEOUT)  # type: ignore[attr-defined]
         return store.add(REPORTED, 1) == 1
     except RuntimeError:
         return rank() == 0
