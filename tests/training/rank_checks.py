@@ -85,13 +85,20 @@ def run_stage(name: str, graph: ModelGraph, folder: Path, seed: int = 0) -> Stag
     return make_stage(STAGES[name]).apply(start, context)
 
 
-def calibration_counts(graph: ModelGraph, folder: Path) -> list[torch.Tensor]:
-    """The histogram of the input of every layer over 70 calibration images, and its limits."""
+def calibration_sums(graph: ModelGraph, folder: Path) -> list[torch.Tensor]:
+    """Of the input of every layer over 70 calibration images: its limits, and the sums over its histogram."""
     data = load_data(Data(kind="digits", calibration=70), graph.source, seed=0)
     histograms = {name: Histogram() for name in layer_inputs(graph.module)}
     observe(graph, histograms, StageContext(data, 0, Silent(), lambda _: StageResult(graph), folder), "")
-    limits = [torch.tensor([one.low, one.high, one.range], dtype=torch.float64) for one in histograms.values()]
-    return [*limits, *(one.counts for one in histograms.values())]
+    return [sums_of(one) for one in histograms.values()]
+
+
+def sums_of(histogram: Histogram) -> torch.Tensor:
+    """The limits, the number of values, and the sums of their magnitudes and squares; a value may change its bin."""
+    counts = histogram.counts
+    centers = torch.linspace(-1, 1, len(counts), dtype=torch.float64) * histogram.range
+    sums = [counts.sum(), (counts * centers.abs()).sum(), (counts * centers.square()).sum()]
+    return torch.stack([*torch.tensor([histogram.low, histogram.high, histogram.range]).double(), *sums])
 
 
 def seen_images(graph: ModelGraph, images: Dataset) -> torch.Tensor:
@@ -116,7 +123,7 @@ def checks(graph: ModelGraph, folder: Path, names: list[str]) -> Checks:
         weights = torch.cat([weight.detach().flatten() for weight in result.graph.parameters().values()])
         found[name] = [*gradients, weights]
     digits = load_data(Data(kind="digits", calibration=32), graph.source, seed=0)
-    found["calibration"] = calibration_counts(graph, folder)
+    found["calibration"] = calibration_sums(graph, folder)
     outputs, labels = predict(graph.module, digits.val.balanced(101), 25, Silent(), "", by_ranks=True)
     found["evaluation"] = [outputs, labels]
     found["seen"] = [seen_images(graph, digits.train.balanced(41))]
