@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
-from vitslim.errors import RecipeError
+from vitslim.data import load_data
+from vitslim.errors import InputError, RecipeError
+from vitslim.graph.model_graph import ModelGraph
+from vitslim.pipeline.run.runner import require_images
 from vitslim.pipeline.run.verb import check_ranks
 from vitslim.recipe import validate
+from vitslim.recipe.schema import Data
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -48,6 +52,13 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused(
     check_ranks(validate(recipe_of(tiny_kwargs, batch=33), "two-ranks"))
     with pytest.raises(RecipeError, match="1 problem"):
         check_ranks(validate(recipe_of(tiny_kwargs, batch=66, mixup=0.8, accumulate=2), "two-ranks"))
+
+
+def test_fewer_images_than_ranks_are_refused(tiny_session_graph: ModelGraph) -> None:
+    data = load_data(Data(kind="digits", calibration=3), tiny_session_graph.source, 0)
+    require_images(data, 3)
+    with pytest.raises(InputError, match="4 ranks cannot share the 3 images of 'calibration'"):
+        require_images(data, 4)
 
 
 @pytest.mark.slow

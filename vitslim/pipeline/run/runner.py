@@ -109,20 +109,22 @@ def _prepared(
 
 
 def _loaded(recipe: Recipe, dense: ModelGraph, progress: Progress) -> DataModule:
-    """Return the data sets of a run, first on rank 0, whose check of the images the other ranks find in the cache.
-
-    Raises InputError for a set with fewer images than ranks.
-    """
+    """Return the data sets of a run, first on rank 0, whose check of the images the other ranks find in the cache."""
     if rank() > 0:
         wait_for_ranks()
     data = load_data(recipe.data, dense.source, recipe.seed, progress)
     if rank() == 0:
         wait_for_ranks()
-    for found in (data.train, data.calibration, data.val, *data.extra.values()):
-        if len(found) < rank_count():
-            message = f"{rank_count()} ranks cannot share the {len(found)} images of '{found.split}'"
-            raise InputError(message, "start at most as many ranks as there are images")
+    require_images(data, rank_count())
     return data
+
+
+def require_images(data: DataModule, ranks: int) -> None:
+    """Raise InputError for a data set with fewer images than ranks."""
+    for found in (data.train, data.calibration, data.val, *data.extra.values()):
+        if len(found) < ranks:
+            message = f"{ranks} ranks cannot share the {len(found)} images of '{found.split}'"
+            raise InputError(message, "start at most as many ranks as there are images")
 
 
 def _environment(recipe: Recipe) -> Environment:
