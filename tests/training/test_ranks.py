@@ -30,13 +30,22 @@ def on_two_ranks(folder: Path, names: list[str]) -> list[Checks]:
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+def limit(name: str) -> float:
+    """Largest difference of gradients, relative to the largest one.
+
+    Empirical noise comes from a histogram of rounding errors, in which a difference in the last digit moves a whole
+    value to another bin.
+    """
+    return 1e-4 if name == "nipq-empirical" else 1e-5
+
+
 def require_equal_checks(graph: ModelGraph, folder: Path, names: list[str]) -> None:
     ranks = on_two_ranks(folder, names)
     expected = rank_checks.checks(graph, folder, names)
     for name in names:
         for gradient, *found in zip(expected[name], *(one[name] for one in ranks), strict=True):
             for other in found:
-                assert float((other - gradient).abs().max()) <= 1e-5 * float(gradient.abs().max()), name
+                assert float((other - gradient).abs().max()) <= limit(name) * float(gradient.abs().max()), name
         assert torch.equal(ranks[0][name][-1], ranks[1][name][-1])  # the weights after the stage
     for one in ranks:
         assert all(map(torch.equal, one["evaluation"], expected["evaluation"]))
