@@ -1,5 +1,9 @@
 # Sourced by the other scripts: creates .venv with uv, and again whenever pyproject.toml changes.
 
+# uv installs packages without bytecode. It is kept here from the first start on: each start without it takes seconds.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$root/.venv/bytecode"
+
 prepare_environment() {
   local stamp="$root/.venv/.pyproject"
   cmp -s "$root/pyproject.toml" "$stamp" && return

@@ -35,7 +35,7 @@ TRAIN = Train(epochs=100, batch=64, lr=1e-3, wd=0.05, warmup=0.05, label_smoothi
 class Bars(Silent):
     """Progress bars on standard error."""
 
-    def track(self, items, label, total=None):  # type: ignore[no-untyped-def]
+    def track(self, items, label, total=None, images=0):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Draw a progress bar."""
         return iter(track(items, label, total=total, console=Console(stderr=True)))
 

@@ -19,7 +19,7 @@ from vitslim.data import load_data
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
-from vitslim.pipeline.run import stage_run
+from vitslim.pipeline.run import stage_files, stage_run
 from vitslim.pipeline.run.artifact import Artifact
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Data, Recipe
@@ -87,15 +87,16 @@ def export_once() -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def _export_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = stage_run.export_onnx
+    write = stage_files.export_onnx
 
-    def write_once(graph: ModelGraph, path: Path) -> None:
+    def write_once(graph: ModelGraph, path: Path, *form: Any) -> None:
         if stage_run.DENSE in path.parent.name:
-            write(graph, path)
+            write(graph, path, *form)
         else:
             shutil.copyfile(next(path.parent.parent.glob(f"{stage_run.DENSE}-*/{path.name}")), path)
 
-    monkeypatch.setattr(stage_run, "export_onnx", write_once)
+    monkeypatch.setattr(stage_files, "export_onnx", write_once)
+    monkeypatch.setattr(stage_run, "file_to_export", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,8 @@ BASE: dict[str, Any] = {
 ELSEWHERE = {
     "bash scripts/vitslim run quickstart": "scripts/benchmarks/quickstart.py",
     "bash scripts/test": "scripts/test",
+    "vitslim run quickstart --events events.jsonl": "tests/cli/test_run_progress.py",
+    "vitslim run quickstart --tensorboard logs": "tests/cli/test_run_progress.py",
     "vitslim bench --table deit_tiny_patch16_224 --backend onnxruntime:cpu --threads 2 --out deit_tiny.table.json":
         "tests/pipeline/test_latency_table.py",
 }  # fmt: skip

@@ -5,6 +5,7 @@ After an error or Ctrl-C, the previous content is still there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -44,13 +45,26 @@ class LayoutFiles:
 def find_model(folder: Path) -> Path:
     """Return the path of the model in the folder of a run: `model.onnx`, unless its manifest names another file."""
     try:
-        return folder / str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder / MODEL_FILE
+        name = str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["model_file"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = MODEL_FILE
+    return folder / (name if is_inside(name) else MODEL_FILE)
 
 
-def user_cache(name: str) -> Path:
-    """Return the folder `vitslim/NAME` in the user's cache folder; it may not exist."""
+def is_inside(name: str) -> bool:
+    """Return whether the name of a file, as a manifest states it, is that of a path below its folder."""
+    path = PurePosixPath(name)
+    return path.name not in {"", ".."} and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache(name: str = "") -> Path:
+    """Return the folder `vitslim/NAME` in the user's cache folder, or that of all caches; it may not exist."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -58,6 +72,15 @@ def user_cache(name: str) -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "vitslim" / name
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 if it does not exist. Links are not followed."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another process may delete it meanwhile
+            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def write_atomically(path: Path, data: bytes, hint: str) -> None:

@@ -15,12 +15,14 @@ from vitslim.recipe.file_form import INPUT
 
 MATMULS = ["MatMul", "Gemm"]
 STATIC_IMAGES = 64
-"""Number of calibration images of `quantize_static`, which keeps every activation in memory."""
+"""Number of calibration images of `quantize_static`, which keeps the range of every activation of every image."""
 
 
-def ort_static(dense: Path, path: Path, data: DataModule, options: dict[str, Any]) -> None:
-    """Quantize with `quantize_static`."""
-    images = _Reader(data.calibration.balanced(STATIC_IMAGES), INPUT)
+def ort_static(
+    dense: Path, path: Path, data: DataModule, options: dict[str, Any], count: int | None = STATIC_IMAGES
+) -> None:
+    """Quantize with `quantize_static` on at most `count` calibration images; None: on all of them."""
+    images = _Reader(data.calibration.balanced(count), INPUT)
     quantization.quantize_static(str(_preprocessed(dense)), str(path), images, **options)
 
 

@@ -48,12 +48,12 @@ class Target(Protocol):
         """Copy the last input to a folder that stays, and return it."""
 
 
-def check_batch(target: Target, first: int) -> int:
+def check_batch(target: Target, first: int, count: int = BATCH) -> int:
     """Read a batch of random inputs; return their number. A failure has the smallest input that hypothesis finds."""
 
     @seed(first)
     @settings(
-        max_examples=BATCH,
+        max_examples=count,
         deadline=None,
         database=None,
         print_blob=False,
@@ -70,7 +70,7 @@ def check_batch(target: Target, first: int) -> int:
             assert str(error), "a refusal without a message"
 
     read_all()
-    return BATCH
+    return count
 
 
 def kept_copy(path: Path) -> Path:
@@ -121,7 +121,7 @@ class Documents(Files):
 
 def recipe_target(folder: Path) -> Target:
     """Recipes, which are YAML; JSON is a part of it."""
-    documents = [parse_yaml(one.path.read_text(encoding="utf-8"), one.name) for one in packaged_recipes()]
+    documents = [parse_yaml(one.path.read_text(encoding="utf-8"), one.name) for one in packaged_recipes()[::3]]
     words = sorted({key for part in recipe_schema()["$defs"].values() for key in part.get("properties", {})})
 
     def read(path: Path) -> None:

@@ -38,7 +38,7 @@ def test_plan_prints_costs_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     outcome = vitslim("plan", "quickstart")
     assert outcome.code == 0
-    for word in ("params", "MACs", "BOPs", "weights", "depgraph", "etps", "distill", "ptq", "onnx"):
+    for word in ("params", "MACs", "BOPs", "weights", "depgraph", "etps", "distill", "ptq", "onnx", "01-prune ~"):
         assert word in outcome.out
     assert not list(tmp_path.iterdir())
 

@@ -137,35 +137,6 @@ def test_tokens_of_maps_and_accelerators_of_classifiers_are_refused_by_the_plan(
     assert "the task of the model is features" in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("- a\n- b\n", "mapping"),
-        ("name: [1, 2\n", "line"),
-        ("", "empty"),
-        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-            f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ), "alias"),
-    ],
-    ids=["list", "syntax", "empty", "bomb"],
-)  # fmt: skip
-def test_yaml_that_is_not_a_recipe_is_refused(
-    vitslim: Callable[..., Any], tmp_path: Path, text: str, expected: str
-) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    outcome = vitslim("plan", path, "--no-trace")
-    assert outcome.code == 2
-    assert expected in outcome.err
-    assert "hint:" in outcome.err
-
-
-def test_an_unknown_recipe_name_has_a_suggestion(vitslim: Callable[..., Any]) -> None:
-    outcome = vitslim("plan", "quikstart", "--no-trace")
-    assert outcome.code == 2
-    assert "did you mean 'quickstart'" in outcome.err
-
-
 def test_all_problems_are_reported_at_once(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:
     path = recipe(("calibration: 4", "calibration: many, shuffle: true"), ("seconds: 0.1", "seconds: -1"))
     outcome = vitslim("run", path)
@@ -240,28 +211,6 @@ def test_a_folder_that_is_not_an_artifact_is_not_overwritten(
     outcome = vitslim("run", recipe(), "--out", tmp_path / "out")
     assert outcome.code == 2
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
-
-
-@pytest.mark.parametrize("content", [b"", b"not onnx", None], ids=["empty", "junk", "missing"])
-def test_bench_refuses_a_damaged_file(vitslim: Callable[..., Any], tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "bad.onnx"
-    if content is not None:
-        path.write_bytes(content)
-    outcome = vitslim("bench", path)
-    assert outcome.code == 5
-    assert "bad.onnx" in outcome.err
-    assert "hint:" in outcome.err
-
-
-def test_an_unknown_backend_is_refused(vitslim: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = vitslim("bench", tmp_path / "x.onnx", "--backend", "onnxruntime:cpuu")
-    assert outcome.code in (2, 5)
-    assert "Traceback" not in outcome.err
-
-
-def test_unknown_options_and_commands_are_refused(vitslim: Callable[..., Any]) -> None:
-    assert vitslim("run", "quickstart", "--frsh").code == 2
-    assert vitslim("rnu").code == 2
 
 
 def test_frozen_needs_a_lock_file_and_its_values(vitslim: Callable[..., Any], recipe: Callable[..., Path]) -> None:

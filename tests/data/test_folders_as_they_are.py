@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from vitslim.data import DataModule, load_data
-from vitslim.data.files import check
+from vitslim.data.files import check, file_states
 from vitslim.data.files.check import check_images
+from vitslim.data.files.image_list import ImageList
 from vitslim.data.files.sets import list_sets
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource
@@ -72,7 +73,7 @@ def test_a_fraction_of_each_class_is_the_validation_set(image_root: Path, folder
     shutil.rmtree(image_root / "val")
     data, again, other = (load(image_root, folder_source, seed, val_fraction=0.25) for seed in (0, 0, 1))
     assert (Counter(data.val.labels), Counter(data.train.labels)) == ({0: 1, 1: 2, 2: 2}, {0: 3, 1: 4, 2: 6})
-    assert set(data.val.source.images.files).isdisjoint(data.train.source.images.files)
+    assert set(data.val.source.source.images.files).isdisjoint(data.train.source.source.images.files)
     assert data.val.digest == again.val.digest != other.val.digest
     (note,) = [note for note in data.notes if note.startswith("val: 5 of 18 images")]
     assert note.endswith("drawn from each class with seed 0 (data.val_fraction: 0.25)")
@@ -130,7 +131,12 @@ def test_a_link_to_nothing_is_unreadable(image_root: Path, folder_source: ModelS
 
 
 class TestOnePass:
-    """Every image is decoded once, and its result is kept."""
+    """Every image is decoded once, and its result is kept while no file changes."""
+
+    @pytest.fixture(autouse=True)
+    def files_of_earlier_days(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keep results of files that were written just before."""
+        monkeypatch.setattr(file_states, "TICK_S", 0.0)
 
     @pytest.fixture
     def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
@@ -145,15 +151,19 @@ class TestOnePass:
         monkeypatch.setattr(check, "damage", record)
         return found
 
-    def test_a_second_run_decodes_nothing(
-        self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]]
+    def test_a_second_run_opens_no_file(
+        self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        (image_root / "train" / "apple" / "LICENSE").write_text("no image")
         listed = list_sets(config(image_root), None)
-        first, second = (check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache") for _ in range(2))
-        assert len(opened) == 27 and all(decode for _, decode in opened)
-        assert first == second
+        first = check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache")
+        assert len(opened) == 28 and all(decode for _, decode in opened)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageList, "file", lambda *_: pytest.fail("an image was read"))
+            second = check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache")
+        assert first == second and first["train"].skipped == {"without a suffix": 1}
         check_images(listed, PIXELS_MAX - 1, Silent(), tmp_path / "cache")
-        assert len(opened) == 54
+        assert len(opened) == 56
 
     def test_a_changed_pixel_is_another_digest(
         self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]]
@@ -181,6 +191,14 @@ class TestOnePass:
         data[place] ^= 1
         path.write_bytes(data)
         assert check_images(listed, PIXELS_MAX, Silent(), tmp_path / "cache")["val"].digest != before["val"].digest
+
+    def test_files_that_were_just_written_are_read_again(
+        self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(file_states, "TICK_S", 3600.0)
+        for _ in range(2):
+            check_images(list_sets(config(image_root), None), PIXELS_MAX, Silent(), tmp_path / "cache")
+        assert len(opened) == 54
 
     def test_large_sets_are_decoded_on_first_use(
         self, image_root: Path, tmp_path: Path, opened: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,7 @@ def test_labels_are_class_names_in_the_order_that_loaders_agree_on(load: Load) -
     assert (data.train.labels, data.val.labels) == ((0, 1, 2), (2,))
     assert data.train.class_names == ("apple", "bread", "cheese")
     assert "train: 3 images; skipped 1 file: 1 split test" in data.notes
-    assert data.train.source.images.files == ("apple/0.JPEG", "bread/1.png", "cheese/0.JPEG")
+    assert data.train.source.source.images.files == ("apple/0.JPEG", "bread/1.png", "cheese/0.JPEG")
 
 
 def test_digits_are_indices_unless_the_classes_are_named_so(load: Load) -> None:

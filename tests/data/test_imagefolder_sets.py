@@ -48,7 +48,7 @@ def test_images_equal_timms_transform_exactly_in_every_iteration(
     source = replace(folder_source, preprocessing=changed)
     Image.effect_noise((160, 40), 90).convert("RGB").save(image_root / "val" / "bread" / "wide.png")
     val = load_data(folder_data(image_root), source, 0).val
-    expected = timm_images(image_root / "val", list(val.source.images.files), source)
+    expected = timm_images(image_root / "val", list(val.source.source.images.files), source)
     for batch in (2, 9, 4):
         assert torch.equal(torch.cat([images for images, _ in batches(val, batch)]), expected)
     assert torch.equal(val[4][0], expected[4])

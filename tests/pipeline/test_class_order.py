@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vitslim.data.files.sets import list_sets
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.progress import Silent
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe
+from vitslim.results import LayerNote
 
 ORDERS = {"timm": ("1", "2", "10"), "torchvision": ("1", "10", "2")}
 
@@ -41,6 +43,10 @@ def recipe(root: Path, **data: Any) -> Recipe:
     })  # fmt: skip
 
 
+def resolve(given: Recipe, model: ModelGraph) -> tuple[Recipe, tuple[LayerNote, ...]]:
+    return resolve_class_order(given, model, list_sets(given.data, None), Silent())
+
+
 def dense(tiny_session_graph: ModelGraph, order: tuple[str, ...] | None) -> ModelGraph:
     """Return a model of three classes that tells them by brightness, or for None always answers the first."""
 
@@ -58,17 +64,17 @@ def dense(tiny_session_graph: ModelGraph, order: tuple[str, ...] | None) -> Mode
 def test_the_order_in_which_the_model_is_right_is_taken(
     trained: str, root: Path, tiny_session_graph: ModelGraph
 ) -> None:
-    found, (note,) = resolve_class_order(recipe(root), dense(tiny_session_graph, ORDERS[trained]), Silent())
+    found, (note,) = resolve(recipe(root), dense(tiny_session_graph, ORDERS[trained]))
     assert found.data.classes == trained
     assert note.result == f"data.classes = {trained}" and note.reason.startswith("100.0% of 12 training images")
 
 
 def test_a_model_that_does_not_decide_is_refused(root: Path, tiny_session_graph: ModelGraph) -> None:
     with pytest.raises(InputError, match="does not decide") as error:
-        resolve_class_order(recipe(root), dense(tiny_session_graph, None), Silent())
+        resolve(recipe(root), dense(tiny_session_graph, None))
     assert "data.classes" in error.value.hint
 
 
 def test_a_named_order_stays(root: Path, tiny_session_graph: ModelGraph) -> None:
     given = recipe(root, classes="timm")
-    assert resolve_class_order(given, dense(tiny_session_graph, None), Silent()) == (given, ())
+    assert resolve(given, dense(tiny_session_graph, None)) == (given, ())

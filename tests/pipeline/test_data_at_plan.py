@@ -15,8 +15,9 @@ from vitslim.data import Dataset
 from vitslim.errors import InputError, Problem, RecipeError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline import dense_model
-from vitslim.pipeline.problems.data_problems import data_problems
+from vitslim.pipeline.problems.data_problems import data_problems, list_images
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, chance
+from vitslim.progress import Silent
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe
 from vitslim.results import Accuracy, Cost, StageRecord
@@ -142,7 +143,8 @@ def test_labels_must_fit_the_task(make: Make, plain: Path) -> None:
 
 def problems_of_task(recipe: Recipe) -> tuple[Problem, ...]:
     task = recipe.model.task or "classify"
-    return data_problems(recipe.model_copy(update={"model": recipe.model.model_copy(update={"task": task})}))
+    resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"task": task})})
+    return data_problems(resolved, list_images(recipe.data, Silent()))
 
 
 class NoImages:

@@ -94,7 +94,7 @@ def test_the_latency_of_a_measured_dense_model_equals_the_measurement(
     labels = []
 
     class Watching(Silent):
-        def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
             labels.append(label)
             return iter(items)
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import vitslim
 from vitslim.errors import BackendUnavailableError, InputError, RecipeError, UsageError
 from vitslim.graph.saved import load_graph
 from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.unchanged import run_digest, unchanged_artifact
 from vitslim.progress import Silent
 from vitslim.recipe import Locked, load_recipe, read_locked, validate
 from vitslim.recipe.schema import Recipe
@@ -129,10 +130,66 @@ def test_saved_model_is_bit_equal_in_a_fresh_process(artifact: Artifact, tmp_pat
 
 
 def test_second_run_reuses_every_stage(recipe: Make, artifact: Artifact, again: Path) -> None:
-    report = vitslim.run(recipe(), again).report
+    progress = Events()
+    report = vitslim.run(recipe(), again, progress=progress).report
     assert all(stage.cached for stage in report.stages)
+    ended = [values for event, values in progress.events if event == "stage_ended"]
+    assert [values["stage"] for values in ended] == NAMES and all(values["reused"] for values in ended)
+    assert ended[3]["metrics"]["loss_last"] > 0 and 0 <= ended[3]["metrics"]["stall_share"] <= 1
+    assert (progress.events[0][0], progress.events[-1][0]) == ("run_started", "result")
+    assert json.loads(json.dumps(progress.events, allow_nan=False))
     assert [s.accuracies for s in report.stages] == [s.accuracies for s in artifact.report.stages]
     assert report.token_pictures == artifact.report.token_pictures
+
+
+class Events(Silent):
+    """Keeps the events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def emit(self, event: str, values: Mapping[str, object]) -> None:
+        self.events.append((event, values))
+
+
+def test_a_run_of_which_nothing_has_changed_returns_its_artifact(recipe: Make, artifact: Artifact, again: Path) -> None:
+    """The tables of a run are not measured again, unless its files were changed."""
+    shutil.copytree(artifact.folder, again)
+    messages = Messages()
+    found = vitslim.run(recipe(), again, progress=messages)
+    assert found.report == artifact.report
+    assert messages.said == [f"nothing has changed since the run in '{again}'; --fresh runs it again"]
+    inputs, stages = run_digest(recipe()), again.with_name("small.stages")
+    assert inputs and unchanged_artifact(inputs, again, stages)
+    assert not unchanged_artifact(run_digest(recipe(seed=1)) or "", again, stages)
+    (again / "model.onnx").write_bytes(b"")
+    assert not unchanged_artifact(inputs, again, stages)
+
+
+def test_a_changed_export_redoes_only_the_export(recipe: Make, artifact: Artifact, again: Path) -> None:
+    """The file of the quantized model has the profile of the export stage, and the export stage uses it."""
+    stored = again.with_name("small.stages")
+    before = {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")}
+    changed = recipe(stages=[*DOCUMENT["stages"][:-1], {"export": {"profile": "ort-cpu"}}])
+    report = vitslim.run(changed, again).report
+    assert [stage.cached for stage in report.stages] == [True] * 6 + [False]
+    assert {path.name: path.stat().st_mtime_ns for path in stored.glob("0[0-4]-*/weights.safetensors")} == before
+    quantized, exported = report.stages[-2:]
+    assert quantized.onnx_form == exported.onnx_form != artifact.report.stages[-1].onnx_form
+    assert (quantized.onnx_bytes, quantized.measurements) == (exported.onnx_bytes, exported.measurements)
+    assert quantized.seconds >= artifact.report.stages[-2].seconds
+    (file,) = stored.glob("05-quantize-*/model.onnx")
+    assert file.read_bytes() == (again / "model.onnx").read_bytes()
+
+
+class Messages(Silent):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
 
 class Stop(Silent):
@@ -141,7 +198,7 @@ class Stop(Silent):
     def __init__(self, word: str) -> None:
         self.word = word
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         if self.word in label:
             raise KeyboardInterrupt
         return iter(items)

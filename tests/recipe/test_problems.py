@@ -103,7 +103,8 @@ def test_wrong_value(problems: Problems, document: Document, key: str, value: ob
         ("model.checkpont", "did you mean 'checkpoint'?"),
         (
             "data.shuffle",
-            "allowed: also_evaluate, calibration, classes, eval_images, kind, max_pixels, root, val_fraction",
+            "allowed: also_evaluate, cache_gb, calibration, classes, eval_images, kind, label_field, max_pixels, "
+            "root, val_fraction",
         ),
         ("report.batch", "did you mean 'batches'?"),
         ("stages.0.prune.pruning_rato", "did you mean 'pruning_ratio'?"),

@@ -23,8 +23,10 @@ from vitslim.recipe.stages.prune import GroupSparsity
 from vitslim.recipe.stages.training import Loss
 from vitslim.recipe.train import Train
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.quantize.calibration.histogram import Histogram
-from vitslim.stages.quantize.observe import layer_inputs, observe
+from vitslim.stages.quantize.histogram import Histogram
+from vitslim.stages.quantize.observe import layer_inputs, observe, solvable_layers
+from vitslim.stages.reconstruction.curvature import Curvature
+from vitslim.stages.reconstruction.layerwise import LayerSolver
 from vitslim.stages.registry import make_stage
 from vitslim.training import Batch, hard_loss, predict, train
 from vitslim.training.engine.rank_group import joined_ranks
@@ -94,6 +96,20 @@ def calibration_sums(graph: ModelGraph, folder: Path) -> list[torch.Tensor]:
     return [sums_of(one) for one in histograms.values()]
 
 
+def curvatures(graph: ModelGraph, images: Dataset) -> list[torch.Tensor]:
+    """Both factors of the curvature of K-FAC of every layer, when no weight changes."""
+    found: list[torch.Tensor] = []
+
+    def solve(_: str, weight: torch.Tensor, curvature: Curvature) -> torch.Tensor:
+        found.extend([curvature.inputs, curvature.outputs])
+        return weight
+
+    names = solvable_layers(graph.module)
+    pixels = torch.cat([batch for batch, _ in images.batches(8)])
+    LayerSolver(pixels, Silent(), "", joint=names, draws=2)(graph, names, solve)
+    return found
+
+
 def sums_of(histogram: Histogram) -> torch.Tensor:
     """The limits, the number of values, and the sums of their magnitudes and squares; a value may change its bin."""
     counts = histogram.counts
@@ -123,8 +139,8 @@ def checks(graph: ModelGraph, folder: Path, names: list[str]) -> Checks:
             result = run_stage(name, graph, folder)
         weights = torch.cat([weight.detach().flatten() for weight in result.graph.parameters().values()])
         found[name] = [*gradients, weights]
-    digits = load_data(Data(kind="digits", calibration=32), graph.source, seed=0)
-    found["calibration"] = calibration_sums(graph, folder)
+    digits = load_data(Data(kind="digits", calibration=30), graph.source, seed=0)
+    found["calibration"] = [*calibration_sums(graph, folder), *curvatures(graph, digits.calibration)]
     outputs, labels = predict(graph.module, digits.val.balanced(101), 25, Silent(), "", by_ranks=True)
     found["evaluation"] = [outputs, labels]
     found["seen"] = [seen_images(graph, digits.train.balanced(41))]

@@ -1,10 +1,8 @@
-"""Facts about this machine that decide on measurements: memory, and the noise of short repeated runs."""
+"""Noise of this machine: the spread of short repeated runs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -12,17 +10,6 @@ import numpy as np
 SIZE = 192
 """Rows and columns of the repeated matmul: small enough to stay in cache and on one core."""
 RUNS_PER_SAMPLE = 20
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files with the memory limit of a container."""
-
-
-def memory_bytes() -> int | None:
-    """Return the memory that processes here may use, with the limit of a container; None where it is unknown."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
-    return min([total, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def matmul_seconds(seconds: float) -> list[float]:

@@ -16,11 +16,10 @@ from vitslim.cli.bench.command import bench
 from vitslim.cli.compare import compare
 from vitslim.cli.doctor import doctor
 from vitslim.cli.inspect.command import inspect
+from vitslim.cli.progress import INTERRUPTED
 from vitslim.errors import RecipeError, VitslimError
 from vitslim.ranks import is_first_launched, launched_ranks
 from vitslim.version import __version__
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="vitslim",

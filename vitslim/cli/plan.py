@@ -35,17 +35,22 @@ def plan(
     plugins: PluginsOption = False,  # noqa: ARG001  its callback acts
     output: FormatOption = "table",
 ) -> None:
-    """Show what a recipe will do. Estimates the cost of the model after each stage; runs and writes nothing."""
+    """Show what a recipe will do. Estimates the cost of the model after each stage, and how long the stage takes on
+    this machine; runs and writes nothing."""
     from vitslim.cli.console import stdout
+    from vitslim.pipeline.duration.estimate import describe_durations
     from vitslim.pipeline.plan import build_plan
     from vitslim.recipe import load_recipe
 
     values = all_overrides(overrides, more, data, checkpoint)
-    result = build_plan(load_recipe(recipe, values, partial=True), trace=trace)
+    result = build_plan(load_recipe(recipe, values, partial=True), trace=trace, durations=trace)
     if output == "json":
         typer.echo(result.model_dump_json(indent=2))
         return
     stdout().print(_table(result))
+    if result.seconds is not None:
+        seconds = {f"{place:02d}-{row.kind}": row.seconds or 0.0 for place, row in enumerate(result.rows)}
+        typer.echo(describe_durations(seconds, result.seconds))
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
 

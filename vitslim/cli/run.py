@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,10 @@ from vitslim.cli.arguments import (
     all_overrides,
 )
 from vitslim.errors import GateError, UsageError
-from vitslim.progress import Silent
 from vitslim.ranks import is_first_launched
+
+if TYPE_CHECKING:
+    from vitslim.pipeline.run.artifact import Artifact
 
 
 def run(
@@ -34,6 +36,12 @@ def run(
         bool,
         typer.Option("--frozen", help="Refuse to run if a version or an input differs from the lock file RECIPE."),
     ] = False,
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write progress and results to FILE as JSON lines.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write losses and metrics to DIR for TensorBoard.")
+    ] = None,
     plugins: PluginsOption = False,  # noqa: ARG001  its callback acts
     output: FormatOption = "table",
 ) -> None:
@@ -42,17 +50,22 @@ def run(
 
     if frozen and (overrides or more):
         raise UsageError("--frozen allows no other values than those of the lock file", "remove --set, or --frozen")
-    locked = read_locked(recipe) if frozen else None
-    loaded = load_recipe(recipe, all_overrides(overrides, more, data, checkpoint))
-    from vitslim.cli.console import stdout
-    from vitslim.cli.console_progress import ConsoleProgress
-    from vitslim.pipeline.run.verb import run as run_recipe
+    from vitslim.cli.progress.run_progress import run_progress
 
-    folder = out or Path("runs") / loaded.name
-    progress = ConsoleProgress() if is_first_launched() else Silent()
-    artifact = run_recipe(loaded, folder, fresh=fresh, progress=progress, locked=locked)
-    if not is_first_launched():
-        return
+    with run_progress(events, tensorboard) as progress:
+        locked = read_locked(recipe) if frozen else None
+        loaded = load_recipe(recipe, all_overrides(overrides, more, data, checkpoint))
+        from vitslim.pipeline.run.verb import run as run_recipe
+
+        folder = out or Path("runs") / loaded.name
+        artifact = run_recipe(loaded, folder, fresh=fresh, progress=progress, locked=locked)
+        if is_first_launched():
+            _show(artifact, folder, output)
+
+
+def _show(artifact: Artifact, folder: Path, output: str) -> None:
+    """Print the report of a run. Raises GateError if a gate failed."""
+    from vitslim.cli.console import stdout
     from vitslim.report import render_json, render_terminal
 
     if output == "json":

@@ -121,10 +121,10 @@ class Dataset:
         shuffled = generator.permutation(len(self))
         groups = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
         labels = np.asarray([groups[label] for label in self.labels])[shuffled]
-        rank_in_class = np.zeros(len(self), dtype=np.int64)
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            rank_in_class[members] = np.arange(len(members))
+        by_class = np.argsort(labels, kind="stable")
+        first_of_class = np.searchsorted(labels[by_class], labels[by_class])
+        rank_in_class = np.empty(len(self), dtype=np.int64)
+        rank_in_class[by_class] = np.arange(len(self)) - first_of_class
         chosen = shuffled[np.argsort(rank_in_class, kind="stable")[:count]]
         return self.subset([int(position) for position in np.sort(chosen)], split)
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from vitslim.data.dataset import Dataset
@@ -77,6 +75,9 @@ def load_digit_sets(image: tuple[int, int, int]) -> tuple[Dataset, Dataset]:
 
     `image` is the input size (C, H, W).
     """
+    from sklearn.datasets import load_digits  # takes a second, which runs on other images do not need
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     originals = (bunch.images / 16).astype(np.float32)
     labels = bunch.target.astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,9 +17,9 @@ from vitslim.data.dataset import DataModule, Dataset
 from vitslim.data.files.decode import read_image
 from vitslim.data.files.image_list import ImageList
 from vitslim.data.files.names import printable
-from vitslim.data.files.sets import read_sets
+from vitslim.data.files.sets import list_sets, read_sets
 from vitslim.data.labels import label_indices, map_labels
-from vitslim.data.source import CACHE_BYTES_MAX, Normalization, Pixels
+from vitslim.data.source import Normalization, Pixels
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelSource, Preprocessing
 from vitslim.progress import Progress
@@ -44,23 +44,16 @@ class FileImages:
     """timm's evaluation transform up to the normalization: uint8 (C, H, W)."""
     pixels_max: int = PIXELS_MAX
     """Images with more pixels are refused."""
-    cache: dict[int, Pixels] = field(default_factory=dict, repr=False)
-    """Decoded images by index, of at most `CACHE_BYTES_MAX` bytes."""
     workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, WORKERS_MAX))
 
     def pixels(self, index: int, augment_seed: tuple[int, ...] | None) -> Pixels:
         """Return one image, uint8 (C, H, W); with a seed, a random crop of at least 70 % of its area, maybe flipped."""
-        if augment_seed is None and index in self.cache:
-            return self.cache[index]
         channels, height, width = self.image
-        image = read_image(self.images.root / self.images.files[index], MODES[channels], self.pixels_max)
+        image = read_image(self.images.file(index), MODES[channels], self.pixels_max)
         if augment_seed is not None:
             resample = Image.Resampling[self.preprocessing.interpolation.upper()]
             return _random_crop(image, (width, height), resample, np.random.default_rng(augment_seed))
-        pixels = self.transform(image)
-        if len(self.cache) < CACHE_BYTES_MAX // pixels.nbytes:
-            self.cache[index] = pixels
-        return pixels
+        return self.transform(image)
 
     @property
     def normalization(self) -> Normalization:
@@ -77,18 +70,26 @@ class FileImages:
         return images.sub_(mean).div_(std)
 
 
-def load_image_sets(config: Data, source: ModelSource, seed: int, progress: Progress) -> DataModule:
+def load_image_sets(
+    config: Data,
+    source: ModelSource,
+    seed: int,
+    progress: Progress,
+    listed: Mapping[str, ImageList] | None = None,
+) -> DataModule:
     """Return the training and validation images of `data.root`, and further sets, with the model's classes as labels.
 
-    `calibration` is the whole training set. Raises InputError for folders and tables that are missing or broken, for
-    images that cannot be read, and for labels that are not a class of the model.
+    `calibration` is the whole training set. listed: the result of `list_sets`, if it is known. Raises InputError
+    for folders and tables that are missing or broken, for images that cannot be read, and for labels that are not a
+    class of the model.
     """
     if source.image[0] not in MODES:
         raise InputError(
             f"the model takes {source.image[0]} channels, images have 1 or 3",
             hint="set model.kwargs.in_chans to 3",
         )
-    found = read_sets(config, class_list(config.classes), seed, progress)
+    listed = list_sets(config, class_list(config.classes), progress) if listed is None else listed
+    found = read_sets(config, listed, seed, progress)
     lists = {"train": found.train, "val": found.val, **found.extra}
     class_map = map_labels(list(lists.values()), source.classes, config.classes)
     notes = list(found.notes)
@@ -112,7 +113,7 @@ def _labeled(split: str, images: ImageList, class_map: ClassMap, source: ModelSo
         mean=source.preprocessing.mean,  # fills the border
         normalize=False,
     )
-    name = images.source.stem if images.lines or split not in ("train", "val") else images.source.parent.name
+    name = images.source.stem if not images.is_folder or split not in ("train", "val") else images.source.parent.name
     return Dataset(
         name=printable(name),
         split=split,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -24,14 +24,26 @@ def outputs_at_once(source: ModelSource, most: int) -> int:
     return min(most, max(2, OUTPUT_BYTES // max(needed, 1)))
 
 
-def images_at_once(graph: ModelGraph, most: int, copies: int = 1, backward: bool = False) -> int:
+def images_at_once(graph: ModelGraph, most: int, backward: bool = False) -> int:
     """Return the largest batch size up to `most` whose activations fit into MEMORY_BYTES; at least 1.
 
-    copies: number of graphs that run side by side. Each tensor is held until its last use, for a backward pass until
-    the end.
+    Each tensor is held until its last use, for a backward pass until the end.
     """
     sizes = _bytes_an_image(graph)
-    needed = copies * (sum(sizes.values()) if backward else _peak(graph.module, sizes))
+    needed = sum(sizes.values()) if backward else _peak(graph.module, sizes)
+    return max(1, min(most, MEMORY_BYTES // max(needed, 1)))
+
+
+def images_held(graph: ModelGraph, nodes: Collection[Node], most: int) -> int:
+    """Return the largest number of images up to `most` whose activations fit into MEMORY_BYTES; at least 1.
+
+    Of all images the activations are held that one of the `nodes` or later nodes read.
+    """
+    sizes, last_uses = _bytes_an_image(graph), Interpreter(graph.module).user_to_last_uses
+    held = needed = 0
+    for node in graph.module.graph.nodes:
+        needed = max(needed, held if node in nodes else 0)
+        held += sizes.get(node, 0) - sum(sizes.get(done, 0) for done in last_uses.get(node, []))
     return max(1, min(most, MEMORY_BYTES // max(needed, 1)))
 
 

@@ -19,10 +19,15 @@ from vitslim.errors import InputError
 from vitslim.graph.edits import EDITS, Edit
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
 from vitslim.graph.trace import trace_timm
+from vitslim.host_memory import require_memory
 
 SCHEMA_VERSION = 4
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
+DOCUMENT_BYTES_MAX = 200_000_000
+UNREPLAYABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError,
+                ZeroDivisionError, AssertionError, MemoryError)  # fmt: skip
+"""Exceptions of edits with values that do not fit the model."""
 MASK_PREFIX = "vitslim.mask."
 
 
@@ -52,8 +57,12 @@ def load_graph(folder: Path) -> ModelGraph:
     if (graph.source.image, graph.source.outputs) != (source.image, source.outputs):
         raise _another_model(source, folder, "its input or its outputs differ")
     graph.source = source
-    for edit in edits:
-        graph = edit.replay(graph)
+    for position, edit in enumerate(edits):
+        try:
+            graph = edit.replay(graph)
+        except UNREPLAYABLE as error:
+            message = f"edit {position} ({type(edit).__name__}) of '{folder / GRAPH_FILE}' does not fit its model"
+            raise InputError(message, "the file is corrupt: run the recipe again") from error
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASK_PREFIX)}
     _load_strictly(graph, state, folder)
     graph.masks = masks
@@ -62,19 +71,22 @@ def load_graph(folder: Path) -> ModelGraph:
 
 def _read_document(path: Path) -> tuple[ModelSource, list[Edit]]:
     try:
+        if path.stat().st_size > DOCUMENT_BYTES_MAX:
+            raise InputError(f"'{path}' is larger than {DOCUMENT_BYTES_MAX // 10**6} MB", "is it a saved graph?")
         document = json.loads(path.read_text(encoding="utf-8"))
         version = document["schema_version"]
         if version == SCHEMA_VERSION:
             return _source(document["source"]), [_edit(fields) for fields in document["edits"]]
     except FileNotFoundError as error:
         raise InputError(f"no saved graph in '{path.parent}'", f"'{GRAPH_FILE}' is missing there") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"'{path}' is not a saved graph", "the file is corrupt: run the recipe again") from error
     raise InputError(f"'{path}' has format {version!r}, this version reads {SCHEMA_VERSION}", "run the recipe again")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_memory(path.stat().st_size, f"'{path}'")
         return load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"'{path}' does not exist", "run the recipe again") from error

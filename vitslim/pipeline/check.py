@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from vitslim.errors import Problem, RecipeError, UsageError
 from vitslim.recipe import check_order
@@ -17,10 +18,18 @@ def check_recipe(recipe: Recipe) -> tuple[str, ...]:
     settings file of a simulated backend that cannot be read.
     """
     errors, warnings = check_order(recipe)
+    errors = errors or list(_missing_packages(recipe))
     errors = errors or list(_setting_problems(recipe)) or list(_accelerator_problems(recipe))
     if errors:
         raise RecipeError(errors, recipe.name)
     return tuple(warning.message for warning in warnings)
+
+
+def _missing_packages(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem if the kind of the data needs a package that is not installed."""
+    if recipe.data.kind == "huggingface" and find_spec("datasets") is None:
+        message = "`kind: huggingface` needs the package `datasets`, which is not installed"
+        yield Problem("data.kind", message, "install it: pip install 'vitslim[datasets]'")
 
 
 def _setting_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from vitslim.backends.environment import cpu_flags, environment
-from vitslim.backends.machine import matmul_seconds, memory_bytes, noise
+from vitslim.backends.machine import matmul_seconds, noise
 from vitslim.backends.reduce_range import WIDE_SUMS
 from vitslim.backends.registry import RUNTIMES
 from vitslim.errors import BackendUnavailableError
+from vitslim.files import folder_bytes, user_cache
+from vitslim.host_memory import memory_bytes
 from vitslim.results import Value
 from vitslim.units import format_bytes, format_percent
 
@@ -37,6 +40,7 @@ def check_machine(folder: Path) -> tuple[Check, ...]:
         Check(name="versions", status="ok", found=", ".join(f"{name} {one}" for name, one in here.versions.items())),
         _processor(f"{here.device}, {here.cores} {'core' if here.cores == 1 else 'cores'}"),
         *_space(folder),
+        _caches(user_cache()),
         *_backends(),
         judge_noise(noise(matmul_seconds(NOISE_SECONDS))),
     )
@@ -57,6 +61,18 @@ def _space(folder: Path) -> Iterator[Check]:
     free = shutil.disk_usage(folder).free
     hint = "" if free >= DISK_OK else "free space, or choose another folder with --out; `vitslim runs prune` helps"
     yield Check(name="free disk", status="warning" if hint else "ok", found=format_bytes(free), hint=hint)
+
+
+def _caches(cache: Path) -> Check:
+    """Return the folders of the user's cache with their sizes, those of every kind of cache that there is."""
+    folders = sorted(path for path in cache.glob("*") if path.is_dir())
+    sizes = ", ".join(f"{path.name} {format_bytes(folder_bytes(path))}" for path in folders) or "empty"
+    found = f"{cache}: {sizes}"
+    place = cache if cache.exists() else next(parent for parent in cache.parents if parent.exists())
+    if os.access(place, os.W_OK):
+        return Check(name="caches", status="ok", found=found)
+    hint = "set XDG_CACHE_HOME to a folder that can be written: without it, every run repeats the work"
+    return Check(name="caches", status="warning", found=found, hint=hint)
 
 
 def _backends() -> Iterator[Check]:

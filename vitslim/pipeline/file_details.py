@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitslim.backends.measured.operator_times import RUNS
-from vitslim.backends.measured.peak_memory import peak_memory_bytes
 from vitslim.backends.measured.tensorrt_log import read_tensorrt_log
+from vitslim.backends.peak_memory import peak_memory_bytes
 from vitslim.backends.registry import Measured, parse_backend
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vitslim.backends.registry import Measured, Simulated, parse_backend
+from vitslim.files import file_digest
 from vitslim.pipeline.file_details import with_peak_memory
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
@@ -23,24 +24,36 @@ def measure_files(
 ) -> dict[str, tuple[tuple[Measurement, ...], tuple[Estimate, ...]]]:
     """Return measurements and estimates of each file; speedups are over `baseline` on the same backend and batch.
 
-    counts: name of a file and of a backend that changes results to the work of each image; without it the backend
-    states its work.
+    Equal files are measured once. counts: name of a file and of a backend that changes results to the work of each
+    image; without it the backend states its work.
     """
+    same = _equal_files(files, baseline)
     measured: dict[str, list[Measurement]] = {name: [] for name in files}
     estimated: dict[str, list[Estimate]] = {name: [] for name in files}
     for backend in map(parse_backend, config.backends):
         match backend:
             case Measured():
-                results = backend.measure(files, baseline, config.batches, config.threads, config.seconds, progress)
-                for name, rows in results.items():
-                    measured[name].extend(
-                        with_peak_memory(backend, files[name], rows, progress) if config.memory else rows
-                    )
+                distinct = {name: path for name, path in files.items() if same[name] == name}
+                results = backend.measure(distinct, baseline, config.batches, config.threads, config.seconds, progress)
+                if config.memory:
+                    results = {
+                        name: with_peak_memory(backend, files[name], rows, progress) for name, rows in results.items()
+                    }
+                for name, rows in measured.items():
+                    rows.extend(results[same[name]])
             case Simulated():
                 for batch in config.batches:
                     for name, row in _estimate(backend, files, baseline, batch, counts).items():
                         estimated[name].append(row)
     return {name: (tuple(measured[name]), tuple(estimated[name])) for name in files}
+
+
+def _equal_files(files: Mapping[str, Path], baseline: str) -> dict[str, str]:
+    """Map the name of each file to that of the first one with the same content; the baseline stands for itself."""
+    first: dict[str, str] = {}
+    return {
+        name: name if name == baseline else first.setdefault(file_digest(path), name) for name, path in files.items()
+    }
 
 
 def _estimate(

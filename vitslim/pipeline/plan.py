@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
 from vitslim.pipeline.model_task import resolve_task
-from vitslim.pipeline.problems.data_problems import data_problems
+from vitslim.pipeline.problems.data_problems import data_problems, list_images
 from vitslim.pipeline.problems.teacher_problems import teacher_problems
 from vitslim.pipeline.table_file import cost_targets, stage_table, table_problems, table_warnings
 from vitslim.progress import Silent
@@ -16,12 +17,15 @@ from vitslim.recipe.schema import Recipe
 from vitslim.results import Plan, PlanRow
 
 if TYPE_CHECKING:
+    from vitslim.data.files.image_list import ImageList
     from vitslim.graph.model_graph import ModelGraph
     from vitslim.graph.sketch import ModelSketch
 
 
-def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
+def build_plan(recipe: Recipe, trace: bool = True, durations: bool = False) -> Plan:
     """Check the order of the stages and, with `trace`, estimate the model after each of them.
+
+    With `durations` also estimate how long the stages take on this machine, whose rates are measured for two seconds.
 
     Tracing builds the timm model and its teachers, reads their checkpoints, and lists the images of `data.root`, where
     the recipe has them. Nothing is written. Raises RecipeError with every problem found, InputError for a checkpoint, a
@@ -33,8 +37,15 @@ def build_plan(recipe: Recipe, trace: bool = True) -> Plan:
 
         recipe = resolve_tables(recipe, Silent(), build=False)
     warnings += device_warnings(recipe) if trace else ()
+    started = time.monotonic()
     rows = _traced_rows(recipe) if trace else _plain_rows(recipe)
-    return Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
+    trace_seconds = time.monotonic() - started
+    plan = Plan(name=recipe.name, model=recipe.model.name, rows=tuple(rows), warnings=warnings)
+    if not (trace and durations):
+        return plan
+    from vitslim.pipeline.duration.planned import with_durations
+
+    return with_durations(plan, recipe, trace_seconds)
 
 
 def device_warnings(recipe: Recipe) -> tuple[str, ...]:
@@ -59,11 +70,15 @@ def _traced_rows(recipe: Recipe) -> list[PlanRow]:
 
     graph = trace_dense(recipe)
     recipe, task_problems, _ = resolve_task(recipe, graph.source)
-    return estimate_stages(recipe, sketch(graph), (*task_problems, *input_problems(recipe, graph)))
+    listed = list_images(recipe.data, Silent())
+    return estimate_stages(recipe, sketch(graph), (*task_problems, *input_problems(recipe, graph, listed)))
 
 
-def input_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:
-    """Return the problems of the model, the teachers and the data with the rest of the recipe."""
+def input_problems(recipe: Recipe, graph: ModelGraph, listed: Mapping[str, ImageList]) -> tuple[Problem, ...]:
+    """Return the problems of the model, the teachers and the data with the rest of the recipe.
+
+    listed: the images of `data.root` by split.
+    """
     from vitslim.pipeline.accelerators import model_problems
     from vitslim.pipeline.problems.layout_problems import layout_problems
 
@@ -71,7 +86,7 @@ def input_problems(recipe: Recipe, graph: ModelGraph) -> tuple[Problem, ...]:
         *model_problems(recipe, graph),
         *layout_problems(recipe, graph),
         *teacher_problems(recipe, graph.source),
-        *data_problems(recipe),
+        *data_problems(recipe, listed),
     )
 
 

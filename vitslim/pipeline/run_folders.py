@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitslim.errors import InputError
-from vitslim.files import exclusive
+from vitslim.files import exclusive, folder_bytes
 from vitslim.report import parse_report
 from vitslim.report.headline import headline
 from vitslim.results import Report, StageRecord, Value
@@ -65,6 +65,11 @@ class _Run:
                 yield read_report(file)
 
 
+def stages_folder(out: Path) -> Path:
+    """Return the folder of the stored stages of a run, given by the folder of its result."""
+    return out.with_name(out.name + STAGES_SUFFIX)
+
+
 def read_report(file: Path) -> Report:
     """Return the report of a file. Raises InputError if it is missing, too large or not a report."""
     try:
@@ -83,7 +88,7 @@ def list_runs(root: Path) -> tuple[RunSummary, ...]:
 
 def stage_folders(run: Path) -> tuple[StageFolder, ...]:
     """Return the stored stages of a run, given by the folder of its result. Raises InputError if it has none."""
-    found = _Run(run, run.with_name(run.name + STAGES_SUFFIX))
+    found = _Run(run, stages_folder(run))
     if not found.stages.is_dir():
         raise InputError(
             f"'{run}' has no stored stages: there is no folder '{found.stages}'", "see `vitslim runs list`"
@@ -99,7 +104,7 @@ def prune_run(run: Path, *, everything: bool, dry_run: bool) -> tuple[StageFolde
     Returns the deleted stages. With `dry_run`, nothing is deleted. Raises InputError if the run has no stored stages,
     UsageError while it runs.
     """
-    folder = run.with_name(run.name + STAGES_SUFFIX)
+    folder = stages_folder(run)
     gone = tuple(stage for stage in stage_folders(run) if everything or not stage.used)
     if gone and not dry_run:
         with exclusive(folder):
@@ -115,11 +120,13 @@ def _runs(root: Path) -> Iterator[_Run]:
     stages = {path for path in root.iterdir() if path.is_dir() and path.name.endswith(STAGES_SUFFIX)}
     results |= {path.with_name(path.name.removesuffix(STAGES_SUFFIX)) for path in stages}
     for path in sorted(results):
-        yield _Run(path, path.with_name(path.name + STAGES_SUFFIX))
+        yield _Run(path, stages_folder(path))
 
 
 def _summary(run: _Run) -> RunSummary:
-    summary = RunSummary(folder=str(run.result), result_bytes=_size(run.result), stages_bytes=_size(run.stages))
+    summary = RunSummary(
+        folder=str(run.result), result_bytes=folder_bytes(run.result), stages_bytes=folder_bytes(run.stages)
+    )
     if not (run.result / REPORT_FILE).is_file():
         return summary
     report = read_report(run.result / REPORT_FILE)
@@ -139,15 +146,13 @@ def _stage(folder: Path, used: bool) -> StageFolder:
     try:
         record = StageRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
     except FileNotFoundError:
-        return StageFolder(folder=folder.name, bytes=_size(folder), used=used)
+        return StageFolder(folder=folder.name, bytes=folder_bytes(folder), used=used)
     except ValueError as error:
         raise InputError(f"'{folder / RECORD_FILE}' is corrupt", "delete the folder") from error
     return StageFolder(
-        folder=folder.name, method=record.method or record.kind, seconds=record.seconds, bytes=_size(folder), used=used
+        folder=folder.name,
+        method=record.method or record.kind,
+        seconds=record.seconds,
+        bytes=folder_bytes(folder),
+        used=used,
     )
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder; 0 if it does not exist. Links are not followed."""
-    files = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
-    return sum(path.stat().st_size for path in files)

@@ -11,7 +11,7 @@ from vitslim.recipe.check import join, shown
 from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage
 from vitslim.recipe.hub_folder import read_hub_folder
 from vitslim.recipe.overrides import apply_overrides
-from vitslim.recipe.schema import Recipe
+from vitslim.recipe.schema import FILE_KINDS, Recipe
 from vitslim.recipe.sources import RecipeFile, find_recipe
 from vitslim.recipe.sources.document_paths import change_paths
 from vitslim.recipe.yaml12 import read_yaml
@@ -138,7 +138,7 @@ def _missing_model(document: Mapping[str, Any]) -> list[Problem]:
 
 def _missing_root(document: Mapping[str, Any]) -> list[Problem]:
     data, model = document.get("data"), document.get("model")
-    if not isinstance(data, dict) or data.get("kind") != "imagefolder" or data.get("root") is not None:
+    if not isinstance(data, dict) or data.get("kind") not in FILE_KINDS or data.get("root") is not None:
         return []
     hint = "--set data.root=DIR, where DIR holds train/ and val/ with one folder per class"
     if isinstance(model, dict) and model.get("checkpoint") is None:

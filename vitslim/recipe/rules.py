@@ -11,7 +11,7 @@ from itertools import chain
 from vitslim.errors import Problem
 from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
 from vitslim.recipe.gates import Gates, parse_setting, setting_problems
-from vitslim.recipe.schema import Recipe
+from vitslim.recipe.schema import HUB, Data, Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import Export, kinds
 from vitslim.recipe.stages.training import PACKAGE, TEACHERS
@@ -178,11 +178,21 @@ def _file_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"model.preprocessing.{min(keys)}", message, "remove the key, or use `data.kind: imagefolder`")
     if data.kind == "digits" and data.val_fraction is not None:
         yield Problem("data.val_fraction", "the digits have a validation set", "remove `data.val_fraction`")
+    yield from _kind_problems(data)
     if VALIDATION_SET in data.also_evaluate:
         path = f"data.also_evaluate.{VALIDATION_SET}"
         yield Problem(
             path, f"'{VALIDATION_SET}' is reserved for the validation set of data.root", "choose another name"
         )
+
+
+def _kind_problems(data: Data) -> Iterator[Problem]:
+    """Yield problems of keys that only some kinds of data have."""
+    if data.label_field is not None and data.kind not in ("webdataset", "huggingface"):
+        message = f"`kind: {data.kind}` has no fields that hold labels"
+        yield Problem("data.label_field", message, "remove the key, or use `kind: webdataset` or `huggingface`")
+    if data.kind != "huggingface" and (data.root or "").startswith(HUB):
+        yield Problem("data.root", f"`kind: {data.kind}` is not read from the hub", "use `kind: huggingface`")
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -16,6 +16,10 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"}
 CLASS_ORDERS = ("timm", "torchvision")
 _LARGEST_SEED = 2**32 - 1
+HUB = "hub:"
+"""Prefix of a `data.root` on the Hugging Face hub."""
+FILE_KINDS = ("imagefolder", "webdataset", "huggingface")
+"""Kinds of data that are read from `data.root`."""
 PIXELS_MAX = 178_956_970
 """Pixels above which Pillow refuses an image by default."""
 
@@ -65,24 +69,32 @@ class Model(Config):
 
 
 class Data(Config):
-    """The images of a run: those of a folder, or those that a table lists."""
+    """The images of a run: those of a folder or of its shards, or those that a table or a dataset lists."""
 
-    kind: Literal["digits", "imagefolder"] = Field(
-        description="digits: handwritten digits that ship with scikit-learn; imagefolder: the images below `root`"
+    kind: Literal["digits", "imagefolder", "webdataset", "huggingface"] = Field(
+        description="digits: handwritten digits that ship with scikit-learn; imagefolder: the image files below "
+        "`root`, or of a table; webdataset: tar shards; huggingface: a dataset of the package `datasets`"
     )
     root: str | None = Field(
         None,
         description="folder that holds train/ and val/ (or valid/, validation/) with one folder per class, or with "
         "images only, which have no labels. Or a table: a .csv file with the columns `path,label[,split]`, or a .jsonl "
         "file with these keys in each line; paths are relative to it, a label is a class name or an index, and "
-        "`labels` in place of `label` holds several names separated by `;`",
+        "`labels` in place of `label` holds several names separated by `;`. webdataset: a folder that holds "
+        "train/*.tar and val/*.tar, or shards whose names say the split. huggingface: a folder of `save_to_disk` or of "
+        "parquet files, or `hub:ORG/NAME@REVISION`, which is downloaded",
+    )
+    label_field: str | None = Field(
+        None,
+        description="webdataset: `cls`, or the key of the JSON members that holds the label; huggingface: the column "
+        "of the label. Default: `cls`, `label` or `labels`, else the only column of class labels",
     )
     classes: str | tuple[str, ...] | None = Field(
         None,
-        description="order of the class folders, as the model was trained: `timm` (by number), `torchvision` (by "
-        "character), a file with one folder name per line, or the names, in the order of the model's outputs. "
+        description="order of the class names, as the model was trained: `timm` (by number), `torchvision` (by "
+        "character), a file with one name per line, or the names, in the order of the model's outputs. "
         "Default: WordNet ids are mapped to ImageNet; where timm and torchvision agree, their order; else the order "
-        "in which the dense model is right on training images",
+        "in which the dense model is right on training images. Class labels of a Hugging Face dataset have an order",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -95,6 +107,12 @@ class Data(Config):
     calibration: PositiveInt = Field(256, description="training images used for calibration")
     eval_images: PositiveInt | None = Field(None, description="evaluate on at most N images")
     also_evaluate: dict[str, str] = Field({}, description="further labeled image folders by name")
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="disk space in the user's cache folder, in GB of 10^9 bytes, for decoded images of all runs, which "
+        "later stages and later runs read in place of the files; the images that were not used for longest make room. "
+        "0: none. Augmented training always decodes the files",
+    )
 
 
 class ReportConfig(Config):

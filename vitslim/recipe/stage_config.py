@@ -14,6 +14,7 @@ from vitslim.recipe.config import EXPECTED, Config
 from vitslim.recipe.file_form import OPSETS
 from vitslim.recipe.profiles import Profile
 from vitslim.recipe.train import Train
+from vitslim.recipe.work import ImageCounts, Work
 
 STAGE_FILES = (("teacher", "checkpoint"), ("label_teacher", "checkpoint"), ("budget", "table"), ("schedule", "table"))
 """Keys of stages whose mapping, or list of mappings, names a file, each with the key of the file."""
@@ -132,6 +133,10 @@ class StageConfig(Config):
     def advice_if_slower(self) -> str:
         """Reason and remedy for a model that this stage makes slower, as the end of a warning; empty for none."""
         return ""
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the work of the stage, for an estimate of its duration; by default that of its training."""
+        return Work() if self.training is None else self.training.work(images)
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:  # noqa: ARG002
         """Yield contradictions among the keys, given the stages before and after. `where` is relative to the stage."""

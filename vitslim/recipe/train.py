@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config
+from vitslim.recipe.work import ImageCounts, Work
 
 
 class Train(Config):
@@ -92,6 +93,12 @@ class Train(Config):
     def has_mixing(self) -> bool:
         """Whether training sees mixtures of two images."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the work of all epochs, without that of teachers."""
+        count = min(self.images or images.train, images.train)
+        passes = self.epochs * count
+        return Work(training=passes, decoded=passes if self.augment == "light" else count)
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions among the keys; `where` is relative to the schedule."""

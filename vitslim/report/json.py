@@ -34,6 +34,8 @@ DOCUMENTED = (
     operator_profile,
 )
 """Modules with the classes of a report."""
+DIGITS_MAX = 18
+"""Longest integer of a report, with its sign."""
 RERUN_HINT = "run the recipe again with `vitslim run`"
 
 
@@ -48,7 +50,7 @@ def parse_report(text: str) -> Report:
     Raises InputError when the text is not JSON, not a report, or has another schema version.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise InputError("the report is not valid JSON", RERUN_HINT) from error
     if not isinstance(data, dict) or "schema_version" not in data:
@@ -67,6 +69,12 @@ def parse_report(text: str) -> Report:
         count = error.error_count()
         more = f" (and {count - 1} more)" if count > 1 else ""
         raise InputError(f"the report is corrupt at '{place}': {first['msg']}{more}", RERUN_HINT) from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS_MAX:
+        raise ValueError("an integer of too many digits")
+    return int(digits)
 
 
 def report_schema() -> dict[str, Any]:

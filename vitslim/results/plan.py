@@ -14,6 +14,8 @@ class PlanRow(Value):
     cost: Cost | None = None
     approximate: bool = False
     """Whether the cost also depends on weights and data, so that the plan only approximates it."""
+    seconds: float | None = None
+    """Estimated duration on this machine, with the evaluation of the file; None if it was not estimated."""
 
 
 class Plan(Value):
@@ -23,3 +25,5 @@ class Plan(Value):
     model: str
     rows: tuple[PlanRow, ...]
     warnings: tuple[str, ...] = ()
+    seconds: float | None = None
+    """Estimated duration of the whole run on this machine, with measuring; None if it was not estimated."""

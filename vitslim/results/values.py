@@ -232,6 +232,9 @@ class StageRecord(Value):
     cost: Cost
     onnx_bytes: int
     """Size of the ONNX file of the model after the stage."""
+    onnx_form: str | None = None
+    """Profile, names, batch size and opset of that file, which follow the export stage; None for a float model before
+    it, whose file is portable."""
     accuracies: tuple[Accuracy, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     estimates: tuple[Estimate, ...] = ()

@@ -12,6 +12,7 @@ from torch import Tensor
 from vitslim.data import DataModule
 from vitslim.errors import Problem
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import Outputs
 from vitslim.graph.sketch import ModelSketch
 from vitslim.latency_grid import Shape
 from vitslim.progress import Progress
@@ -86,6 +87,11 @@ class StageContext:
     """Folder that survives an interruption: the stage finds its files here when it runs again."""
     accelerator: Accelerator | None = None
     """The approximations under which the stage trains; None without any."""
+    written: Path | None = None
+    """The ONNX file of the graph before the stage, if it has the profile and the interface of the export stage."""
+    outputs_of: Callable[[str], Callable[[Tensor], Outputs] | None] = lambda _: None
+    """Returns the float model of an earlier stage, by its name as in `result`, in ONNX Runtime on all cores: images
+    (n, C, H, W) to its outputs. None for a quantized one, whose file rounds otherwise than its graph."""
 
     def graph_of(self, name: str) -> ModelGraph:
         """Return the graph of an earlier stage, for a teacher. Never change it."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from vitslim.graph.outputs import Outputs, joined
 from vitslim.progress import Progress
@@ -40,7 +40,7 @@ def predict(
         batches = batches.every(rank(), rank_count())
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad():
-        for images, targets in progress.track(batches, label):
+        for images, targets in progress.track(batches, label, images=batch):
             found.append((joined(model(images)).float(), targets))
     outputs, labels = zip(*(gathered_batches(found) if by_ranks else found), strict=True)
     return torch.cat(outputs), torch.cat(labels)
@@ -51,7 +51,7 @@ def run_over(
 ) -> None:
     """Run a function of images on all images in order, for its side effects; its results are discarded."""
     with torch.no_grad():
-        for images, _ in progress.track(dataset.batches(batch), label):
+        for images, _ in progress.track(dataset.batches(batch), label, images=batch):
             model(images)
 
 
@@ -86,4 +86,4 @@ def shown_below(agreement: float, floor: float, images: int) -> bool:
     than an agreement of `floor` would explain.
     """
     differing = images - round(agreement * images)
-    return bool(binom.sf(differing - 1, images, 1 - floor) < SIGNIFICANCE)
+    return bool(bdtrc(differing - 1, images, 1 - floor) < SIGNIFICANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,8 @@ from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.optimizer import AveragedWeights, make_optimizer, make_schedule
 from vitslim.training.optimizer_step import OptimizerStep
-from vitslim.training.record import LOSS, SECONDS, Record
+from vitslim.training.record import LOSS, SECONDS, WAITS, Record
+from vitslim.training.waiting import STALL_SHARE, stall_share, warn_of_stalls
 
 
 def train(  # noqa: PLR0913 - each argument is one independent input of a training run
@@ -57,7 +59,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     factors of `config.lr`; these have no weight decay. `blocks`: names of the residual blocks, for `layer_decay`.
 
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
-    `seconds` (of all steps, interruptions excluded), and the mean of every other scalar over the last epoch.
+    `seconds` (of all steps, interruptions excluded), `stall_share` (the share of these that waited for images), and
+    the mean of every other scalar over the last epoch.
     Raises StageError if the loss is not finite or PyTorch cannot compile, InputError for a damaged training state,
     BackendUnavailableError without the device.
     """
@@ -74,14 +77,15 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         done = schedule.first + len(history.get(LOSS, ()))
         if done > schedule.first:
             progress.say(f"{label} continues after step {done} of {schedule.stop}")
-        record = Record(history, schedule.stop, schedule.first)
+        record = Record(history, schedule.stop, schedule.first, partial(progress.record, label))
         rates_of_steps = make_schedule(optimizer, config, config.epochs * schedule.per_epoch)
         make_step = OptimizerStep(fabric, student, objective, optimizer, fixed, averaged, hook, config)
         student.train()
         if device.type != "cpu" and config.augment != "light":
             dataset = dataset.preloaded(device, progress)
-        batches = _batches(dataset, config, seed, schedule, done, device)
-        for step, (batch, share) in enumerate(progress.track(batches, label, total=schedule.stop - done), start=done):
+        batches = record.waits.over(_batches(dataset, config, seed, schedule, done, device))
+        batches = progress.track(batches, label, total=schedule.stop - done, images=config.batch)
+        for step, (batch, share) in enumerate(batches, start=done):
             # Each step has its own seed, so that training can continue from any step, on any number of ranks.
             torch.manual_seed(seed + step)
             rates_of_steps.step_update(step)
@@ -96,7 +100,9 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
         averaged.copy_to_weights()
         student.eval()
         make_step.release()
-    return _metrics(record.read(), schedule, len(dataset), config.batch)
+        history = record.read()
+    warn_of_stalls(history[WAITS], history[SECONDS], label, progress)
+    return _metrics(history, schedule, len(dataset), config.batch)
 
 
 class EpochSteps(NamedTuple):
@@ -155,7 +161,9 @@ def _metrics(history: History, steps: EpochSteps, images: int, batch: int) -> di
     last = {name: math.fsum(values[-count:]) / count for name, values in history.items()}
     first, seconds = math.fsum(history[LOSS][:count]) / count, math.fsum(history[SECONDS])
     seen = len(steps.epochs) * images if made == steps.stop - steps.first else made * batch
-    found = {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds}
+    del last[WAITS]
+    stalls = {STALL_SHARE: stall_share(history[WAITS], history[SECONDS])}
+    found = {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds, **stalls}
     return found | {"steps": float(made), "images": float(seen)}
 
 

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.inliner import inline_local_functions
 
 from vitslim.errors import InputError
+from vitslim.host_memory import require_memory
 from vitslim.units import format_bytes
 from vitslim.workload.integrity import (
     check_arity,
@@ -68,6 +69,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"'{path}' contains no ONNX graph", DAMAGED_HINT)
     check_texts(model, path)
     check_external_data(model, path)
+    external = sum((path.parent / name).stat().st_size for name in external_files(model))
+    require_memory(path.stat().st_size + external, f"'{path}'")
     _load_external_data(model, path)
     check_tensors(model, path)
     model = _without_functions(model, path)

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from vitslim.backends.measured.operator_times import median_times, operator_times
-from vitslim.backends.measured.peak_memory import peak_memory_bytes
 from vitslim.backends.measured.tensorrt_log import read_tensorrt_log
+from vitslim.backends.peak_memory import peak_memory_bytes
 from vitslim.errors import InputError
 
 SIDE = 4096

@@ -22,7 +22,7 @@ class Recording(Silent):
     def __init__(self) -> None:
         self.labels: list[str] = []
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         self.labels.append(label)
         return iter(items)
 

@@ -21,8 +21,8 @@ from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.quantize.calibration.histogram import Histogram, Range
-from vitslim.stages.quantize.observe import ChannelRanges, Observer, layer_inputs
+from vitslim.stages.quantize.histogram import Extremes, Histogram, Range, range_statistic
+from vitslim.stages.quantize.observe import ImageRanges, Observer, layer_inputs
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.weights.reduced_range import limit_adjacent_sums, reduced_range_scale
 from vitslim.stages.quantize.weights.weight_scales import group_range, minmax_scale, mse_scale, weight_scale
@@ -79,27 +79,29 @@ def test_histogram_in_batches_finds_the_range_of_all_values_at_once() -> None:
     values = torch.cat(batches)
     assert histogram.counts.sum() == len(values)
     peak = values.abs().max().item()
-    assert histogram.find_range(8, "minmax", symmetric=True) == Range(pytest.approx(peak / 127), None)
+    assert Extremes(histogram.low, histogram.high).find_range(8, symmetric=True) == Range(
+        pytest.approx(peak / 127), None
+    )
     exact = mse_scale(values.abs()[None], (-7, 7))[0]
-    found = torch.tensor(histogram.find_range(4, "mse", symmetric=True).scale)
+    found = torch.tensor(histogram.find_range(4, symmetric=True).scale)
     assert squared_error(values, found, 7) <= 1.02 * squared_error(values, exact, 7)
 
 
 def test_histogram_of_zeros_gives_a_usable_scale() -> None:
     histogram = Histogram()
     histogram.observe(torch.zeros(10))
-    assert histogram.find_range(8, "mse") == Range(1.0, None)
+    assert histogram.find_range(8) == Range(1.0, None)
 
 
 def test_one_sided_values_get_a_zero_point() -> None:
-    skewed, centered = Histogram(), Histogram()
+    skewed, centered = Extremes(), Extremes()
     skewed.observe(torch.tensor([-0.17, 0.0, 5.0]))
     centered.observe(torch.tensor([-5.0, 0.0, 4.9]))
-    found = skewed.find_range(8, "minmax")
+    found = skewed.find_range(8)
     assert found.scale == pytest.approx(5.17 / 255)
     assert found.zero_point == round(0.17 / found.scale)
-    assert centered.find_range(8, "minmax").zero_point is None
-    assert skewed.find_range(8, "minmax", symmetric=True).zero_point is None
+    assert centered.find_range(8).zero_point is None
+    assert skewed.find_range(8, symmetric=True).zero_point is None
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,9 +112,9 @@ def test_one_sided_values_get_a_zero_point() -> None:
 )
 def test_ranges_are_usable_and_minmax_clips_nothing(values: object, bits: int, method: str) -> None:
     x = torch.as_tensor(values)
-    histogram = Histogram()
-    histogram.observe(x)
-    scale, zero_point = histogram.find_range(bits, method)
+    statistic = range_statistic(method)
+    statistic.observe(x)
+    scale, zero_point = statistic.find_range(bits)
     assert scale > 0 and (zero_point is None or 0 <= zero_point < 2**bits)
     quantized = fake_quant(x, torch.tensor(scale), zero_point or 0, None, *activation_range(bits, zero_point), 0)
     if method == "minmax":
@@ -216,9 +218,10 @@ def test_calibration_is_deterministic(tiny_graph: ModelGraph, context: StageCont
 def test_minmax_does_not_clip_the_largest_calibration_value(tiny_graph: ModelGraph, context: StageContext) -> None:
     result = PtqStage(Ptq(method="ptq", symmetric=True, activation_scaling="none")).apply(tiny_graph, context)
     images = torch.stack([context.data.calibration[i][0] for i in range(70)])
-    seen = ChannelRanges()
+    seen = ImageRanges(len(images))
+    seen.begin(len(images))
     Observer(tiny_graph.module, {"blocks.1.mlp.fc2.weight": seen}, layer_inputs(tiny_graph.module))(images)
-    peak = max(bound.abs().max().item() for bound in seen.found)
+    peak = max(bound.abs().max().item() for bound in seen.of())
     scale = result.graph.parameters()["vitslim.q.blocks.1.mlp.fc2.input_scale"].item()
     assert scale * 127 == pytest.approx(peak, rel=1e-5)
 

@@ -13,7 +13,13 @@ from vitslim.progress import Silent
 from vitslim.stages.quantize.observe import solvable_layers
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows, weighted_gram
 from vitslim.stages.reconstruction.layerwise import LayerSolver
-from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, row_weights, sampled_gradients
+from vitslim.stages.reconstruction.sensitivity import (
+    BATCH,
+    Sensitivity,
+    row_weights,
+    sampled_gradients,
+    scaled_gradients,
+)
 from vitslim.training.taps import with_taps
 from vitslim.training.tasks.classification import SAMPLING_TEMPERATURE, Classification
 
@@ -81,8 +87,9 @@ def test_output_curvature_is_summed_over_all_images_and_draws(tiny_graph: ModelG
     head = [("head.weight", layer_nodes(tiny_graph.module)["head.weight"][0])]
     sensitivity = Sensitivity(tiny_graph.module, head, 0, draws)
     seen = [[*sensitivity(batch)] for batch in torch.split(images, BATCH)]
-    grams = [rows.T @ rows for batch in seen for _, _, rows in batch]
-    weights = row_weights(torch.cat([torch.stack([norms for _, norms, _ in batch]).sum(dim=0) for batch in seen]))
+    scaled = [scaled_gradients(one.gradients, one.norms) for batch in seen for one in batch]
+    grams = [rows.T @ rows for rows in scaled]
+    weights = row_weights(torch.cat([torch.stack([one.norms for one in batch]).sum(dim=0) for batch in seen]))
     assert len(grams) == len(seen) * max(1, draws) > 1
     expected = Curvature.of(torch.eye(1), torch.stack(grams).sum(dim=0), effective_rows(weights)).outputs
     torch.testing.assert_close(found["head.weight"].outputs, expected)
@@ -97,7 +104,7 @@ def test_classes_are_sampled_by_the_probabilities_of_the_model(tiny_graph: Model
         likely = torch.softmax(tiny_graph.module(images) / SAMPLING_TEMPERATURE, dim=1)
     tapped = with_taps(tiny_graph.module, [layer_nodes(tiny_graph.module)["head.weight"][0]])
     found = sampled_gradients(tapped, images, torch.Generator().manual_seed(0), draws, Classification())
-    ones = SAMPLING_TEMPERATURE * torch.stack([gradient for (gradient,) in found]) + likely
+    ones = SAMPLING_TEMPERATURE * torch.stack([gradient for _, (gradient,) in found]) + likely
     classes = ones.argmax(dim=2)
     torch.testing.assert_close(ones, torch.nn.functional.one_hot(classes, likely.shape[1]).float(), rtol=0, atol=1e-4)
     often = torch.stack([torch.bincount(one, minlength=likely.shape[1]) for one in classes.T]) / draws

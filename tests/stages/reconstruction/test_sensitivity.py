@@ -7,13 +7,11 @@ import torch
 
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.stages.reconstruction.curvature import Curvature, effective_rows
 from vitslim.stages.reconstruction.layerwise import LayerSolver
-from vitslim.stages.reconstruction.sensitivity import Sensitivity, row_weights
-from vitslim.training.taps import with_taps
+from vitslim.stages.reconstruction.sensitivity import Sensitivity, row_weights, scaled_gradients
 
 
 def sketch_names(graph: ModelGraph) -> list[str]:
@@ -40,10 +38,9 @@ def test_rows_are_weighted_and_the_mean_output_of_a_changed_layer_stays(tiny_gra
     with torch.no_grad():
         before, after = tiny_graph.module(images), halved.module(images)
     layer = layer_nodes(tiny_graph.module)[name][0]
-    ((_, norms, gradients),) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
-    weights = row_weights(norms)
-    _, (x,) = with_taps(tiny_graph.module, [argument(layer, 0)])(images)
-    x = x.detach()
+    (found,) = Sensitivity(tiny_graph.module, [(name, layer)], 0)(images)
+    weights, gradients = row_weights(found.norms), scaled_gradients(found.gradients, found.norms)
+    x = found.inputs
     centered = x - weights @ x / len(x)
     seen = effective_rows(weights)
     expected = Curvature.of(centered.T @ torch.diag(weights) @ centered, gradients.T @ gradients, seen)
@@ -59,12 +56,13 @@ def test_only_outputs_that_affect_the_logits_have_a_gradient(tiny_graph: ModelGr
     picked = ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight", "head.weight"]
     images = torch.randn(3, *tiny_graph.source.image, generator=torch.Generator().manual_seed(0))
     found = list(Sensitivity(tiny_graph.module, [(name, layers[name]) for name in picked], 0)(images))
-    assert [name for name, _, _ in found] == picked
-    patches, last, head = (norms for _, norms, _ in found)
-    drawn_directions = torch.randn(3, found[2][2].shape[1], generator=torch.Generator().manual_seed(0))
+    assert [one.name for one in found] == picked
+    patches, last, head = (one.norms for one in found)
+    head_gradients = scaled_gradients(found[2].gradients, head)
+    drawn_directions = torch.randn(3, head_gradients.shape[1], generator=torch.Generator().manual_seed(0))
     length = drawn_directions.norm(dim=1)
     torch.testing.assert_close(head.float(), length)
-    torch.testing.assert_close(found[2][2], drawn_directions / length.sqrt()[:, None])
+    torch.testing.assert_close(head_gradients, drawn_directions / length.sqrt()[:, None])
     assert len(patches) == 3 * 16 and (patches > 0).all()
     assert ((last.view(3, -1) > 0).nonzero() == torch.tensor([[0, 0], [1, 0], [2, 0]])).all()
     assert len(head) == 3 and row_weights(head).mean().item() == pytest.approx(1)

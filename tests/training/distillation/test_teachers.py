@@ -46,6 +46,24 @@ def test_stored_and_live_teacher_logits_are_the_same(teacher: ModelGraph, some_d
         torch.testing.assert_close(stored, live, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_a_faster_runtime_answers_in_place_of_the_graph(
+    teacher: ModelGraph, some_digits: Dataset, augment: str
+) -> None:
+    dataset, asked = some_digits.balanced(40), []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return 2 * images.flatten(1)[:, :10]
+
+    config = Distill(train=Train(augment=augment, batch=30, device="cpu"))
+    answer = teacher_function(teacher, teacher.source, (), config, dataset, Silent(), forward)
+    images, labels = next(iter(batches(dataset, 8)))
+    found = answer(Batch(images, labels, torch.arange(8))).logits
+    torch.testing.assert_close(found, 2 * images.flatten(1)[:, :10])
+    assert asked == ([30, 10] if augment == "none" else [8])
+
+
 def test_a_teacher_with_features_of_another_width_is_refused(tiny_graph: ModelGraph, some_digits: Dataset) -> None:
     wide = trace_timm(tiny_graph.source.timm, {**tiny_graph.source.kwargs, "embed_dim": 96})
     config = Distill(loss=Loss(feature=5), train=QUICK)

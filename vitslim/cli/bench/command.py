@@ -144,7 +144,7 @@ def _refuse(invalid: bool, message: str, hint: str) -> None:
 
 def _bench_files(files: list[Path], config: ReportConfig, tensorrt_log: Path | None, output: str) -> None:
     from vitslim.cli.console import wide_stdout
-    from vitslim.cli.console_progress import ConsoleProgress
+    from vitslim.cli.progress.console_progress import ConsoleProgress
     from vitslim.pipeline.bench.files import bench as bench_files
 
     results = bench_files(files, config, ConsoleProgress(), tensorrt_log)

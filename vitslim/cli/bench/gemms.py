@@ -25,7 +25,7 @@ def bench_gemms(path: Path, backends: Sequence[str], threads: Sequence[int], out
     from vitslim.backends.gemm_list import read_gemms, write_gemms
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import wide_stdout
-    from vitslim.cli.console_progress import ConsoleProgress
+    from vitslim.cli.progress.console_progress import ConsoleProgress
     from vitslim.pipeline.bench.gemms import bench_gemms as times_of
 
     if len(backends) != 1 or len(threads) > 1:

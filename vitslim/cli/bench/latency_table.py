@@ -27,7 +27,7 @@ def bench_table(
     """Build the latency table of a timm model, write it, and print a summary or, as JSON, the table."""
     from vitslim.backends.registry import parse_backend
     from vitslim.cli.console import stdout
-    from vitslim.cli.console_progress import ConsoleProgress
+    from vitslim.cli.progress.console_progress import ConsoleProgress
     from vitslim.pipeline.bench.table_cache import cached_table, default_cache
     from vitslim.pipeline.table_file import check_writable, default_path, write_table
 

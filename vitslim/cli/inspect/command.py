@@ -35,8 +35,8 @@ def inspect(
     scale is positive and finite. Violations are listed.
     """
     from vitslim.cli.console import stdout
-    from vitslim.cli.console_progress import ConsoleProgress
     from vitslim.cli.inspect.tables import print_inspection
+    from vitslim.cli.progress.console_progress import ConsoleProgress
     from vitslim.errors import GateError
     from vitslim.pipeline.inspect.inspection import inspect as inspect_file
 

@@ -1,6 +1,6 @@
 """One pass over the files of all data sets: which are images, whether they can be read, and the digest of the data.
 
-The result is kept in the user's cache under the digest of the files, so that the pass decodes each image once.
+The result is kept in the user's cache under the state of the files, so that the pass reads each image once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import TypeVar
 import PIL
 
 from vitslim.data.files.decode import damage, unreadable
-from vitslim.data.files.image_list import ImageList, list_digest
+from vitslim.data.files.file_states import state_digest
+from vitslim.data.files.image_list import EncodedImage, ImageList, list_digest
 from vitslim.errors import InputError
 from vitslim.files import user_cache, write_atomically
 from vitslim.progress import Progress
@@ -40,96 +41,118 @@ def check_images(
 ) -> dict[str, ImageList]:
     """Return the lists without the files that are no images, which are counted as skipped, and with their digests.
 
-    cache: folder of the results of earlier passes; that of the user by default. Raises InputError with all images that
-    cannot be read.
+    cache: folder of the results of earlier passes; that of the user by default. While no file has changed since such a
+    pass (`state_digest`), none is opened. Raises InputError with all images that cannot be read.
     """
-    paths = [images.root / file for images in lists.values() for file in images.files]
-    contents = list(_in_threads(_content_digest, paths, progress, "reading the images"))
-    decode = len(paths) <= DECODED_MAX
-    key = list_digest([str(path) for path in paths], contents)
-    kept = (cache or user_cache("images")) / f"{_cache_key(key, pixels_max, decode)}.json"
-    are_images = _kept_result(kept, len(paths))
-    if are_images is None:
-        listed = [bool(images.lines) for images in lists.values() for _ in images.files]
-        are_images = _checked(paths, listed, pixels_max, decode, progress)
-        # Without the result of this pass, the next run repeats it.
-        with contextlib.suppress(OSError, InputError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            others = [position for position, is_image in enumerate(are_images) if not is_image]
-            write_atomically(kept, json.dumps(others).encode(), "")
+    decode = sum(len(images.files) for images in lists.values()) <= DECODED_MAX
+    kept = _result_path(lists, cache or user_cache("images"), pixels_max, decode)
+    found = _kept_result(kept, lists) if kept is not None else None
+    if found is None:
+        found = _read_all(lists, pixels_max, decode, progress)
+        if kept is not None:
+            _keep(kept, found)
+    return {name: _images_only(images, *found[name]) for name, images in lists.items()}
+
+
+def _read_all(
+    lists: Mapping[str, ImageList], pixels_max: int, decode: bool, progress: Progress
+) -> dict[str, tuple[str, list[int]]]:
+    """Return the digest of each list, and the positions of the files that are no images."""
+    files = [images.file(position) for images in lists.values() for position in range(len(images.files))]
+    may_be_other = [images.is_folder for images in lists.values() for _ in images.files]
+    contents = list(_in_threads(_content_digest, files, progress, "reading the images"))
+    are_images = _checked(files, may_be_other, pixels_max, decode, progress)
     found, start = {}, 0
     for name, images in lists.items():
         end = start + len(images.files)
-        found[name] = _images_only(images, are_images[start:end], contents[start:end])
+        kept = [position for position in range(len(images.files)) if are_images[start + position]]
+        others = [position for position in range(len(images.files)) if not are_images[start + position]]
+        digest = list_digest([images.files[one] for one in kept], [contents[start + one] for one in kept])
+        found[name] = (digest, others)
         start = end
     return found
 
 
-def _images_only(images: ImageList, are_images: Sequence[bool], contents: Sequence[str]) -> ImageList:
-    positions = [position for position, is_image in enumerate(are_images) if is_image]
-    skipped = Counter(images.skipped)
-    if no_images := len(images.files) - len(positions):
-        skipped["without a suffix"] += no_images
-    digest = list_digest([images.files[position] for position in positions], [contents[p] for p in positions])
-    return replace(images.subset(positions), skipped=skipped, digest=digest)
+def _images_only(images: ImageList, digest: str, others: Sequence[int]) -> ImageList:
+    """Return a list without the files at the positions `others`, and with its digest."""
+    if not others:
+        return replace(images, digest=digest)
+    excluded, skipped = set(others), Counter(images.skipped)
+    skipped["without a suffix"] += len(excluded)
+    kept = images.subset([position for position in range(len(images.files)) if position not in excluded])
+    return replace(kept, skipped=skipped, digest=digest)
 
 
 def _checked(
-    paths: Sequence[Path], listed: Sequence[bool], pixels_max: int, decode: bool, progress: Progress
+    files: Sequence[EncodedImage], may_be_other: Sequence[bool], pixels_max: int, decode: bool, progress: Progress
 ) -> list[bool]:
-    """Return for each file whether it is an image, which those that are `listed` in a table must be.
+    """Return for each file whether it is an image; only a file that `may_be_other` need not be one.
 
     Raises InputError with all images that cannot be read.
     """
-    found = list(_in_threads(lambda path: damage(path, pixels_max, decode), paths, progress, "checking the images"))
-    reasons = ["unknown image format" if one is None and must else one for one, must in zip(found, listed, strict=True)]
-    broken = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    found = list(_in_threads(lambda file: damage(file, pixels_max, decode), files, progress, "checking the images"))
+    reasons = [
+        "unknown image format" if one is None and not may else one for one, may in zip(found, may_be_other, strict=True)
+    ]
+    broken = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
     if broken:
         raise unreadable(broken)
     return [reason is not None for reason in reasons]
 
 
-def _content_digest(path: Path) -> str:
+def _content_digest(file: EncodedImage) -> str:
     """Return the size of a file and the SHA-256 digest of its first and last 64 KiB; empty if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            digest.update(file.read(END_BYTES))
-            size = file.seek(0, os.SEEK_END)
+        with file.open("rb") as opened:
+            digest.update(opened.read(END_BYTES))
+            size = opened.seek(0, os.SEEK_END)
             if size > END_BYTES:
-                file.seek(max(END_BYTES, size - END_BYTES))
-                digest.update(file.read(END_BYTES))
+                opened.seek(max(END_BYTES, size - END_BYTES))
+                digest.update(opened.read(END_BYTES))
     except OSError:
         return ""  # the check of the images names the file
     return f"{size} {digest.hexdigest()}"
 
 
-def _in_threads(function: Callable[[Path], T], paths: Sequence[Path], progress: Progress, label: str) -> Iterator[T]:
+def _in_threads(
+    function: Callable[[EncodedImage], T], files: Sequence[EncodedImage], progress: Progress, label: str
+) -> Iterator[T]:
     """Yield the results in order; files are read and decoded without the interpreter lock."""
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS_MAX))
     try:
-        results = pool.map(lambda chunk: [function(path) for path in chunk], chunks)
+        results = pool.map(lambda chunk: [function(file) for file in chunk], chunks)
         for part in progress.track(results, label, total=len(chunks)):
             yield from part
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _cache_key(digest: str, pixels_max: int, decode: bool) -> str:
-    parts = (digest, pixels_max, decode, PIL.__version__)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+def _result_path(lists: Mapping[str, ImageList], cache: Path, pixels_max: int, decode: bool) -> Path | None:
+    """Return the file of the result of a pass over these files in their present state; None if it cannot be kept."""
+    state = state_digest(lists)
+    parts = (state, pixels_max, decode, PIL.__version__)
+    return cache / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json" if state else None
 
 
-def _kept_result(path: Path, count: int) -> list[bool] | None:
-    """Return the result of an earlier pass over `count` files; None if there is none."""
+def _kept_result(path: Path, lists: Mapping[str, ImageList]) -> dict[str, tuple[str, list[int]]] | None:
+    """Return the result of an earlier pass over these lists; None if there is none."""
     try:
-        others = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: (str(kept[name]["digest"]), list(map(int, kept[name]["others"]))) for name in lists}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(others, list) or not all(isinstance(one, int) and 0 <= one < count for one in others):
-        return None
-    found = [True] * count
-    for position in others:
-        found[position] = False
-    return found
+    return found if all(_are_positions(found[name][1], len(images.files)) for name, images in lists.items()) else None
+
+
+def _are_positions(values: Sequence[int], count: int) -> bool:
+    return all(0 <= value < count for value in values)
+
+
+def _keep(path: Path, found: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Write the result of a pass. Without it, the next run repeats the pass."""
+    result = {name: {"digest": digest, "others": others} for name, (digest, others) in found.items()}
+    with contextlib.suppress(OSError, InputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(result).encode(), "")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vitslim.data.files.image_list import EncodedImage
 from vitslim.data.files.names import join_names, printable
 from vitslim.errors import InputError
 
@@ -28,15 +29,15 @@ class TooManyPixelsError(ValueError):
 
 
 @contextmanager
-def open_image(path: Path, pixels_max: int) -> Iterator[ImageFile.ImageFile]:
+def open_image(file: EncodedImage, pixels_max: int) -> Iterator[ImageFile.ImageFile]:
     """Yield an image whose header is read, whatever the suffix of the file.
 
     Raises UnidentifiedImageError for content of no format of `FORMATS`, TooManyPixelsError, and the exceptions of
     `UNREADABLE` for a damaged header.
     """
     Image.init()
-    with path.open("rb") as file:
-        image = _identified(file, path)
+    with file.open("rb") as opened:
+        image = _identified(opened, str(file))
         if image.width * image.height > pixels_max:
             size = f"{image.width} x {image.height} pixels"
             raise TooManyPixelsError(f"{size}, data.max_pixels is {pixels_max:,}")
@@ -44,58 +45,58 @@ def open_image(path: Path, pixels_max: int) -> Iterator[ImageFile.ImageFile]:
             yield image
 
 
-def _identified(file: object, path: Path) -> ImageFile.ImageFile:
+def _identified(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """Return the image in an open file, as `Image.open` does, whose limit on pixels is one for the whole process."""
-    beginning = file.read(MAGIC_BYTES)  # type: ignore[attr-defined]  # a binary file
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
+    beginning = file.read(MAGIC_BYTES)
+    for format_name in FORMATS:
+        factory, accept = Image.OPEN[format_name]
         if accept is not None and accept(beginning) is not True:
             continue
-        file.seek(0)  # type: ignore[attr-defined]
+        file.seek(0)
         try:
-            return factory(file, str(path))  # type: ignore[arg-type]
+            return factory(file, name)
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # another format with the same first bytes
     raise UnidentifiedImageError("unknown image format")
 
 
-def read_image(path: Path, mode: str, pixels_max: int) -> Image.Image:
+def read_image(file: EncodedImage, mode: str, pixels_max: int) -> Image.Image:
     """Decode an image to a Pillow mode, `RGB` or `L`, upright as its EXIF orientation says.
 
     Values of more than 8 bits are scaled by their range. Transparency is dropped, as by the loaders of timm and
     torchvision. Raises InputError for a file that cannot be decoded.
     """
     try:
-        with open_image(path, pixels_max) as image:
+        with open_image(file, pixels_max) as image:
             upright = _to_8_bits(ImageOps.exif_transpose(image))
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # the same colors, without a warning of Pillow
             return upright.convert(mode)
     except UNREADABLE as error:
-        raise unreadable([(path, reason_of(path, error))]) from error
+        raise unreadable([(file, reason_of(file, error))]) from error
 
 
-def damage(path: Path, pixels_max: int, decode: bool) -> str | None:
+def damage(file: EncodedImage, pixels_max: int, decode: bool) -> str | None:
     """Return why an image cannot be read; empty if it can, and None for a file without a suffix that is no image.
 
     Without `decode` only the header is read.
     """
     try:
-        with open_image(path, pixels_max) as image:
+        with open_image(file, pixels_max) as image:
             if decode:
                 small = max(1, image.width // DRAFT_SCALE), max(1, image.height // DRAFT_SCALE)
                 image.draft(image.mode, small)
                 image.load()
     except UnidentifiedImageError as error:
-        return reason_of(path, error) if path.suffix else None
+        return reason_of(file, error) if file.suffix else None
     except UNREADABLE as error:
-        return reason_of(path, error)
+        return reason_of(file, error)
     return ""
 
 
-def reason_of(path: Path, error: Exception) -> str:
+def reason_of(file: EncodedImage, error: Exception) -> str:
     """Return the reason of an exception of `UNREADABLE` in a few words."""
-    if path.is_file() and path.stat().st_size == 0:
+    if _is_empty(file):
         return "0 bytes"
     if isinstance(error, UnidentifiedImageError):
         return "unknown image format"
@@ -103,10 +104,18 @@ def reason_of(path: Path, error: Exception) -> str:
     return " ".join(reason.split()) or type(error).__name__
 
 
-def unreadable(broken: Sequence[tuple[Path, str]]) -> InputError:
+def _is_empty(file: EncodedImage) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return not opened.read(1)
+    except OSError:
+        return False
+
+
+def unreadable(broken: Sequence[tuple[EncodedImage, str]]) -> InputError:
     """Return the error for unreadable files, each with its reason."""
     images = "1 image" if len(broken) == 1 else f"{len(broken)} images"
-    listed = join_names([f"{printable(path)} ({reason})" for path, reason in broken])
+    listed = join_names([f"{printable(str(file))} ({reason})" for file, reason in broken])
     too_large = any("data.max_pixels" in reason for _, reason in broken)
     hint = "; raise data.max_pixels for large scans" if too_large else ""
     return InputError(f"{images} cannot be read: {listed}", hint=f"replace or delete these files{hint}")

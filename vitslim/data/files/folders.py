@@ -46,7 +46,8 @@ def list_folder(root: Path) -> ImageList:
         names = {folder: printable(folder) for folder in folders}
         if len(set(names.values())) < len(names):
             raise InputError(f"{printable(root)} has two class folders of the same name", "rename one of them")
-        labels: tuple[ImageLabels, ...] = tuple((names[class_folder(name)],) for name in files)
+        label_of: dict[str, ImageLabels] = {folder: (name,) for folder, name in names.items()}
+        labels: tuple[ImageLabels, ...] = tuple(label_of[class_folder(name)] for name in files)
     else:
         labels = ((),) * len(files)
     kept = +skipped  # counts above zero
@@ -65,7 +66,7 @@ def check_class_folders(images: ImageList, listed: ImageList) -> None:
     """
     if not images.files:
         raise InputError(f"{images.shown} has no images", hint=LAYOUT_HINT)
-    if images.kind == "none" or images.lines:
+    if images.kind == "none" or not images.is_folder:
         return
     folders = {name: printable(name) for name in _class_folders(listed.root)}
     empty = sorted(folders.keys() - {class_folder(file) for file in images.files})
@@ -97,36 +98,43 @@ def _files_below(root: Path, skipped: Counter[str]) -> tuple[list[str], list[str
     """
     files: list[str] = []
     try:
-        top = sorted(os.scandir(root), key=lambda entry: entry.name)
+        with os.scandir(root) as entries:
+            top = sorted(entries, key=lambda entry: entry.name)
         folders = [entry.name for entry in top if entry.is_dir() and _kind_of(entry.name) is None]
         for entry in top:
-            path = Path(root, entry.name)
-            names = _walk(path, Path(entry.name)) if entry.is_dir() else [entry.name] if _is_file(path) else []
-            for name in names:
-                suffix = Path(name).suffix.lower()
-                kind = next(filter(None, map(_kind_of, name.split("/"))), "" if suffix in SUFFIXES else suffix)
-                if kind:
-                    skipped[kind] += 1
-                else:
-                    files.append(name)
+            kind = _kind_of(entry.name)
+            if entry.is_dir():
+                _add_files(entry.path, f"{entry.name}/", kind, files, skipped)
+            elif _is_file(entry):
+                _add_file(entry.name, entry.name, kind, files, skipped)
     except OSError as error:
         raise InputError(f"{printable(root)} cannot be read: {error.strerror}", "check its permissions") from error
     return sorted(files), folders
 
 
-def _walk(folder: Path, name: Path) -> list[str]:
-    """Return the files below a folder, with `name` before their relative paths."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for place, _, files in os.walk(folder, onerror=fail):
-        inside = Path(place).relative_to(folder)
-        found += [(name / inside / file).as_posix() for file in files if _is_file(Path(place, file))]
-    return found
+def _add_files(place: str, before: str, kind: str | None, files: list[str], skipped: Counter[str]) -> None:
+    """Add the files below a folder, with `before` before their names; `kind` is that of a folder that is skipped."""
+    with os.scandir(place) as entries:
+        for entry in entries:
+            name, own = entry.name, kind or _kind_of(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                _add_files(entry.path, f"{before}{name}/", own, files, skipped)
+            elif _is_file(entry):
+                _add_file(name, before + name, own, files, skipped)
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether a path is a file, or a link to nothing, which the check of the images then names."""
-    return path.is_file() or not path.exists()
+def _add_file(name: str, path: str, kind: str | None, files: list[str], skipped: Counter[str]) -> None:
+    """Add a file that is an image by its suffix, or count it as skipped."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - of a million files
+    kind = kind or ("" if suffix in SUFFIXES else suffix)
+    if kind:
+        skipped[kind] += 1
+    else:
+        files.append(path)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file, or a link to nothing, which the check of the images then names."""
+    if not entry.is_symlink():
+        return entry.is_file()
+    return Path(entry.path).is_file() or not Path(entry.path).exists()

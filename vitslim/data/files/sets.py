@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from vitslim.data.files.check import check_images
+from vitslim.data.files.containers.shards import list_shards
 from vitslim.data.files.folders import LAYOUT_HINT, check_class_folders, list_folder
 from vitslim.data.files.image_list import ImageList
 from vitslim.data.files.names import printable
 from vitslim.data.files.table import read_table
 from vitslim.errors import InputError
-from vitslim.progress import Progress
+from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Data
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
@@ -33,21 +34,19 @@ class ImageSets:
     """How the images were found: split, and skipped files; for the report."""
 
 
-def list_sets(config: Data, class_names: Sequence[str] | None) -> dict[str, ImageList]:
+def list_sets(
+    config: Data, class_names: Sequence[str] | None, progress: Progress | None = None
+) -> dict[str, ImageList]:
     """Return the files of `train`, of `val` unless `data.val_fraction` takes it from `train`, and of further sets.
 
-    No file is opened but a table. `class_names` are those of `data.classes`. Raises InputError for folders that are
-    missing or empty, broken tables, and a validation set that is missing or there twice.
+    No image is opened; tables, the headers of shards and the labels are read. `class_names` are those of
+    `data.classes`. Raises InputError for folders that are missing or empty, broken tables, shards and datasets, and a
+    validation set that is missing or there twice.
     """
     if config.root is None:
         raise InputError("`data.root` is not set", hint=NO_ROOT_HINT)
     root = Path(config.root)
-    if root.is_file():
-        found = read_table(root, class_names)
-    elif root.is_dir():
-        found = _split_folders(root)
-    else:
-        raise InputError(f"{printable(root)} does not exist", "set data.root to a folder that holds train/ and val/")
+    found = _by_split(config, config.root, class_names, progress or Silent())
     if "train" not in found:
         raise InputError(f"{printable(root)} has no training images", "name the split of each row: train or val")
     if "val" not in found and config.val_fraction is None:
@@ -56,17 +55,34 @@ def list_sets(config: Data, class_names: Sequence[str] | None) -> dict[str, Imag
     if "val" in found and config.val_fraction is not None:
         message = f"`data.val_fraction` is set, and {found['val'].shown} has a validation set"
         raise InputError(message, "remove data.val_fraction")
-    also = {name: _whole(Path(folder), class_names) for name, folder in config.also_evaluate.items()}
+    also = {
+        name: _whole(config, folder, class_names, progress or Silent()) for name, folder in config.also_evaluate.items()
+    }
     return {**found, **also}
 
 
-def read_sets(config: Data, class_names: Sequence[str] | None, seed: int, progress: Progress) -> ImageSets:
-    """Return the images of a run after all of them were read once.
+def _by_split(config: Data, root: str, class_names: Sequence[str] | None, progress: Progress) -> dict[str, ImageList]:
+    """Return the images of `train` and, if it is there, of `val`."""
+    path = Path(root)
+    if config.kind == "webdataset":
+        return list_shards(path, class_names, config.label_field, progress)
+    if config.kind == "huggingface":
+        from vitslim.data.files.containers.huggingface import list_dataset
 
-    `seed` draws the validation set of `data.val_fraction`. Raises InputError as `list_sets`, and for images that cannot
-    be read, all of which it lists.
+        return list_dataset(root, class_names, config.label_field)
+    if path.is_file():
+        return read_table(path, class_names)
+    if path.is_dir():
+        return _split_folders(path)
+    raise InputError(f"{printable(root)} does not exist", "set data.root to a folder that holds train/ and val/")
+
+
+def read_sets(config: Data, listed: Mapping[str, ImageList], seed: int, progress: Progress) -> ImageSets:
+    """Return the images of a run, given the result of `list_sets`, after all of them were read once.
+
+    `seed` draws the validation set of `data.val_fraction`. Raises InputError for images that cannot be read, all of
+    which it lists, and for class folders without images.
     """
-    listed = list_sets(config, class_names)
     images = check_images(listed, config.max_pixels, progress)
     for name, one in images.items():
         check_class_folders(one, listed[name])
@@ -123,13 +139,13 @@ def _split_folders(root: Path) -> dict[str, ImageList]:
     return {split: list_folder(folder) for split, folder in splits.items()}
 
 
-def _whole(path: Path, class_names: Sequence[str] | None) -> ImageList:
-    """Return all images of a folder, or those of the only split of a table."""
-    if not path.is_file():
-        return list_folder(path)
-    found = read_table(path, class_names)
-    if len(found) > 1:
-        raise InputError(f"{printable(path)} has images of several splits", "name a table without the column `split`")
+def _whole(config: Data, root: str, class_names: Sequence[str] | None, progress: Progress) -> ImageList:
+    """Return all images of a folder, or those of the only split of a table, of shards or of a dataset."""
+    if config.kind == "imagefolder" and not Path(root).is_file():
+        return list_folder(Path(root))
+    found = _by_split(config, root, class_names, progress)
+    if len(found) != 1:
+        raise InputError(f"{printable(root)} has images of {len(found)} splits", "name a set of one split")
     return next(iter(found.values()))
 
 

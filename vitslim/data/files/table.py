@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,20 +11,12 @@ from typing import Any, NamedTuple
 
 from vitslim.data.files.image_list import ImageLabels, ImageList, LabelKind
 from vitslim.data.files.names import NAMES_MAX, printable
+from vitslim.data.files.row_labels import LabelError, are_indices, label_values, read_labels
+from vitslim.data.files.splits import SPLITS, UNUSED
 from vitslim.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
-SEPARATOR = ";"
-"""Between the names of the column `labels`."""
-INDEX = re.compile(r"[0-9]{1,9}")
-UNUSED = "test"
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": UNUSED}
-"""Values of the column `split`; rows of `test` are not read."""
 LAYOUT_HINT = "a table has the columns path,label[,split], or a JSON object with these keys in each line"
-
-
-class _RowError(ValueError):
-    """A row is broken, for the reason of the message."""
 
 
 class _Row(NamedTuple):
@@ -49,14 +40,14 @@ def read_table(path: Path, class_names: Sequence[str] | None) -> dict[str, Image
     rows = _checked_rows(path, root, skipped)
     if not rows:
         raise InputError(f"{printable(path)} lists no images", LAYOUT_HINT)
-    as_indices = _are_indices([row.labels for row in rows], class_names or ())
+    as_indices = are_indices([row.labels for row in rows], class_names or ())
     found = {}
     for split in dict.fromkeys(row.split for row in rows):
         own = [row for row in rows if row.split == split]
         found[split] = ImageList(
             root,
             tuple(row.file for row in own),
-            tuple(tuple(int(label) if as_indices else str(label) for label in row.labels) for row in own),
+            label_values([row.labels for row in own], as_indices),
             own[0].kind,
             path,
             skipped if split == rows[0].split else {},
@@ -72,14 +63,14 @@ def _checked_rows(path: Path, root: Path, skipped: Counter[str]) -> list[_Row]:
     lines: dict[str, int] = {}
     for line, values in _rows(path):
         try:
-            if isinstance(values, _RowError):
+            if isinstance(values, LabelError):
                 raise values
-            row = _Row(_split(values), *_labels(values), _file(root, values.get("path")), line)
+            row = _Row(_split(values), *read_labels(values), _file(root, values.get("path")), line)
             if rows and row.kind != rows[0].kind:
-                raise _RowError(f"has other columns than line {rows[0].line}")
+                raise LabelError(f"has other columns than line {rows[0].line}")
             if (earlier := lines.setdefault(row.file, line)) != line:
-                raise _RowError(f"lists the image of line {earlier} again")
-        except _RowError as error:
+                raise LabelError(f"lists the image of line {earlier} again")
+        except LabelError as error:
             broken[line] = str(error)
             continue
         if row.split == UNUSED:
@@ -91,7 +82,7 @@ def _checked_rows(path: Path, root: Path, skipped: Counter[str]) -> list[_Row]:
     return rows
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | _RowError]]:
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | LabelError]]:
     """Yield each row with its line, or the error of its syntax. Bytes that are not UTF-8 become surrogates."""
     if path.suffix.lower() not in SUFFIXES:
         message = f"{printable(path)} is neither a folder nor a table"
@@ -103,7 +94,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | _RowError]]:
         raise InputError(f"{printable(path)} cannot be read: {error.strerror}", "check its permissions") from error
 
 
-def _csv_rows(path: Path, file: Any) -> Iterator[tuple[int, Mapping[str, Any] | _RowError]]:
+def _csv_rows(path: Path, file: Any) -> Iterator[tuple[int, Mapping[str, Any] | LabelError]]:
     reader = csv.reader(file, strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -116,94 +107,46 @@ def _csv_rows(path: Path, file: Any) -> Iterator[tuple[int, Mapping[str, Any] | 
                 yield reader.line_num, dict(zip(header, row, strict=True))
             elif row:
                 fields = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
-                yield reader.line_num, _RowError(f"has {fields}, the header has {len(header)}")
+                yield reader.line_num, LabelError(f"has {fields}, the header has {len(header)}")
     except csv.Error as error:
-        yield max(reader.line_num, 1), _RowError(f"is not CSV: {error}")
+        yield max(reader.line_num, 1), LabelError(f"is not CSV: {error}")
 
 
-def _json_rows(file: Any) -> Iterator[tuple[int, Mapping[str, Any] | _RowError]]:
+def _json_rows(file: Any) -> Iterator[tuple[int, Mapping[str, Any] | LabelError]]:
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):
-            yield line, _RowError("is not JSON")
+            yield line, LabelError("is not JSON")
             continue
-        yield line, row if isinstance(row, dict) else _RowError("is not a JSON object")
+        yield line, row if isinstance(row, dict) else LabelError("is not a JSON object")
 
 
 def _split(row: Mapping[str, Any]) -> str:
     value = row.get("split", "train")
     split = SPLITS.get(value.strip().lower()) if isinstance(value, str) else None
     if split is None:
-        raise _RowError("has an unknown split; allowed: train, val, test")
+        raise LabelError("has an unknown split; allowed: train, val, test")
     return split
-
-
-def _labels(row: Mapping[str, Any]) -> tuple[LabelKind, ImageLabels]:
-    """Return the kind of the labels of a row, and the labels."""
-    if "label" in row and "labels" in row:
-        raise _RowError("has `label` and `labels`")
-    if "label" in row:
-        (label,) = _names([row["label"]])
-        return "one", (label,)
-    if "labels" not in row:
-        return "none", ()
-    value = row["labels"]
-    listed = [one for one in value.split(SEPARATOR) if one.strip()] if isinstance(value, str) else value
-    if not isinstance(listed, list):
-        raise _RowError("has `labels` that are neither text nor a list")
-    names = _names(listed)
-    if len(set(names)) < len(names):
-        raise _RowError("has a label twice")
-    return "several", names
-
-
-def _names(values: Sequence[object]) -> ImageLabels:
-    found: list[str | int] = []
-    for value in values:
-        if isinstance(value, str) and value.strip():
-            found.append(_label_text(value))
-        elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            found.append(value)
-        else:
-            raise _RowError(
-                "has no label" if value in ("", None) else "has a label that is neither a name nor an index"
-            )
-    return tuple(found)
-
-
-def _label_text(value: str) -> str:
-    """Return a class name of a table as text."""
-    try:
-        return printable(value.strip())
-    except UnicodeEncodeError as error:
-        raise _RowError("has a label that is no text") from error
 
 
 def _file(root: Path, value: object) -> str:
     """Return the path of an image relative to the folder of its table."""
     if not isinstance(value, str) or not value.strip():
-        raise _RowError("has no path")
+        raise LabelError("has no path")
     try:
         path = (root / value.strip()).resolve()
         if not path.is_relative_to(root):
-            raise _RowError("has a path outside of the folder of the table")
+            raise LabelError("has a path outside of the folder of the table")
         if not path.is_file():
-            raise _RowError("names a file that does not exist")
+            raise LabelError("names a file that does not exist")
     except (OSError, ValueError) as error:
-        if isinstance(error, _RowError):
+        if isinstance(error, LabelError):
             raise
-        raise _RowError("has a path that is not valid") from error
+        raise LabelError("has a path that is not valid") from error
     return path.relative_to(root).as_posix()
-
-
-def _are_indices(rows: Sequence[ImageLabels], names: Sequence[str]) -> bool:
-    """Return whether all labels are digits, and not all of them are class names."""
-    labels = {label for row in rows for label in row}
-    digits = all(isinstance(label, int) or INDEX.fullmatch(label) for label in labels)
-    return digits and not (names and {str(label) for label in labels} <= set(names))
 
 
 def _broken_rows(path: Path, broken: Mapping[int, str]) -> InputError:

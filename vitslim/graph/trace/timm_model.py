@@ -19,6 +19,7 @@ from vitslim.graph.trace.checkpoint import read_weights
 from vitslim.graph.trace.checkpoint.fit import Weights, adaptations, mismatch, with_arguments
 from vitslim.graph.trace.model_input import resolve_input
 from vitslim.graph.trace.normalize import normalize
+from vitslim.host_memory import require_memory
 from vitslim.recipe.hub_folder import HubFolder, read_hub_folder
 from vitslim.tasks import Task
 
@@ -29,7 +30,7 @@ EXAMPLE_BATCH = 2
 """torch.export specializes batch sizes 0 and 1, so the example has two images."""
 
 
-UNFIT = (RuntimeError, KeyError, IndexError, ValueError, AttributeError, TypeError, AssertionError)
+UNFIT = (RuntimeError, KeyError, IndexError, ValueError, AttributeError, TypeError, AssertionError, OverflowError)
 """Exceptions of timm's loaders and checkpoint filters for weights of another model."""
 
 
@@ -79,6 +80,7 @@ def load_timm(
     hub = read_hub_folder(checkpoint) if checkpoint is not None and checkpoint.is_dir() else None
     if hub is not None:
         checkpoint, kwargs = hub.weights, _hub_arguments(hub, timm_name, kwargs)
+    _check_size(timm_name, kwargs)
     model = _build(timm_name, kwargs, seed)
     adapted: tuple[str, ...] = ()
     if checkpoint is not None:
@@ -145,6 +147,16 @@ def _build(timm_name: str, kwargs: dict[str, Any], seed: int) -> torch.nn.Module
             f"timm cannot build '{timm_name}' with {arguments}: {reason}", "check model.timm and model.kwargs"
         ) from error
     return model.eval()
+
+
+def _check_size(timm_name: str, kwargs: dict[str, Any]) -> None:
+    """Raise InputError for a model whose weights do not fit into memory; they are not allocated for the check."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = timm.create_model(timm_name, pretrained=False, **kwargs)
+    except (*UNFIT, ZeroDivisionError):
+        return  # the model cannot be built without its values, or not at all
+    require_memory(sum(weight.nbytes for weight in model.state_dict().values()), f"'{timm_name}'")
 
 
 def _closest_model(name: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem
-from vitslim.recipe.schema import Recipe
+from vitslim.progress import Progress
+from vitslim.recipe.schema import Data, Recipe
 
 if TYPE_CHECKING:
     from vitslim.data.files.image_list import ImageList, LabelKind
@@ -15,24 +16,32 @@ LABEL_GATES = ("top1_drop_max", "top1_min", "map_min")
 HOW_TO_LABEL = "or give the images labels: one folder per class, or a table with the column `label`"
 
 
-def data_problems(recipe: Recipe) -> tuple[Problem, ...]:
+def data_problems(recipe: Recipe, listed: Mapping[str, ImageList]) -> tuple[Problem, ...]:
     """Return the stages and gates that need labels, if the images of the recipe have none.
 
-    A feature extractor needs no labels; the task of the recipe must be known. Lists the folders, or reads the table, of
-    `data.root`; without `data.root` nothing is checked. Raises InputError for a folder that is missing or empty, and
-    for a table with broken rows.
+    A feature extractor needs no labels; the task of the recipe must be known. listed: the images of `data.root` by
+    split; without any, as without `data.root`, nothing is checked.
     """
     if recipe.data.kind == "digits":
         return tuple(_task_problems(recipe, "one", "the digits"))
-    if recipe.data.root is None:
-        return ()
+    return tuple(_label_problems(recipe, listed)) if listed else ()
+
+
+def list_images(config: Data, progress: Progress) -> dict[str, ImageList]:
+    """Return the images of `data.root` by split; none without `data.root`, and for the digits.
+
+    Raises InputError as `list_sets`: for a folder that is missing or empty, and a table, shards or a dataset that are
+    broken.
+    """
+    if config.root is None:
+        return {}
     from vitslim.data.classes import class_list
     from vitslim.data.files.sets import list_sets
 
-    return tuple(_label_problems(recipe, list_sets(recipe.data, class_list(recipe.data.classes))))
+    return list_sets(config, class_list(config.classes), progress)
 
 
-def _label_problems(recipe: Recipe, sets: dict[str, ImageList]) -> Iterator[Problem]:
+def _label_problems(recipe: Recipe, sets: Mapping[str, ImageList]) -> Iterator[Problem]:
     train = sets["train"]
     yield from _task_problems(recipe, train.kind, train.shown)
     if train.kind == "none" and recipe.model.task != "features":

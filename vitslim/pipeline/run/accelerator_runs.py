@@ -78,7 +78,9 @@ def run_functional(
     found = approximate(graph, settings, form)
     classes, counts = {}, {}
     for name, dataset in evaluation_sets(data).items():
-        batches = progress.track(dataset.batches(BATCH), f"{label} on {settings.name}: accuracy on {name}")
+        batches = progress.track(
+            dataset.batches(BATCH), f"{label} on {settings.name}: accuracy on {name}", images=BATCH
+        )
         logits, counts[name] = run_approximation(found, (images for images, _ in batches))
         classes[name] = logits.argmax(dim=1)
     return FunctionalRun(found, form, classes, counts["val"])

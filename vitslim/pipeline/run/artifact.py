@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, UsageError
-from vitslim.files import MANIFEST_FILE, MODEL_FILE, LayoutFiles, replace_atomically
-from vitslim.pipeline.run.keys import file_digest
-from vitslim.report import parse_report, render_html, render_json
+from vitslim.files import MANIFEST_FILE, MODEL_FILE, LayoutFiles, file_digest, is_inside, replace_atomically
+from vitslim.pipeline.run_folders import REPORT_FILE, read_report
+from vitslim.report import render_html, render_json
 from vitslim.results import Report
 from vitslim.workload import read_metadata
 
@@ -59,7 +59,7 @@ def write_artifact(
         digests = {name: file_digest(scratch / name) for name in (layout.model, *COPIED, LOCK_FILE, *layout.texts)}
         warnings = (*report.warnings, *layout.notes)
         report = report.model_copy(update={"files": digests, "model_file": layout.model, "warnings": warnings})
-        (scratch / "report.json").write_text(render_json(report), encoding="utf-8")
+        (scratch / REPORT_FILE).write_text(render_json(report), encoding="utf-8")
         (scratch / "report.html").write_text(render_html(report), encoding="utf-8")
         manifest = _manifest(scratch, report)
         (scratch / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -73,18 +73,19 @@ def load_artifact(folder: Path) -> Artifact:
     """
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        expected = manifest["files"]
+        expected = dict(manifest["files"])
     except FileNotFoundError as error:
         raise InputError(
             f"'{folder}' is not a finished run: it has no {MANIFEST_FILE}", "give the --out folder of a finished run"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"'{folder / MANIFEST_FILE}' is corrupt", "run the recipe again") from error
     for name, digest in expected.items():
+        if not is_inside(name):
+            raise InputError(f"'{folder / MANIFEST_FILE}' names a file outside of its folder", "run the recipe again")
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise InputError(f"'{folder / name}' is missing or was changed after the run", "run the recipe again")
-    report = parse_report((folder / "report.json").read_text(encoding="utf-8"))
-    return Artifact(folder, report, manifest)
+    return Artifact(folder, read_report(folder / REPORT_FILE), manifest)
 
 
 def _prepared(path: Path) -> Path:

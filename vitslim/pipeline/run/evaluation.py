@@ -1,4 +1,4 @@
-"""Metrics of the stages in torch and of the exported file in ONNX Runtime, on the same images."""
+"""Metrics of the ONNX file of each stage in ONNX Runtime, on the same images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vitslim.data import DataModule, Dataset
-from vitslim.graph.model_graph import ModelGraph, ModelSource
+from vitslim.graph.model_graph import ModelSource
 from vitslim.graph.outputs import Outputs, output_list
 from vitslim.progress import Progress
 from vitslim.results import Accuracy
@@ -32,12 +32,12 @@ class Reference:
     """The dense model, with which others are compared."""
 
     predictions: Predictions
-    graph: Callable[[], ModelGraph]
+    onnx: Path
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates models on the data sets of a run, whose images the ranks share; maps are compared on every rank."""
+    """Evaluates ONNX files on the data sets of a run, on all cores. Ranks share the images, except those of maps."""
 
     data: DataModule
     source: ModelSource
@@ -45,23 +45,12 @@ class Evaluator:
     dense: Reference | None
     """None for the dense model itself."""
 
-    def of_graph(self, graph: ModelGraph, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
-        """Return the metrics of a graph on every evaluation set, and its predictions."""
-        return self._evaluate(graph.module.eval(), label, "torch")
-
-    def of_file(self, path: Path, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
-        """Return the same for an ONNX file in ONNX Runtime."""
-        model = OnnxModel(path)
-
-        def forward(images: torch.Tensor) -> Outputs:
-            return [torch.from_numpy(one) for one in model.run(images.numpy())]
-
-        return self._evaluate(forward, label, "onnxruntime")
-
-    def _evaluate(self, forward: Model, label: str, runtime: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+    def evaluate(self, path: Path, label: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        """Return the metrics of an ONNX file on every evaluation set, and its predictions."""
+        forward = forward_of(path)
         if self.source.has_maps:
             compared = self._compared_maps(forward, label)
-            return tuple(_accuracy(self.data, name, found, runtime) for name, found in compared.items()), {}
+            return tuple(_accuracy(self.data, name, found) for name, found in compared.items()), {}
         task = task_for(self.source)
         sets = evaluation_sets(self.data) | ({CALIBRATION: self.data.calibration} if task.uses_calibration else {})
         found: dict[str, Predicted] = {}
@@ -76,7 +65,6 @@ class Evaluator:
                 self.data,
                 name,
                 task.scores(found[name], dense.get(name), found.get(CALIBRATION), dense.get(CALIBRATION)),
-                runtime,
             )
             for name in evaluation_sets(self.data)
         )
@@ -86,7 +74,7 @@ class Evaluator:
         """Return the metrics of maps by evaluation set: the dense model runs beside the other, batch by batch."""
         if self.dense is None:
             return {name: {} for name in evaluation_sets(self.data)}
-        dense, scores = self.dense.graph().module.eval(), {}
+        dense, scores = forward_of(self.dense.onnx), {}
         for name, dataset in evaluation_sets(self.data).items():
             comparison = MapComparison(self.source.outputs)
 
@@ -98,8 +86,18 @@ class Evaluator:
         return scores
 
 
-def _accuracy(data: DataModule, name: str, metrics: dict[str, float], runtime: str) -> Accuracy:
-    return Accuracy(dataset=name, n=len(evaluation_sets(data)[name]), metrics=metrics, runtime=runtime)
+def forward_of(path: Path) -> Model:
+    """Return the model of an ONNX file in ONNX Runtime, on all cores."""
+    model = OnnxModel(path)
+
+    def forward(images: torch.Tensor) -> Outputs:
+        return [torch.from_numpy(one) for one in model.run(images.numpy())]
+
+    return forward
+
+
+def _accuracy(data: DataModule, name: str, metrics: dict[str, float]) -> Accuracy:
+    return Accuracy(dataset=name, n=len(evaluation_sets(data)[name]), metrics=metrics, runtime="onnxruntime")
 
 
 def evaluation_sets(data: DataModule) -> dict[str, Dataset]:

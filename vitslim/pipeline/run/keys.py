@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from vitslim.files import file_digest
 from vitslim.pipeline.table_file import table_path
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.backend_names import SIM, SPEC_SUFFIXES
@@ -17,12 +18,6 @@ from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.training import TeacherModel, TrainedWithTeacher
 
 KEY_LENGTH = 12
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -53,9 +48,14 @@ def input_digests(recipe: Recipe, checkpoint: Path | None, data_digest: str) -> 
     """Return the digest of everything that a run reads: code, data, checkpoints, tables, settings files and plugins."""
     digests = {"vitslim": package_digest(), "data": data_digest}
     digests |= {"checkpoint": checkpoint_digest(checkpoint)} if checkpoint else {}
-    read = [path for config in recipe.stages for path in (*_teacher_checkpoints(config), table_path(config)) if path]
-    digests |= {str(path.absolute()): checkpoint_digest(path) for path in (*read, *_settings_files(recipe))}
+    digests |= {str(path.absolute()): checkpoint_digest(path) for path in named_files(recipe)}
     return digests | {one.name: plugin_digest(one) for one in plugins_of(recipe.stages)}
+
+
+def named_files(recipe: Recipe) -> list[Path]:
+    """Return the checkpoints of teachers, the tables and the settings files that a recipe names."""
+    read = [path for config in recipe.stages for path in (*_teacher_checkpoints(config), table_path(config)) if path]
+    return [*read, *_settings_files(recipe)]
 
 
 def _teacher_checkpoints(config: StageConfig) -> list[Path]:
@@ -105,6 +105,13 @@ def stage_key(previous: str, config: StageConfig, accelerator: Accelerator | Non
             "plugins": [(one.name, one.version, plugin_digest(one)) for one in plugins_of((config,))],
         }
     )
+
+
+class RunKey(NamedTuple):
+    """The name and the content key of a finished stage, by which the store finds it."""
+
+    name: str
+    key: str
 
 
 def snapshot_key(stage: str, snapshot: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,6 @@ from vitslim.backends.registry import parse_backend
 from vitslim.data import DataModule, load_data
 from vitslim.errors import InputError, RecipeError
 from vitslim.files import MANIFEST_FILE
-from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
@@ -22,32 +22,39 @@ from vitslim.pipeline.file_details import operator_profiles, two_four_uses
 from vitslim.pipeline.latency import measure_files
 from vitslim.pipeline.model_task import resolve_task
 from vitslim.pipeline.plan import device_warnings, estimate_stages, input_problems
+from vitslim.pipeline.problems.data_problems import list_images
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
 from vitslim.pipeline.run.artifact import Artifact, check_replaceable, load_artifact, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
+from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import dense_key, input_digests, snapshot_key, stage_key
+from vitslim.pipeline.run.keys import RunKey, dense_key, input_digests, snapshot_key, stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.run_events import run_finished, run_started, stage_events
+from vitslim.pipeline.run.run_time import ExpectedTime, expected_time, say_duration
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
-from vitslim.pipeline.run.stage_run import StageRunner
+from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
 from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.run.token_pictures import token_pictures
+from vitslim.pipeline.run_folders import stages_folder
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
+from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stage_config import Phase
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
 from vitslim.training.device import find_device
-from vitslim.training.engine.collectives import on_first_rank, wait_for_ranks
+from vitslim.training.engine.collectives import first_rank_first, on_first_rank, wait_for_ranks
 
 
 def execute(
     recipe: Recipe, out: Path, fresh: bool, progress: Progress, warnings: tuple[str, ...], locked: Locked | None
 ) -> Artifact:
     """Run the stages of a checked recipe, measure their files and write the artifact; see `vitslim.run`."""
+    started = time.monotonic()
     for backend in recipe.report.backends:
         parse_backend(backend).require()
     recipe, notes = resolve_reduce_range(on_first_rank(lambda: resolve_tables(recipe, progress, build=True)))
@@ -55,9 +62,10 @@ def execute(
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
         check_replaceable(folder)
-    store = StageStore(out.with_name(f"{out.name}.stages"))
-    with store.open(fresh):
-        runner, key, lock = _prepared(recipe, store, progress, notes, locked)
+    run_started(progress, recipe)
+    store = StageStore(stages_folder(out))
+    with store.open(fresh), explained(store.folder):
+        runner, key, lock, expected = _prepared(recipe, store, progress, notes, locked)
         warnings += device_warnings(recipe)
         warnings += _say_all(accuracy_warnings(runner.recipe, runner.finished[0].record, runner.data.val), progress)
         data = runner.data.notes
@@ -71,28 +79,37 @@ def execute(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
             )
             artifact = write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
+            run_finished(progress, artifact)
             wait_for_ranks()
             return artifact
 
-        return _run_stages(runner, 0, key, out, finish)
+        artifact = _run_stages(runner, 0, key, out, finish)
+        say_duration(expected, started, artifact.report.stages, progress)
+        return artifact
 
 
 def _prepared(
     recipe: Recipe, store: StageStore, progress: Progress, notes: Mapping[int, LayerNote], locked: Locked | None
-) -> tuple[StageRunner, str, str]:
-    """Return a runner that has the dense model, the key of that model, and the text of the lock file.
+) -> tuple[StageRunner, str, str, ExpectedTime | None]:
+    """Return a runner that has the dense model, the key of that model, the text of the lock file, and its duration.
 
     Raises RecipeError if the inputs differ from those of `locked`.
     """
     checkpoint = resolve_checkpoint(recipe)
     progress.say(f"{recipe.name}: tracing {recipe.model.name}")
+    started = time.monotonic()
     dense = trace_dense(recipe)
+    trace_seconds = time.monotonic() - started
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
-    estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense)))
-    recipe, order = resolve_class_order(recipe, dense, progress)
-    data = _loaded(recipe, dense, progress)
+    with first_rank_first():  # the other ranks find its check of the images in the cache
+        listed = list_images(recipe.data, progress)
+    rows = estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
+    recipe, order = resolve_class_order(recipe, dense, listed, progress)
+    with first_rank_first():
+        data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
+    require_images(data, rank_count())
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)
@@ -104,19 +121,10 @@ def _prepared(
 
     runner = StageRunner(recipe, data, store, progress, [], notes)
     key = dense_key(recipe, checkpoint, data.digest, environment().versions)
-    runner.run_dense(dense, key, (*task_notes, *order))
-    return runner, key, lock_text(recipe, inputs)
-
-
-def _loaded(recipe: Recipe, dense: ModelGraph, progress: Progress) -> DataModule:
-    """Return the data sets of a run, first on rank 0, whose check of the images the other ranks find in the cache."""
-    if rank() > 0:
-        wait_for_ranks()
-    data = load_data(recipe.data, dense.source, recipe.seed, progress)
-    if rank() == 0:
-        wait_for_ranks()
-    require_images(data, rank_count())
-    return data
+    expected = expected_time(recipe, rows, data, store, run_keys(recipe, key), trace_seconds, progress)
+    with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
+        runner.run_dense(dense, key, (*task_notes, *order))
+    return runner, key, lock_text(recipe, inputs), expected
 
 
 def require_images(data: DataModule, ranks: int) -> None:
@@ -142,13 +150,29 @@ def _run_stages(
     For each snapshot that a stage keeps, the stages after it run too, and write the artifact OUT-NAME.
     """
     for position, config in enumerate(runner.recipe.stages[first:], start=first):
-        settings = approximation_of(runner.recipe, config.approximation) if config.approximation else None
+        settings = _accelerator(runner.recipe, config)
         key = stage_key(key, config, settings)
-        runner.run_stage(config, key, settings)
+        name = stage_name(len(runner.finished), config)
+        with stage_events(runner.progress, name, config.kind, config.method, lambda: runner.finished[-1].record):
+            runner.run_stage(config, key, settings)
         for name in config.snapshot_names:
             branch = runner.at_snapshot(name, key)
             _run_stages(branch, position + 1, snapshot_key(key, name), snapshot_folder(out, name), finish)
     return finish(runner, out)
+
+
+def _accelerator(recipe: Recipe, config: StageConfig) -> Accelerator | None:
+    """Return the approximations under which a stage trains."""
+    return approximation_of(recipe, config.approximation) if config.approximation else None
+
+
+def run_keys(recipe: Recipe, dense: str) -> list[RunKey]:
+    """Return the names and the content keys of the dense model, whose key is given, and of all stages."""
+    found = [RunKey(DENSE, dense)]
+    for position, config in enumerate(recipe.stages, start=1):
+        key = stage_key(found[-1].key, config, _accelerator(recipe, config))
+        found.append(RunKey(stage_name(position, config), key))
+    return found
 
 
 def snapshot_folder(out: Path, name: str) -> Path:
@@ -167,7 +191,7 @@ def _snapshot_folders(recipe: Recipe, out: Path) -> list[Path]:
 def _say_all(warnings: tuple[str, ...], progress: Progress) -> tuple[str, ...]:
     """Show warnings when they arise, long before the report, and return them."""
     for warning in warnings:
-        progress.say(f"warning: {warning}")
+        progress.warn(warning)
     return warnings
 
 

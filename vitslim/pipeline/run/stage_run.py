@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +11,15 @@ import torch
 
 from vitslim.data import DataModule
 from vitslim.errors import InputError, Problem, StageError, VitslimError
-from vitslim.files import MODEL_FILE
+from vitslim.files import MODEL_FILE, file_digest
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.graph.outputs import Outputs
 from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
-from vitslim.pipeline.run.evaluation import Evaluator, Reference
+from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference, forward_of
 from vitslim.pipeline.run.keys import snapshot_key
+from vitslim.pipeline.run.stage_files import FLOAT_FILE, StageFile, exported_form, file_to_export, is_quantized
 from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
@@ -25,9 +27,8 @@ from vitslim.ranks import rank, rank_count
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
-from vitslim.results import RESOLVED_KEY, LayerNote, StageRecord
+from vitslim.results import RESOLVED_KEY, Accuracy, LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
-from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage
 from vitslim.training import SECONDS
 from vitslim.training.engine.collectives import on_first_rank
@@ -74,6 +75,7 @@ class StageRunner:
                 stored = self._keep(scratch, result, name, config.kind, config.method, key, started)
         else:
             self.progress.say(f"{name}: reused")
+            stored = self._with_current_file(stored)
         self.finished.append(self._shared(stored, name, key))
 
     def _shared(self, stored: StoredStage, name: str, key: str) -> StoredStage:
@@ -92,7 +94,8 @@ class StageRunner:
         stored = self.store.find(name, own)
         if stored is None:
             raise InputError(f"the snapshot '{snapshot}' is missing among the finished stages", "run with --fresh")
-        return replace(self, finished=[*self.finished[:-1], stored])
+        current = self._shared(self._with_current_file(stored), name, own)
+        return replace(self, finished=[*self.finished[:-1], current])
 
     def _keep_snapshot(
         self, config: StageConfig, stage: str, key: str, snapshot: str, result: StageResult, started: float
@@ -109,8 +112,9 @@ class StageRunner:
         stage, before = make_stage(config, table, gemm_latency(config)), self.finished[-1].graph
         deployment = make_deployment(self.recipe, self.data, self.progress)
         context = StageContext(
-            self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator
-        )
+            self.data, self.recipe.seed, self.progress, self._result, scratch, deployment, keep, accelerator,
+            file_to_export(self.recipe, self.finished[-1]), self._outputs_of,
+        )  # fmt: skip
         torch.manual_seed(self.recipe.seed)
         try:
             # Rank 0 alone exports; the other ranks read its file.
@@ -128,12 +132,10 @@ class StageRunner:
     def _keep(
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
     ) -> StoredStage:
-        evaluator = Evaluator(self.data, result.graph.source, self.progress, self._reference())
-        onnx, size = on_first_rank(lambda: _exported(result.graph, scratch))
-        if kind == "export" and self.finished:
-            accuracies, predictions = evaluator.of_file(wait_for_file(onnx), name)
-        else:
-            accuracies, predictions = evaluator.of_graph(result.graph, name)
+        is_exported = kind == "export" or is_quantized(result.graph)
+        form = exported_form(self.recipe) if is_exported else FLOAT_FILE
+        onnx, size = on_first_rank(lambda: self._written(form, result.graph, scratch))
+        accuracies, predictions = self._evaluated(wait_for_file(onnx), result.graph, name)
         record = StageRecord(
             name=name,
             kind=kind,
@@ -143,6 +145,7 @@ class StageRunner:
             key=key,
             cost=cost(result.graph),
             onnx_bytes=size,
+            onnx_form=form.key if is_exported else None,
             accuracies=accuracies,
             changes=result.changes,
             skipped=result.skipped,
@@ -152,28 +155,56 @@ class StageRunner:
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 
+    def _written(self, form: StageFile, graph: ModelGraph, folder: Path) -> tuple[Path, int]:
+        """Return the ONNX file in the folder of a stage, after writing it if the stage has not, and its bytes."""
+        onnx = folder / MODEL_FILE
+        if not onnx.exists():
+            form.write(graph, onnx, self.data.calibration.class_names)
+        return onnx, onnx.stat().st_size
+
+    def _evaluated(self, onnx: Path, graph: ModelGraph, name: str) -> tuple[tuple[Accuracy, ...], Predictions]:
+        """Evaluate a file; one that equals that of the stage before has its results."""
+        before = self.finished[-1] if len(self.finished) > 1 else None
+        if before is not None:
+            files = before.onnx, onnx
+            if on_first_rank(lambda: len({file_digest(file) for file in files}) == 1):
+                return before.record.accuracies, before.predictions
+        return Evaluator(self.data, graph.source, self.progress, self._reference()).evaluate(onnx, name)
+
+    def _with_current_file(self, stored: StoredStage) -> StoredStage:
+        """Return a finished stage whose file has the form of the export stage, which is no part of the stage's key."""
+        record = stored.record
+        if record.onnx_form in {None, exported_form(self.recipe).key}:
+            return stored
+        started = time.monotonic() - record.seconds
+        with self.store.writing(record.name, record.key) as scratch:
+            written = self._keep(
+                scratch, stored.result(), record.name, record.kind, record.method, record.key, started
+            )  # fmt: skip
+        written.record = written.record.model_copy(update={"cached": True})
+        return written
+
     def _reference(self) -> Reference | None:
         """Return the dense model; None before it is evaluated itself."""
         if not self.finished:
             return None
         dense = self.finished[0]
-        return Reference(dense.predictions, lambda: dense.graph)
+        return Reference(dense.predictions, dense.onnx)
 
     def _result(self, name: str) -> StageResult:
+        return self._stage(name).result()
+
+    def _outputs_of(self, name: str) -> Callable[[torch.Tensor], Outputs] | None:
+        """Return the file of an earlier float stage in ONNX Runtime."""
+        stage = self._stage(name)
+        return forward_of(stage.onnx) if stage.record.onnx_form is None else None
+
+    def _stage(self, name: str) -> StoredStage:
         if name == "dense":
-            return self.finished[0].result()
+            return self.finished[0]
         if name == "previous":
-            return self.finished[-1].result()
-        index = find_stage(self.recipe.stages[: len(self.finished) - 1], name)
-        return self.finished[index + 1].result()
-
-
-def _exported(graph: ModelGraph, folder: Path) -> tuple[Path, int]:
-    """Return the ONNX file in the folder of a stage, after writing it if the stage has not, and its size in bytes."""
-    onnx = folder / MODEL_FILE
-    if not onnx.exists():
-        export_onnx(graph, onnx)
-    return onnx, onnx.stat().st_size
+            return self.finished[-1]
+        return self.finished[find_stage(self.recipe.stages[: len(self.finished) - 1], name) + 1]
 
 
 def stage_name(position: int, config: StageConfig) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.pipeline.check import check_recipe
+from vitslim.pipeline.run_folders import stages_folder
 from vitslim.progress import Progress, Silent
 from vitslim.ranks import is_first_launched, launched_ranks
 from vitslim.recipe import Locked
@@ -28,6 +29,8 @@ def run(
 
     Under torchrun, all ranks call this function; the ranks share the images, rank 0 writes the files, and all return
     the artifact. `out` must be on a file system that all ranks see.
+    If nothing has changed since the run that wrote `out`, its artifact is returned as it is; several ranks measure it
+    again.
     Gates that fail are in the report; the caller decides how to react. locked: inputs of an earlier run, which those of
     this run must equal.
     Raises RecipeError, also if the inputs differ from `locked`; RankLostError if another rank is gone; InputError,
@@ -36,15 +39,26 @@ def run(
     """
     warnings = check_recipe(recipe)
     check_ranks(recipe)
+    progress, stages = progress or Silent(), stages_folder(out)
+    from vitslim.pipeline.run.unchanged import remember_run, run_digest, unchanged_artifact
+
+    inputs = run_digest(recipe)
+    may_return = not fresh and locked is None and launched_ranks() == 1
+    if inputs and may_return and (found := unchanged_artifact(inputs, out, stages)) is not None:
+        progress.say(f"nothing has changed since the run in '{out}'; --fresh runs it again")
+        return found
     from vitslim.pipeline.bench.table_cache import resolve_tables
     from vitslim.pipeline.run.runner import execute
     from vitslim.training.engine.rank_group import joined_ranks
 
     if launched_ranks() > 1 and is_first_launched():
         # Alone, before the ranks join: a table may need a calibration, which ranks that have joined would share.
-        recipe = resolve_tables(recipe, progress or Silent(), build=True)
+        recipe = resolve_tables(recipe, progress, build=True)
     with joined_ranks():
-        return execute(recipe, out, fresh, progress or Silent(), warnings, locked)
+        artifact = execute(recipe, out, fresh, progress, warnings, locked)
+    if inputs and is_first_launched():
+        remember_run(inputs, out, stages)
+    return artifact
 
 
 def check_ranks(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from vitslim.recipe.check import shown
 from vitslim.recipe.grammar import EXTENDS
 from vitslim.recipe.hub_folder import hub_files
 from vitslim.recipe.load import find_base, load_recipe, read_document
-from vitslim.recipe.schema import Recipe
+from vitslim.recipe.schema import HUB, Recipe
 from vitslim.recipe.sources import RecipeFile, find_recipe
 from vitslim.recipe.sources.cache_folder import LONGEST_NAME, MAX_BYTES
 from vitslim.recipe.sources.document_paths import Content, NamedPath, change_paths
@@ -122,9 +122,9 @@ def _safe(name: str) -> str:
 
 
 def _remove_root(document: dict[str, Any]) -> None:
-    """Remove `data.root`, so that loading the archive asks for an image folder."""
+    """Remove `data.root`, so that loading the archive asks for an image folder; a dataset of the hub stays."""
     data = document.get("data")
-    if isinstance(data, dict):
+    if isinstance(data, dict) and not str(data.get("root", "")).startswith(HUB):
         data.pop("root", None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitslim.recipe.check import join
 from vitslim.recipe.grammar import split_entry
-from vitslim.recipe.schema import CLASS_ORDERS
+from vitslim.recipe.schema import CLASS_ORDERS, HUB
 from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE
 
@@ -44,7 +44,7 @@ def change_paths(document: dict[str, Any], change: Change) -> None:
     """Replace each path of a document by the result of `change`. Values of a wrong type are left to validation."""
     for holder, key, where, content in _holders(document):
         value = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(value, str) and value and not value.startswith(PACKAGE):
+        if isinstance(value, str) and value and not value.startswith((PACKAGE, HUB)):
             holder[key] = change(NamedPath(where, value, content))
     _change_backends(document, change)
 

@@ -123,7 +123,7 @@ def _fetch_commit(repository: Path, pinned: Pinned) -> str:
         done = _git(repository, *options, "--", pinned.url, *_EVERYTHING)
     if done.returncode:
         hint = "check the URL, the network and your access; `git ls-remote URL` must work"
-        raise InputError(f"git cannot fetch '{pinned.url}': {_last_line(done.stderr)}", hint)
+        raise InputError(f"git cannot fetch '{pinned.url}': {_reason(done.stderr)}", hint)
     found = _git(repository, "rev-parse", "--verify", "--quiet", f"{pinned.commit}^{{commit}}")
     commit = found.stdout.decode("ascii", "replace").strip()
     if found.returncode or not commit.startswith(pinned.commit):
@@ -213,9 +213,10 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in INHERITED} | {"GIT_TERMINAL_PROMPT": "0"}
 
 
-def _last_line(stderr: bytes) -> str:
-    lines = stderr.decode("utf-8", "replace").strip().splitlines()
-    return "".join(filter(str.isprintable, lines[-1][:300])) if lines else "no reason given"
+def _reason(stderr: bytes) -> str:
+    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+    reason = next((line for line in lines if line.startswith("fatal:")), lines[-1])
+    return "".join(filter(str.isprintable, reason[:300]))
 
 
 def _masked(url: str) -> str:

@@ -12,6 +12,7 @@ from vitslim.recipe.config import EXPECTED, Config, KeepRate, PruningRatio, one_
 from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.train import Train
+from vitslim.recipe.work import TYPICAL_BLOCKS, ImageCounts, Work
 
 IMPORTANCES = {
     "magnitude_l1": "sum of absolute weights",
@@ -107,6 +108,11 @@ class DepGraph(Prune):
     batches: PositiveInt = Field(8, description="calibration batches for Taylor and Hessian importance")
     batch: PositiveInt = Field(32, description="images per calibration batch")
 
+    def work(self, images: ImageCounts) -> Work:
+        """Return the work of sparse training and of scores from gradients."""
+        scored = self.steps * self.batches * self.batch if self.importance in BY_GRADIENT else 0
+        return super().work(images) + Work(training=scored, decoded=scored)
+
     @property
     def training(self) -> Train | None:
         """The schedule of sparse training; None without it."""
@@ -155,6 +161,12 @@ class Depth(Prune):
     batches: PositiveInt = Field(4, description="calibration batches for the sensitivity")
     batch: PositiveInt = Field(32, description="images per calibration batch")
 
+    def work(self, images: ImageCounts) -> Work:  # noqa: ARG002
+        """Return one pass over the calibration batches for each block or branch of a model of 12 blocks."""
+        count = self.batches * self.batch
+        units = TYPICAL_BLOCKS * (2 if self.unit == "branch" else 1)
+        return Work(forward=self.remove * units * count, decoded=count)
+
     @property
     def removes_attention(self) -> bool:
         """Whether a block may have no attention after this stage."""
@@ -181,6 +193,15 @@ class TwoFour(Prune):
         (),
         description="axes whose channels are reordered so that the mask keeps more magnitude; outputs do not change",
     )
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the passes over the calibration images that the score needs."""
+        match self.score:
+            case "magnitude":
+                return Work()
+            case "kfac":
+                return Work(forward=images.calibration, training=images.calibration)
+        return Work(forward=images.calibration)
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""

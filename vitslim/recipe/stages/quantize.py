@@ -14,6 +14,7 @@ from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages.quantized_layers import Bits, QuantizedLayers
 from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teachers, TrainedWithTeacher
+from vitslim.recipe.work import ImageCounts, Work
 
 GROUP_BITS_MAX = 4
 """Weights with integer group scales: a weight times its group scale must fit into 8 bits."""
@@ -45,6 +46,12 @@ class OwnBits(Config):
 
     weight: Bits | None = Field(None, description="bits of the weight; default: `bits`")
     activation: Bits | None = Field(None, description="bits of the input activation; default: `activation_bits`")
+
+
+CALIBRATION_PASSES, SMOOTHING_PASSES = 4, 4
+"""Passes over the calibration images, or work of that size: ranges and rounding; smoothing strengths."""
+CANDIDATES = 8
+"""Files that `placement: auto` writes, measures and judges."""
 
 
 class Quantize(QuantizedLayers):
@@ -102,6 +109,14 @@ class Quantize(QuantizedLayers):
         if self.placement == "auto":
             message = f"`placement: auto` may choose dynamic activations, which `profile: {profile.name}` cannot store"
             yield "placement", message, hint
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the passes of calibration over its images, and the candidates of a search."""
+        passes = CALIBRATION_PASSES + (SMOOTHING_PASSES if self.smooth else 0)
+        found = super().work(images) + Work(forward=passes * images.calibration)
+        if self.placement == "auto":
+            found += Work(training=images.calibration, runtime=CANDIDATES * images.calibration, files=CANDIDATES)
+        return found
 
     @property
     def fewest_bits(self) -> int:
@@ -187,6 +202,10 @@ class Ptq(Quantize):
         "gptq", description="gptq: later weights of a row compensate for the rounding errors of earlier ones"
     )
     bias_correction: bool = Field(True, description="correct biases so that the mean output of each layer is kept")
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the work of the stage; 8-bit floats need one pass for their ranges."""
+        return Work(forward=images.calibration) if self.format == "fp8" else super().work(images)
 
     @property
     def _has_eight_bits(self) -> bool:

@@ -12,6 +12,7 @@ from vitslim.recipe.config import ASSUMED, KeepRate
 from vitslim.recipe.cost_target import CostTarget
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.train import Train
+from vitslim.recipe.work import TYPICAL_BLOCKS, ImageCounts, Work
 
 Rounding = Literal["ceil", "floor"]
 
@@ -76,6 +77,10 @@ class KeepBest(TokenSqueeze):
         description="choose how many tokens each block keeps by its sensitivity on calibration images, so that the "
         "model meets this cost; replaces `keep_rate` and `rounding`; default: none",
     )
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return one pass over the calibration images for each block whose sensitivity a schedule needs."""
+        return Work() if self.schedule is None else Work(forward=TYPICAL_BLOCKS * images.calibration)
 
     @property
     def positions(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from vitslim.recipe.config import ASSUMED, Config, TimmName
 from vitslim.recipe.preprocessing import PreprocessingConfig
 from vitslim.recipe.stage_config import Phase, StageConfig, names_of
 from vitslim.recipe.train import Train
+from vitslim.recipe.work import ImageCounts, Work
 
 NO_TEACHER = "none"
 TEACHERS = (NO_TEACHER, "previous", "dense")
@@ -114,6 +115,16 @@ class TrainedWithTeacher(StageConfig):
         if self.teacher == NO_TEACHER:
             return ()
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    def work(self, images: ImageCounts) -> Work:
+        """Return the work of training and of the teachers, which count as models of the size of the student."""
+        own = self.train.work(images)
+        teachers = (len(self.teachers) if self.needs_teacher else 0) + (self.label_teacher is not None)
+        # Outputs of images that are the same in every epoch are computed once.
+        keeps_outputs = self.train.augment == "none" and not self.train.has_mixing and not self.has_feature_loss
+        passes = teachers * own.training / (self.train.epochs if keeps_outputs else 1)
+        is_timm = any(isinstance(one, TeacherModel) for one in (*self.teachers, self.label_teacher))
+        return own + (Work(forward=passes) if is_timm or self.has_feature_loss else Work(runtime=passes))
 
     @property
     def has_feature_loss(self) -> bool:

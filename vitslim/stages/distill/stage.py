@@ -40,6 +40,7 @@ class DistillStage:
             label="distill: training",
             keep=context.keep,
             accelerator=context.accelerator,
+            earlier_outputs=context.outputs_of,
         )
         return StageResult(student, changes=(note,), metrics=metrics)
 

@@ -100,6 +100,14 @@ def annotate(
     return tuple(found)
 
 
+def read_annotations(metadata: Mapping[str, Any]) -> tuple[LayerAnnotation, ...]:
+    """Return the layers that `annotate` wrote to the metadata of a model, in graph order."""
+    return tuple(
+        LayerAnnotation(**one | {"activation_limits": one["activation_limits"] and tuple(one["activation_limits"])})
+        for one in metadata["layers"]
+    )
+
+
 def _annotation(node: ir.Node, weight: StoredWeight, graph: ModelGraph) -> LayerAnnotation:
     """Bits are those of the graph, which may be below those of the stored type: 3-bit weights are stored as INT4."""
     pattern = masked_layers(graph).get(weight.name, "")

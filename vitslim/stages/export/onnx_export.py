@@ -20,7 +20,7 @@ from vitslim.files import write_atomically
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.file_form import BATCH, OPSET, FileForm
 from vitslim.recipe.profiles import PORTABLE, Profile
-from vitslim.stages.export.annotate import LayerAnnotation, annotate
+from vitslim.stages.export.annotate import LayerAnnotation, annotate, read_annotations
 from vitslim.stages.export.graph_passes import run_graph_passes
 from vitslim.stages.export.graph_passes.integer_weights import weight_storage
 from vitslim.stages.export.onnx_passes import run_onnx_passes
@@ -32,6 +32,7 @@ from vitslim.stages.export.overflow import Overflow
 from vitslim.stages.export.token_metadata import token_squeezes
 from vitslim.stages.export.translate import translations
 from vitslim.version import __version__
+from vitslim.workload.onnx_file import load_onnx, read_metadata
 from vitslim.workload.session import Floats
 
 DEFAULT_FORM = FileForm()
@@ -46,10 +47,13 @@ class ExportSummary:
     opset: int
     annotations: tuple[LayerAnnotation, ...]
     """Every layer with a weight, in graph order."""
-    unquantized: tuple[str, ...]
-    """Names of the weights that stay in float."""
     overflows: tuple[Overflow, ...] = ()
     """Operators of a half-precision file that stay in float32."""
+
+    @property
+    def unquantized(self) -> tuple[str, ...]:
+        """Names of the weights that stay in float."""
+        return tuple(one.layer for one in self.annotations if not one.granularity)
 
 
 def export_onnx(
@@ -83,8 +87,17 @@ def export_onnx(
     _set_header(model, graph)
     data = _checked(ir.to_proto(model))
     write_atomically(path, data, "check the folder and its free space")
-    unquantized = tuple(a.layer for a in annotations if a.granularity == "")
-    return ExportSummary(path, len(data), form.opset, annotations, unquantized, overflows_of(model))
+    return ExportSummary(path, len(data), form.opset, annotations, overflows_of(model))
+
+
+def read_summary(path: Path) -> ExportSummary:
+    """Return the summary of a file that `export_onnx` wrote, but for its overflows.
+
+    Raises InputError for a file that cannot be read.
+    """
+    model = load_onnx(path)
+    opset = next(one.version for one in model.opset_import if not one.domain)
+    return ExportSummary(path, path.stat().st_size, opset, read_annotations(read_metadata(path)))
 
 
 def _to_onnx(graph: ModelGraph, form: FileForm) -> ir.Model:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+from vitslim.data import Dataset
 from vitslim.errors import Problem
 from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
@@ -14,7 +17,7 @@ from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import LayerAnnotation
 from vitslim.stages.export.check import OnnxFile, check_parity, check_stored_weights, compare_outputs
-from vitslim.stages.export.onnx_export import export_onnx
+from vitslim.stages.export.onnx_export import ExportSummary, export_onnx, read_summary
 from vitslim.stages.export.overflow import first_overflow
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.training.tasks import task_for
@@ -49,11 +52,7 @@ class ExportStage:
         """Write the file, then compare it with the graph: the stored integers exactly, the outputs on real images."""
         calibration = context.data.calibration
         images = calibration.balanced(PARITY_IMAGES)
-        context.progress.say("writing the ONNX file")
-        path = context.workdir / MODEL_FILE
-        ranges = images.stacked().numpy() if self.profile.half_precision else None
-        names = calibration.class_names if graph.source.classes else ()
-        summary = export_onnx(graph, path, self.profile, names, self.config.form, ranges)
+        summary = self._written(graph, context, images)
         for line in first_overflow(summary.overflows):
             context.progress.say(line)
         check_stored_weights(summary.path, graph)
@@ -80,6 +79,17 @@ class ExportStage:
             ),
             metrics=metrics,
         )
+
+    def _written(self, graph: ModelGraph, context: StageContext, images: Dataset) -> ExportSummary:
+        """Write the file, or copy the equal one of the stage before. images: for the ranges of half precision."""
+        path = context.workdir / MODEL_FILE
+        if context.written is not None and not self.profile.half_precision:
+            shutil.copyfile(context.written, path)
+            return read_summary(path)
+        context.progress.say("writing the ONNX file")
+        ranges = images.stacked().numpy() if self.profile.half_precision else None
+        names = context.data.calibration.class_names if graph.source.classes else ()
+        return export_onnx(graph, path, self.profile, names, self.config.form, ranges)
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Return a problem if the graph has other edits than before. `apply` has checked the file."""

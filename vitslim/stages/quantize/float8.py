@@ -15,7 +15,7 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.graph.ops.float8 import FLOAT8_MAX
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.histogram import Extremes
 from vitslim.stages.quantize.layers import quantizable_layers, reads_image
 from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.scheme import QuantScheme
@@ -30,13 +30,13 @@ def insert_float8(
     """Return a new graph with 8-bit float quantizers, and their sites. Layers that read the image keep float inputs."""
     weights = quantizable_layers(graph, scheme.skip)
     observed = [weight for weight in weights if not reads_image(graph.module, weight)]
-    histograms = {weight: Histogram() for weight in observed}
-    observe(graph, histograms, context, "calibrating")
+    extremes = {weight: Extremes() for weight in observed}
+    observe(graph, extremes, context, "calibrating")
     scales = {weight_scale_name(w): channel_scales(tensor_of(graph.module, w)) for w in weights}
-    for weight, histogram in histograms.items():
-        peak = torch.tensor(max(histogram.high, -histogram.low))
+    for weight, one in extremes.items():
+        peak = torch.tensor(max(one.high, -one.low))
         scales[activation_scale_name(weight)] = _scale(peak)
-    bits = {weight: FLOAT8_BITS if weight in histograms else FLOAT_BITS for weight in weights}
+    bits = {weight: FLOAT8_BITS if weight in extremes else FLOAT_BITS for weight in weights}
     sites = tuple(FakeQuantSite(weight, FLOAT8_BITS, bits[weight], float8=True) for weight in weights)
     return insert_fake_quant(graph, sites, scales), sites
 

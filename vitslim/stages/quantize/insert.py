@@ -24,7 +24,7 @@ from vitslim.stages.quantize.weights.layerwise_rounding import round_weights, ro
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.training.tasks import task_for
 
-COMPARED_IMAGES = 128
+COMPARED_IMAGES = 64
 """Largest number of calibration images on which the quantized graph is compared with the float graph."""
 
 
@@ -49,15 +49,15 @@ def insert_quantizers(graph: ModelGraph, scheme: QuantScheme, context: StageCont
         return Quantized(quantized, replace(scheme, sites=placed), metrics=images)
     weights = quantizable_layers(graph, scheme.skip)
     prepared, rotated, skipped = rotate_streams(graph, scheme, context.seed)
-    prepared = smooth(prepared, scheme, context, weights)
+    prepared, ranges = smooth(prepared, scheme, context, weights)
     prepared = read_image_as_pixels(prepared, scheme, context, weights)
     prepared = quantize_attention_matmuls(prepared, scheme, context)
-    sites, scales = find_sites(prepared, scheme, context, weights)
+    sites, scales = find_sites(prepared, scheme, context, weights, ranges)
     rounded = round_weights(prepared, scheme, sites, scales, context)
     quantized = insert_fake_quant(rounded, tuple(sites.values()), scales, scheme.limits_sums)
     images = {
         "calibration_images": float(len(context.data.calibration)),
-        "rounding_images": float(len(rounding_images(prepared, context))),
+        "rounding_images": float(len(rounding_images(prepared, sites, context))),
     }
     return Quantized(quantized, replace(scheme, sites=tuple(sites.values())), rotated, skipped, images)
 

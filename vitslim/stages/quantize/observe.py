@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from vitslim.data import Batches
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import is_patch_convolution
 from vitslim.graph.edits import FakeQuantSite
@@ -22,11 +21,12 @@ from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, f
 from vitslim.graph.outputs import Outputs
 from vitslim.ranks import rank, rank_count
 from vitslim.stages.contract import StageContext
-from vitslim.training.engine.collectives import max_over_ranks
+from vitslim.training.engine.collectives import gathered_batches
+from vitslim.training.evaluate import run_over
 
 aten = torch.ops.aten
 
-FORWARD_BATCH = 32
+FORWARD_BATCH = 16
 """Images of a forward pass without gradients; it bounds memory and changes no result."""
 
 
@@ -34,6 +34,10 @@ class Statistic(Protocol):
     """Statistic of the activations of one layer, collected batch by batch."""
 
     def observe(self, values: Tensor) -> None: ...
+
+
+class SharedStatistic(Statistic, Protocol):
+    """Statistic that ranks can add up."""
 
     def forget(self) -> None:
         """Forget the values that were observed, except those that it keeps in a minimum or a maximum."""
@@ -48,34 +52,53 @@ Operands = Mapping[str, Sequence[tuple[Node, int]]]
 """Name to nodes, each with the position of one of its operands."""
 
 
-class ChannelRanges:
-    """Smallest and largest value of each channel of the input of a linear layer."""
+class ImageRanges:
+    """Smallest and largest value of each channel of an activation in each image.
 
-    def __init__(self) -> None:
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
+    Memory for all images is taken at once: small tensors that stay, between large ones that go, fragment the heap.
+    """
+
+    def __init__(self, images: int) -> None:
+        """`images`: the number of all images."""
+        self._images, self._batch = images, slice(0, 0)
+        self._batches: list[slice] = []
+        self._limits: tuple[Tensor, Tensor] | None = None
+
+    def begin(self, images: int) -> None:
+        """Begin the next batch, of so many images."""
+        self._batch = slice(self._batch.stop, self._batch.stop + images)
+        self._batches.append(self._batch)
 
     def observe(self, values: Tensor) -> None:
-        """Add a float tensor (..., channels)."""
-        rows = values.flatten(end_dim=-2)
-        low, high = rows.amin(dim=0), rows.amax(dim=0)
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
-
-    def forget(self) -> None:
-        """Keep everything: there is only a minimum and a maximum."""
+        """Add a float tensor (..., channels), whose rows are those of one image of the batch after the other."""
+        here, channels = self._batch, values.shape[-1]
+        if self._limits is None:
+            self._limits = (
+                torch.full((self._images, channels), torch.inf),
+                torch.full((self._images, channels), -torch.inf),
+            )
+        low, high = self._limits
+        rows = values.detach().reshape(here.stop - here.start, -1, channels)
+        low[here] = torch.minimum(low[here], rows.amin(dim=1))
+        high[here] = torch.maximum(high[here], rows.amax(dim=1))
 
     def merge(self) -> None:
-        """Add the values that the other ranks observed; all ranks call it."""
-        low, high = self.found
-        self.low, self.high = -max_over_ranks(-low), max_over_ranks(high)
+        """Add the images of the other ranks, which share the batches as `predict` does; all ranks call it."""
+        own = () if self._limits is None else self._limits
+        parts = [tuple(limit[batch] for limit in own) for batch in self._batches]
+        if rank_count() > 1 and (found := gathered_batches(parts)):
+            low, high = zip(*found, strict=True)
+            self._limits = torch.cat(low), torch.cat(high)
 
-    @property
-    def found(self) -> tuple[Tensor, Tensor]:
-        """Both, float (channels,). Raises StageError if nothing was observed."""
-        if self.low is None or self.high is None:
+    def of(self, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return both over some images, bool (n,), or over all: float (channels,) each.
+
+        Raises StageError if nothing was observed.
+        """
+        if self._limits is None:
             raise StageError("no calibration image reached a layer", "give more calibration images")
-        return self.low, self.high
+        low, high = self._limits if images is None else (limit[images] for limit in self._limits)
+        return low.amin(dim=0), high.amax(dim=0)
 
 
 class Observer(Interpreter):
@@ -95,16 +118,12 @@ class Observer(Interpreter):
         outputs: Outputs = self.run(images)
         return outputs
 
-    def forget(self) -> None:
-        """Let all statistics forget the values that they observed."""
-        for statistic in self._statistics.values():
-            statistic.forget()
-
     def run_node(self, n: Node) -> Any:
         """Observe the operands of a node, then run it."""
         for name, place in self._at.get(n, ()):
             x = self.fetch_args_kwargs_from_env(n)[0][place]
-            if not torch.isfinite(x).all():
+            # The sum is one fast pass; only that of infinite, NaN or extremely large values is not finite.
+            if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
                 raise StageError(
                     f"the input of '{name}' is not finite for a calibration image", "check the images and the weights"
                 )
@@ -114,7 +133,7 @@ class Observer(Interpreter):
 
 def observe(
     graph: ModelGraph,
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, SharedStatistic],
     context: StageContext,
     label: str,
     operands: Operands | None = None,
@@ -124,25 +143,21 @@ def observe(
     The ranks share the batches, and all have the statistics of all images afterwards.
     """
     observer = Observer(graph.module, statistics, operands or layer_inputs(graph.module))
-    observe_batches(observer, context.data.calibration.batches(images_at_once(graph, FORWARD_BATCH)), context, label)
-    for statistic in statistics.values() if rank_count() > 1 else ():
-        statistic.merge()
-
-
-def observe_batches(observer: Observer, batches: Batches, context: StageContext, label: str) -> None:
-    """Pass the batches of this rank to the statistics of an observer.
-
-    All ranks observe the first batch, so that the bins of all histograms agree; only the first rank counts it.
-    """
-    ranks = rank_count()
-    own = batches if ranks == 1 else batches.after(1).every(rank(), ranks)
+    images, batch, ranks = context.data.calibration, images_at_once(graph, FORWARD_BATCH), rank_count()
+    if ranks == 1:
+        run_over(observer, images, batch, context.progress, label)
+        return
+    batches = images.batches(batch)
     with torch.no_grad():
-        for images, _ in batches.every(0, len(batches)) if ranks > 1 else ():
-            observer(images)
-        if rank() > 0:
-            observer.forget()
-        for images, _ in context.progress.track(own, label):
-            observer(images)
+        # All ranks observe the first batch, so that the bins of all histograms agree; only rank 0 counts it.
+        for first, _ in batches.every(0, len(batches)):
+            observer(first)
+        for statistic in statistics.values() if rank() > 0 else ():
+            statistic.forget()
+        for own, _ in context.progress.track(batches.after(1).every(rank(), ranks), label):
+            observer(own)
+    for statistic in statistics.values():
+        statistic.merge()
 
 
 def layer_inputs(module: GraphModule) -> Operands:

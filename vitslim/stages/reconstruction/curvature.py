@@ -16,6 +16,9 @@ from torch import Tensor
 DAMPING = 0.01
 """Added to the diagonal of a gram matrix, as a fraction of its mean (SparseGPT, section 4; GPTQ, section 3.3)."""
 
+COLUMNS_AT_ONCE = 256
+"""Columns of a gram matrix that one matrix multiplication computes."""
+
 
 @dataclass(frozen=True)
 class Curvature:
@@ -62,7 +65,12 @@ def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
     # Scaled to a peak of one: the squares of activations in models without norms can overflow.
     peak = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
     unit = rows / peak
-    return (unit.T @ (unit * weights[:, None])).double() * peak.double().square()
+    weighted, gram = unit * weights[:, None], unit.new_empty(unit.shape[1], unit.shape[1])
+    for start in range(0, len(gram), COLUMNS_AT_ONCE):  # only one of two symmetric parts is computed
+        stop = start + COLUMNS_AT_ONCE
+        gram[start:stop, start:] = unit[:, start:stop].T @ weighted[:, start:]
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram.double() * peak.double().square()
 
 
 def effective_rows(weights: Tensor) -> float:

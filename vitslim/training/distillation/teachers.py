@@ -12,7 +12,7 @@ import torch
 from vitslim.errors import StageError
 from vitslim.graph.device import move
 from vitslim.graph.model_graph import ModelGraph, ModelSource
-from vitslim.graph.outputs import joined
+from vitslim.graph.outputs import Outputs, joined
 from vitslim.graph.trace import load_timm, trace_timm
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import Teacher, TeacherModel, TrainedWithTeacher
@@ -27,6 +27,9 @@ from vitslim.training.taps import LogitsAndFeatures, with_taps
 
 EarlierGraph = Callable[[str], ModelGraph]
 """Returns the graph of `dense`, `previous`, or an earlier stage by its name."""
+Forward = Callable[[torch.Tensor], Outputs]
+EarlierOutputs = Callable[[str], Forward | None]
+"""Returns the float model of an earlier stage by its name in a faster runtime on the CPU; None if there is none."""
 
 
 def load_teacher(teacher: Teacher, student: ModelSource, earlier_graph: EarlierGraph) -> ModelGraph:
@@ -62,23 +65,27 @@ def teacher_function(
     config: TrainedWithTeacher,
     dataset: LabeledImages,
     progress: Progress,
+    forward: Forward | None = None,
 ) -> TeacherFunction:
     """Return a function from a batch of `dataset` to the teacher's logits and the outputs of `blocks`.
 
     The images are normalized for the `student`; they are converted for a teacher of another size or normalization. If
     every epoch has the same images and no features are needed, the outputs are computed once, in advance, except for
-    maps.
+    maps. Augmentation draws other images in each epoch, whose outputs are computed when they are drawn. `forward`: the
+    teacher in a faster runtime on the CPU, which is used there if no features are needed.
     """
     device = find_device(config.train)
     convert = input_conversion(student, teacher.source)
+    run = forward if forward is not None and device.type == "cpu" else teacher.module.eval()
     is_small = not teacher.source.has_maps
     if is_small and not (blocks or config.train.has_mixing) and config.train.augment == "none":
-        module = teacher.module.eval()
         stored, _ = predict(
-            lambda images: module(convert(images)), dataset, config.train.batch, progress, "teacher", by_ranks=True
+            lambda images: run(convert(images)), dataset, config.train.batch, progress, "teacher", by_ranks=True
         )
         logits = stored.to(device)
         return lambda batch: LogitsAndFeatures(logits[batch.positions], ())
+    if run is forward and not blocks:
+        return lambda batch: LogitsAndFeatures(run(convert(batch.images)), ())
     copied = teacher if device.type == "cpu" else teacher.copy()
     outputs = block_outputs(copied)
     tapped = with_taps(copied.module, [outputs[block] for block in blocks]).eval()

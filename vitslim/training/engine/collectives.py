@@ -5,7 +5,8 @@ All ranks must call an operation of this file in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -30,9 +31,28 @@ def wait_for_ranks() -> None:
     sum_over_ranks(torch.zeros(1))
 
 
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let rank 0 run the body first, and all other ranks after it."""
+    if rank() > 0:
+        wait_for_ranks()
+    yield
+    if rank() == 0:
+        wait_for_ranks()
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of tensors of the same shape."""
     return _reduced(values, distributed.ReduceOp.SUM)
+
+
+def of_first_rank(values: Tensor) -> Tensor:
+    """Return the tensor of rank 0; those of the others have the same shape and data type."""
+    if rank_count() == 1:
+        return values
+    result = values.clone().contiguous()
+    distributed.broadcast(result, 0)
+    return result
 
 
 def max_over_ranks(values: Tensor) -> Tensor:
@@ -69,6 +89,15 @@ def gathered_batches(own: Sequence[T]) -> list[T]:
     distributed.all_gather_object(found, own)
     lists = [one or () for one in found]
     return [lists[number % ranks][number // ranks] for number in range(sum(map(len, lists)))]
+
+
+def all_items(own: Sequence[T]) -> list[T]:
+    """Return the items of all ranks, those of rank 0 first."""
+    if rank_count() == 1:
+        return list(own)
+    found: list[Sequence[T] | None] = [None] * rank_count()
+    distributed.all_gather_object(found, own)
+    return [item for items in found for item in items or ()]
 
 
 def whole_batch(own: Tensor, images: int) -> Tensor:

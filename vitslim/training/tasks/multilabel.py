@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional
 
@@ -94,6 +93,8 @@ def mean_average_precision(logits: Tensor, labels: Tensor) -> float:
     logits: float (n, classes). labels: zeros and ones, (n, classes). In [0, 1]; as scikit-learn computes it, without
     interpolation.
     """
+    from sklearn.metrics import average_precision_score  # takes a second, which other tasks do not need
+
     present = labels.sum(dim=0) > 0
     if not bool(present.any()):
         return math.nan

@@ -34,7 +34,7 @@ class Recorder:
     def __init__(self) -> None:
         self.loops: list[tuple[str, int]] = []
 
-    def track(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterator[Any]:
+    def track(self, items: Iterable[Any], label: str, total: int | None = None, images: int = 0) -> Iterator[Any]:
         items = list(items)
         self.loops.append((label, len(items)))
         return iter(items)

@@ -120,7 +120,7 @@ def test_a_score_sees_images_of_all_classes(
         raise StageError("seen enough")
 
     if fit < len(by_class):
-        monkeypatch.setattr(scores, "images_at_once", lambda *_, **__: fit)
+        monkeypatch.setattr(scores, "solvable_images", lambda *_: fit)
     monkeypatch.setattr(scores, "LayerSolver", solver)
     with pytest.raises(StageError, match="seen enough"):
         TwoFourStage(TwoFour(method="two-four", score=score)).apply(tiny_graph, context)

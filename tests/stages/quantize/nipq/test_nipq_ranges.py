@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.histogram import Histogram
 from vitslim.stages.quantize.nipq.batch_norm import batch_norms, reestimate_batch_norms
 from vitslim.stages.quantize.nipq.ranges import activation_form, weight_end
 

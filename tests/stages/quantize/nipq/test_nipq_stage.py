@@ -181,7 +181,7 @@ class Interrupted(Silent):
     def __init__(self, label: str, after: int) -> None:
         self.label, self.after = label, after
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         for number, item in enumerate(super().track(items, label, total)):
             if self.label in label and number == self.after:
                 raise KeyboardInterrupt

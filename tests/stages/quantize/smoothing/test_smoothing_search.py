@@ -19,9 +19,9 @@ from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.smoothing.channels import smoothing_factors
 from vitslim.stages.quantize.smoothing.places import ChannelPlace, centered, channel_places, with_activations
 from vitslim.stages.quantize.smoothing.search import (
-    channel_ranges,
     held_out_losses,
     observe_gradients,
+    observe_ranges,
     smooth_activations,
     strength_losses,
 )
@@ -160,7 +160,7 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], calibration: int
 ) -> None:
     context = digits_context(tiny_graph, calibration=calibration)
-    new = smooth_activations(tiny_graph, SCHEME, context, tuple(layer_nodes(tiny_graph.module)))
+    new = smooth_activations(tiny_graph, SCHEME, context, tuple(layer_nodes(tiny_graph.module))).graph
     images = torch.stack([context.data.val[i][0] for i in range(8)])
     with torch.no_grad():
         torch.testing.assert_close(new.module(images), tiny_graph.module(images), rtol=1e-3, atol=1e-4)
@@ -168,13 +168,18 @@ def test_few_images_still_give_a_graph_that_computes_the_same(
     assert any(not torch.equal(tensor, old[name]) for name, tensor in new.parameters().items() if name in old)
 
 
+def observed_range(graph: ModelGraph, weight: str, context: StageContext) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel of the input of a layer."""
+    _, seen = observe_ranges(graph, {weight: ChannelPlace((weight,), centered)}, (), context)
+    return seen.channels[weight].of()
+
+
 def test_channels_are_centered_on_the_images_of_both_split_by_class(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
 ) -> None:
     context, weight = digits_context(tiny_graph, calibration=60), "blocks.1.mlp.fc1.weight"
-    new = smooth_activations(tiny_graph, SCHEME, context, tuple(layer_nodes(tiny_graph.module)))
-    images = context.data.calibration
-    low, high = channel_ranges(new, {weight: ChannelPlace((weight,), centered)}, images, context.progress)[weight]
+    new = smooth_activations(tiny_graph, SCHEME, context, tuple(layer_nodes(tiny_graph.module))).graph
+    low, high = observed_range(new, weight, context)
     torch.testing.assert_close(low, -high, rtol=1e-3, atol=1e-4)
 
 
@@ -183,7 +188,7 @@ def test_dynamic_ranges_clip_nothing(tiny_graph: ModelGraph, digits_context: Cal
     places, found, images = {weight: ChannelPlace((weight,), centered)}, [], context.data.calibration
     for activations in ("static", "dynamic"):
         scheme = replace(SCHEME, activations=activations)
-        low, high = channel_ranges(tiny_graph, places, images, context.progress)[weight]
+        low, high = observed_range(tiny_graph, weight, context)
         losses = held_out_losses(scheme, places, {weight: (low / 2, high / 2)})
         observe_gradients(tiny_graph, {weight: [weight]}, losses, images, context)
         found.append(strength_losses(tiny_graph, scheme, places, losses)[weight])

@@ -201,7 +201,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     class Interrupted(Silent):
         """Stops the training after a number of steps."""
 
-        def track(self, items: Any, label: str, total: int | None = None) -> Any:
+        def track(self, items: Any, label: str, total: int | None = None, images: int = 0) -> Any:
             for number, item in enumerate(items):
                 if "distill" in label and number == 7:
                     raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vitslim.errors import InputError
+from vitslim.host_memory import require_memory
 
 LARGEST_BYTES = 64 * 10**9
 """Size above which a checkpoint is refused."""
@@ -94,6 +95,7 @@ def _start(path: Path) -> bytes:
     if size > LARGEST_BYTES:
         message = f"checkpoint '{path}' has {size / 1e9:,.0f} GB, more than {LARGEST_BYTES / 1e9:.0f} GB"
         raise InputError(message, "save the weights of the model alone")
+    require_memory(size, f"checkpoint '{path}'")
     return start
 
 

@@ -13,7 +13,7 @@ from vitslim.recipe.stages import GroupSparsity
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.depgraph.groups import Member, axis_scores
 from vitslim.stages.prune.depgraph.importance import magnitude_l2
-from vitslim.training import LOSS, SECONDS, Batch, hard_loss, train
+from vitslim.training import LOSS, SECONDS, STALL_SHARE, Batch, hard_loss, train
 from vitslim.training.device import find_device
 from vitslim.training.distillation.features import block_outputs
 from vitslim.training.drop_path import with_drop_path
@@ -112,5 +112,5 @@ def train_sparse(
         blocks=tuple(block_outputs(student)) if config.train.layer_decay < 1 else (),
     )
     student.module.eval()
-    seconds = metrics.pop(SECONDS)
-    return student, {SECONDS: seconds} | {f"sparsity_{name}": value for name, value in metrics.items()}
+    times = {name: metrics.pop(name) for name in (SECONDS, STALL_SHARE)}
+    return student, times | {f"sparsity_{name}": value for name, value in metrics.items()}

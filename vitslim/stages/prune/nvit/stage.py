@@ -76,7 +76,7 @@ class NvitStage:
         note, metrics = train_with_teacher(
             replace(student, masks=ones | masks), self.config, context.data.train,
             context.graph_of, context.seed, context.progress, label="prune: training",
-            keep=context.keep, hook=pruner,
+            keep=context.keep, hook=pruner, earlier_outputs=context.outputs_of,
         )  # fmt: skip
         if not pruner.finished:
             raise self._unfinished(pruner)

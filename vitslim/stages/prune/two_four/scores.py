@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vitslim.errors import StageError
 from vitslim.graph.edits.fake_quant import layer_nodes
-from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument
 from vitslim.sparsity import Pattern
@@ -24,7 +23,7 @@ from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.patterns import pattern_mask
 from vitslim.stages.reconstruction.alps import alps_mask
 from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
+from vitslim.stages.reconstruction.layerwise import LayerSolver, solvable_images
 from vitslim.stages.reconstruction.refit import refit, refit_rows
 from vitslim.stages.reconstruction.sparsegpt import sparsegpt_mask, wanda_scores
 
@@ -88,7 +87,7 @@ def _solve_layers(given: MaskInputs, *, solve: Solver, name: str, joint: bool) -
         return result
 
     calibration = context.data.calibration
-    calibration = calibration.balanced(images_at_once(graph, len(calibration), COPIES))
+    calibration = calibration.balanced(solvable_images(graph, given.weights, len(calibration)))
     images = torch.cat([batch for batch, _ in calibration.batches(BATCH)])
     # The probability of a single class is always 1, so its gradient is zero.
     draws = math.ceil(GRADIENTS_MIN / len(images)) if joint and graph.source.classes != 1 else 0

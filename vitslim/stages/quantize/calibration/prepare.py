@@ -22,11 +22,11 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.histogram import range_statistic
 from vitslim.stages.quantize.observe import observe
 from vitslim.stages.quantize.rotation import find_streams, rotate
 from vitslim.stages.quantize.scheme import QuantScheme
-from vitslim.stages.quantize.smoothing.search import smooth_activations
+from vitslim.stages.quantize.smoothing.search import Smoothed, smooth_activations
 
 
 def rotate_streams(
@@ -41,10 +41,10 @@ def rotate_streams(
     return rotate(graph, streams, seed), rotated, skipped
 
 
-def smooth(graph: ModelGraph, scheme: QuantScheme, context: StageContext, weights: Collection[str]) -> ModelGraph:
+def smooth(graph: ModelGraph, scheme: QuantScheme, context: StageContext, weights: Collection[str]) -> Smoothed:
     """Return a copy of the graph whose quantized activations are smoothed."""
     if not scheme.smooth or not scheme.integer_matmuls:
-        return graph.copy()
+        return Smoothed(graph.copy(), {})
     return smooth_activations(graph, scheme, context, weights)
 
 
@@ -69,14 +69,12 @@ def quantize_attention_matmuls(graph: ModelGraph, scheme: QuantScheme, context: 
     blocks = attention_blocks(graph)
     plain = decomposed(graph, blocks)
     found = operands(plain, blocks)
-    histograms = {name: Histogram() for name in found}
+    statistics = {name: range_statistic(scheme.calibrate) for name in found}
     places = {name: [(operand.matmul, operand.place)] for name, operand in found.items()}
-    observe(plain, histograms, context, "calibrating attention", places)
+    observe(plain, statistics, context, "calibrating attention", places)
     sites = {block: scheme.attention_site(block) for block in blocks}
     ranges = {
-        name: histograms[name].find_range(
-            sites[operand.block].bits_of(operand.name), scheme.calibrate, operand.zero_point is None
-        )
+        name: statistics[name].find_range(sites[operand.block].bits_of(operand.name), operand.zero_point is None)
         for name, operand in found.items()
     }
     scales = {name: torch.tensor(one.scale) for name, one in ranges.items()}

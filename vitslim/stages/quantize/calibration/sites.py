@@ -16,7 +16,7 @@ from vitslim.graph.edits.read_pixels import PIXEL, PIXEL_BITS, pixel_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.histogram import Extremes, range_statistic
 from vitslim.stages.quantize.layer_noise import measure_weight_noise
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
 from vitslim.stages.quantize.observe import observe
@@ -27,16 +27,27 @@ from vitslim.units import FLOAT_BITS
 
 
 def find_sites(
-    graph: ModelGraph, scheme: QuantScheme, context: StageContext, weights: Collection[str]
+    graph: ModelGraph,
+    scheme: QuantScheme,
+    context: StageContext,
+    weights: Collection[str],
+    known: Mapping[str, Extremes] | None = None,
 ) -> tuple[dict[str, FakeQuantSite], dict[str, Tensor]]:
-    """Return the quantizers of each layer, by weight, and the scales by parameter name."""
-    histograms: Mapping[str, Histogram] = {}
-    if scheme.activations == "static":
-        histograms = {weight: Histogram() for weight in weights}
-        observe(graph, histograms, context, "calibrating")
+    """Return the quantizers of each layer, by weight, and the scales by parameter name.
+
+    known: ranges of input activations, by weight. The others are observed on the calibration images; with
+    `calibrate: mse` all are, because their histograms are needed.
+    """
+    ranges = dict(known or {}) if scheme.calibrate == "minmax" else {}
+    pixels = pixel_layers(graph)
+    needed = [w for w in weights if w not in pixels and not reads_image(graph.module, w)]
+    missing = {w: range_statistic(scheme.calibrate) for w in needed if w not in ranges}
+    if scheme.activations == "static" and missing:
+        observe(graph, missing, context, "calibrating")
+    ranges |= missing
     scales: dict[str, Tensor] = {}
     sites = {
-        weight: _with_activation(graph, scheme, site, histograms, scales)
+        weight: _with_activation(graph, scheme, site, ranges, scales)
         for weight, site in _weight_sites(graph, scheme, context, weights).items()
     }
     _distinguish(graph.module, scales)
@@ -79,7 +90,7 @@ def _with_activation(
     graph: ModelGraph,
     scheme: QuantScheme,
     site: FakeQuantSite,
-    histograms: Mapping[str, Histogram],
+    ranges: Mapping[str, Extremes],
     scales: dict[str, Tensor],
 ) -> FakeQuantSite:
     """Return a site with its activation quantized, and add its scales."""
@@ -93,7 +104,7 @@ def _with_activation(
     if scheme.activations == "dynamic":
         return replace(site, activation_bits=8, dynamic=True)
     bits = scheme.bits_of_activation(weight)
-    found = histograms[weight].find_range(bits, scheme.calibrate, scheme.symmetric)
+    found = ranges[weight].find_range(bits, scheme.symmetric)
     scales[activation_scale_name(weight)] = torch.tensor(found.scale)
     return replace(site, activation_bits=bits, zero_point=found.zero_point)
 

@@ -72,6 +72,7 @@ def learn(
         epochs=range(config.train.epochs - config.quantized_epochs),
         rates=_rates(config, proxies),
         penalty=penalty if costs else None,
+        earlier_outputs=context.outputs_of,
     )
     ends = {name: functional.softplus(state.detach()) for name, (state, _) in states.items()}
     return Learned(penalty.bits().detach(), ends, note, metrics)

@@ -17,7 +17,7 @@ from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.noise_form import NoiseProxy
 from vitslim.recipe.stages import Nipq
 from vitslim.stages.contract import StageContext
-from vitslim.stages.quantize.calibration.histogram import Histogram
+from vitslim.stages.quantize.histogram import Extremes, range_statistic
 from vitslim.stages.quantize.nipq.ranges import ActivationForm, activation_form, weight_end
 from vitslim.stages.quantize.nipq.tensors import QuantizedTensor, Tensors
 from vitslim.stages.quantize.observe import Operands, observe
@@ -52,8 +52,8 @@ def find_proxies(
     places: of `activation_operands`.
     """
     fixed = {name for name in places if name.endswith(PROBABILITY_SCALE)}
-    histograms = {name: Histogram() for name in places if name not in fixed}
-    observe(graph, histograms, context, "calibrating", places)
+    observed = {name: range_statistic(config.calibrate) for name in places if name not in fixed}
+    observe(graph, observed, context, "calibrating", places)
     proxies = {}
     for weight in layer_nodes(graph.module):
         if (name := weight_scale_name(weight)) in tensors:
@@ -61,7 +61,7 @@ def find_proxies(
             end = weight_end(values, start_bits(tensors[name]), config.calibrate, per_channel)
             proxies[name] = _proxy(tensors[name], ActivationForm(True, 0.0, 0.0), end, config.learn_ranges)
     for name, readers in places.items():
-        form = PROBABILITIES if name in fixed else _form(config, tensors[name], histograms, name, readers)
+        form = PROBABILITIES if name in fixed else _form(config, tensors[name], observed, name, readers)
         learns = config.learn_ranges and name not in fixed
         proxies[name] = _proxy(tensors[name], form, torch.tensor(form.end), learns)
     return {name: proxies[name] for name in tensors}
@@ -75,12 +75,12 @@ def start_bits(tensor: QuantizedTensor) -> int:
 def _form(
     config: Nipq,
     tensor: QuantizedTensor,
-    histograms: Mapping[str, Histogram],
+    observed: Mapping[str, Extremes],
     name: str,
     readers: Sequence[tuple[Node, int]],
 ) -> ActivationForm:
     shiftable = not any(has_padding(node) for node, _ in readers)  # padding with zeros comes after the shift
-    return activation_form(histograms[name], start_bits(tensor), config.calibrate, shiftable)
+    return activation_form(observed[name], start_bits(tensor), config.calibrate, shiftable)
 
 
 def _proxy(tensor: QuantizedTensor, form: ActivationForm, end: torch.Tensor, learns: bool) -> NoiseProxy:

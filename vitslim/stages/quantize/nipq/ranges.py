@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitslim.graph.ops.fake_quant import integer_range
-from vitslim.stages.quantize.calibration.histogram import WORTH_A_ZERO_POINT, Histogram
+from vitslim.stages.quantize.histogram import WORTH_A_ZERO_POINT, Extremes
 from vitslim.stages.quantize.weights.weight_scales import minmax_scale, mse_scale
 
 SHIFTS = (0.17, 0.375)
@@ -27,8 +27,8 @@ class ActivationForm(NamedTuple):
     end: float
 
 
-def activation_form(observed: Histogram, bits: int, calibrate: str, shiftable: bool = True) -> ActivationForm:
-    """Return the form and the initial range of an activation from its observed values.
+def activation_form(observed: Extremes, bits: int, calibrate: str, shiftable: bool = True) -> ActivationForm:
+    """Return the form and the initial range of an activation from its observed values; `mse` needs a histogram.
 
     Activations without negative values are unsigned. Those that a constant of `SHIFTS` makes positive are shifted by
     it, if that makes the quantization step smaller; all others are signed. calibrate: `mse`, `minmax` or `published`.
@@ -40,11 +40,11 @@ def activation_form(observed: Histogram, bits: int, calibrate: str, shiftable: b
     top, wide_top = integer_range(bits, narrow=True)[1], 2**bits - 1
     peak = max(high, -low)
     if low < 0 and (shift is None or (high + shift) / wide_top >= WORTH_A_ZERO_POINT * peak / top):
-        factor = 1.0 if calibrate == "minmax" else observed.find_range(bits, "mse", symmetric=True).scale * top / peak
+        factor = 1.0 if calibrate == "minmax" else observed.find_range(bits, symmetric=True).scale * top / peak
         return ActivationForm(True, 0.0, _published(SIGNED_STATE) if calibrate == PUBLISHED else factor * peak)
     if calibrate == PUBLISHED:
         return ActivationForm(False, shift or 0.0, _published(UNSIGNED_STATE))
-    factor = 1.0 if calibrate == "minmax" else observed.find_range(bits, "mse").scale * wide_top / (high - low)
+    factor = 1.0 if calibrate == "minmax" else observed.find_range(bits).scale * wide_top / (high - low)
     return ActivationForm(False, shift or 0.0, factor * high + (shift or 0.0))
 
 

@@ -135,6 +135,7 @@ class NipqStage:
                 label="quantize: training with real quantizers",
                 keep=context.keep / "quantized" if context.keep else None,
                 epochs=range(first, last),
+                earlier_outputs=context.outputs_of,
             )
         sums = {name: earlier[name] + metrics[name] for name in ("steps", "images", SECONDS)}
         return (note,), {**metrics, **sums, "loss_first": earlier["loss_first"]}

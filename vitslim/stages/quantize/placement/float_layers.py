@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitslim.graph.edits.fake_quant import layer_of
@@ -47,13 +47,46 @@ def layer_macs(path: Path, weights: Sequence[str]) -> dict[str, int]:
     return macs
 
 
-def first_that_holds(holds: Callable[[int], bool], count: int) -> int | None:
-    """Return the smallest index below `count` for which `holds` is true, by bisection; None if there is none.
+def expected_step(sqnr_db: float, noise: Mapping[str, float], steps: Sequence[Sequence[str]], floor_db: float) -> int:
+    """Return the first step that is expected to reach an SQNR, or the last one.
 
-    Assumes that `holds` is monotone: with more activations in float, a file comes closer to the float model.
+    sqnr_db: without float activations, which have the given `noise` as shares of the power of the outputs. The noise of
+    different activations adds up.
     """
-    low, high = -1, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high if high < count else None
+    total, allowed = 10 ** (-sqnr_db / 10), 10 ** (-floor_db / 10)
+    for index, step in enumerate(steps):
+        if total - sum(noise[weight] for weight in step) <= allowed:
+            return index
+    return max(len(steps) - 1, 0)
+
+
+class FirstThatHolds:
+    """Search for the smallest index below `count` at which a condition holds, from a guess.
+
+    Assumes that the condition is monotone: with more activations in float, a file comes closer to the float model. The
+    guess is tried first, then its neighbor, then the middle of the open interval.
+    """
+
+    def __init__(self, count: int, guess: int) -> None:
+        self._low, self._high, self._count, self._guess = -1, count, count, guess
+
+    @property
+    def found(self) -> int | None:
+        """The smallest index at which the condition is known to hold; None if there is none yet."""
+        return self._high if self._high < self._count else None
+
+    def next(self) -> int | None:
+        """Return the index to try next; None if the search has ended."""
+        if self._high - self._low <= 1:
+            return None
+        if self._low == -1 and self._high == self._count:
+            return self._guess
+        if self._high == self._guess:
+            return self._guess - 1
+        if self._low == self._guess:
+            return self._guess + 1
+        return (self._low + self._high) // 2
+
+    def tell(self, index: int, holds: bool) -> None:
+        """Give the result at the index of `next`."""
+        self._low, self._high = (self._low, index) if holds else (index, self._high)

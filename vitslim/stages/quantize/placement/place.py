@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,14 +41,14 @@ def place(
     if context.deployment is None:
         hint = "add `onnxruntime:cpu` to `report.backends`, or write `placement: fixed`"
         raise StageError("`placement: auto` needs a measured backend that runs ONNX files", hint)
-    best, measured = choose_placement(quantized, float_graph, config.floor, context.deployment, context)
-    return replace(quantized, graph=best.graph, scheme=best.scheme), placement_notes(best, measured, config.floor)
+    best, written = choose_placement(quantized, float_graph, config.floor, context.deployment, context)
+    return replace(quantized, graph=best.graph, scheme=best.scheme), placement_notes(best, written, config.floor)
 
 
 def choose_placement(
     quantized: Quantized, float_graph: ModelGraph, floor: Floor, deployment: Deployment, context: StageContext
 ) -> tuple[Placement, tuple[Placement, ...]]:
-    """Return the fastest placement that keeps the floor, and all that were measured; see `PlacementSearch`."""
+    """Return the fastest placement that keeps the floor, and all that were written; see `PlacementSearch`."""
     images = context.data.calibration.balanced(outputs_at_once(float_graph.source, JUDGED_IMAGES))
     batch = images_at_once(float_graph, FORWARD_BATCH)
     reference, _ = predict(float_graph.module, images, batch, context.progress, "placement: float model")
@@ -57,19 +58,30 @@ def choose_placement(
         return search.choose(candidate_forms(quantized.graph, quantized.scheme))
 
 
-def placement_notes(best: Placement, measured: Sequence[Placement], floor: Floor) -> tuple[LayerNote, ...]:
-    """Return a note on each measured candidate."""
+def placement_notes(best: Placement, written: Sequence[Placement], floor: Floor) -> tuple[LayerNote, ...]:
+    """Return a note on each candidate that was written, measured or not."""
     verdict = "chosen"
     if not best.holds(floor):
         verdict = f"chosen: no candidate reaches {floor.sqnr_db:g} dB and {floor.agreement:.1%}"
     return tuple(
         LayerNote(
-            layer=f"placement: {one.name}",
-            result=f"{one.latency_ms:.3g} ms, {one.sqnr_db:.1f} dB, {one.agreement:.1%} agreement",
-            reason=verdict if one is best else "",
+            layer=f"placement: {one.name}", result=_result(one), reason=verdict if one is best else _reason(one, floor)
         )
-        for one in measured
+        for one in written
     )
+
+
+def _result(one: Placement) -> str:
+    """Return, for example, `4.21 ms, 24.1 dB, 98.8% agreement`."""
+    latency = [] if math.isnan(one.latency_ms) else [f"{one.latency_ms:.3g} ms"]
+    fidelity = [f"{one.sqnr_db:.1f} dB", f"{one.agreement:.1%} agreement"] if one.is_judged else []
+    return ", ".join(latency + fidelity)
+
+
+def _reason(one: Placement, floor: Floor) -> str:
+    if not one.is_judged:
+        return "not judged: slower than the chosen candidate"
+    return "" if one.holds(floor) else "below the floor"
 
 
 def _tensor(images: Dataset) -> Tensor:

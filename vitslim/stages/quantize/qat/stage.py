@@ -41,6 +41,7 @@ class QatStage(QuantizeStage[Qat]):
             label="quantize: training",
             weights=weights,
             keep=context.keep,
+            earlier_outputs=context.outputs_of,
         )
         placed, notes = place(quantized, graph, self.config, context)
         sites = {site.weight for site in placed.scheme.sites}

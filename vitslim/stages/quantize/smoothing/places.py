@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.fx import GraphModule, Node
 from vitslim.graph.edits.divide_tokens import is_bounded_below
 from vitslim.graph.edits.fake_quant import layer_nodes
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.graph.nodes import argument
+from vitslim.graph.nodes import argument, graph_module, tensors_of
 from vitslim.stages.quantize.layers import reads_image
 from vitslim.stages.quantize.observe import linear_layers
 from vitslim.stages.quantize.smoothing.channels import find_smoothable, outlier_factors, smoothing_factors
@@ -107,18 +108,18 @@ def with_activations(graph: ModelGraph, readers: Mapping[str, Sequence[str]]) ->
     readers: weights of the layers by the name of their place. The module shows copies that only these layers read, so
     the gradient of a copy excludes other readers, such as a shortcut.
     """
-    module = graph.copy().module
+    module = graph_module(tensors_of(graph.module), copy.deepcopy(graph.module.graph))
     layers, names = layer_nodes(module), []
     copies: list[Node] = []
     for name, weights in readers.items():
         nodes = [node for weight in weights for node in layers[weight]]
         for source in dict.fromkeys(argument(node, 0) for node in nodes):
             with module.graph.inserting_after(source):
-                copy: Any = module.graph.call_function(aten.clone.default, (source,))
+                clone: Any = module.graph.call_function(aten.clone.default, (source,))
             for node in nodes:
-                node.replace_input_with(source, copy)
+                node.replace_input_with(source, clone)
             names.append(name)
-            copies.append(copy)
+            copies.append(clone)
     return names, with_taps(module, copies)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitslim.stages.quantize.smoothing.tokens import check_finite
+from vitslim.stages.quantize.smoothing.tokens import unit_squares
+from vitslim.training.engine.collectives import sum_over_ranks
 
 STRENGTHS = (None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidates. A channel of range r is divided by (r / median r) ** strength; None leaves the activation unchanged."""
@@ -79,25 +80,46 @@ class HeldOutLoss:
         self._limits, self._candidates = limits, candidates
         self._clipped = torch.zeros(len(candidates), dtype=torch.float64)
         self._weights = torch.zeros(len(limits[0]), dtype=torch.float64)
-        self._rows, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self._center = (limits[0] + limits[1]) / 2
+        """Sums are those of activations minus this, which changes no variance but that of rounding errors."""
+        self._rows = torch.zeros((), dtype=torch.float64)
+        self._sum, self._squares = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
 
     def observe(self, x: Tensor, gradient: Tensor) -> None:
         """Add activations and the gradient of a random combination of the logits, float (..., channels) each.
 
         Raises StageError if the gradient is not finite.
         """
-        x, squared = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square()
-        check_finite(squared)
-        rows = squared.sum(dim=1)
-        self._weights += squared.sum(dim=0)
-        self._rows = self._rows + rows.sum()
-        self._sum = self._sum + rows @ x.double()
-        self._squares = self._squares + rows @ x.double().square()
-        outside = (x < self._limits[0]) | (x > self._limits[1])
-        values, weights, channels = x[outside], squared[outside], outside.nonzero()[:, 1]
+        x = x.flatten(end_dim=-2)
+        squares, unit = unit_squares(gradient.flatten(end_dim=-2))
+        rows = squares.sum(dim=1)
+        self._weights += squares.sum(dim=0).double() * unit
+        moved = x - self._center
+        peak = moved.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
+        moved, size = moved.div_(peak), peak.double()
+        self._rows = self._rows + rows.sum().double() * unit
+        self._sum = self._sum + (rows @ moved).double() * unit * size
+        self._squares = self._squares + (rows @ moved.square_()).double() * unit * size.square()
+        self._add_clipped(x, squares, unit)
+
+    def _add_clipped(self, x: Tensor, squares: Tensor, unit: Tensor) -> None:
+        """Add the error of the values outside the limits, which few channels have."""
+        low, high = self._limits
+        channels = torch.nonzero((x.amin(dim=0) < low) | (x.amax(dim=0) > high)).flatten()
+        if not len(channels):
+            return
+        x, squares = x[:, channels], squares[:, channels]
+        outside = (x < low[channels]) | (x > high[channels])
+        values, weights, found = x[outside], squares[outside].double() * unit, channels[outside.nonzero()[:, 1]]
         for index, one in enumerate(self._candidates):
-            over = (values - one.high[channels]).clamp(min=0) + (one.low[channels] - values).clamp(min=0)
+            over = (values - one.high[found]).clamp(min=0) + (one.low[found] - values).clamp(min=0)
             self._clipped[index] += over.double().square() @ weights
+
+    def merge(self) -> None:
+        """Add the rows that the other ranks observed; all ranks call it."""
+        self._clipped, self._weights = sum_over_ranks(self._clipped), sum_over_ranks(self._weights)
+        self._rows, self._sum = sum_over_ranks(self._rows), sum_over_ranks(self._sum)
+        self._squares = sum_over_ranks(self._squares)
 
     def losses(self, weight: Tensor, top: int, clips: bool = True) -> Tensor:
         """Return the squared error of the logits that each candidate causes, summed over rows, float64 (candidates,).

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import StageError
+from vitslim.training.engine.collectives import all_items, max_over_ranks
 
 
 class Division(NamedTuple):
@@ -38,11 +39,16 @@ class TokenNoise:
 
         Raises StageError if the gradient is not finite.
         """
-        x, weights = x.flatten(end_dim=-2), gradient.flatten(end_dim=-2).double().square().sum(dim=1)
-        check_finite(weights)
+        squares, unit = unit_squares(gradient.flatten(end_dim=-2))
+        x, weights = x.flatten(end_dim=-2), squares.sum(dim=1).double() * unit
         self._low, self._high = torch.minimum(self._low, x.amin()), torch.maximum(self._high, x.amax())
         self._largest.append((x if self._bounded else x.abs()).amax(dim=1).double())
         self._weights.append(weights)
+
+    def merge(self) -> None:
+        """Add the rows that the other ranks observed; all ranks call it."""
+        self._low, self._high = -max_over_ranks(-self._low), max_over_ranks(self._high)
+        self._largest, self._weights = all_items(self._largest), all_items(self._weights)
 
     def best(self) -> Division | None:
         """Return the floor of the least noise, among the largest magnitudes of all rows; None if none is positive.
@@ -65,8 +71,13 @@ class TokenNoise:
         return Division(float(floors[best]), float(noise[best] / undivided) if undivided > 0 else 1.0)
 
 
-def check_finite(gradients: Tensor) -> None:
-    """Raise StageError if a gradient is not finite."""
-    if not bool(gradients.isfinite().all()):
+def unit_squares(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squares of gradients, of the same shape, in units of the largest of them, and that unit, float64 ().
+
+    In models without normalization the squares themselves can overflow. Raises StageError if a gradient is not finite.
+    """
+    peak = gradients.abs().amax()
+    if not bool(peak.isfinite()):
         hint = "`smooth: false` and `rounding: nearest` need no gradients"
         raise StageError("the gradient of an activation is not finite", hint)
+    return (gradients / peak.clamp(min=torch.finfo(peak.dtype).tiny)).square_(), peak.double().square()

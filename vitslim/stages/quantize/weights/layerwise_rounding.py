@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -10,14 +10,16 @@ from torch import Tensor
 from vitslim.data import Dataset
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation_scale
-from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.observe import FORWARD_BATCH, activation_quantizer, solvable_layers
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.rounding import REFINED_BITS, round_weight
 from vitslim.stages.reconstruction.curvature import Curvature
-from vitslim.stages.reconstruction.layerwise import COPIES, LayerSolver
+from vitslim.stages.reconstruction.layerwise import LayerSolver, solvable_images
+
+ROUNDING_IMAGES = 128
+"""Largest number of calibration images that rounding uses."""
 
 
 def round_weights(
@@ -41,7 +43,7 @@ def round_weights(
         return round_weight(sites[weight], matrix, scales, known, scheme.adjacent_sum_max)
 
     solver = LayerSolver(
-        torch.cat([images for images, _ in rounding_images(graph, context).batches(FORWARD_BATCH)]),
+        torch.cat([images for images, _ in rounding_images(graph, sites, context).batches(FORWARD_BATCH)]),
         context.progress,
         "rounding",
         inputs={
@@ -56,7 +58,8 @@ def round_weights(
     return solver(graph, [weight for weight in solvable_layers(graph.module) if weight in sites], solve)
 
 
-def rounding_images(graph: ModelGraph, context: StageContext) -> Dataset:
-    """Return the calibration images whose activations fit into memory at once, of all classes."""
+def rounding_images(graph: ModelGraph, weights: Collection[str], context: StageContext) -> Dataset:
+    """Return the calibration images, of all classes, that the rounding of these weights uses."""
     calibration = context.data.calibration
-    return calibration.balanced(images_at_once(graph, len(calibration), COPIES))
+    most = min(ROUNDING_IMAGES, len(calibration))
+    return calibration.balanced(solvable_images(graph, weights, most))

@@ -38,8 +38,8 @@ def mse_scale(values: Tensor, limits: tuple[int, int], candidates: int = CANDIDA
     best_scale, best_error = widest, torch.full_like(widest, torch.inf)
     for fraction in torch.linspace(1.0, SMALLEST_CANDIDATE, candidates).tolist():
         scale = (widest * fraction).clamp(min=MIN_SCALE)
-        integers = torch.round(values / scale[:, None]).clamp(*limits)
-        error = (integers * scale[:, None] - values).square().sum(dim=1)
+        integers = (values / scale[:, None]).round_().clamp_(*limits)
+        error = integers.mul_(scale[:, None]).sub_(values).square_().sum(dim=1)
         better = error < best_error
         best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
     return best_scale

@@ -1,4 +1,4 @@
-"""Ranges of activations from a histogram of the observed values.
+"""Ranges of activations from the extremes, or from a histogram, of the observed values.
 
 Percentile clipping is not offered: transformers have rare activations of large magnitude that the outputs depend on.
 """
@@ -30,23 +30,60 @@ class Range(NamedTuple):
     """None for signed integers about zero."""
 
 
-class Histogram:
-    """Counts of observed values, collected batch by batch in constant memory.
+class Extremes:
+    """Smallest and largest observed value, and zero."""
 
-    The range doubles when a larger magnitude arrives, so one pass over the images is enough.
-    """
-
-    def __init__(self) -> None:
-        self.counts = torch.zeros(2 * BINS, dtype=torch.float64)
-        self.range = 0.0
-        """The bins cover -range to range."""
-        self.low = self.high = 0.0
+    def __init__(self, low: float = 0.0, high: float = 0.0) -> None:
+        self.low, self.high = min(low, 0.0), max(high, 0.0)
 
     def observe(self, values: Tensor) -> None:
         """Add a float tensor of any shape; values must be finite."""
         low, high = (float(value) for value in torch.aminmax(values.detach()))
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._widen(max(abs(low), abs(high)))
+
+    def forget(self) -> None:
+        """Keep everything: there is only a minimum and a maximum."""
+
+    def merge(self) -> None:
+        """Add the values that the other ranks observed; all ranks call it."""
+        low, high = max_over_ranks(torch.tensor([-self.low, self.high], dtype=torch.float64)).tolist()
+        self.low, self.high = -low, high
+
+    def find_range(self, bits: int, symmetric: bool = False) -> Range:
+        """Return the range of the observed values: signed, or unsigned with a zero point if that is narrower."""
+        top = 2 ** (bits - 1) - 1
+        peak = max(-self.low, self.high)
+        if peak == 0.0:
+            return Range(1.0, None)
+        scale = (self.high - self.low) / (2**bits - 1)
+        signed = symmetric or scale >= WORTH_A_ZERO_POINT * peak / top
+        factor = self._factor(bits, signed)
+        if signed:
+            return Range(max(factor * peak / top, MIN_SCALE), None)
+        scale = max(factor * scale, MIN_SCALE)
+        return Range(scale, round(-factor * self.low / scale))
+
+    def _factor(self, bits: int, signed: bool) -> float:  # noqa: ARG002 - histograms use both
+        """Return the fraction of the range to represent."""
+        return 1.0
+
+
+class Histogram(Extremes):
+    """Counts of observed values, collected batch by batch in constant memory; the range has the least squared error.
+
+    The range doubles when a larger magnitude arrives, so one pass over the images is enough.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = torch.zeros(2 * BINS, dtype=torch.float64)
+        self.range = 0.0
+        """The bins cover -range to range."""
+
+    def observe(self, values: Tensor) -> None:
+        """Add a float tensor of any shape; values must be finite."""
+        super().observe(values)
+        self._widen(max(-self.low, self.high))
         if self.range == 0.0:
             self.counts[BINS] += values.numel()
             return
@@ -80,24 +117,7 @@ class Histogram:
             self.counts = torch.cat([none, merged, none])
             self.range *= 2.0
 
-    def find_range(self, bits: int, method: str, symmetric: bool = False) -> Range:
-        """Return the range of the observed values: signed, or unsigned with a zero point if that is narrower.
-
-        method: `minmax`, or `mse` for the least squared error.
-        """
-        top = 2 ** (bits - 1) - 1
-        peak = max(-self.low, self.high)
-        if peak == 0.0:
-            return Range(1.0, None)
-        scale = (self.high - self.low) / (2**bits - 1)
-        signed = symmetric or scale >= WORTH_A_ZERO_POINT * peak / top
-        factor = 1.0 if method == "minmax" else self._best_factor(bits, signed)
-        if signed:
-            return Range(max(factor * peak / top, MIN_SCALE), None)
-        scale = max(factor * scale, MIN_SCALE)
-        return Range(scale, round(-factor * self.low / scale))
-
-    def _best_factor(self, bits: int, signed: bool) -> float:
+    def _factor(self, bits: int, signed: bool) -> float:
         """Return the fraction of the range with the least squared error; of equal errors the largest fraction."""
         values = ((torch.arange(2 * BINS, dtype=torch.float64) + 0.5) / BINS - 1) * self.range
         values, counts = values.clamp(self.low, self.high)[self.counts > 0], self.counts[self.counts > 0]
@@ -115,3 +135,8 @@ class Histogram:
             if error < least:
                 best, least = factor, error
         return best
+
+
+def range_statistic(method: str) -> Extremes:
+    """Return an empty statistic: of the extremes for `minmax`, a histogram for `mse`."""
+    return Histogram() if method == "mse" else Extremes()

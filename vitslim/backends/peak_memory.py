@@ -1,6 +1,6 @@
 """Peak memory of a model, measured in a process of its own.
 
-`python -m vitslim.backends.measured.peak_memory BACKEND FILE BATCH THREADS` is that process.
+`python -m vitslim.backends.peak_memory BACKEND FILE BATCH THREADS` is that process.
 """
 
 from __future__ import annotations

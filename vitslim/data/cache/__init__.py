@@ -1,0 +1,1 @@
+"""Decoded images that later stages and later runs reuse."""

@@ -1,0 +1,1 @@
+"""How long the stages of a recipe take on this machine."""
