@@ -76,8 +76,10 @@ def smooth_activations(
     noise = {name: one.noise for name, one in tokens.items()}
     for one, images in zip(held_out, reversed(halves), strict=True):
         observe_gradients(graph, readers, {**one, **noise}, images, context)
-    for loss in (*held_out[0].values(), *held_out[1].values(), *noise.values()):
+    for loss in (*held_out[0].values(), *held_out[1].values()):
         loss.merge()
+    for one_noise in noise.values():
+        one_noise.merge()
     losses = [strength_losses(graph, scheme, places, one) for one in held_out]
     limits = {name: one.of() for name, one in seen.channels.items()}
     smoothed, changes = _with_best_strengths(graph, places, limits, losses)
@@ -119,8 +121,10 @@ def observe_ranges(
         return output_list(observer(some))[-1]
 
     last, _ = predict(run, images, batch, context.progress, "smoothing: ranges", by_ranks=True)
-    for statistic in (*seen.channels.values(), *seen.whole.values()):
-        statistic.merge()
+    for channels in seen.channels.values():
+        channels.merge()
+    for extremes in seen.whole.values():
+        extremes.merge()
     return split_by_class(task_for(graph.source).groups(last)), seen
 
 
