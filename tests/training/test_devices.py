@@ -84,6 +84,8 @@ def test_a_gpu_trains_as_the_cpu_does(tiny_graph: ModelGraph, some_digits: Datas
     graphs = {device: tiny_graph.copy() for device in devices}
     found = {d: trained(g, some_digits, epochs=3, batch=32, lr=1e-3, device=d) for d, g in graphs.items()}
     assert [found[device].pop("device") for device in devices] == [0, 1]
+    for metrics in found.values():
+        del metrics["seconds"], metrics["stall_share"]
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
     after = graphs["cuda"].parameters()[name]
     assert after.device.type == "cpu"
@@ -109,6 +111,8 @@ def test_an_interrupted_training_continues_on_a_gpu(
         train(killed.module, some_digits, interrupt, config, 0, {}, Silent(), keep=tmp_path)
     assert all(weight.device.type == "cpu" for weight in killed.parameters().values())
     again = train(resumed.module, some_digits, labels_only, config, 0, {}, Silent(), keep=tmp_path)
+    for found in (metrics, again):
+        del found["seconds"], found["stall_share"]
     assert again == pytest.approx(metrics, rel=1e-4)
 
 
@@ -123,6 +127,7 @@ def test_compiled_training_ends_with_the_same_losses(some_digits: Dataset) -> No
         for on in (False, True)
     )
     assert compiled.pop("seconds") > plain.pop("seconds")
+    del compiled["stall_share"], plain["stall_share"]
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 

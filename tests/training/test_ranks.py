@@ -18,7 +18,7 @@ from vitslim.ranks import rows_of_rank
 
 SCRIPT = Path(rank_checks.__file__)
 FEW = ["distill", "qat"]
-"""Stages of the default run; the slow test has all of them."""
+"""Stages of the shorter test."""
 
 
 def on_two_ranks(folder: Path, names: list[str]) -> list[Checks]:
@@ -60,6 +60,7 @@ def require_equal_checks(graph: ModelGraph, folder: Path, names: list[str]) -> N
         assert sorted(whole[41 * epoch : 41 * (epoch + 1)].tolist()) == sorted(parts)
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one_process_and_share_its_images(tmp_path: Path) -> None:
     """Also the same statistics of calibration, from which the scales of `qat` come, and the same predictions."""
     require_equal_checks(rank_checks.dense_graph(), tmp_path, FEW)

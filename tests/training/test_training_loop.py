@@ -191,6 +191,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     save_file(slow, tmp_path / "kept" / checkpoint.STATE_FILE)
     again = fit(resumed, record, tmp_path / "kept")
     assert 0 < metrics.pop("seconds") < 1000 < again.pop("seconds") < 2000
+    assert 0 < again.pop("stall_share") < metrics.pop("stall_share") < 1
     assert again == metrics
     assert seen == order[done:]
     assert all(map(torch.equal, whole.parameters().values(), resumed.parameters().values()))
