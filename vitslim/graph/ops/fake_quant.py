@@ -112,13 +112,14 @@ def fake_quant_gradients(  # noqa: PLR0913, PLR0917 - as above
     `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights. ranks:
     number of parts of which x is one; its elements are those of all parts.
     """
-    ratio = x / expand_scale(scale, x, axis, group_size) + zero_point
-    qmin, qmax = limits
-    clipped = torch.clamp(torch.round(ratio), qmin, qmax)
-    inside = (ratio >= qmin) & (ratio <= qmax)
-    slope = torch.where(inside, clipped - ratio, clipped - zero_point) * gradient
+    # In place where possible: activations are large.
+    ratio = (x / expand_scale(scale, x, axis, group_size)).add_(zero_point)
+    clipped = torch.clamp(ratio, *limits)
+    inside = ratio == clipped
+    origin = torch.where(inside, ratio, zero_point)
+    slope = clipped.round_().sub_(origin).mul_(gradient)
     elements = ranks * x.numel() / max(scale.numel(), 1)
-    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * qmax, 1.0))
+    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * limits[1], 1.0))
 
 
 def _sum_to_scale(slope: Tensor, axis: int | None, group_size: int, scale: Tensor) -> Tensor:
