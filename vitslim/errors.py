@@ -29,6 +29,8 @@ class VitslimError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.is_reported: bool | None = None
+        """Whether another rank of the run reports an error already; None for an error before the ranks have joined."""
 
 
 class GateError(VitslimError):
@@ -58,6 +60,12 @@ class StageError(VitslimError):
     """A stage failed, or violated its contract."""
 
     exit_code = 3
+
+
+class RankLostError(VitslimError):
+    """Another rank of the run is gone, or this one was asked to end. The run can be resumed."""
+
+    exit_code = 130
 
 
 class BackendUnavailableError(VitslimError):

@@ -42,6 +42,7 @@ BENCHMARKS = {
     "torch-cuda": "Measures FP16, INT8 and 2:4 of DeiT-S, DeiT-B and ViT-L on an NVIDIA GPU.",
     "time": "Times the steps of vitslim and of other tools, their memory, and how the time grows; continues.",
     "tps": "Compares methods of token squeezing on DeiT-Tiny: latency, accuracy with and without training (2 hours).",
+    "training": "Time and memory of a step of training, distillation, 2:4 and QAT, against a loop by hand (minutes).",
 }
 """Benchmark to its description. `run()` of the module with this name returns the figures. Only the chosen module is
 imported, because some need packages that others do not."""

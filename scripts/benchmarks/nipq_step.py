@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -78,7 +78,7 @@ def _step(module: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Ten
     optimizer.step()
 
 
-def kept_bytes(module: nn.Module, images: torch.Tensor) -> int:
+def kept_bytes(module: Callable[[torch.Tensor], Any], images: torch.Tensor) -> int:
     """Return the bytes of all tensors that the forward pass keeps for the backward pass, each storage once."""
     storages: dict[int, int] = {}
     alive: list[torch.Tensor] = []

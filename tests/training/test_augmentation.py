@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.train import Train
 from vitslim.training import Batch, hard_loss, train
-from vitslim.training.augmentation import augment_strongly, mix_images, random_crops
+from vitslim.training.augmentation import augment_strongly, erase, mix_images, random_crops
 
 
 def test_mixup_blends_each_image_and_its_label_with_another_one() -> None:
@@ -24,7 +26,7 @@ def test_mixup_blends_each_image_and_its_label_with_another_one() -> None:
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
     torch.testing.assert_close(targets @ torch.arange(6.0), result[:, 0, 0, 0])
     assert (targets[:4] > 0).sum(dim=1).tolist() == [2, 2, 2, 2]
-    assert len({round(share, 3) for share in targets[:4].diagonal().tolist()}) == 4
+    assert len({round(share, 3) for share in targets[:4].diagonal().tolist()}) == 1  # one weight for the batch
     assert targets[4].tolist() == [0, 0, 0, 0, 1, 0]
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
@@ -113,3 +115,50 @@ def test_strong_augmentation_crops_and_changes_colors() -> None:
     spread = augmented.flatten(1).std(dim=1) / plain.flatten(1).std(dim=1)
     assert 0.3 < spread.min() < 0.8
     assert 1.2 < spread.max() < 2
+
+
+def test_erasing_replaces_one_rectangle_of_some_images_and_leaves_the_generators() -> None:
+    images = torch.zeros(64, 3, 16, 16)
+    torch.manual_seed(1)
+    random.seed(2)
+    erased = erase(images, 0.5)
+    after = torch.rand(1), random.random()
+    torch.manual_seed(1)
+    random.seed(2)
+    assert torch.equal(erase(images, 0.5), erased)
+    assert (torch.rand(1), random.random()) == after
+    assert images.abs().sum() == 0
+    changed = [image.abs().sum(dim=0) > 0 for image in erased if image.abs().sum() > 0]
+    assert 16 <= len(changed) <= 48
+    for mask in changed:
+        rows, columns = mask.any(dim=1), mask.any(dim=0)
+        assert mask.sum() == rows.sum() * columns.sum()
+
+
+def test_random_operations_depend_on_the_seed_and_the_index_alone(some_digits: Dataset) -> None:
+    augmented = some_digits.rand_augmented()
+    assert torch.equal(augmented.pixels(3), some_digits.pixels(3))
+    versions = {seed: [augmented.augmented(seed).pixels(place) for place in range(8)] for seed in (0, 1)}
+    assert all(map(torch.equal, versions[0], [augmented.augmented(0).pixels(place) for place in range(8)]))
+    assert not all(map(torch.equal, versions[0], versions[1]))
+    assert not all(map(torch.equal, versions[0], [some_digits.augmented(0).pixels(place) for place in range(8)]))
+    assert {(one.shape, one.dtype) for one in versions[0]} == {(some_digits.pixels(0).shape, torch.float32)}
+
+
+def test_repeated_augmentation_shows_each_image_of_a_batch_several_times(
+    tiny_graph: ModelGraph, some_digits: Dataset
+) -> None:
+    seen: list[Batch] = []
+
+    def record(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch)
+        return {"loss": hard_loss(logits, batch.labels)}
+
+    config = Train(epochs=1, batch=32, augment="light", repeated_augmentation=2)
+    metrics = train(tiny_graph.module, some_digits, record, config, 0, {}, Silent())
+    assert metrics["steps"] == 5
+    for batch in seen:
+        first, second = batch.positions.chunk(2)
+        assert torch.equal(first, second)
+        assert not torch.equal(*batch.images.chunk(2))
+    assert len(torch.cat([batch.positions for batch in seen]).unique()) == 80

@@ -22,7 +22,7 @@ from vitslim.training.taps import with_taps
 
 
 def rates_of(module: GraphModule) -> list[float]:
-    return [node.args[1] for node in module.graph.nodes if "drop_path" in str(node.target)]
+    return [node.args[1] for node in module.graph.nodes if "drop_images" in str(node.target)]
 
 
 def test_rates_rise_linearly_over_blocks_and_parameters_are_shared(tiny_graph: ModelGraph) -> None:

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.train import Train
-from vitslim.training.optimizer import AveragedWeights, lr_factor, make_optimizer, set_learning_rates
+from vitslim.training.optimizer import AveragedWeights, layer_scales, make_optimizer, make_schedule
 
 
-def test_schedule_warms_up_then_falls_to_zero() -> None:
-    factors = [lr_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert factors[10] == 1
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert 0 < factors[-1] < 0.001
-    assert lr_factor(0, 1, 0.9) == 1
+def rates_of(config: Train, steps: int) -> list[float]:
+    """The learning rate of each step, and that after the last one."""
+    optimizer = make_optimizer({"weight": torch.nn.Parameter(torch.ones(2, 2))}, config)
+    schedule, rates = make_schedule(optimizer, config, steps), []
+    for step in range(steps + 1):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedule_warms_up_then_falls_to_zero(schedule: Literal["cosine", "linear"]) -> None:
+    rates = rates_of(Train(lr=1.0, warmup=0.1, schedule=schedule), 100)
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[99] < 0.02
+    assert rates[100] == 0
+    assert rates_of(Train(lr=1.0, warmup=0.9), 1)[0] == 1
 
 
 def test_schedule_falls_to_the_smallest_learning_rate() -> None:
-    optimizer = make_optimizer({"weight": torch.nn.Parameter(torch.ones(2, 2))}, Train())
-    config = Train(lr=1e-3, min_lr=1e-4, warmup=0.1)
-    rates = []
-    for step in range(101):
-        set_learning_rates(optimizer, config, step, 100)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9:11] == pytest.approx([1e-3, 1e-3])
-    assert rates[55] == pytest.approx((1e-3 + 1e-4) / 2)
-    assert rates[-1] == pytest.approx(1e-4)
+    rates = rates_of(Train(lr=1e-3, min_lr=1e-4, warmup=0.0), 100)
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[50] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[100] == pytest.approx(1e-4)
+
+
+def test_layers_learn_more_slowly_the_earlier_they_are() -> None:
+    names = ["pos_embed", "patch_embed.bias", "blocks.0.bias", "blocks.1.bias", "blocks.10.bias", "norm.bias"]
+    scales = layer_scales(names, ["blocks.0", "blocks.1", "blocks.10"], 0.5)
+    assert scales == dict(zip(names, (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), strict=True))
+    assert set(layer_scales(names, [], 0.5).values()) == {1}
 
 
 def test_predictors_learn_at_the_full_rate_and_all_other_weights_at_a_fraction() -> None:
@@ -45,7 +59,7 @@ def test_predictors_learn_at_the_full_rate_and_all_other_weights_at_a_fraction()
     }
     config = Train(lr=1e-2, backbone_lr=0.01, warmup=0, wd=0.1)
     optimizer = make_optimizer(parameters, config)
-    set_learning_rates(optimizer, config, 0, 10)
+    make_schedule(optimizer, config, 10).step_update(0)
     groups = {name: group for group in optimizer.param_groups for name, one in parameters.items()
               if any(one is weight for weight in group["params"])}  # fmt: skip
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
@@ -70,7 +84,7 @@ def test_quantizer_scales_move_in_proportion_to_their_size() -> None:
         parameter = torch.nn.Parameter(torch.tensor(scale))
         optimizer = make_optimizer({name: parameter}, Train(lr=1e-3))
         (group,) = optimizer.param_groups
-        group["lr"] *= group["rate"]
+        group["lr"] *= group["lr_scale"]
         (3.0 * parameter).backward()
         optimizer.step()
         moved.append((scale - parameter.item()) / scale)

@@ -15,6 +15,7 @@ from vitslim.progress import Silent
 from vitslim.recipe.train import Train
 from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
 from vitslim.training.drop_path import with_drop_path
+from vitslim.training.recomputation import with_recomputation
 
 
 def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
@@ -139,11 +140,12 @@ def test_objective_sees_the_positions_of_its_images(tiny_graph: ModelGraph, some
 
 
 REGULARIZED = {"augment": "none", "ema": 0.9, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.3, "min_lr": 1e-4}
+DEIT = {"augment": "light", "rand_augment": True, "random_erasing": 0.5, "repeated_augmentation": 2}
 
 
 @pytest.mark.parametrize(
     ("keys", "interval_s", "done"),
-    [({"augment": "light"}, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
+    [(DEIT, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
     tiny_graph: ModelGraph,
@@ -202,3 +204,54 @@ def test_a_damaged_training_state_is_refused(tiny_graph: ModelGraph, some_digits
         with pytest.raises(InputError, match=r"training state .* is damaged") as caught:
             train(tiny_graph.module, some_digits, labels_only, Train(), 0, {}, Silent(), keep=tmp_path)
         assert "--fresh" in caught.value.hint
+
+
+@pytest.mark.parametrize("keys", [{"accumulate": 4}, {"activation_checkpointing": True}])
+def test_keys_that_save_memory_do_not_change_the_result(
+    tiny_graph: ModelGraph, some_digits: Dataset, keys: dict[str, Any]
+) -> None:
+    plain, other = tiny_graph.copy(), tiny_graph.copy()
+    config: dict[str, Any] = {"epochs": 1, "batch": 32, "lr": 1e-2, "optimizer": "sgd", "drop_path": 0.0}
+    metrics, found = trained(plain, some_digits, **config), trained(other, some_digits, **config, **keys)
+    assert found["loss_last"] == pytest.approx(metrics["loss_last"], rel=1e-5)
+    assert found["mean_logit"] == pytest.approx(metrics["mean_logit"], rel=1e-4)
+    for name, weight in plain.parameters().items():
+        torch.testing.assert_close(other.parameters()[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_activation_checkpointing_keeps_one_activation_of_each_block(tiny_graph: ModelGraph) -> None:
+    def kept_elements(module: torch.nn.Module) -> int:
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(0 if isinstance(tensor, torch.nn.Parameter) else tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            module(torch.zeros(4, 3, 32, 32))
+        return sum(sizes)
+
+    recomputed = with_recomputation(tiny_graph.module)
+    assert {id(one) for one in recomputed.parameters()} == {id(one) for one in tiny_graph.module.parameters()}
+    assert kept_elements(recomputed) < 0.2 * kept_elements(tiny_graph.module)
+
+
+@pytest.mark.parametrize("optimizer", ["nadamw", "lamb", "lion", "sgd"])
+def test_every_optimizer_continues_with_its_state(
+    tiny_graph: ModelGraph, some_digits: Dataset, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
+    config = Train(epochs=1, batch=40, lr=1e-3, optimizer=optimizer)
+    whole, killed, resumed = (tiny_graph.copy() for _ in range(3))
+    left = iter(range(3))
+
+    def interrupt(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        if next(left) == 2:
+            raise KeyboardInterrupt
+        return labels_only(logits, batch)
+
+    train(whole.module, some_digits, labels_only, config, 0, {}, Silent())
+    with pytest.raises(KeyboardInterrupt):
+        train(killed.module, some_digits, interrupt, config, 0, {}, Silent(), keep=tmp_path)
+    train(resumed.module, some_digits, labels_only, config, 0, {}, Silent(), keep=tmp_path)
+    assert all(map(torch.equal, whole.parameters().values(), resumed.parameters().values()))

@@ -18,13 +18,14 @@ from vitslim.cli.doctor import doctor
 from vitslim.cli.inspect.command import inspect
 from vitslim.cli.progress import INTERRUPTED
 from vitslim.errors import RecipeError, VitslimError
+from vitslim.ranks import is_first_launched, launched_ranks
 from vitslim.version import __version__
 
 app = typer.Typer(
     name="vitslim",
     help="Compress vision transformers by a YAML recipe: prune, distill, quantize, export to ONNX, and report.",
     epilog="Exit codes: 0 success, 1 a gate failed, 2 invalid usage or recipe, 3 a stage failed, 4 a backend is "
-    "unavailable, 5 missing or corrupt input, 130 interrupted (run again to resume).",
+    "unavailable, 5 missing or corrupt input, 130 interrupted or another rank stopped (run again to resume).",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
@@ -62,6 +63,8 @@ def main() -> None:
     """Run the command line; print errors as messages and exit with their code."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
+    if launched_ranks() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each rank would repeat PyTorch's warnings
     try:
         code = app(
             sys.argv[1:] or ["--help"], standalone_mode=False
@@ -76,13 +79,16 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_explain_unexpected(error))
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and is_first_launched():
         typer.echo("\ninterrupted: run the same command again to resume after the last finished stage", err=True)
     if code:
         sys.exit(code)
 
 
 def _explain(error: VitslimError) -> int:
+    # Of several ranks the first one with an error reports it; before they have joined, rank 0 does.
+    if error.is_reported or (error.is_reported is None and not is_first_launched()):
+        return error.exit_code
     typer.echo(f"error: {error.message}", err=True)
     if isinstance(error, RecipeError):
         for problem in error.problems:

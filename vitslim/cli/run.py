@@ -18,6 +18,7 @@ from vitslim.cli.arguments import (
     all_overrides,
 )
 from vitslim.errors import GateError, UsageError
+from vitslim.ranks import is_first_launched
 
 if TYPE_CHECKING:
     from vitslim.pipeline.run.artifact import Artifact
@@ -58,7 +59,8 @@ def run(
 
         folder = out or Path("runs") / loaded.name
         artifact = run_recipe(loaded, folder, fresh=fresh, progress=progress, locked=locked)
-        _show(artifact, folder, output)
+        if is_first_launched():
+            _show(artifact, folder, output)
 
 
 def _show(artifact: Artifact, folder: Path, output: str) -> None:

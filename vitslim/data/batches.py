@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vitslim.data.source import Pixels
+from vitslim.ranks import rows_of_rank
 
 Labels = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """For each image a class index, or a tuple of class indices."""
@@ -52,6 +53,18 @@ class Batches:
     def after(self, count: int) -> Batches:
         """Return the batches without the first `count`, which are not decoded; all of them if `count` is negative."""
         return replace(self, positions=self.positions[max(count, 0) :])
+
+    def part(self, rank: int, ranks: int) -> Batches:
+        """Return the rows of each batch that a rank holds, as `rows_of_rank` chooses them; only these are decoded."""
+        if ranks == 1:
+            return self
+        rows = {size: rows_of_rank(size, rank, ranks) for size in set(map(len, self.positions))}
+        parts = (tuple(batch[row] for row in rows[len(batch)]) for batch in self.positions)
+        return replace(self, positions=tuple(parts))
+
+    def every(self, first: int, step: int) -> Batches:
+        """Return the batches first, first + step, ..."""
+        return replace(self, positions=self.positions[first::step])
 
     def on(self, device: torch.device) -> Batches:
         """Return the same batches on a device; pixels are copied as they were decoded and normalized there."""

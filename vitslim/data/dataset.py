@@ -13,6 +13,7 @@ import torch
 
 from vitslim.data.batches import Batches, Labels, split_positions
 from vitslim.data.preloaded import PreloadedImages
+from vitslim.data.rand_augment import rand_augmented
 from vitslim.data.source import CACHE_BYTES_MAX, Pixels, Source
 from vitslim.progress import Progress
 
@@ -84,6 +85,10 @@ class Dataset:
     def augmented(self, seed: int) -> Dataset:
         """Return the same images under a small random augmentation; equal seeds give equal images."""
         return replace(self, augment_seed=seed)
+
+    def rand_augmented(self) -> Dataset:
+        """Return the same images, to which `augmented` also applies RandAugment."""
+        return replace(self, source=rand_augmented(self.source))
 
     def preloaded(self, device: torch.device, progress: Progress) -> Dataset:
         """Return the same images, decoded and stored on a device; this dataset itself if they need too much memory."""

@@ -96,11 +96,13 @@ class _Builder:
             self._module.add_submodule(name, _parameters(found, mask))
         with graph.inserting_before(before):
             state = [graph.get_attr(range_name(name)), graph.get_attr(bits_name(name))]
-            masked = (graph.get_attr(f"{name}.mask"),) if mask is not None else ()
-            numbers = (found.low, found.high, found.signed, self._stochastic, self._empirical)
+            masked = graph.get_attr(f"{name}.mask") if mask is not None else None
+            # Weights are parameters of the graph; all other tensors have one row for each image.
+            images = x.op != "get_attr"
+            numbers = (found.low, found.high, found.signed, self._stochastic, self._empirical, masked, images)
             if not found.shift:
-                return graph.call_function(PSEUDO_QUANT, (x, *state, *numbers, *masked))
-            return self._shifted(graph, x, found.shift, (*state, *numbers, *masked))
+                return graph.call_function(PSEUDO_QUANT, (x, *state, *numbers))
+            return self._shifted(graph, x, found.shift, (*state, *numbers))
 
     @staticmethod
     def _shifted(graph: Graph, x: Any, shift: float, arguments: tuple[Any, ...]) -> Node:

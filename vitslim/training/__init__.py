@@ -1,7 +1,8 @@
 """Training and evaluation of a model on the run's data."""
 
+from vitslim.training.batch import Batch, Objective
 from vitslim.training.evaluate import agreement, predict, sqnr_db, top1
-from vitslim.training.loop import Batch, Objective, train
+from vitslim.training.loop import train
 from vitslim.training.losses import hard_loss, soft_loss
 from vitslim.training.record import LOSS, SECONDS
 from vitslim.training.waiting import STALL_SHARE

@@ -12,8 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional
+
+from vitslim.graph.ops.image_draws import draw_for_images
+from vitslim.random_state import seeded_random
 
 MIN_AREA = 0.1
 """Smallest area of a crop, as a fraction of the image."""
@@ -24,15 +28,15 @@ MAX_CHANGE = 0.4
 
 
 def mix_images(images: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Mix each image and its label with another one of the batch, by timm's mixup and cutmix.
+    """Mix image i and its label with image `b - 1 - i`, by timm's mixup and cutmix.
 
     images: float (b, C, H, W). labels: int64 (b,). Returns images of the same shape, and targets float32 (b, classes)
-    whose rows sum to 1. `mixup` and `cutmix` are the parameters of the Beta distribution of the weights, drawn for each
-    image; zero turns one of them off. The last image of an odd batch is not mixed. Sources: mixup (Zhang et al., 2018),
-    CutMix (Yun et al., 2019).
+    whose rows sum to 1. `mixup` and `cutmix` are the parameters of the Beta distribution of the weight, drawn once for
+    the batch as DeiT does, so that all ranks draw the same one; zero turns one of them off. The last image of an odd
+    batch is not mixed. Sources: mixup (Zhang et al., 2018), CutMix (Yun et al., 2019).
     """
     even = len(images) - len(images) % 2
-    mix = Mixup(mixup, cutmix, mode="elem", label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
+    mix = Mixup(mixup, cutmix, mode="batch", label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
     with _seeded_numpy():
         mixed, targets = mix(images[:even].clone(), labels[:even])
     unmixed = functional.one_hot(labels[even:], classes).to(targets)
@@ -48,6 +52,23 @@ def _seeded_numpy() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def erase(images: Tensor, probability: float) -> Tensor:
+    """Replace a random rectangle of some images by noise, by timm's random erasing (Zhong et al., AAAI 2020).
+
+    Normalized float (b, C, H, W) to the same shape. probability: for each image, in [0, 1].
+    """
+    seeds = draw_for_images(lambda count: torch.randint(2**31, (count,)), len(images)).tolist()
+    erased = images.clone()
+    erasing = RandomErasing(probability, mode="pixel", device=images.device)  # type: ignore[no-untyped-call]
+    # Ranks have other images, and each image another number of draws, but all ranks must go on with the same state.
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        for image, seed in zip(erased, seeds, strict=True):
+            torch.manual_seed(seed)
+            with seeded_random(seed):
+                erasing(image)
+    return erased
 
 
 def augment_strongly(images: Tensor) -> Tensor:
@@ -69,7 +90,7 @@ def _crop_grids(images: Tensor) -> Tensor:
     area, aspect = _uniform(count, MIN_AREA, 1), torch.exp(_uniform(count, -1, 1) * math.log(MAX_ASPECT))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     left, top = _uniform(count, -1, 1) * (1 - width), _uniform(count, -1, 1) * (1 - height)
-    flip = torch.randint(0, 2, (count,)) * 2 - 1
+    flip = draw_for_images(lambda images: torch.randint(0, 2, (images,)), count) * 2 - 1
     zero = torch.zeros(count)
     rows = torch.stack([flip * width, zero, left, zero, height, top], dim=1).view(count, 2, 3)
     return functional.affine_grid(_to_device_of(images, rows), list(images.shape), align_corners=False)
@@ -78,7 +99,8 @@ def _crop_grids(images: Tensor) -> Tensor:
 def _jitter_colors(images: Tensor) -> Tensor:
     """Change saturation, contrast and brightness of each image at random."""
     count = len(images)
-    changes = _to_device_of(images, _uniform(3 * count, -MAX_CHANGE, MAX_CHANGE).view(3, count, 1, 1, 1))
+    values = torch.stack([_uniform(count, -MAX_CHANGE, MAX_CHANGE) for _ in range(3)])
+    changes = _to_device_of(images, values.view(3, count, 1, 1, 1))
     saturation, contrast, brightness = 1 + changes[0], 1 + changes[1], changes[2]
     gray = images.mean(dim=1, keepdim=True)
     saturated = gray + saturation * (images - gray)
@@ -92,4 +114,4 @@ def _to_device_of(images: Tensor, values: Tensor) -> Tensor:
 
 
 def _uniform(count: int, low: float, high: float) -> Tensor:
-    return low + (high - low) * torch.rand(count)
+    return low + (high - low) * draw_for_images(torch.rand, count)

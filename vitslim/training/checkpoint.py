@@ -13,11 +13,14 @@ from torch import nn
 
 from vitslim.errors import InputError
 from vitslim.files import write_atomically
+from vitslim.ranks import rank
 
 STATE_FILE = "training.safetensors"
+OPTIMIZER = "optimizer."
+"""Prefix of the kinds of state that the optimizer keeps of each parameter, such as `optimizer.exp_avg`."""
+GROUPS = "groups"
 STEP = "step"
-OPTIMIZER_STATE = (STEP, "exp_avg", "exp_avg_sq")
-"""State that AdamW keeps of each parameter."""
+"""Number of steps that some optimizers keep of each parameter, others of each parameter group."""
 INTERVAL_S = 60.0
 """Longest time between two writes."""
 WRITE_TIME_FRACTION = 0.05
@@ -54,11 +57,17 @@ class Checkpoint:
         try:
             state = _by_kind(load_file(self.path))
             with torch.no_grad():
+                kept = {kind.removeprefix(OPTIMIZER): values for kind, values in state.items()
+                        if kind.startswith(OPTIMIZER)}  # fmt: skip
                 for name, weight in self.parameters.items():
                     weight.copy_(state["weight"][name])
-                    found = {key: state[key][name] for key in OPTIMIZER_STATE if name in state.get(key, {})}
-                    # AdamW needs its step count on the CPU, and the moments on the device of the weight.
-                    self.optimizer.state[weight] = {k: v if k == STEP else v.to(weight) for k, v in found.items()}
+                    found = {key: values[name] for key, values in kept.items() if name in values}
+                    # Step counts stay on the CPU, moments are on the device of the weight.
+                    self.optimizer.state[weight] = {
+                        k: v if k == STEP else v.to(weight.device) for k, v in found.items()
+                    }
+                for number, steps in state.get(GROUPS, {}).items():
+                    self.optimizer.param_groups[int(number)][STEP] = steps
                 for name, average in self.averages.items():
                     average.copy_(state["average"][name])
             return {name: values.tolist() for name, values in state["history"].items()}, state.get("hook", {})
@@ -68,19 +77,21 @@ class Checkpoint:
     def save(self, history: Callable[[], History], hook: Mapping[str, torch.Tensor], *, epoch_ended: bool) -> None:
         """Write the state if the last write is `INTERVAL_S` old, or at the end of an epoch if writing is fast enough.
 
-        `history` is called only if the state is written. `hook`: the state of the training hook by name. Raises
-        InputError if the file cannot be written.
+        Rank 0 writes. `history` is called only if the state is written. `hook`: the state of the training hook by name.
+        Raises InputError if the file cannot be written.
         """
         start = time.monotonic()
         age_s = start - self.saved_at
         is_due = age_s > INTERVAL_S or (epoch_ended and age_s * WRITE_TIME_FRACTION >= self.write_s)
-        if self.path is None or not is_due:
+        if self.path is None or not is_due or rank() > 0:
             return
         state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history().items()}
         for name, weight in self.parameters.items():
             state[f"weight:{name}"] = weight.detach().contiguous()
             for key, value in self.optimizer.state.get(weight, {}).items():
-                state[f"{key}:{name}"] = value.contiguous()
+                state[f"{OPTIMIZER}{key}:{name}"] = value.contiguous()
+        groups = enumerate(self.optimizer.param_groups)
+        state |= {f"{GROUPS}:{number}": group[STEP] for number, group in groups if STEP in group}
         state |= {f"average:{name}": average.contiguous() for name, average in self.averages.items()}
         state |= {f"hook:{name}": tensor.clone().contiguous() for name, tensor in hook.items()}  # may share memory
         self.path.parent.mkdir(parents=True, exist_ok=True)

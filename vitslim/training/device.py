@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,17 +12,17 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vitslim.errors import BackendUnavailableError, StageError
 from vitslim.graph.device import move
+from vitslim.ranks import launched_ranks
 from vitslim.recipe.train import Train
-from vitslim.training.attention import UnfusedAttention
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """CPU features without which bfloat16 is slower than float32."""
 
 
 def find_device(config: Train) -> torch.device:
-    """Return the training device; `auto` is the GPU if there is one.
+    """Return the training device of this rank; `auto` is the GPU if there is one.
 
-    Raises BackendUnavailableError for `cuda` without a GPU.
+    Raises BackendUnavailableError for `cuda` without a GPU, and for fewer GPUs than ranks on this machine.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
@@ -29,7 +30,16 @@ def find_device(config: Train) -> torch.device:
             "`train.device: cuda` needs a GPU, and PyTorch finds no CUDA device",
             "set train.device to auto, or to cpu",
         )
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    if not available or config.device == "cpu":
+        return torch.device("cpu")
+    if launched_ranks() == 1:
+        return torch.device("cuda")
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if local > gpus:
+        raise BackendUnavailableError(
+            f"torchrun started {local} ranks on this machine, which has {gpus} GPUs", f"use --nproc-per-node {gpus}"
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 @contextmanager
@@ -73,13 +83,3 @@ def find_precision(config: Train, device: torch.device) -> str:
     else:
         is_native = any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_INSTRUCTIONS)
     return "bfloat16" if is_native else "float32"
-
-
-@contextmanager
-def autocast(config: Train, device: torch.device) -> Iterator[None]:
-    """Compute activations and matmuls in the precision of the recipe; weights are always float32."""
-    enabled = find_precision(config, device) == "bfloat16"
-    # torch.compile chooses its own implementation of attention.
-    unfused = enabled and device.type == "cpu" and not config.compile
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), UnfusedAttention() if unfused else nullcontext():
-        yield

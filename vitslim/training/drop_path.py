@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from timm.layers.drop import calculate_drop_path_rates, drop_path
+from timm.layers.drop import calculate_drop_path_rates
 from torch.fx import GraphModule
 
 from vitslim.errors import StageError
 from vitslim.graph.anatomy import find_anatomy, find_branches
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import graph_module, tensors_of
+from vitslim.graph.ops.image_draws import drop_images
 
 
 def with_drop_path(module: GraphModule, graph: ModelGraph, rate: float) -> GraphModule:
@@ -38,6 +39,6 @@ def with_drop_path(module: GraphModule, graph: ModelGraph, rate: float) -> Graph
         add = copies[branch.add]
         result = copies[branch.add.all_input_nodes[1 - branch.stem]]
         with copied.inserting_before(add):
-            kept = copied.call_function(drop_path, (result, rates[branch.block], True))
+            kept = copied.call_function(drop_images, (result, rates[branch.block]))
         add.update_arg(1 - branch.stem, kept)
     return graph_module(tensors_of(module), copied)

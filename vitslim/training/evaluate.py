@@ -10,6 +10,8 @@ from scipy.special import bdtrc
 
 from vitslim.graph.outputs import Outputs, joined
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
+from vitslim.training.engine.collectives import gathered_batches
 from vitslim.training.images import LabeledImages
 
 SIGNIFICANCE = 0.05
@@ -17,20 +19,30 @@ SIGNIFICANCE = 0.05
 
 
 def predict(
-    model: Callable[[torch.Tensor], Outputs], dataset: LabeledImages, batch: int, progress: Progress, label: str
+    model: Callable[[torch.Tensor], Outputs],
+    dataset: LabeledImages,
+    batch: int,
+    progress: Progress,
+    label: str,
+    *,
+    by_ranks: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the outputs of all images in order, float32 (n, k), and their labels, int64 (n,) or float (n, classes).
 
     Outputs are logits, embeddings, or all maps of an image in one row (`joined`). `model` is a module or any function
-    of images; a module is left in evaluation mode.
+    of images; a module is left in evaluation mode. by_ranks: all ranks call this function and share the batches, whose
+    images and sizes do not depend on the number of ranks; without it each rank computes everything itself.
     """
     if isinstance(model, torch.nn.Module):
         model.eval()
-    outputs, labels = [], []
+    batches = dataset.batches(batch)
+    if by_ranks:
+        batches = batches.every(rank(), rank_count())
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad():
-        for images, targets in progress.track(dataset.batches(batch), label, images=batch):
-            outputs.append(joined(model(images)).float())
-            labels.append(targets)
+        for images, targets in progress.track(batches, label, images=batch):
+            found.append((joined(model(images)).float(), targets))
+    outputs, labels = zip(*(gathered_batches(found) if by_ranks else found), strict=True)
     return torch.cat(outputs), torch.cat(labels)
 
 

@@ -24,6 +24,14 @@ class LabeledBatches(Protocol):
         """Return these batches without the first `count`; all of them if `count` is negative."""
         ...
 
+    def part(self, rank: int, ranks: int) -> LabeledBatches:
+        """Return the rows of each batch that a rank holds, as `rows_of_rank` chooses them."""
+        ...
+
+    def every(self, first: int, step: int) -> LabeledBatches:
+        """Return the batches first, first + step, ..."""
+        ...
+
     def on(self, device: torch.device) -> LabeledBatches:
         """Return the same batches, yielded on a device."""
         ...
@@ -46,6 +54,10 @@ class LabeledImages(Protocol):
 
     def preloaded(self, device: torch.device, progress: Progress) -> LabeledImages:
         """Return the same images, decoded and stored on a device if they fit."""
+        ...
+
+    def rand_augmented(self) -> LabeledImages:
+        """Return the same images, to which `augmented` also applies RandAugment."""
         ...
 
     def augmented(self, seed: int) -> LabeledImages:

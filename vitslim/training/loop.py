@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
 from vitslim.recipe.train import Train
-from vitslim.training.augmentation import augment_strongly, mix_images
+from vitslim.training.augmentation import augment_strongly, erase, mix_images
+from vitslim.training.batch import Batch, Objective
 from vitslim.training.checkpoint import Checkpoint, History
-from vitslim.training.device import autocast, compilation, find_device, on_device
+from vitslim.training.device import compilation, find_device, on_device
+from vitslim.training.engine.fabric import make_fabric
 from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
-from vitslim.training.optimizer import CLIPS, AveragedWeights, make_optimizer, set_learning_rates
+from vitslim.training.optimizer import AveragedWeights, make_optimizer, make_schedule
+from vitslim.training.optimizer_step import OptimizerStep
 from vitslim.training.record import LOSS, SECONDS, WAITS, Record
 from vitslim.training.waiting import STALL_SHARE, stall_share, warn_of_stalls
 
 
-class Batch(NamedTuple):
-    """Inputs of an objective besides the student's output."""
-
-    images: torch.Tensor
-    """float32 (b, C, H, W)."""
-    labels: torch.Tensor
-    """int64 (b,); with mixup or cutmix float32 (b, classes), in which each row sums to 1; for several labels float32
-    (b, classes) of zeros and ones."""
-    positions: torch.Tensor
-    """int64 (b,): positions in the dataset, by which an objective can look up stored values of each image."""
-
-
-Objective = Callable[[Any, Batch], Mapping[str, torch.Tensor]]
-"""Maps the student's output on a batch (logits (b, classes), with features if it has taps) to scalars by name.
-`loss` is minimized, all others are only recorded."""
-
-
-def train(  # noqa: PLR0913, PLR0915 - each argument is one independent input of a training run
+def train(  # noqa: PLR0913 - each argument is one independent input of a training run
     student: nn.Module,
     dataset: LabeledImages,
     objective: Objective,
@@ -56,17 +44,19 @@ def train(  # noqa: PLR0913, PLR0915 - each argument is one independent input of
     classes: int | None = None,
     epochs: range | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
+    blocks: Sequence[str] = (),
 ) -> dict[str, float]:
     """Train `student` in place on all images of `dataset`; afterwards it is on the CPU and in evaluation mode.
 
-    Training runs on the device of `config`; the objective receives outputs and batches on that device.
+    Training runs on the device of `config`; the objective receives outputs and batches on that device. The ranks of a
+    run share each batch, and all end with the same weights; every rank needs the same arguments.
     `masks` maps parameter names to bool tensors, True where a weight may change; all other weights stay exactly zero.
     `hook` follows the run, may change gradients and masks, and may end it early.
     The folder `keep` receives the training state; if it already holds one, training continues from it and ends with
     the same weights as without an interruption. Equal seeds give equal weights.
     `classes`, the number of the model's classes, is needed for mixup and cutmix only.
     `epochs`: those of the schedule that are trained; all by default. `rates`: learning rates of parameters by name, as
-    factors of `config.lr`; these have no weight decay.
+    factors of `config.lr`; these have no weight decay. `blocks`: names of the residual blocks, for `layer_decay`.
 
     Returns `loss_first` and `loss_last` (mean loss of the first and the last epoch), `steps`, `images` (images seen),
     `seconds` (of all steps, interruptions excluded), `stall_share` (the share of these that waited for images), and
@@ -75,50 +65,67 @@ def train(  # noqa: PLR0913, PLR0915 - each argument is one independent input of
     BackendUnavailableError without the device.
     """
     device, hook = find_device(config), hook or TrainingHook()
+    fabric = make_fabric(config, device)
     with on_device(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
-        optimizer = make_optimizer(parameters, config, rates)
+        optimizer = make_optimizer(parameters, config, rates, blocks)
         averaged = AveragedWeights(parameters, config.ema)
         checkpoint = Checkpoint(keep, parameters, optimizer, averaged.averages)
         history = _resumed(checkpoint, hook, parameters, fixed)
-        per_epoch = len(dataset.batches(config.batch))
-        epochs = range(config.epochs) if epochs is None else epochs
-        first, steps = epochs.start * per_epoch, epochs.stop * per_epoch
-        done = first + len(history.get(LOSS, ()))
-        if done > first:
-            progress.say(f"{label} continues after step {done} of {steps}")
-        show = partial(progress.record, label)
-        record, compute_losses = Record(history, steps, first, show), _loss_function(student, objective, config)
+        schedule = EpochSteps.of(dataset, config, epochs)
+        done = schedule.first + len(history.get(LOSS, ()))
+        if done > schedule.first:
+            progress.say(f"{label} continues after step {done} of {schedule.stop}")
+        record = Record(history, schedule.stop, schedule.first, partial(progress.record, label))
+        rates_of_steps = make_schedule(optimizer, config, config.epochs * schedule.per_epoch)
+        make_step = OptimizerStep(fabric, student, objective, optimizer, fixed, averaged, hook, config)
         student.train()
         if device.type != "cpu" and config.augment != "light":
             dataset = dataset.preloaded(device, progress)
-        batches = record.waits.over(_batches(dataset, config, seed, epochs, done, device))
-        batches = progress.track(batches, label, total=steps - done, images=config.batch)
-        for step, batch in enumerate(batches, start=done):
-            # Each step has its own seed, so that training can continue from any step.
+        batches = record.waits.over(_batches(dataset, config, seed, schedule, done, device))
+        batches = progress.track(batches, label, total=schedule.stop - done, images=config.batch)
+        for step, (batch, share) in enumerate(batches, start=done):
+            # Each step has its own seed, so that training can continue from any step, on any number of ranks.
             torch.manual_seed(seed + step)
-            set_learning_rates(optimizer, config, step, config.epochs * per_epoch)
-            with autocast(config, device):
-                losses = compute_losses(_augmented(batch, config, classes))
-            optimizer.zero_grad()
-            torch.autograd.backward(losses[LOSS])
-            hook.after_backward()
-            if hook.updates_weights:
-                _update(optimizer, fixed, config.clip)
-                averaged.update()
-            record.add(losses)
+            rates_of_steps.step_update(step)
+            losses = make_step(_augmented(batch, config, classes), share)
+            epoch_ended = (step + 1) % schedule.per_epoch == 0
+            record.add(losses, read=epoch_ended and rank_count() > 1)
             if hook.after_update(step + 1):
                 break
-            if step + 1 < steps:
-                checkpoint.save(record.read, hook.state(), epoch_ended=(step + 1) % per_epoch == 0)
+            # All ranks read the record together, but the first alone writes.
+            if step + 1 < schedule.stop and (rank_count() == 1 or record.is_read):
+                checkpoint.save(record.read, hook.state(), epoch_ended=epoch_ended)
         averaged.copy_to_weights()
         student.eval()
+        make_step.release()
         history = record.read()
-    made = len(history[LOSS])
-    seen = len(epochs) * len(dataset) if made == steps - first else made * config.batch
     warn_of_stalls(history[WAITS], history[SECONDS], label, progress)
-    return _metrics(history, per_epoch) | {"steps": float(made), "images": float(seen)}
+    return _metrics(history, schedule, len(dataset), config.batch)
+
+
+class EpochSteps(NamedTuple):
+    """The steps of the epochs that are trained."""
+
+    epochs: range
+    per_epoch: int
+    """Steps of an epoch."""
+
+    @classmethod
+    def of(cls, dataset: LabeledImages, config: Train, epochs: range | None) -> EpochSteps:
+        """Return the steps of some epochs; of all epochs for None."""
+        return cls(range(config.epochs) if epochs is None else epochs, len(dataset.batches(config.batch)))
+
+    @property
+    def first(self) -> int:
+        """The first step, counted from 0 over the whole schedule."""
+        return self.epochs.start * self.per_epoch
+
+    @property
+    def stop(self) -> int:
+        """The step after the last one."""
+        return self.epochs.stop * self.per_epoch
 
 
 def _resumed(
@@ -135,20 +142,12 @@ def _resumed(
     return history
 
 
-def _loss_function(
-    student: nn.Module, objective: Objective, config: Train
-) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
-    def compute_losses(batch: Batch) -> Mapping[str, torch.Tensor]:
-        return objective(student(batch.images), batch)
-
-    # Static shapes: a smaller last batch is compiled separately and does not slow down the others.
-    return torch.compile(compute_losses, dynamic=False) if config.compile else compute_losses
-
-
 def _augmented(batch: Batch, config: Train, classes: int | None) -> Batch:
     images, labels = batch.images, batch.labels
     if config.augment == "strong":
         images = augment_strongly(images)
+    if config.random_erasing > 0:
+        images = erase(images, config.random_erasing)
     if config.has_mixing:
         if classes is None:
             raise ValueError("mixup and cutmix need the number of classes")
@@ -156,37 +155,47 @@ def _augmented(batch: Batch, config: Train, classes: int | None) -> Batch:
     return batch._replace(images=images, labels=labels)
 
 
-def _metrics(history: History, per_epoch: int) -> dict[str, float]:
-    count = min(per_epoch, len(history[LOSS]))
+def _metrics(history: History, steps: EpochSteps, images: int, batch: int) -> dict[str, float]:
+    made = len(history[LOSS])
+    count = min(steps.per_epoch, made)
     last = {name: math.fsum(values[-count:]) / count for name, values in history.items()}
     first, seconds = math.fsum(history[LOSS][:count]) / count, math.fsum(history[SECONDS])
-    stalls = {STALL_SHARE: stall_share(history[WAITS], history[SECONDS])}
+    seen = len(steps.epochs) * images if made == steps.stop - steps.first else made * batch
     del last[WAITS]
-    return {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds, **stalls}
+    stalls = {STALL_SHARE: stall_share(history[WAITS], history[SECONDS])}
+    found = {"loss_first": first, "loss_last": last.pop(LOSS), **last, SECONDS: seconds, **stalls}
+    return found | {"steps": float(made), "images": float(seen)}
 
 
 def _batches(
-    dataset: LabeledImages, config: Train, seed: int, epochs: range, done: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield the batches of `epochs` after the first `done` of all; each epoch has its own order and augmentation."""
-    for epoch in epochs:
-        epoch_seed = seed + 1_000_003 * (epoch + 1)
-        images_of_epoch = dataset.augmented(epoch_seed) if config.augment == "light" else dataset
-        whole = images_of_epoch.batches(config.batch, shuffle_seed=epoch_seed)
-        loader = whole.after(done - epoch * len(whole)).on(device)
-        for positions, (images, labels) in zip(loader.positions, loader, strict=True):
-            yield Batch(images, labels, torch.tensor(positions).to(device, non_blocking=True))
+    dataset: LabeledImages, config: Train, seed: int, steps: EpochSteps, done: int, device: torch.device
+) -> Iterator[tuple[Batch, float]]:
+    """Yield this rank's part of the batches after step `done`, each with its share.
+
+    Each epoch has its own order and augmentation; a batch holds `config.repeated_augmentation` versions of each of its
+    images. The share is the number of images of this rank, relative to the mean over the ranks: the mean over the ranks
+    of share times loss is the loss of the whole batch.
+    """
+    if config.rand_augment:
+        dataset = dataset.rand_augmented()
+    for epoch in steps.epochs:
+        skipped = max(0, done - epoch * steps.per_epoch)
+        numbers = range(config.repeated_augmentation)
+        versions = (_version(dataset, config, seed + 1_000_003 * (epoch + 1), n, skipped, device) for n in numbers)
+        for parts in islice(zip(*versions, strict=True), max(0, steps.per_epoch - skipped)):
+            batches = [batch for batch, _ in parts]
+            joined = batches[0] if len(batches) == 1 else Batch(*map(torch.cat, zip(*batches, strict=True)))
+            yield joined, parts[0][1]
 
 
-def _update(optimizer: torch.optim.Optimizer, fixed: Mapping[nn.Parameter, torch.Tensor], clip: float) -> None:
-    """Make one optimizer step with gradients clipped to a total norm; masked weights stay zero."""
-    for weight, mask in fixed.items():
-        if weight.grad is not None:
-            weight.grad.mul_(mask)
-    clipped = [weight for group in optimizer.param_groups if group.get(CLIPS, True) for weight in group["params"]]
-    nn.utils.clip_grad_norm_(clipped, clip)
-    optimizer.step()
-    # Masked gradients are not enough: the optimizer's moments could still move a pruned weight away from zero.
-    with torch.no_grad():
-        for weight, mask in fixed.items():
-            weight.mul_(mask)
+def _version(
+    dataset: LabeledImages, config: Train, epoch_seed: int, number: int, skipped: int, device: torch.device
+) -> Iterator[tuple[Batch, float]]:
+    """Yield this rank's part of the batches of an epoch after the first `skipped`, in one version of the images."""
+    images = dataset.augmented(epoch_seed + 500_009 * number) if config.augment == "light" else dataset
+    whole = images.batches(config.batch // config.repeated_augmentation, shuffle_seed=epoch_seed)
+    left, ranks = whole.after(skipped).on(device), rank_count()
+    own = left.part(rank(), ranks)
+    for every, positions, (pixels, labels) in zip(left.positions, own.positions, own, strict=True):
+        share = len(positions) * ranks / len(every) if len(every) >= ranks else 1.0
+        yield Batch(pixels, labels, torch.tensor(positions).to(device, non_blocking=True)), share

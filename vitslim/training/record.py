@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from vitslim.errors import StageError
+from vitslim.ranks import rank_count
 from vitslim.training.checkpoint import History
+from vitslim.training.engine.collectives import sum_over_ranks
 from vitslim.training.waiting import ImageWaits
 
 LOSS, SECONDS, WAITS = "loss", "seconds", "wait_seconds"
@@ -36,26 +38,37 @@ class Record:
         self.added_at = time.monotonic()
         self.waits, self.show = ImageWaits(), show
 
-    def add(self, losses: Mapping[str, torch.Tensor]) -> None:
-        """Record the scalars of one step, the seconds since the step before, and those of `waits`.
+    @property
+    def is_read(self) -> bool:
+        """Whether the scalars of all steps were read."""
+        return not self.unread
 
-        Raises StageError if a loss of the last steps is not finite.
+    def add(self, losses: Mapping[str, torch.Tensor], *, read: bool = False) -> None:
+        """Record the scalars of one step, of which each rank has its own, the seconds since the step before, and those
+        of `waits`.
+
+        read: read all steps now. Raises StageError if a loss of the last steps is not finite.
         """
         before, self.added_at = self.added_at, time.monotonic()
         self.history.setdefault(SECONDS, []).append(self.added_at - before)
         self.history.setdefault(WAITS, []).append(self.waits.last_s)
         self.unread.append({name: value.detach() for name, value in losses.items()})
-        if len(self.unread) == READ_EVERY:
+        if read or len(self.unread) == READ_EVERY:
             self.read()
 
     def read(self) -> History:
-        """Return the scalars of all steps. Raises StageError if a loss of the last steps is not finite."""
-        for losses in self.unread:
-            values = torch.stack([value.float() for value in losses.values()])
-            for name, value in zip(losses, values.tolist(), strict=True):
+        """Return the scalars of all steps, averaged over the ranks.
+
+        Raises StageError if a loss of the last steps is not finite.
+        """
+        if not self.unread:
+            return self.history
+        rows = torch.stack([torch.stack([value.float() for value in losses.values()]) for losses in self.unread])
+        for losses, values in zip(self.unread, (sum_over_ranks(rows) / rank_count()).tolist(), strict=True):
+            for name, value in zip(losses, values, strict=True):
                 self.history.setdefault(name, []).append(value)
             self._require_finite()
-        if self.unread and self.show is not None:
+        if self.show is not None:
             latest = {name: self.history[name][-1] for name in self.unread[-1]}
             self.show(self.first + len(self.history[LOSS]), latest)
         self.unread.clear()

@@ -10,15 +10,21 @@ from vitslim.cli.progress import INTERRUPTED
 from vitslim.cli.progress.console_progress import ConsoleProgress
 from vitslim.cli.progress.event_file import EventFile
 from vitslim.errors import VitslimError
-from vitslim.progress import Progress
+from vitslim.progress import Progress, Silent
+from vitslim.ranks import is_first_launched
 
 
 @contextmanager
 def run_progress(events: Path | None, tensorboard: Path | None) -> Iterator[Progress]:
     """Yield the progress of a run, and close its files after it; the last event holds the exit code.
 
+    Of several ranks only rank 0 shows and writes anything.
+
     Raises InputError if the file of the events cannot be written, UsageError without the package `tensorboard`.
     """
+    if not is_first_launched():
+        yield Silent()
+        return
     progress: Progress = ConsoleProgress()
     with ExitStack() as stack:
         if events is not None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vitslim.ranks import rank_count
 
 QUANTIZER_PREFIX = "vitslim.q."
 """Prefix of the parameters and buffers that hold scales and zero points."""
@@ -99,23 +101,25 @@ def _fake(  # noqa: PLR0913, PLR0917
     return torch.empty_like(x)
 
 
-def fake_quant_gradients(
+def fake_quant_gradients(  # noqa: PLR0913, PLR0917 - as above
     gradient: Tensor, x: Tensor, scale: Tensor, zero_point: int | Tensor, axis: int | None, limits: tuple[int, int],
-    group_size: int,
+    group_size: int, ranks: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Straight-through gradient of `x` and LSQ gradient of the scale (Esser et al., ICLR 2020, sections 2.1 and 2.2).
 
     Inside the range the gradient of x passes and that of the scale is `round(x/s) - x/s`; outside, x gets none and
     the scale gets the distance of the clipped integer from zero. The scale's gradient is divided by
-    `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights.
+    `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights. ranks:
+    number of parts of which x is one; its elements are those of all parts.
     """
-    ratio = x / expand_scale(scale, x, axis, group_size) + zero_point
-    qmin, qmax = limits
-    clipped = torch.clamp(torch.round(ratio), qmin, qmax)
-    inside = (ratio >= qmin) & (ratio <= qmax)
-    slope = torch.where(inside, clipped - ratio, clipped - zero_point) * gradient
-    elements = x.numel() / max(scale.numel(), 1)
-    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * qmax, 1.0))
+    # In place where possible: activations are large.
+    ratio = (x / expand_scale(scale, x, axis, group_size)).add_(zero_point)
+    clipped = torch.clamp(ratio, *limits)
+    inside = ratio == clipped
+    origin = torch.where(inside, ratio, zero_point)
+    slope = clipped.round_().sub_(origin).mul_(gradient)
+    elements = ranks * x.numel() / max(scale.numel(), 1)
+    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * limits[1], 1.0))
 
 
 def _sum_to_scale(slope: Tensor, axis: int | None, group_size: int, scale: Tensor) -> Tensor:
@@ -130,14 +134,16 @@ def _sum_to_scale(slope: Tensor, axis: int | None, group_size: int, scale: Tenso
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:  # noqa: ARG001
     x, scale, zero_point, axis, qmin, qmax, group_size, zero_points = inputs
     ctx.save_for_backward(x, scale, zero_points)  # type: ignore[arg-type]
-    ctx.arguments = (zero_point, axis, (qmin, qmax), group_size)  # type: ignore[attr-defined]
+    # The ranks share activations, and all have the same weights.
+    parts = 1 if isinstance(x, nn.Parameter) else rank_count()
+    ctx.arguments = (zero_point, axis, (qmin, qmax), group_size, parts)  # type: ignore[attr-defined]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_points = ctx.saved_tensors  # type: ignore[attr-defined]
-    zero_point, axis, limits, group_size = ctx.arguments  # type: ignore[attr-defined]
+    zero_point, axis, limits, group_size, parts = ctx.arguments  # type: ignore[attr-defined]
     zero = _expand_zero_point(zero_point if zero_points is None else zero_points, x, axis, group_size)
-    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, zero, axis, limits, group_size)
+    x_gradient, scale_gradient = fake_quant_gradients(gradient, x, scale, zero, axis, limits, group_size, parts)
     return x_gradient, scale_gradient, None, None, None, None, None, None
 
 

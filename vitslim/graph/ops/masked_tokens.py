@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import Library
 from torch.nn import functional
 
+from vitslim.graph.ops.image_draws import gumbel_noise
 from vitslim.graph.ops.selection import unit_vectors
 from vitslim.graph.ops.squeeze import split_by_score
 
@@ -32,7 +33,9 @@ def sampled_decision(logits: Tensor, previous: Tensor | None) -> Tensor:
     logits: (B, N, 2) float, channel 0 for keeping. previous: (B, N) of zeros and ones; None: all tokens are there.
     Returns (B, N) float32 of zeros and ones, with the gradient of the soft sample.
     """
-    kept = functional.gumbel_softmax(logits.float(), tau=1.0, hard=True)[..., 0]
+    # As functional.gumbel_softmax(hard=True), whose noise would depend on the number of ranks.
+    keep, drop = functional.softmax(logits.float() + gumbel_noise(logits.float()), dim=-1).unbind(dim=-1)
+    kept = (keep >= drop).to(keep.dtype) - keep.detach() + keep
     return kept if previous is None else kept * previous
 
 

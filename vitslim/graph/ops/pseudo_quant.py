@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.library import Library
 from torch.nn import functional
+
+from vitslim.graph.ops.image_draws import draw_for_images
+from vitslim.ranks import rank_count
 
 BINS = 256
 """Bins of the histogram of rounding errors."""
@@ -43,22 +46,32 @@ def range_state(high: Tensor) -> Tensor:
     return high + torch.log(-torch.expm1(-high))
 
 
-def rounding_error_noise(x: Tensor, step: Tensor, counted: Tensor) -> Tensor:
+def rounding_error_noise(x: Tensor, step: Tensor, counted: Tensor, images: bool = False) -> Tensor:
     """Draw noise from the distribution of the rounding errors of a tensor: in [-0.5, 0.5], in units of the step.
 
     x: float, any shape. step: broadcasts to x. counted: bool, of the shape of x, True for the elements whose errors
     count. The distribution is a histogram of `BINS` bins; a position within a bin is uniform. Uniform if no element
-    counts. Returns float of the shape of x.
+    counts. images: x has one row for each image, and the distribution is that of the images of all ranks. Returns float
+    of the shape of x.
     """
     ratio = (x / step)[counted].float()
     counts = torch.histc(torch.round(ratio) - ratio, bins=BINS, min=-0.5, max=0.5)
+    if images and rank_count() > 1:
+        distributed.all_reduce(counts)
     counts = torch.where(counts.sum() > 0, counts, torch.ones_like(counts))
     upper = counts.cumsum(0) / counts.sum()
-    draws = torch.rand(x.shape, device=x.device)
+    draws = uniform_noise(x.shape, x.device, images)
     found = torch.searchsorted(upper, draws, right=True).clamp_(max=BINS - 1)
     share = counts / counts.sum()
     within = (draws - (upper - share)[found]) / share[found].clamp(min=torch.finfo(share.dtype).tiny)
     return ((found + within.clamp_(0, 1)) / BINS - 0.5).to(x.dtype)
+
+
+def uniform_noise(shape: torch.Size, device: torch.device, images: bool) -> Tensor:
+    """Return float32 numbers in [0, 1). images: the first dimension is that of the images of a batch."""
+    if not images:
+        return torch.rand(shape, device=device)
+    return draw_for_images(lambda count: torch.rand((count, *shape[1:]), device=device), shape[0])
 
 
 def _spread(scale: Tensor, x: Tensor) -> Tensor:
@@ -72,19 +85,30 @@ def _inside(x: Tensor, high: Tensor, signed: bool) -> Tensor:
 
 @torch.library.custom_op("vitslim::add_noise", mutates_args=())
 def add_noise(
-    x: Tensor, high: Tensor, top: Tensor, signed: bool, empirical: bool, mask: Tensor | None = None
+    x: Tensor,
+    high: Tensor,
+    top: Tensor,
+    signed: bool,
+    empirical: bool,
+    mask: Tensor | None = None,
+    images: bool = False,
 ) -> Tensor:
     """Clip a tensor to its range and add noise of one quantization step, `high / top`, to the elements inside.
 
     x: float, any shape. high: float, positive, () or (x.shape[0],); the range is [-high, high], or [0, high] if not
     `signed`. top: float (), the largest integer. empirical: noise with the distribution of the rounding errors; else
-    uniform. mask: bool, of the shape of x; elements where it is False get no noise.
+    uniform. mask: bool, of the shape of x; elements where it is False get no noise. images: x is an activation, with
+    one row for each image of the batch.
     """
     ceiling = _spread(high, x)
     step, inside = ceiling / top, _inside(x, ceiling, signed)
     if mask is not None:
         inside &= mask
-    noise = rounding_error_noise(x, step, inside) if empirical else torch.empty_like(x).uniform_(-0.5, 0.5)
+    if empirical:
+        noise = rounding_error_noise(x, step, inside, images)
+    else:
+        noise = draw_for_images(lambda count: x.new_empty((count, *x.shape[1:])).uniform_(-0.5, 0.5),
+                                len(x)) if images else torch.empty_like(x).uniform_(-0.5, 0.5)  # fmt: skip
     # In place: activations are large.
     noise.mul_(step).mul_(inside)
     return noise.add_(torch.clamp(x, -ceiling if signed else torch.zeros_like(ceiling), ceiling))
@@ -98,6 +122,7 @@ def _fake(
     signed: bool,  # noqa: ARG001
     empirical: bool,  # noqa: ARG001
     mask: Tensor | None = None,  # noqa: ARG001
+    images: bool = False,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty_like(x)
 
@@ -123,7 +148,7 @@ def _sum_of_products(x: Tensor, y: Tensor, per_channel: bool) -> Tensor:
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, high, top, signed, _, _ = inputs
+    x, high, top, signed, *_ = inputs
     # The noise is the difference of result and input, which other operators keep anyway.
     ctx.save_for_backward(x, output, high, top)  # type: ignore[arg-type]
     ctx.signed = signed  # type: ignore[attr-defined]
@@ -131,7 +156,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[objec
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, noisy, high, top = ctx.saved_tensors  # type: ignore[attr-defined]
-    return (*noise_gradients(gradient, x, noisy, high, top, ctx.signed), None, None, None)  # type: ignore[attr-defined]
+    return (*noise_gradients(gradient, x, noisy, high, top, ctx.signed), None, None, None, None)  # type: ignore[attr-defined]
 
 
 add_noise.register_autograd(_backward, setup_context=_setup_context)
@@ -147,17 +172,18 @@ def pseudo_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and numb
     stochastic: bool,
     empirical: bool,
     mask: Tensor | None = None,
+    images: bool = False,
 ) -> Tensor:
     """Return x with the noise of quantization at its learned range and bits; same shape and dtype.
 
     range_parameter: float, () or (x.shape[0],); its softplus is the largest value of the range. bits_parameter: float
     (); see `learned_bits`. low, high: the smallest and the largest number of bits. stochastic: round the bits up or
-    down at random, else to the nearest integer. signed, empirical, mask: as `add_noise`.
+    down at random, else to the nearest integer. signed, empirical, mask, images: as `add_noise`.
     """
     bits = learned_bits(bits_parameter, low, high)
     whole = sampled_bits(bits, low, high) if stochastic else round_straight(bits)
     top = levels(whole, signed)
-    noisy: Tensor = add_noise(x, functional.softplus(range_parameter), top, signed, empirical, mask)
+    noisy: Tensor = add_noise(x, functional.softplus(range_parameter), top, signed, empirical, mask, images)
     return noisy
 
 
@@ -165,7 +191,7 @@ def _register() -> Library:
     library = Library("vitslim", "FRAGMENT")  # type: ignore[no-untyped-call]
     signature = (
         "pseudo_quant(Tensor x, Tensor range_parameter, Tensor bits_parameter, float low, float high, bool signed, "
-        "bool stochastic, bool empirical, Tensor? mask=None) -> Tensor"
+        "bool stochastic, bool empirical, Tensor? mask=None, bool images=False) -> Tensor"
     )
     library.define(signature)  # type: ignore[no-untyped-call]
     library.impl("pseudo_quant", pseudo_quant, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates ONNX files on the data sets of a run, on all cores."""
+    """Evaluates ONNX files on the data sets of a run, on all cores. Ranks share the images, except those of maps."""
 
     data: DataModule
     source: ModelSource
@@ -55,7 +55,9 @@ class Evaluator:
         sets = evaluation_sets(self.data) | ({CALIBRATION: self.data.calibration} if task.uses_calibration else {})
         found: dict[str, Predicted] = {}
         for name, dataset in sets.items():
-            outputs, labels = predict(forward, dataset, BATCH, self.progress, f"{label}: accuracy on {name}")
+            outputs, labels = predict(
+                forward, dataset, BATCH, self.progress, f"{label}: accuracy on {name}", by_ranks=True
+            )
             found[name] = Predicted(task.stored(outputs), labels)
         dense: Mapping[str, torch.Tensor] = self.dense.predictions if self.dense else {}
         accuracies = tuple(

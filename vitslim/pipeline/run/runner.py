@@ -11,8 +11,9 @@ from typing import Any
 
 from vitslim.backends.environment import environment
 from vitslim.backends.registry import parse_backend
-from vitslim.data import load_data
-from vitslim.errors import RecipeError
+from vitslim.data import DataModule, load_data
+from vitslim.errors import InputError, RecipeError
+from vitslim.files import MANIFEST_FILE
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.accelerators import approximating, approximation_of
 from vitslim.pipeline.bench.table_cache import resolve_tables
@@ -24,7 +25,7 @@ from vitslim.pipeline.plan import device_warnings, estimate_stages, input_proble
 from vitslim.pipeline.problems.data_problems import list_images
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
-from vitslim.pipeline.run.artifact import Artifact, check_replaceable, write_artifact
+from vitslim.pipeline.run.artifact import Artifact, check_replaceable, load_artifact, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
@@ -34,10 +35,11 @@ from vitslim.pipeline.run.run_events import run_finished, run_started, stage_eve
 from vitslim.pipeline.run.run_time import ExpectedTime, expected_time, say_duration
 from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
-from vitslim.pipeline.run.store import StageStore, StoredStage
+from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.pipeline.run_folders import stages_folder
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
 from vitslim.recipe import Locked, assumptions, lock_text, resolve_checkpoint
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.plugins import plugins_of
@@ -45,6 +47,7 @@ from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.results import Environment, LayerNote, Report, StageRecord, TokenPicture
 from vitslim.training.device import find_device
+from vitslim.training.engine.collectives import first_rank_first, on_first_rank, wait_for_ranks
 
 
 def execute(
@@ -54,7 +57,7 @@ def execute(
     started = time.monotonic()
     for backend in recipe.report.backends:
         parse_backend(backend).require()
-    recipe, notes = resolve_reduce_range(resolve_tables(recipe, progress, build=True))
+    recipe, notes = resolve_reduce_range(on_first_rank(lambda: resolve_tables(recipe, progress, build=True)))
     for training in filter(None, (config.training for config in recipe.stages)):
         find_device(training)
     for folder in (out, *_snapshot_folders(recipe, out)):
@@ -68,12 +71,16 @@ def execute(
         data = runner.data.notes
 
         def finish(runner: StageRunner, folder: Path) -> Artifact:
+            if rank() > 0:
+                wait_for_ranks()
+                return load_artifact(wait_for_file(folder / MANIFEST_FILE).parent)
             records = _measured(runner, runner.recipe, progress)
             report = _report(
                 runner.recipe, records, _pictures(runner, runner.recipe), _environment(recipe), warnings, data
             )
             artifact = write_artifact(folder, runner.finished[-1].folder, lock, report, layout_files(runner))
             run_finished(progress, artifact)
+            wait_for_ranks()
             return artifact
 
         artifact = _run_stages(runner, 0, key, out, finish)
@@ -96,10 +103,13 @@ def _prepared(
     for note in dense.source.weights:
         progress.say(f"model.checkpoint: {note}")
     recipe, task_problems, task_notes = resolve_task(recipe, dense.source)
-    listed = list_images(recipe.data, progress)
+    with first_rank_first():  # the other ranks find its check of the images in the cache
+        listed = list_images(recipe.data, progress)
     rows = estimate_stages(recipe, sketch(dense), (*task_problems, *input_problems(recipe, dense, listed)))
     recipe, order = resolve_class_order(recipe, dense, listed, progress)
-    data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
+    with first_rank_first():
+        data = load_data(recipe.data, dense.source, recipe.seed, progress, listed or None)
+    require_images(data, rank_count())
     dense.source = replace(dense.source, class_rule=data.train.class_rule)
     for note in data.notes:
         progress.say(note)
@@ -115,6 +125,14 @@ def _prepared(
     with stage_events(progress, DENSE, "dense", "", lambda: runner.finished[-1].record):
         runner.run_dense(dense, key, (*task_notes, *order))
     return runner, key, lock_text(recipe, inputs), expected
+
+
+def require_images(data: DataModule, ranks: int) -> None:
+    """Raise InputError for a data set with fewer images than ranks."""
+    for found in (data.train, data.calibration, data.val, *data.extra.values()):
+        if len(found) < ranks:
+            message = f"{ranks} ranks cannot share the {len(found)} images of '{found.split}'"
+            raise InputError(message, "start at most as many ranks as there are images")
 
 
 def _environment(recipe: Recipe) -> Environment:

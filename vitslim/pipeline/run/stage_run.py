@@ -19,17 +19,19 @@ from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference, forward_of
 from vitslim.pipeline.run.keys import snapshot_key
-from vitslim.pipeline.run.stage_files import FLOAT_FILE, exported_form, file_to_export, is_quantized
-from vitslim.pipeline.run.store import StageStore, StoredStage
+from vitslim.pipeline.run.stage_files import FLOAT_FILE, StageFile, exported_form, file_to_export, is_quantized
+from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
 from vitslim.recipe.accelerators import Accelerator
 from vitslim.recipe.schema import Recipe
-from vitslim.recipe.stage_config import StageConfig
+from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.results import RESOLVED_KEY, Accuracy, LayerNote, StageRecord
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.registry import make_stage
 from vitslim.training import SECONDS
+from vitslim.training.engine.collectives import on_first_rank
 
 DENSE = "00-dense"
 
@@ -53,7 +55,7 @@ class StageRunner:
             with self.store.writing(DENSE, key) as scratch:
                 result = StageResult(graph, changes=(*_weights_notes(graph), *notes))
                 stored = self._keep(scratch, result, DENSE, "dense", "", key, time.monotonic())
-        self.finished.append(stored)
+        self.finished.append(self._shared(stored, DENSE, key))
 
     def run_stage(self, config: StageConfig, key: str, accelerator: Accelerator | None = None) -> None:
         """Apply one stage of the recipe to the result of the stage before it.
@@ -74,7 +76,14 @@ class StageRunner:
         else:
             self.progress.say(f"{name}: reused")
             stored = self._with_current_file(stored)
-        self.finished.append(stored)
+        self.finished.append(self._shared(stored, name, key))
+
+    def _shared(self, stored: StoredStage, name: str, key: str) -> StoredStage:
+        """Return the stage as rank 0 stored it, so that all ranks continue with the same bits."""
+        if rank_count() == 1:
+            return stored
+        found = self.store.find(name, key)
+        return found if found is not None and rank() > 0 else stored
 
     def at_snapshot(self, snapshot: str, key: str) -> StageRunner:
         """Return a runner whose last finished stage is a snapshot of this one's. key: that of the last stage.
@@ -85,7 +94,8 @@ class StageRunner:
         stored = self.store.find(name, own)
         if stored is None:
             raise InputError(f"the snapshot '{snapshot}' is missing among the finished stages", "run with --fresh")
-        return replace(self, finished=[*self.finished[:-1], self._with_current_file(stored)])
+        current = self._shared(self._with_current_file(stored), name, own)
+        return replace(self, finished=[*self.finished[:-1], current])
 
     def _keep_snapshot(
         self, config: StageConfig, stage: str, key: str, snapshot: str, result: StageResult, started: float
@@ -107,8 +117,10 @@ class StageRunner:
         )  # fmt: skip
         torch.manual_seed(self.recipe.seed)
         try:
-            result = stage.apply(before, context)
-            broken = stage.ensures(before, result.graph)
+            # Rank 0 alone exports; the other ranks read its file.
+            is_idle = config.phase is Phase.EXPORT and rank() > 0
+            result = StageResult(before) if is_idle else stage.apply(before, context)
+            broken = [] if is_idle else stage.ensures(before, result.graph)
         except VitslimError as error:
             error.message = f"stage {name} (after {self.finished[-1].record.name}): {error.message}"
             raise
@@ -120,11 +132,10 @@ class StageRunner:
     def _keep(
         self, scratch: Path, result: StageResult, name: str, kind: str, method: str, key: str, started: float
     ) -> StoredStage:
-        onnx, is_exported = scratch / MODEL_FILE, kind == "export" or is_quantized(result.graph)
+        is_exported = kind == "export" or is_quantized(result.graph)
         form = exported_form(self.recipe) if is_exported else FLOAT_FILE
-        if not onnx.exists():
-            form.write(result.graph, onnx, self.data.calibration.class_names)
-        accuracies, predictions = self._evaluated(onnx, result.graph, name)
+        onnx, size = on_first_rank(lambda: self._written(form, result.graph, scratch))
+        accuracies, predictions = self._evaluated(wait_for_file(onnx), result.graph, name)
         record = StageRecord(
             name=name,
             kind=kind,
@@ -133,7 +144,7 @@ class StageRunner:
             seconds=max(time.monotonic() - started, result.metrics.get(SECONDS, 0)),
             key=key,
             cost=cost(result.graph),
-            onnx_bytes=onnx.stat().st_size,
+            onnx_bytes=size,
             onnx_form=form.key if is_exported else None,
             accuracies=accuracies,
             changes=result.changes,
@@ -144,11 +155,20 @@ class StageRunner:
         )
         return self.store.stored(scratch, result.graph, predictions, record)
 
+    def _written(self, form: StageFile, graph: ModelGraph, folder: Path) -> tuple[Path, int]:
+        """Return the ONNX file in the folder of a stage, after writing it if the stage has not, and its bytes."""
+        onnx = folder / MODEL_FILE
+        if not onnx.exists():
+            form.write(graph, onnx, self.data.calibration.class_names)
+        return onnx, onnx.stat().st_size
+
     def _evaluated(self, onnx: Path, graph: ModelGraph, name: str) -> tuple[tuple[Accuracy, ...], Predictions]:
         """Evaluate a file; one that equals that of the stage before has its results."""
         before = self.finished[-1] if len(self.finished) > 1 else None
-        if before is not None and file_digest(before.onnx) == file_digest(onnx):
-            return before.record.accuracies, before.predictions
+        if before is not None:
+            files = before.onnx, onnx
+            if on_first_rank(lambda: len({file_digest(file) for file in files}) == 1):
+                return before.record.accuracies, before.predictions
         return Evaluator(self.data, graph.source, self.progress, self._reference()).evaluate(onnx, name)
 
     def _with_current_file(self, stored: StoredStage) -> StoredStage:

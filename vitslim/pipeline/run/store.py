@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,10 +19,28 @@ from vitslim.files import MODEL_FILE, exclusive, replace_atomically
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.pipeline.run_folders import RECORD_FILE
+from vitslim.ranks import rank
 from vitslim.results import StageRecord
 from vitslim.stages.contract import StageResult
+from vitslim.training.engine.collectives import on_first_rank, wait_for_ranks
 
 PREDICTIONS_FILE = "predictions.safetensors"
+VISIBLE_S = 120.0
+"""Longest time until another machine sees a file."""
+
+
+def wait_for_file(path: Path) -> Path:
+    """Return the path of a file that rank 0 wrote, when this rank sees it: network file systems show it after seconds.
+
+    Raises InputError if it does not appear.
+    """
+    stop = time.monotonic() + VISIBLE_S
+    while not path.exists():
+        if time.monotonic() > stop:
+            message = f"rank {rank()} does not see '{path}', which rank 0 wrote"
+            raise InputError(message, "choose a folder with --out that all machines share")
+        time.sleep(0.1)
+    return path
 
 
 @dataclass
@@ -63,9 +83,14 @@ class StageStore:
     def open(self, fresh: bool) -> Iterator[None]:
         """Create the folder, or empty it for a fresh run, and keep other runs out of it until the context ends.
 
-        Raises UsageError if the folder cannot be written, or while another run uses it.
+        Of several ranks the first does. Raises UsageError if the folder cannot be written, or while another run uses
+        it.
         """
         with ExitStack() as stack:
+            if rank() > 0:
+                wait_for_ranks()
+                yield
+                return
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive(self.folder))
@@ -76,22 +101,35 @@ class StageStore:
                 raise UsageError(
                     f"cannot write to '{self.folder}': {error.strerror}", "choose another folder with --out"
                 ) from error
+            wait_for_ranks()
             yield
 
     def find(self, name: str, key: str) -> StoredStage | None:
-        """Return the finished stage with this key; None when there is none."""
+        """Return the finished stage with this key; None when there is none.
+
+        All ranks find what rank 0 finds. Raises InputError for a damaged stage, and if another rank does not see it.
+        """
+        if not on_first_rank((self._folder(name, key) / RECORD_FILE).exists):
+            return None
+        if rank() > 0:
+            wait_for_file(self._folder(name, key) / RECORD_FILE)
         folder = self._folder(name, key)
         try:
             record = StageRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
-        except FileNotFoundError:
-            return None
         except ValueError as error:
             raise InputError(f"'{folder / RECORD_FILE}' is corrupt", "run again with --fresh") from error
         return StoredStage(folder, record.model_copy(update={"cached": True}))
 
     @contextmanager
     def writing(self, name: str, key: str) -> Iterator[Path]:
-        """Yield a scratch folder, which becomes the folder of the stage on success and is deleted on an error."""
+        """Yield a scratch folder, which becomes the folder of the stage on success and is deleted on an error.
+
+        That of other ranks than the first is deleted in any case.
+        """
+        if rank() > 0:
+            with TemporaryDirectory() as folder:
+                yield Path(folder)
+            return
         with replace_atomically(self._folder(name, key)) as scratch:
             yield scratch
         shutil.rmtree(self.kept(name, key), ignore_errors=True)
@@ -105,9 +143,10 @@ class StageStore:
         self, scratch: Path, graph: ModelGraph, predictions: dict[str, torch.Tensor], record: StageRecord
     ) -> StoredStage:
         """Write the files of a stage into its scratch folder, and return the stage."""
-        save_graph(graph, scratch)
-        save_file(predictions, scratch / PREDICTIONS_FILE)
-        (scratch / RECORD_FILE).write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        if rank() == 0:
+            save_graph(graph, scratch)
+            save_file(predictions, scratch / PREDICTIONS_FILE)
+            (scratch / RECORD_FILE).write_text(record.model_dump_json(indent=1), encoding="utf-8")
         stage = StoredStage(self._folder(record.name, record.key), record)
         stage.graph, stage.predictions = graph, predictions
         return stage

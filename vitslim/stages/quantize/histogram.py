@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitslim.errors import StageError
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.stages.quantize.weights.weight_scales import CANDIDATES, SMALLEST_CANDIDATE
+from vitslim.training.engine.collectives import max_over_ranks, sum_over_ranks
 
 BINS = 8192
 """Histogram bins on either side of zero: at least 16 for each integer, even after the range has doubled."""
@@ -38,6 +40,14 @@ class Extremes:
         """Add a float tensor of any shape; values must be finite."""
         low, high = (float(value) for value in torch.aminmax(values.detach()))
         self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def forget(self) -> None:
+        """Keep everything: there is only a minimum and a maximum."""
+
+    def merge(self) -> None:
+        """Add the values that the other ranks observed; all ranks call it."""
+        low, high = max_over_ranks(torch.tensor([-self.low, self.high], dtype=torch.float64)).tolist()
+        self.low, self.high = -low, high
 
     def find_range(self, bits: int, symmetric: bool = False) -> Range:
         """Return the range of the observed values: signed, or unsigned with a zero point if that is narrower."""
@@ -78,6 +88,25 @@ class Histogram(Extremes):
             self.counts[BINS] += values.numel()
             return
         self.counts += torch.histc(values.detach().float(), bins=2 * BINS, min=-self.range, max=self.range)
+
+    def forget(self) -> None:
+        """Forget the counts; the bins and the smallest and largest value stay."""
+        self.counts.zero_()
+
+    def merge(self) -> None:
+        """Add the counts of the other ranks, whose bins began with the same range; all ranks call it.
+
+        Raises StageError if the first batch was zero, which gives the bins no common range.
+        """
+        widest = float(max_over_ranks(torch.tensor(self.range, dtype=torch.float64)))
+        self._widen(widest)
+        limits = torch.tensor([self.range, -self.low, self.high], dtype=torch.float64)
+        largest, low, high = max_over_ranks(limits).tolist()
+        if largest != widest:
+            message = "an activation is zero on the first calibration images, so ranks cannot share its calibration"
+            raise StageError(message, "run this stage with one rank; further stages may use several")
+        self.low, self.high = -low, high
+        self.counts = sum_over_ranks(self.counts)
 
     def _widen(self, peak: float) -> None:
         if self.range == 0.0 and peak > 0.0:

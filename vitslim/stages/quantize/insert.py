@@ -66,8 +66,8 @@ def compare(before: ModelGraph, after: ModelGraph, context: StageContext) -> dic
     """Return SQNR and agreement of a quantized graph with the float graph, on calibration images, as metrics."""
     images = context.data.calibration.balanced(outputs_at_once(before.source, COMPARED_IMAGES))
     batch, task = images_at_once(before, FORWARD_BATCH), task_for(before.source)
-    reference, _ = predict(before.module, images, batch, context.progress, "comparing: float model")
-    found, _ = predict(after.module, images, batch, context.progress, "comparing: quantized model")
+    reference, _ = predict(before.module, images, batch, context.progress, "comparing: float model", by_ranks=True)
+    found, _ = predict(after.module, images, batch, context.progress, "comparing: quantized model", by_ranks=True)
     return {
         "calibration_sqnr_db": sqnr_db(reference, found),
         f"calibration_{task.agreement}": task.agrees(reference, found).float().mean().item(),

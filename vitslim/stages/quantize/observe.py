@@ -19,7 +19,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import is_op, tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, dynamic_fake_quant, fake_quant
 from vitslim.graph.outputs import Outputs
+from vitslim.ranks import rank, rank_count
 from vitslim.stages.contract import StageContext
+from vitslim.training.engine.collectives import gathered_batches
 from vitslim.training.evaluate import run_over
 
 aten = torch.ops.aten
@@ -32,6 +34,18 @@ class Statistic(Protocol):
     """Statistic of the activations of one layer, collected batch by batch."""
 
     def observe(self, values: Tensor) -> None: ...
+
+
+class SharedStatistic(Statistic, Protocol):
+    """Statistic that ranks can add up."""
+
+    def forget(self) -> None:
+        """Forget the values that were observed, except those that it keeps in a minimum or a maximum."""
+        ...
+
+    def merge(self) -> None:
+        """Add the values that the other ranks observed; all ranks call it."""
+        ...
 
 
 Operands = Mapping[str, Sequence[tuple[Node, int]]]
@@ -47,11 +61,13 @@ class ImageRanges:
     def __init__(self, images: int) -> None:
         """`images`: the number of all images."""
         self._images, self._batch = images, slice(0, 0)
+        self._batches: list[slice] = []
         self._limits: tuple[Tensor, Tensor] | None = None
 
     def begin(self, images: int) -> None:
         """Begin the next batch, of so many images."""
         self._batch = slice(self._batch.stop, self._batch.stop + images)
+        self._batches.append(self._batch)
 
     def observe(self, values: Tensor) -> None:
         """Add a float tensor (..., channels), whose rows are those of one image of the batch after the other."""
@@ -65,6 +81,14 @@ class ImageRanges:
         rows = values.detach().reshape(here.stop - here.start, -1, channels)
         low[here] = torch.minimum(low[here], rows.amin(dim=1))
         high[here] = torch.maximum(high[here], rows.amax(dim=1))
+
+    def merge(self) -> None:
+        """Add the images of the other ranks, which share the batches as `predict` does; all ranks call it."""
+        own = () if self._limits is None else self._limits
+        parts = [tuple(limit[batch] for limit in own) for batch in self._batches]
+        if rank_count() > 1 and (found := gathered_batches(parts)):
+            low, high = zip(*found, strict=True)
+            self._limits = torch.cat(low), torch.cat(high)
 
     def of(self, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return both over some images, bool (n,), or over all: float (channels,) each.
@@ -109,14 +133,31 @@ class Observer(Interpreter):
 
 def observe(
     graph: ModelGraph,
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, SharedStatistic],
     context: StageContext,
     label: str,
     operands: Operands | None = None,
 ) -> None:
-    """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name."""
+    """Pass activations of all calibration images to `statistics`; by default, the input of the layer of that name.
+
+    The ranks share the batches, and all have the statistics of all images afterwards.
+    """
     observer = Observer(graph.module, statistics, operands or layer_inputs(graph.module))
-    run_over(observer, context.data.calibration, images_at_once(graph, FORWARD_BATCH), context.progress, label)
+    images, batch, ranks = context.data.calibration, images_at_once(graph, FORWARD_BATCH), rank_count()
+    if ranks == 1:
+        run_over(observer, images, batch, context.progress, label)
+        return
+    batches = images.batches(batch)
+    with torch.no_grad():
+        # All ranks observe the first batch, so that the bins of all histograms agree; only rank 0 counts it.
+        for first, _ in batches.every(0, len(batches)):
+            observer(first)
+        for statistic in statistics.values() if rank() > 0 else ():
+            statistic.forget()
+        for own, _ in context.progress.track(batches.after(1).every(rank(), ranks), label):
+            observer(own)
+    for statistic in statistics.values():
+        statistic.merge()
 
 
 def layer_inputs(module: GraphModule) -> Operands:

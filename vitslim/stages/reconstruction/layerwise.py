@@ -22,6 +22,7 @@ from vitslim.graph.memory import images_at_once, images_held
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, parameter_of, tensor_of
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count, rows_of_rank
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layer_sums import CompressedSums, OriginalSums, layer_rows
 from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, scaled_gradients
@@ -34,6 +35,8 @@ IMAGES_AT_ONCE = 8
 Solve = Callable[[str, Tensor, Curvature], Tensor]
 """New weight (out, in) of a layer, from its name, its current weight (out, in), and the cost of a change."""
 Change = Callable[[Tensor], Tensor]
+Measure = Callable[[Tensor, int, Mapping[str, OriginalSums]], None]
+"""Adds the images of this rank to the sums, given the number of images of the whole batch."""
 _Segment = tuple[list[Node], Node]
 """A layer, and the nodes to run since the layer before it."""
 
@@ -64,21 +67,27 @@ class LayerSolver:
         """Return a copy of a graph in which the named layers have the weights that `solve` returns.
 
         Layers are visited in the order of the model. Convolutions are matrices over their unfolded inputs; grouped
-        convolutions must not be named. A weight that several layers share is solved for the first of them.
+        convolutions must not be named. A weight that several layers share is solved for the first of them. The ranks
+        share the images, unless these are fewer; each solves every layer from the sums over all images.
         """
-        original = self._original_sums(graph, _places(graph.module, weights))
+        shared = 1 < rank_count() <= len(self.images)
+        batches = shared_batches(self.images, images_at_once(graph, BATCH, backward=True))
+        original = self._original_sums(graph, _places(graph.module, weights), batches, shared)
         new = graph.copy()
         places = _places(new.module, weights)
-        parts = torch.split(self.images, images_at_once(graph, IMAGES_AT_ONCE))
+        images = torch.cat([own for own, _ in batches]) if rank_count() > 1 else self.images
+        parts = torch.split(images, images_at_once(graph, IMAGES_AT_ONCE))
         runs = [_Changed(new.module, self.inputs, part) for part in parts]
         with torch.no_grad():
             for nodes, layer in self.progress.track(_segments(new.module, places), self.label):
                 name = places[layer]
                 weight, bias = tensor_of(new.module, name), self._bias(new.module, layer, name)
-                sums, row_weights = CompressedSums(centered=bool(bias)), original[name].weights()
+                sums, row_weights = CompressedSums(bool(bias), shared), original[name].weights()
                 for run, here in zip(runs, _split(row_weights, parts), strict=True):
                     run.through(nodes)
                     sums.add(layer_rows(layer, run.input_of(layer), weight), here)
+                if shared:
+                    sums.merge()
                 result = solve(name, weight.flatten(start_dim=1), _curvature(weight, sums, original[name]))
                 if bias:
                     matrix, means = weight.flatten(start_dim=1).double(), (original[name].mean(), sums.mean())
@@ -86,26 +95,30 @@ class LayerSolver:
                 weight.copy_(result.view(weight.shape))
         return new
 
-    def _original_sums(self, graph: ModelGraph, places: Mapping[Node, str]) -> Mapping[str, OriginalSums]:
-        """Return the sums over the rows of each layer of the original graph, by the name of its weight."""
-        sums = {name: OriginalSums(len(self.images)) for name in places.values()}
+    def _original_sums(
+        self, graph: ModelGraph, places: Mapping[Node, str], batches: Sequence[tuple[Tensor, int]], shared: bool
+    ) -> Mapping[str, OriginalSums]:
+        """Return the sums over the rows of each layer of the original graph, by the name of its weight.
+
+        batches: as `shared_batches` returns them.
+        """
+        sums = {name: OriginalSums(sum(len(own) for own, _ in batches)) for name in places.values()}
         if places and (self.sensitive or self.biases):
             measure = self._measure_gradients(graph, places) if self.sensitive else _measure_inputs(graph, places)
-            batches = torch.split(self.images, images_at_once(graph, BATCH, backward=True))
-            for batch in self.progress.track(batches, "inputs and gradients of layers"):
-                measure(batch, sums)
+            for own, whole in self.progress.track(batches, "inputs and gradients of layers"):
+                measure(own, whole, sums)
+            for one in sums.values() if shared else ():
+                one.merge()
         return sums
 
-    def _measure_gradients(
-        self, graph: ModelGraph, places: Mapping[Node, str]
-    ) -> Callable[[Tensor, Mapping[str, OriginalSums]], None]:
+    def _measure_gradients(self, graph: ModelGraph, places: Mapping[Node, str]) -> Measure:
         layers = [(name, node) for node, name in places.items()]
         sensitivity = Sensitivity(graph.module, layers, seed=0, draws=self.draws, task=task_for(graph.source))
         nodes = dict(layers)
 
-        def measure(batch: Tensor, sums: Mapping[str, OriginalSums]) -> None:
+        def measure(batch: Tensor, whole: int, sums: Mapping[str, OriginalSums]) -> None:
             inputs, norms = dict[str, Tensor](), dict[str, Tensor]()
-            for name, x, found, gradients in sensitivity(batch):
+            for name, x, found, gradients in sensitivity(batch, whole):
                 inputs[name], norms[name] = x, norms.get(name, 0) + found
                 if name in self.joint:
                     sums[name].add_gradients(scaled_gradients(gradients, found))
@@ -154,12 +167,23 @@ class _Changed(Interpreter):
         return ((self._inputs[n](args[0]), *args[1:]) if n in self._inputs else args), kwargs
 
 
-def _measure_inputs(
-    graph: ModelGraph, places: Mapping[Node, str]
-) -> Callable[[Tensor, Mapping[str, OriginalSums]], None]:
+def shared_batches(images: Tensor, size: int) -> list[tuple[Tensor, int]]:
+    """Return this rank's images of each batch of at most `size` images, and the number of images of the batch.
+
+    With more ranks than that, a batch has an image for each rank, and a smaller last one is added to the batch before.
+    If there are fewer images than ranks, every rank has all.
+    """
+    ranks = rank_count()
+    batches = list(torch.split(images, max(size, ranks)))
+    if len(batches) > 1 and len(batches[-1]) < ranks:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return [(batch[rows_of_rank(len(batch), rank(), ranks)] if ranks > 1 else batch, len(batch)) for batch in batches]
+
+
+def _measure_inputs(graph: ModelGraph, places: Mapping[Node, str]) -> Measure:
     tapped = with_taps(graph.module, [argument(node, 0) for node in places])
 
-    def measure(batch: Tensor, sums: Mapping[str, OriginalSums]) -> None:
+    def measure(batch: Tensor, _: int, sums: Mapping[str, OriginalSums]) -> None:
         with torch.no_grad():
             _, inputs = tapped(batch)
             for (node, name), x in zip(places.items(), inputs, strict=True):

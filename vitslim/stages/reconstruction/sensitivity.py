@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from vitslim.errors import StageError
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.outputs import joined
+from vitslim.training.engine.collectives import whole_batch
 from vitslim.training.taps import with_taps
 from vitslim.training.tasks import TaskFunctions
 from vitslim.training.tasks.classification import Classification
@@ -60,17 +61,18 @@ class Sensitivity:
         self._generator, self._draws = torch.Generator().manual_seed(seed), draws
         self._task = task or Classification()
 
-    def __call__(self, images: Tensor) -> Iterator[LayerGradients]:
+    def __call__(self, images: Tensor, whole: int | None = None) -> Iterator[LayerGradients]:
         """Yield the gradients of each draw and layer.
 
-        Raises StageError for gradients, or outputs of sampled answers, that are not finite.
+        whole: number of images of the batch that the ranks share, of which `images` are those of this rank. Raises
+        StageError for gradients, or outputs of sampled answers, that are not finite.
         """
         count = len(self._names)
         if self._draws == 0:
-            values, gradients = random_gradients(self._tapped, images, self._generator, count)
+            values, gradients = random_gradients(self._tapped, images, self._generator, count, whole)
             yield from self._by_layer(values[count:], gradients)
         else:
-            drawn = sampled_gradients(self._tapped, images, self._generator, self._draws, self._task, count)
+            drawn = sampled_gradients(self._tapped, images, self._generator, self._draws, self._task, count, whole)
             for values, gradients in drawn:
                 yield from self._by_layer(values[count:], gradients)
 
@@ -94,16 +96,21 @@ def scaled_gradients(rows: Tensor, norms: Tensor) -> Tensor:
 
 
 def random_gradients(
-    tapped: GraphModule, images: Tensor, generator: torch.Generator, count: int | None = None
+    tapped: GraphModule,
+    images: Tensor,
+    generator: torch.Generator,
+    count: int | None = None,
+    whole: int | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the values of the tapped nodes, and the gradients of a random combination of the model's outputs there.
 
     count: number of nodes to differentiate at, the first of them; default all. Both are detached and of the same
-    shapes. Values that do not depend on the image have gradients of zero.
+    shapes. Values that do not depend on the image have gradients of zero. whole: as in `Sensitivity`; the combination
+    does not depend on the number of ranks.
     """
     with torch.enable_grad():
         found, values = tapped(images.detach().clone().requires_grad_())
-        outputs = joined(found)
+        outputs = whole_batch(joined(found), len(images) if whole is None else whole)
         direction = torch.randn(outputs.shape, generator=generator).to(outputs.device)
         scalar = (outputs * direction).sum()
     return tuple(x.detach() for x in values), _gradients(scalar, values[:count], last=True)
@@ -116,17 +123,19 @@ def sampled_gradients(
     draws: int,
     task: TaskFunctions,
     count: int | None = None,
+    whole: int | None = None,
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Yield for each draw the values of the tapped nodes, and the gradients there of the log-likelihood of a sampled
     answer.
 
     Answers are sampled for each image by the task; the model runs on the CPU. The expectation of the outer products of
-    the gradients is the Fisher information (Martens and Grosse, ICML 2015, section 2.2). `count` as in
-    `random_gradients`. Raises StageError for outputs that are not finite.
+    the gradients is the Fisher information (Martens and Grosse, ICML 2015, section 2.2). `count` and `whole`
+    as in `random_gradients`. Raises StageError for outputs that are not finite.
     """
     with torch.enable_grad():
         found, values = tapped(images.detach().clone().requires_grad_())
-        scalars = task.log_likelihoods(joined(found), draws, generator)
+        outputs = whole_batch(joined(found), len(images) if whole is None else whole)
+        scalars = task.log_likelihoods(outputs, draws, generator)
     detached = tuple(x.detach() for x in values)
     for scalar in scalars:
         yield detached, _gradients(scalar, values[:count], last=False)
@@ -139,7 +148,10 @@ def _gradients(scalar: Tensor, outputs: Sequence[Tensor], *, last: bool) -> tupl
     return tuple(next(found) if x.requires_grad else torch.zeros_like(x) for x in outputs)
 
 
-def row_weights(norms: Tensor) -> Tensor:
-    """Return weights of mean 1, float32 (positions,), from norms, float64 (positions,); all 1 for zero norms."""
-    mean = norms.mean()
+def row_weights(norms: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return weights of mean 1, float32 (positions,), from norms, float64 (positions,); all 1 for zero norms.
+
+    mean: that of the norms of all ranks; default: of these.
+    """
+    mean = norms.mean() if mean is None else mean
     return (norms / mean if mean > 0 else torch.ones_like(norms)).float()

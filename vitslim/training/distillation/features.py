@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional
 
 from vitslim.errors import StageError, closest
 from vitslim.graph.anatomy import find_anatomy, find_branches
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages.training import Features
+from vitslim.training.engine.collectives import share_of_total
 
 FEATURE_LOSS = "feature_loss."
 """Prefix of the metric that records the feature loss of a block."""
@@ -48,11 +50,12 @@ def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], counted
     """Return the mean squared distance of the features of each block over the counted images: float32 (blocks,).
 
     `student` and `teacher` hold one float tensor (b, ...) per block, of equal shapes; `counted` is bool (b,). The
-    result is zero, with finite gradients, if no image is counted.
+    result is zero, with finite gradients, if no image is counted. With several ranks, these hold parts of one batch,
+    and the mean over its images is that of the counted images of all ranks.
     """
-    image_weights = counted.float() / counted.sum().clamp(min=1)
+    image_weights = counted.float() / share_of_total(counted.float().sum(), len(counted), least=1)
     squares = [
-        (ours.float() - theirs.float()).square().flatten(start_dim=1)
+        functional.mse_loss(ours.float(), theirs.float(), reduction="none").flatten(start_dim=1)
         for ours, theirs in zip(student, teacher, strict=True)
     ]
     distances = [square.mean(dim=1) for square in squares]

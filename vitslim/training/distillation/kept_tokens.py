@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitslim.training.engine.collectives import share_of_total
+
 
 def ratio_loss(decisions: Sequence[Tensor], fractions: Sequence[float]) -> Tensor:
     """Return the squared distance of the kept fraction from its target, averaged over images and predictors.
@@ -27,12 +29,13 @@ def token_loss(student: Tensor, teacher: Tensor, decision: Tensor) -> Tensor:
 
     student, teacher: (B, P + N, C) float, outputs of the same block, which are normalized over channels first as the
     final norm of a transformer does. decision: (B, N) of zeros and ones for the last N tokens. Zero if none is kept.
+    With several ranks, these hold parts of one batch, and the mean over its images is that over all kept tokens.
     """
     patches = decision.shape[1]
     ours, theirs = (_log_distribution(tokens[:, -patches:]) for tokens in (student, teacher))
     divergence = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=2)
     kept = decision.detach()
-    return (divergence * kept).sum() / kept.sum().clamp(min=1.0)
+    return (divergence * kept).sum() / share_of_total(kept.sum(), len(kept), least=1.0)
 
 
 def _log_distribution(tokens: Tensor) -> Tensor:

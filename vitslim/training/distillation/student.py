@@ -113,6 +113,7 @@ def train_with_teacher(  # noqa: PLR0913 - each argument is one independent inpu
         classes=student.source.classes,
         epochs=epochs,
         rates=rates,
+        blocks=tuple(block_outputs(student)) if config.train.layer_decay < 1 else (),
     )
     student.module.eval()
     converted = dict.fromkeys(describe_conversion(student.source, one.source) for one in teachers)

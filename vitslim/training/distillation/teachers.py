@@ -16,13 +16,13 @@ from vitslim.graph.outputs import Outputs, joined
 from vitslim.graph.trace import load_timm, trace_timm
 from vitslim.progress import Progress
 from vitslim.recipe.stages.training import Teacher, TeacherModel, TrainedWithTeacher
+from vitslim.training.batch import Batch
 from vitslim.training.device import find_device
 from vitslim.training.distillation.features import block_outputs
 from vitslim.training.distillation.input_conversion import input_conversion
 from vitslim.training.distillation.objective import TeacherFunction
 from vitslim.training.evaluate import predict
 from vitslim.training.images import LabeledImages
-from vitslim.training.loop import Batch
 from vitslim.training.taps import LogitsAndFeatures, with_taps
 
 EarlierGraph = Callable[[str], ModelGraph]
@@ -79,7 +79,9 @@ def teacher_function(
     run = forward if forward is not None and device.type == "cpu" else teacher.module.eval()
     is_small = not teacher.source.has_maps
     if is_small and not (blocks or config.train.has_mixing) and config.train.augment == "none":
-        stored = predict(lambda images: run(convert(images)), dataset, config.train.batch, progress, "teacher")[0]
+        stored, _ = predict(
+            lambda images: run(convert(images)), dataset, config.train.batch, progress, "teacher", by_ranks=True
+        )
         logits = stored.to(device)
         return lambda batch: LogitsAndFeatures(logits[batch.positions], ())
     if run is forward and not blocks:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from vitslim.errors import StageError
 from vitslim.graph.outputs import parts
+from vitslim.training.engine.collectives import share_of_total
 from vitslim.training.tasks.contract import Predicted
 
 NEIGHBORS = 20
@@ -39,7 +40,7 @@ class Embeddings:
         """Return the squared distance from the teacher's outputs over their squared norm, averaged over outputs."""
         ours, theirs = parts(outputs, self._outputs), parts(teacher, self._outputs)
         ratios = [
-            (mine - theirs[name]).square().sum() / theirs[name].square().sum().clamp(min=TINY)
+            (mine - theirs[name]).square().sum() / share_of_total(theirs[name].square().sum(), len(outputs), least=TINY)
             for name, mine in ours.items()
         ]
         return torch.stack(ratios).mean()

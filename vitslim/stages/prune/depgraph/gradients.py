@@ -12,6 +12,8 @@ from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.outputs import joined
 from vitslim.progress import Progress
+from vitslim.ranks import rank, rank_count
+from vitslim.training.engine.collectives import sum_over_ranks, whole_batch
 from vitslim.training.tasks import task_for
 
 Gradients = dict[str, Tensor]
@@ -36,13 +38,19 @@ def summed_gradients(
     """Return the sum over batches of the gradient of the mean loss of the task, such as the cross-entropy.
 
     generator: source of the random combinations of outputs that replace a loss without labels. The graph is not
-    changed. Raises StageError for a gradient that is not finite.
+    changed. The ranks share each batch. Raises StageError for a gradient that is not finite.
     """
     module, task = graph.copy().module, task_for(graph.source)
+    own = images.part(rank(), rank_count())
     with torch.enable_grad():
-        for pixels, labels in progress.track(images, "gradients for importance"):
-            torch.autograd.backward(task.importance_loss(joined(module(pixels)), labels, generator))
-    return _finite({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
+        batches = progress.track(own, "gradients for importance")
+        for count, (pixels, labels) in zip(map(len, images.positions), batches, strict=True):
+            outputs = whole_batch(joined(module(pixels)), count)
+            loss = task.importance_loss(outputs, whole_batch(labels, count), generator)
+            # Every rank has all images of a batch that is smaller than the ranks.
+            torch.autograd.backward(loss / rank_count() if count < rank_count() else loss)
+    found = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    return _finite({name: sum_over_ranks(gradient) for name, gradient in found.items()})
 
 
 def squared_gradients(
@@ -51,21 +59,27 @@ def squared_gradients(
     """Return the mean over images of the squared gradient of each image's loss, as in `summed_gradients`.
 
     Runs image by image: separate gradients for a whole batch would need the memory of as many models. The graph is not
-    changed. Raises StageError for a gradient that is not finite.
+    changed. The ranks share the batches, except those of a feature extractor. Raises StageError for a gradient that is
+    not finite.
     """
     module, task = graph.copy().module, task_for(graph.source)
     weights = dict(module.named_parameters())
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     count = sum(len(positions) for positions in images.positions)
-    each = ((image, label) for pixels, labels in images for image, label in zip(pixels, labels, strict=True))
+    # Random combinations of outputs follow one another, so that ranks cannot divide them.
+    is_shared = graph.source.classes > 0
+    own = images.every(rank(), rank_count()) if is_shared else images
+    each = ((image, label) for pixels, labels in own for image, label in zip(pixels, labels, strict=True))
+    number = sum(len(positions) for positions in own.positions)
     with torch.enable_grad():
-        for image, label in progress.track(each, "gradients of single images", total=count):
+        for image, label in progress.track(each, "gradients of single images", total=number):
             module.zero_grad()
             torch.autograd.backward(task.importance_loss(joined(module(image[None])), label[None], generator))
             for name, weight in weights.items():
                 if weight.grad is not None:
                     total[name].addcmul_(weight.grad, weight.grad)
-    return _finite({name: squares / count for name, squares in total.items()})
+    sums = {name: sum_over_ranks(squares) if is_shared else squares for name, squares in total.items()}
+    return _finite({name: squares / count for name, squares in sums.items()})
 
 
 def _finite(gradients: Gradients) -> Gradients:

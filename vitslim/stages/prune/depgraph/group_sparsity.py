@@ -15,6 +15,7 @@ from vitslim.stages.prune.depgraph.groups import Member, axis_scores
 from vitslim.stages.prune.depgraph.importance import magnitude_l2
 from vitslim.training import LOSS, SECONDS, STALL_SHARE, Batch, hard_loss, train
 from vitslim.training.device import find_device
+from vitslim.training.distillation.features import block_outputs
 from vitslim.training.drop_path import with_drop_path
 from vitslim.training.hook import TrainingHook
 
@@ -108,6 +109,7 @@ def train_sparse(
         hook=GroupRegularizer(on_device, student.parameters(), config.gamma, config.alpha),
         keep=context.keep,
         classes=student.source.classes,
+        blocks=tuple(block_outputs(student)) if config.train.layer_decay < 1 else (),
     )
     student.module.eval()
     times = {name: metrics.pop(name) for name in (SECONDS, STALL_SHARE)}

@@ -19,6 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
 from vitslim.graph.outputs import output_list
+from vitslim.ranks import rank, rank_count
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.histogram import Extremes
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
@@ -75,6 +76,10 @@ def smooth_activations(
     noise = {name: one.noise for name, one in tokens.items()}
     for one, images in zip(held_out, reversed(halves), strict=True):
         observe_gradients(graph, readers, {**one, **noise}, images, context)
+    for loss in (*held_out[0].values(), *held_out[1].values()):
+        loss.merge()
+    for one_noise in noise.values():
+        one_noise.merge()
     losses = [strength_losses(graph, scheme, places, one) for one in held_out]
     limits = {name: one.of() for name, one in seen.channels.items()}
     smoothed, changes = _with_best_strengths(graph, places, limits, losses)
@@ -115,7 +120,11 @@ def observe_ranges(
             one.begin(len(some))
         return output_list(observer(some))[-1]
 
-    last, _ = predict(run, images, batch, context.progress, "smoothing: ranges")
+    last, _ = predict(run, images, batch, context.progress, "smoothing: ranges", by_ranks=True)
+    for channels in seen.channels.values():
+        channels.merge()
+    for extremes in seen.whole.values():
+        extremes.merge()
     return split_by_class(task_for(graph.source).groups(last)), seen
 
 
@@ -162,12 +171,18 @@ def observe_gradients(
     images: Dataset,
     context: StageContext,
 ) -> None:
-    """Add the activations of all images, with their gradients, to the losses of the same place."""
+    """Add the activations of all images, with their gradients, to the losses of the same place.
+
+    The ranks share each batch; of a batch that is smaller than the ranks, all compute everything and rank 0 adds it.
+    """
     names, module = with_activations(graph, readers)
-    generator = torch.Generator().manual_seed(context.seed)
-    batches = images.batches(images_at_once(graph, BATCH, backward=True))
-    for batch, _ in context.progress.track(batches, "smoothing: strengths"):
-        activations, gradients = random_gradients(module, batch, generator)
+    generator, ranks = torch.Generator().manual_seed(context.seed), rank_count()
+    batches = images.batches(max(images_at_once(graph, BATCH, backward=True), ranks))
+    own = context.progress.track(batches.part(rank(), ranks), "smoothing: strengths")
+    for whole, (batch, _) in zip(map(len, batches.positions), own, strict=True):
+        activations, gradients = random_gradients(module, batch, generator, whole=whole)
+        if whole < ranks and rank() > 0:
+            continue
         for name, x, gradient in zip(names, activations, gradients, strict=True):
             losses[name].observe(x, gradient)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitslim.stages.quantize.smoothing.tokens import unit_squares
+from vitslim.training.engine.collectives import sum_over_ranks
 
 STRENGTHS = (None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidates. A channel of range r is divided by (r / median r) ** strength; None leaves the activation unchanged."""
@@ -81,7 +82,8 @@ class HeldOutLoss:
         self._weights = torch.zeros(len(limits[0]), dtype=torch.float64)
         self._center = (limits[0] + limits[1]) / 2
         """Sums are those of activations minus this, which changes no variance but that of rounding errors."""
-        self._rows, self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self._rows = torch.zeros((), dtype=torch.float64)
+        self._sum, self._squares = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
 
     def observe(self, x: Tensor, gradient: Tensor) -> None:
         """Add activations and the gradient of a random combination of the logits, float (..., channels) each.
@@ -112,6 +114,12 @@ class HeldOutLoss:
         for index, one in enumerate(self._candidates):
             over = (values - one.high[found]).clamp(min=0) + (one.low[found] - values).clamp(min=0)
             self._clipped[index] += over.double().square() @ weights
+
+    def merge(self) -> None:
+        """Add the rows that the other ranks observed; all ranks call it."""
+        self._clipped, self._weights = sum_over_ranks(self._clipped), sum_over_ranks(self._weights)
+        self._rows, self._sum = sum_over_ranks(self._rows), sum_over_ranks(self._sum)
+        self._squares = sum_over_ranks(self._squares)
 
     def losses(self, weight: Tensor, top: int, clips: bool = True) -> Tensor:
         """Return the squared error of the logits that each candidate causes, summed over rows, float64 (candidates,).

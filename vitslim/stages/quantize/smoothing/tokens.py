@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import StageError
+from vitslim.training.engine.collectives import all_items, max_over_ranks
 
 
 class Division(NamedTuple):
@@ -43,6 +44,11 @@ class TokenNoise:
         self._low, self._high = torch.minimum(self._low, x.amin()), torch.maximum(self._high, x.amax())
         self._largest.append((x if self._bounded else x.abs()).amax(dim=1).double())
         self._weights.append(weights)
+
+    def merge(self) -> None:
+        """Add the rows that the other ranks observed; all ranks call it."""
+        self._low, self._high = -max_over_ranks(-self._low), max_over_ranks(self._high)
+        self._largest, self._weights = all_items(self._largest), all_items(self._weights)
 
     def best(self) -> Division | None:
         """Return the floor of the least noise, among the largest magnitudes of all rows; None if none is positive.

@@ -19,8 +19,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.ops.masked_tokens import ranked_decision
 from vitslim.progress import Progress
 from vitslim.recipe.train import Train
+from vitslim.training.batch import Batch
 from vitslim.training.evaluate import predict
-from vitslim.training.loop import Batch, train
+from vitslim.training.loop import train
 from vitslim.training.record import LOSS
 
 IMAGES_MAX = 256
