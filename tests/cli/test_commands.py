@@ -163,6 +163,7 @@ def test_a_run_can_be_resumed_after_ctrl_c(recipe: Path, tmp_path: Path) -> None
     assert [name[:8] for name in stored if not name.startswith(".")] == ["00-dense"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed(vitslim: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
     """After SIGKILL during distillation, the same command finishes it and removes its checkpoint."""
     command = ["run", str(recipe), "--out", str(tmp_path / "out")]

@@ -87,6 +87,7 @@ def test_a_smaller_model_is_not_slower(simulated: LatencyTable, graph: ModelGrap
     assert simulated.fixed_ms < times[0] < times[-1] == pytest.approx(simulated.dense_ms)
 
 
+@pytest.mark.slow
 def test_the_latency_of_a_measured_dense_model_equals_the_measurement(
     graph: ModelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

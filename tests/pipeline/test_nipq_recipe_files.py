@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_blocks import NAMES, check_on_two_blocks
+from two_blocks import NAMES, check_on_two_blocks, recipe_parameters
 
 import vitslim
 from vitslim.pipeline.run.artifact import Artifact
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "nipq-deploy" else pytest.mark.slow)
-        for name in NAMES
-        if name.startswith("nipq")
-    ],
-)
+@pytest.mark.parametrize("name", recipe_parameters(name for name in NAMES if name.startswith("nipq")))
 @pytest.mark.usefixtures("one_export")
 def test_a_packaged_nipq_recipe_runs_on_two_blocks(
     name: str, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_blocks import NAMES, RECIPES, check_on_two_blocks
+from two_blocks import NAMES, RECIPES, check_on_two_blocks, recipe_parameters
 
 from vitslim.pipeline.run.artifact import Artifact
 from vitslim.recipe import validate
@@ -18,11 +18,7 @@ PUBLISHED = {"nvit-b": 0.54, "nvit-h": 0.5, "nvit-s": 0.39, "nvit-t": 0.19}
 
 
 @pytest.mark.usefixtures("one_export")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in {"nvit-t", "nvit-cpu"} else pytest.mark.slow)
-     for name in NAMES if name.startswith("nvit")],
-)  # fmt: skip
+@pytest.mark.parametrize("name", recipe_parameters(name for name in NAMES if name.startswith("nvit")))
 def test_a_packaged_nvit_recipe_runs_on_two_blocks(
     name: str, tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path
 ) -> None:

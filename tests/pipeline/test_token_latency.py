@@ -75,6 +75,7 @@ def scheduled(table: Path, latency: float, **model: Any) -> Recipe:
     return validate(document, "test")
 
 
+@pytest.mark.slow
 def test_a_run_meets_the_latency_of_its_token_schedule(small_array_file: Path, tmp_path: Path) -> None:
     recipe = scheduled(small_array_file, 0.85)
     plan = vitslim.build_plan(recipe)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_blocks import NAMES, check_on_two_blocks
+from two_blocks import NAMES, check_on_two_blocks, recipe_parameters
 
 from vitslim.pipeline.run.artifact import Artifact
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tps")])
+@pytest.mark.parametrize("name", recipe_parameters(name for name in NAMES if name.startswith("tps")))
 @pytest.mark.parametrize("files", ["one_export", pytest.param("all_exports", marks=pytest.mark.slow)])
 def test_a_packaged_tps_recipe_runs_on_two_blocks(
     request: pytest.FixtureRequest,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
+from _pytest.mark import ParameterSet
 
 import vitslim
 from vitslim.pipeline.inspect.inspection import inspect
@@ -18,7 +21,16 @@ LAYERS = 10
 PREDICTOR_LAYERS = 4
 """Layers of the predictor in the one block that squeezes tokens."""
 NAMES = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
+IN_EVERY_TEST_RUN = {
+    "depgraph", "gpusq-int8-quick", "nipq-deploy", "nvit-t", "quickstart", "spatten", "tps-dtps-light",
+}  # fmt: skip
+"""One recipe for each method; the others are slow tests."""
 BRIEF = {"epochs": 1, "batch": 32, "images": 32}
+
+
+def recipe_parameters(names: Iterable[str]) -> list[ParameterSet]:
+    """Return parameters of a test for some recipes, in which all but one recipe of each method are slow."""
+    return [pytest.param(name, marks=() if name in IN_EVERY_TEST_RUN else pytest.mark.slow) for name in names]
 
 
 def brief(stage: Any) -> Any:

@@ -46,6 +46,7 @@ def test_a_new_profile_writes_files_of_its_own_form(
     assert found["toy"][1] == found["portable"][1] < found["ort-cpu"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_export")
 def test_a_recipe_with_a_new_profile_ends_in_a_report(
     tiny_kwargs: dict[str, Any], run_recipe: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

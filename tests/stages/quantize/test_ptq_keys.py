@@ -134,6 +134,7 @@ def test_a_saved_graph_comes_back_equal(
     assert [axis.name for axis in graph.axes.axes if not axis.frozen] != []
 
 
+@pytest.mark.slow
 def test_groups_with_zero_points_are_more_accurate_and_stored_as_integers(
     tiny_graph: ModelGraph, context: StageContext
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_soft_loss_is_the_divergence_of_each_label() -> None:
     assert task.soft_loss(LOGITS, LOGITS, 2.0).item() == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_gradients_of_sampled_labels_have_the_fisher_information() -> None:
     """The variance of the gradient at a logit is p (1 - p)."""
     outputs = LOGITS.clone().requires_grad_()

@@ -191,6 +191,7 @@ def test_a_file_stores_int4_and_runs_int8_gemms(
     )
 
 
+@pytest.mark.slow
 def test_group_scales_are_more_accurate_than_channel_scales_and_take_few_bytes(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path
 ) -> None:
