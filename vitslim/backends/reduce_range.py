@@ -33,7 +33,9 @@ def reduce_range_for(backends: Sequence[str], flags: frozenset[str], machine: st
     """
     on_cpu = [name for name in backends if name.endswith(CPU)]
     if not on_cpu:
-        return ReduceRange(False, f"{', '.join(backends)} does not need it" if backends else "no measured backend needs it")
+        return ReduceRange(
+            False, f"{', '.join(backends)} does not need it" if backends else "no measured backend needs it"
+        )
     units = [unit for flag, unit in WIDE_SUMS.items() if flag in flags]
     if units:
         return ReduceRange(False, f"{units[0]} adds INT8 products in 32 bits")
