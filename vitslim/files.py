@@ -54,7 +54,7 @@ def find_model(folder: Path) -> Path:
 def is_inside(name: str) -> bool:
     """Return whether the name of a file, as a manifest states it, is that of a path below its folder."""
     path = PurePosixPath(name)
-    return path.name not in {"", ".."} and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and name.isprintable()
 
 
 def file_digest(path: Path) -> str:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+STAGE_STARTED, STAGE_ENDED = "stage_started", "stage_ended"
+"""Events around a stage."""
+
+
+def item_count(items: Iterable[object], total: int | None) -> int | None:
+    """Return the number of items of a loop: `total`, else their length; None if it is unknown."""
+    if total is not None:
+        return total
+    return len(items) if isinstance(items, Sized) else None
 
 
 class Progress(Protocol):

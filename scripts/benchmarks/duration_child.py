@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
+from vitslim.progress import Silent
+
 T = TypeVar("T")
 
 
-class PhaseTimes:
+class PhaseTimes(Silent):
     """Progress that adds up the seconds of each loop by its label, and of what happens between loops."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:  # noqa: ARG002
+    def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:  # noqa: ARG002
         """Yield the items, and add the seconds until the last one was used."""
         start = perf_counter()
         yield from items
         self.seconds[label] = self.seconds.get(label, 0.0) + perf_counter() - start
-
-    def emit(self, event: str, values: Mapping[str, object]) -> None:
-        """Do nothing."""
 
     def say(self, message: str) -> None:
         """Show a message."""

@@ -164,4 +164,4 @@ def test_a_file_that_was_deleted_while_in_use_is_still_read_but_no_longer_writte
     path.unlink()
     assert file.read(0) == image(1)
     assert not file.append(1, image(1))
-    assert "deleted by another process" in messages.said[0]
+    assert "deleted meanwhile" in messages.said[0]

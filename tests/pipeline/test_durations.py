@@ -62,7 +62,10 @@ def work_of(stage: Any) -> Work:
             Work(training=1000, decoded=1000),
         ),
         ({"prune": {"method": "two-four"}}, Work()),
-        ({"prune": {"method": "two-four", "score": "kfac"}}, Work(forward=100, training=100)),
+        ({"prune": {"method": "two-four", "score": "wanda"}}, Work(forward=100, training=100)),
+        ({"quantize": {"method": "ptq"}}, Work(forward=100 + 100 + 2 * 64, training=100 + 64)),
+        ({"quantize": {"method": "ptq", "attention": True}}, Work(forward=200 + 100 + 2 * 64, training=100 + 64)),
+        ({"quantize": {"method": "ptq", "activations": "float"}}, Work(forward=100 + 2 * 64, training=100)),
     ],
 )
 def test_a_stage_states_its_work(stage: Any, expected: Work) -> None:
@@ -129,3 +132,20 @@ def test_a_changed_image_checkpoint_or_key_changes_the_digest_of_a_run(tmp_path:
     assert len(found) == 5
     checkpoint.unlink()
     assert run_digest(recipe) is None
+
+
+def test_the_images_of_tables_and_links_and_the_list_of_classes_are_inputs_of_a_run(tmp_path: Path) -> None:
+    linked, table, classes = tmp_path / "linked", tmp_path / "data" / "all.csv", tmp_path / "classes.txt"
+    (linked / "a").mkdir(parents=True)
+    image = linked / "a" / "0.png"
+    table.parent.mkdir()
+    for path in (image, table, classes, table.with_name("0.png")):
+        path.write_bytes(b"1")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "train").symlink_to(linked)
+    (linked / "a" / "circle").symlink_to(tmp_path / "root")
+    data = {"kind": "imagefolder", "root": str(tmp_path / "root"), "classes": str(classes)}
+    for given, changed in ((data, image), (data, classes), (data | {"root": str(table)}, table.with_name("0.png"))):
+        before = run_digest(recipe_of(data=given))
+        changed.write_bytes(b"12" + changed.read_bytes())
+        assert before and run_digest(recipe_of(data=given)) not in {before, None}

@@ -10,8 +10,9 @@ from itertools import chain
 
 from vitslim.errors import Problem
 from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
+from vitslim.recipe.check import shown
 from vitslim.recipe.gates import Gates, parse_setting, setting_problems
-from vitslim.recipe.schema import HUB, Data, Recipe
+from vitslim.recipe.schema import HUB, HUB_ROOT, Data, Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import Export, kinds
 from vitslim.recipe.stages.training import PACKAGE, TEACHERS
@@ -191,8 +192,16 @@ def _kind_problems(data: Data) -> Iterator[Problem]:
     if data.label_field is not None and data.kind not in ("webdataset", "huggingface"):
         message = f"`kind: {data.kind}` has no fields that hold labels"
         yield Problem("data.label_field", message, "remove the key, or use `kind: webdataset` or `huggingface`")
-    if data.kind != "huggingface" and (data.root or "").startswith(HUB):
-        yield Problem("data.root", f"`kind: {data.kind}` is not read from the hub", "use `kind: huggingface`")
+    roots = {"root": data.root or ""} | {f"also_evaluate.{name}": root for name, root in data.also_evaluate.items()}
+    for key, root in roots.items():
+        if root.startswith(HUB) and data.kind != "huggingface":
+            yield Problem(f"data.{key}", f"`kind: {data.kind}` is not read from the hub", "use `kind: huggingface`")
+        elif root.startswith(HUB) and HUB_ROOT.fullmatch(root) is None:
+            yield Problem(
+                f"data.{key}",
+                f"got {shown(root)}, expected {HUB}ORG/NAME or {HUB}ORG/NAME@REVISION",
+                "copy ORG/NAME from the hub",
+            )
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Problem]:

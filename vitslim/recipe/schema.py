@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny
@@ -17,7 +18,8 @@ _NAME = {EXPECTED: "lower-case letters, digits, '.', '_' and '-', beginning with
 CLASS_ORDERS = ("timm", "torchvision")
 _LARGEST_SEED = 2**32 - 1
 HUB = "hub:"
-"""Prefix of a `data.root` on the Hugging Face hub."""
+"""Prefix of a data set on the Hugging Face hub."""
+HUB_ROOT = re.compile(rf"{HUB}[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 FILE_KINDS = ("imagefolder", "webdataset", "huggingface")
 """Kinds of data that are read from `data.root`."""
 PIXELS_MAX = 178_956_970

@@ -39,11 +39,12 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
 def check_texts(message: Message, path: Path) -> None:
     """Raise InputError for a text that is not UTF-8, which protobuf returns as bytes."""
     for field, value in message.ListFields():
-        values = value if field.is_repeated else (value,)
-        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
-            raise InputError(f"a `{field.name}` in '{path}' is not UTF-8 text", DAMAGED_HINT)
-        if field.type == field.TYPE_MESSAGE:
-            for one in values:
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for one in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(one, bytes):
+                raise InputError(f"a `{field.name}` in '{path}' is not UTF-8 text", DAMAGED_HINT)
+            if isinstance(one, Message):
                 check_texts(one, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from vitslim.progress import item_count
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
@@ -80,7 +82,7 @@ class ConsoleProgress:
 
     def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         """Yield the items of a loop and show its progress."""
-        count = total if total is not None else _length(items)
+        count = item_count(items, total)
         loop = _Loop(label, images)
         self.loops.append(loop)
         try:
@@ -117,7 +119,3 @@ class ConsoleProgress:
 
     def _line(self, loop: _Loop, *parts: str) -> None:
         self.console.print(f"  {loop.label}: {', '.join(filter(None, parts))}", markup=False, soft_wrap=True)
-
-
-def _length(items: Iterable[T]) -> int | None:
-    return len(items) if isinstance(items, Sized) else None

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vitslim.errors import InputError, RecipeError, VitslimError
-from vitslim.progress import Forwarding, Progress
+from vitslim.progress import STAGE_ENDED, STAGE_STARTED, Forwarding, Progress, item_count
 
 T = TypeVar("T")
 SECONDS_BETWEEN_EVENTS = 1.0
 """Shortest time between two events of one loop, except for its last."""
-STAGE_STARTED, STAGE_ENDED = "stage_started", "stage_ended"
 
 
 class EventFile(Forwarding):
@@ -33,7 +32,7 @@ class EventFile(Forwarding):
 
     def track(self, items: Iterable[T], label: str, total: int | None = None, images: int = 0) -> Iterator[T]:
         """Yield the items, and write `progress` events."""
-        count = total if total is not None else len(items) if isinstance(items, Sized) else None
+        count = item_count(items, total)
         started, written, done = time.monotonic(), -math.inf, 0
         for item in self.inner.track(items, label, total, images):
             yield item

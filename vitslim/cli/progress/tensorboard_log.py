@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitslim.cli.progress.event_file import STAGE_ENDED, STAGE_STARTED
 from vitslim.errors import UsageError
-from vitslim.progress import Forwarding, Progress
+from vitslim.progress import STAGE_ENDED, STAGE_STARTED, Forwarding, Progress
 
 
 class TensorBoardLog(Forwarding):

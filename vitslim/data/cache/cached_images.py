@@ -14,6 +14,7 @@ from vitslim.data.source import CACHE_BYTES_MAX, Normalization, Pixels, Source
 from vitslim.files import user_cache
 from vitslim.graph.model_graph import ModelSource
 from vitslim.progress import Progress
+from vitslim.version import __version__
 
 DECODERS = ("pillow", "timm", "torchvision")
 """Packages whose versions may change decoded pixels."""
@@ -75,5 +76,5 @@ def cached(dataset: Dataset, model: ModelSource, limit_gb: float, progress: Prog
 
 
 def _key(dataset: Dataset, model: ModelSource) -> str:
-    parts = (dataset.source_digest, model.image, model.preprocessing, *map(version, DECODERS))
+    parts = (dataset.source_digest, model.image, model.preprocessing, __version__, *map(version, DECODERS))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -78,7 +78,7 @@ class PixelFile:
 
     def _append(self, file: BinaryIO, index: int, pixels: memoryview) -> bool:
         if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(file.fileno())):
-            self._stop("were deleted by another process")
+            self._stop("were deleted meanwhile")
             return False
         if not self._make_room():
             self._stop(f"fill the {self._limit / 1e9:g} GB of `data.cache_gb`")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import PIL
+from PIL import UnidentifiedImageError
 
-from vitslim.data.files.decode import damage, unreadable
+from vitslim.data.files.decode import damage, reason_of, unreadable
 from vitslim.data.files.file_states import state_digest
 from vitslim.data.files.image_list import EncodedImage, ImageList, list_digest
 from vitslim.errors import InputError
@@ -59,7 +60,7 @@ def _read_all(
 ) -> dict[str, tuple[str, list[int]]]:
     """Return the digest of each list, and the positions of the files that are no images."""
     files = [images.file(position) for images in lists.values() for position in range(len(images.files))]
-    may_be_other = [images.is_folder for images in lists.values() for _ in images.files]
+    may_be_other = [images.is_folder and not Path(name).suffix for images in lists.values() for name in images.files]
     contents = list(_in_threads(_content_digest, files, progress, "reading the images"))
     are_images = _checked(files, may_be_other, pixels_max, decode, progress)
     found, start = {}, 0
@@ -92,7 +93,8 @@ def _checked(
     """
     found = list(_in_threads(lambda file: damage(file, pixels_max, decode), files, progress, "checking the images"))
     reasons = [
-        "unknown image format" if one is None and not may else one for one, may in zip(found, may_be_other, strict=True)
+        reason_of(file, UnidentifiedImageError()) if reason is None and not may else reason
+        for file, reason, may in zip(files, found, may_be_other, strict=True)
     ]
     broken = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
     if broken:

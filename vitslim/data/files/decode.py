@@ -77,7 +77,7 @@ def read_image(file: EncodedImage, mode: str, pixels_max: int) -> Image.Image:
 
 
 def damage(file: EncodedImage, pixels_max: int, decode: bool) -> str | None:
-    """Return why an image cannot be read; empty if it can, and None for a file without a suffix that is no image.
+    """Return why an image cannot be read; empty if it can, and None for content of no format of `FORMATS`.
 
     Without `decode` only the header is read.
     """
@@ -87,8 +87,8 @@ def damage(file: EncodedImage, pixels_max: int, decode: bool) -> str | None:
                 small = max(1, image.width // DRAFT_SCALE), max(1, image.height // DRAFT_SCALE)
                 image.draft(image.mode, small)
                 image.load()
-    except UnidentifiedImageError as error:
-        return reason_of(file, error) if file.suffix else None
+    except UnidentifiedImageError:
+        return None
     except UNREADABLE as error:
         return reason_of(file, error)
     return ""

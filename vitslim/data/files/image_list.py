@@ -21,11 +21,6 @@ LabelKind = Literal["none", "one", "several"]
 class EncodedImage(Protocol):
     """The bytes of one image: a path, or a part of a container. Its text is its name in messages."""
 
-    @property
-    def suffix(self) -> str:
-        """Suffix of the name, with the dot."""
-        ...
-
     def open(self, mode: Literal["rb"]) -> BinaryIO:
         """Open the bytes for reading; safe to call from several threads. Raises OSError if they cannot be read."""
         ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vitslim.data.files.image_list import ImageLabels, LabelKind
-from vitslim.data.files.names import printable
+from vitslim.data.files.names import NAMES_MAX, printable
+from vitslim.errors import InputError
 
 SEPARATOR = ";"
 """Between the names of the column `labels`."""
@@ -76,3 +78,11 @@ def label_values(rows: Sequence[ImageLabels], as_indices: bool) -> tuple[ImageLa
         if labels not in values:
             values[labels] = tuple(int(label) if as_indices else str(label) for label in labels)
     return tuple(values[labels] for labels in rows)
+
+
+def broken_entries(shown: str | Path, kind: str, broken: Mapping[str, str], hint: str) -> InputError:
+    """Return the error for entries that cannot be used, by their names with their reasons; kind: such as `row`."""
+    listed = "; ".join(f"{name} {reason}" for name, reason in list(broken.items())[:NAMES_MAX])
+    more = f"; and {len(broken) - NAMES_MAX} more" if len(broken) > NAMES_MAX else ""
+    count = f"1 broken {kind}" if len(broken) == 1 else f"{len(broken)} broken {kind}s"
+    return InputError(f"{printable(shown)} has {count}: {listed}{more}", hint)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitslim.data.files.image_list import ImageLabels, ImageList, LabelKind
-from vitslim.data.files.names import NAMES_MAX, printable
-from vitslim.data.files.row_labels import LabelError, are_indices, label_values, read_labels
+from vitslim.data.files.names import printable
+from vitslim.data.files.row_labels import LabelError, are_indices, broken_entries, label_values, read_labels
 from vitslim.data.files.splits import SPLITS, UNUSED
 from vitslim.errors import InputError
 
@@ -59,7 +59,7 @@ def read_table(path: Path, class_names: Sequence[str] | None) -> dict[str, Image
 def _checked_rows(path: Path, root: Path, skipped: Counter[str]) -> list[_Row]:
     """Return the rows of the splits that are read. Raises InputError with the lines of all broken rows."""
     rows: list[_Row] = []
-    broken: dict[int, str] = {}
+    broken: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, values in _rows(path):
         try:
@@ -71,14 +71,14 @@ def _checked_rows(path: Path, root: Path, skipped: Counter[str]) -> list[_Row]:
             if (earlier := lines.setdefault(row.file, line)) != line:
                 raise LabelError(f"lists the image of line {earlier} again")
         except LabelError as error:
-            broken[line] = str(error)
+            broken[f"line {line}"] = str(error)
             continue
         if row.split == UNUSED:
             skipped[f"split {UNUSED}"] += 1
         else:
             rows.append(row)
     if broken:
-        raise _broken_rows(path, broken)
+        raise broken_entries(path, "row", broken, LAYOUT_HINT)
     return rows
 
 
@@ -147,10 +147,3 @@ def _file(root: Path, value: object) -> str:
             raise
         raise LabelError("has a path that is not valid") from error
     return path.relative_to(root).as_posix()
-
-
-def _broken_rows(path: Path, broken: Mapping[int, str]) -> InputError:
-    shown = [f"line {line} {reason}" for line, reason in list(broken.items())[:NAMES_MAX]]
-    more = f"; and {len(broken) - NAMES_MAX} more" if len(broken) > NAMES_MAX else ""
-    rows = "1 broken row" if len(broken) == 1 else f"{len(broken)} broken rows"
-    return InputError(f"{printable(path)} has {rows}: {'; '.join(shown)}{more}", LAYOUT_HINT)

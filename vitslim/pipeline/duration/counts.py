@@ -21,7 +21,7 @@ def planned_counts(config: Data) -> ImageCounts | None:
         return None
     sets = {name: len(images.files) for name, images in list_images(config, Silent()).items()}
     held_out = round((config.val_fraction or 0) * sets["train"])
-    return _counts(config, {"val": held_out} | sets)
+    return _counts(config, {"val": held_out} | sets | {"train": sets["train"] - held_out})
 
 
 def loaded_counts(data: DataModule) -> ImageCounts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vitslim.recipe.backend_names import SIM, backend_name
@@ -41,7 +42,7 @@ def stage_seconds(
     for position, config in enumerate(recipe.stages):
         work = config.work(counts)
         if not has_files:
-            work = Work(work.forward, work.training, work.runtime, 0.0, work.files)
+            work = replace(work, decoded=0.0)
         own = Work(files=1, runtime=counts.evaluated)
         if config.export_profile is not None:
             # A file that the stage before wrote in this form is neither written nor evaluated again.

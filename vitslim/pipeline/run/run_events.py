@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vitslim.progress import Progress
+from vitslim.progress import STAGE_ENDED, STAGE_STARTED, Progress
 from vitslim.recipe.schema import Recipe
 from vitslim.results import StageRecord
 from vitslim.version import __version__
@@ -27,11 +27,11 @@ def stage_events(
     progress: Progress, name: str, kind: str, method: str, record: Callable[[], StageRecord]
 ) -> Iterator[None]:
     """Emit `stage_started`, and `stage_ended` with the result unless the stage fails; `record` returns the result."""
-    progress.emit("stage_started", {"stage": name, "kind": kind, "method": method})
+    progress.emit(STAGE_STARTED, {"stage": name, "kind": kind, "method": method})
     yield
     found = record()
     progress.emit(
-        "stage_ended",
+        STAGE_ENDED,
         {
             "stage": found.name,
             "reused": found.cached,

@@ -32,9 +32,8 @@ def expected_time(
 ) -> ExpectedTime | None:  # fmt: skip
     """Measure the rates of this machine, and say how long the run will take.
 
-    rows: of the plan. keys: of the dense model and of each stage. trace_seconds: those in
-    which the model was traced. Returns None, and
-    measures nothing, if all stages are finished, and for progress that nobody sees.
+    rows: of the plan. keys: of the dense model and of each stage. trace_seconds: those in which the model was traced.
+    Returns None, and measures nothing, if all stages are finished, and for progress that nobody sees.
     """
     missing = [store.find(*key) is None for key in keys]
     macs = [row.cost.macs for row in rows if row.cost is not None]

@@ -40,12 +40,15 @@ def run(
     warnings = check_recipe(recipe)
     check_ranks(recipe)
     progress, stages = progress or Silent(), stages_folder(out)
+    from vitslim.pipeline.run.run_events import run_finished, run_started
     from vitslim.pipeline.run.unchanged import remember_run, run_digest, unchanged_artifact
 
     inputs = run_digest(recipe)
     may_return = not fresh and locked is None and launched_ranks() == 1
     if inputs and may_return and (found := unchanged_artifact(inputs, out, stages)) is not None:
+        run_started(progress, recipe)
         progress.say(f"nothing has changed since the run in '{out}'; --fresh runs it again")
+        run_finished(progress, found)
         return found
     from vitslim.pipeline.bench.table_cache import resolve_tables
     from vitslim.pipeline.run.runner import execute

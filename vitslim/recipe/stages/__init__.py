@@ -10,7 +10,8 @@ from vitslim.recipe.stages.export import Export
 from vitslim.recipe.stages.nipq import BitTarget, Nipq
 from vitslim.recipe.stages.nvit import Groups, Nvit
 from vitslim.recipe.stages.prune import Budget, DepGraph, Depth, GroupSparsity, PruningRatios, TwoFour, Unstructured
-from vitslim.recipe.stages.quantize import Floor, OwnBits, Ptq, Qat, Quantize
+from vitslim.recipe.stages.qat import OwnBits, Qat
+from vitslim.recipe.stages.quantize import Floor, Ptq, Quantize
 from vitslim.recipe.stages.quantized_layers import QuantizedLayers
 from vitslim.recipe.stages.token_squeeze import (
     DiffRate,

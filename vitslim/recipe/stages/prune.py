@@ -196,12 +196,8 @@ class TwoFour(Prune):
 
     def work(self, images: ImageCounts) -> Work:
         """Return the passes over the calibration images that the score needs."""
-        match self.score:
-            case "magnitude":
-                return Work()
-            case "kfac":
-                return Work(forward=images.calibration, training=images.calibration)
-        return Work(forward=images.calibration)
+        count = 0 if self.score == "magnitude" else images.calibration
+        return Work(forward=count, training=count)
 
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield contradictions among the keys."""

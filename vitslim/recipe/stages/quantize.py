@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from vitslim.errors import Problem
-from vitslim.recipe.config import ASSUMED, Config
+from vitslim.recipe.config import Config
 from vitslim.recipe.file_form import FLOAT8_OPSET, INT4_OPSET
 from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
-from vitslim.recipe.stage_config import Phase, StageConfig
+from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.quantized_layers import Bits, QuantizedLayers
-from vitslim.recipe.stages.training import TEACHER_WORDS, FeatureWeight, Teachers, TrainedWithTeacher
 from vitslim.recipe.work import ImageCounts, Work
 
 GROUP_BITS_MAX = 4
@@ -41,17 +40,14 @@ class Floor(Config):
     )
 
 
-class OwnBits(Config):
-    """Bits of one layer that differ from those of the others."""
-
-    weight: Bits | None = Field(None, description="bits of the weight; default: `bits`")
-    activation: Bits | None = Field(None, description="bits of the input activation; default: `activation_bits`")
-
-
-CALIBRATION_PASSES, SMOOTHING_PASSES = 4, 4
-"""Passes over the calibration images, or work of that size: ranges and rounding; smoothing strengths."""
-CANDIDATES = 8
-"""Files that `placement: auto` writes, measures and judges."""
+GRADIENT_IMAGES = 64
+"""Largest number of calibration images whose gradients choose the strengths of smoothing."""
+ROUNDING_IMAGES = 128
+"""Largest number of calibration images that rounding uses."""
+COMPARED_IMAGES = 64
+"""Largest number of calibration images on which the quantized graph is compared with the float graph."""
+CANDIDATES_MAX = 8
+"""Largest number of candidates that `placement: auto` writes."""
 
 
 class Quantize(QuantizedLayers):
@@ -111,11 +107,14 @@ class Quantize(QuantizedLayers):
             yield "placement", message, hint
 
     def work(self, images: ImageCounts) -> Work:
-        """Return the passes of calibration over its images, and the candidates of a search."""
-        passes = CALIBRATION_PASSES + (SMOOTHING_PASSES if self.smooth else 0)
-        found = super().work(images) + Work(forward=passes * images.calibration)
+        """Return the passes for ranges, smoothing, rounding and comparison, and the candidates of a search."""
+        count = images.calibration
+        rounding = min(ROUNDING_IMAGES, count)
+        found = super().work(images) + Work(forward=rounding + 2 * min(COMPARED_IMAGES, count), training=rounding)
+        if self.activations != "float":
+            found += Work(forward=count, training=min(GRADIENT_IMAGES, count) if self.smooth else 0)
         if self.placement == "auto":
-            found += Work(training=images.calibration, runtime=CANDIDATES * images.calibration, files=CANDIDATES)
+            found += Work(training=count, runtime=CANDIDATES_MAX * count, files=CANDIDATES_MAX)
         return found
 
     @property
@@ -204,8 +203,11 @@ class Ptq(Quantize):
     bias_correction: bool = Field(True, description="correct biases so that the mean output of each layer is kept")
 
     def work(self, images: ImageCounts) -> Work:
-        """Return the work of the stage; 8-bit floats need one pass for their ranges."""
-        return Work(forward=images.calibration) if self.format == "fp8" else super().work(images)
+        """Return the work of the stage; 8-bit floats, and the operands of attention, need one pass for their ranges."""
+        ranges = Work(forward=images.calibration)
+        if self.format == "fp8":
+            return ranges
+        return super().work(images) + ranges if self.attention else super().work(images)
 
     @property
     def _has_eight_bits(self) -> bool:
@@ -247,58 +249,3 @@ class Ptq(Quantize):
         if not profile.float8:
             message = f"`profile: {profile.name}` cannot store 8-bit floats"
             yield "format", message, f"use {profiles_with(lambda other: other.float8)} in the export stage"
-
-
-class Qat(Quantize, TrainedWithTeacher):
-    """Quantization-aware training: all scales are learned together with the weights (LSQ, GPUSQ)."""
-
-    phase: ClassVar[Phase] = Phase.PRECISION
-
-    method: Literal["qat"]
-    activations: Literal["static", "float"] = Field(
-        "static",
-        json_schema_extra={ASSUMED: True},
-        description="static: learned scales; float: only weights are quantized",
-    )
-    symmetric: bool = Field(
-        True, json_schema_extra={ASSUMED: True}, description="quantize activations without zero point; false: with one"
-    )
-    calibrate: Literal["minmax", "mse"] = Field(
-        "mse",
-        json_schema_extra={ASSUMED: True},
-        description="initial activation range. minmax: from the smallest to the largest value; mse: the range with the "
-        "least squared error",
-    )
-    rounding: Literal["nearest", "gptq"] = Field(
-        "gptq", json_schema_extra={ASSUMED: True}, description="initial rounding of weights"
-    )
-    attention: bool = Field(False, description="quantize both attention matmuls (QK^T and PV)")
-    layer_bits: dict[str, OwnBits] = Field(
-        {},
-        description="bits of single layers, such as those that `method: nipq` has learned, by name: blocks.0.attn.qkv, "
-        "or blocks.0.attention.query (key, probability, value) for operands of attention",
-    )
-    feature_weight: FeatureWeight | None = Field(
-        None,
-        description="weights of the blocks in the feature loss, from the feature losses of an earlier stage; default: "
-        "equal weights",
-    )
-    teacher: Teachers = Field("previous", description=TEACHER_WORDS)
-
-    @property
-    def fewest_bits(self) -> int:
-        """The fewest bits that a quantized weight may have, but for those of `first_last_bits`."""
-        return min([self.bits, *(own.weight for own in self.layer_bits.values() if own.weight is not None)])
-
-    def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
-        """Yield keys that contradict each other, the export profile or the earlier stages."""
-        yield from super().problems(before, after)
-        if self.feature_weight is not None:
-            for problem in self.feature_weight.problems(self.loss.feature, before):
-                yield Problem(f"feature_weight.{problem.where}".rstrip("."), problem.message, problem.hint)
-
-    def _group_contradictions(self, profile: Profile) -> Iterator[_Found]:  # noqa: ARG002
-        """Yield a problem for integer group scales, which training would not keep."""
-        if self.group_size and self.activations != "float":
-            message = "training does not keep group scales that are integer multiples of the channel scale"
-            yield "group_size", message, "use `method: ptq`, `activations: float`, or remove `group_size`"

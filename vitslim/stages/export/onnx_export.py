@@ -32,7 +32,7 @@ from vitslim.stages.export.overflow import Overflow
 from vitslim.stages.export.token_metadata import token_squeezes
 from vitslim.stages.export.translate import translations
 from vitslim.version import __version__
-from vitslim.workload.onnx_file import load_onnx, read_metadata
+from vitslim.workload.onnx_file import read_metadata
 from vitslim.workload.session import Floats
 
 DEFAULT_FORM = FileForm()
@@ -44,7 +44,6 @@ class ExportSummary:
 
     path: Path
     bytes: int
-    opset: int
     annotations: tuple[LayerAnnotation, ...]
     """Every layer with a weight, in graph order."""
     overflows: tuple[Overflow, ...] = ()
@@ -87,7 +86,7 @@ def export_onnx(
     _set_header(model, graph)
     data = _checked(ir.to_proto(model))
     write_atomically(path, data, "check the folder and its free space")
-    return ExportSummary(path, len(data), form.opset, annotations, overflows_of(model))
+    return ExportSummary(path, len(data), annotations, overflows_of(model))
 
 
 def read_summary(path: Path) -> ExportSummary:
@@ -95,9 +94,7 @@ def read_summary(path: Path) -> ExportSummary:
 
     Raises InputError for a file that cannot be read.
     """
-    model = load_onnx(path)
-    opset = next(one.version for one in model.opset_import if not one.domain)
-    return ExportSummary(path, path.stat().st_size, opset, read_annotations(read_metadata(path)))
+    return ExportSummary(path, path.stat().st_size, read_annotations(read_metadata(path)))
 
 
 def _to_onnx(graph: ModelGraph, form: FileForm) -> ir.Model:

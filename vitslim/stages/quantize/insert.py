@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.memory import images_at_once, outputs_at_once
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages.quantize import COMPARED_IMAGES
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.calibration.prepare import (
@@ -23,9 +24,6 @@ from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.layerwise_rounding import round_weights, rounding_images
 from vitslim.training.evaluate import predict, sqnr_db
 from vitslim.training.tasks import task_for
-
-COMPARED_IMAGES = 64
-"""Largest number of calibration images on which the quantized graph is compared with the float graph."""
 
 
 @dataclass(frozen=True)

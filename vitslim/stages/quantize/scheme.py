@@ -9,7 +9,7 @@ from typing import Any
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import layer_of
 from vitslim.graph.edits.quantize_attention import OPERANDS, AttentionSite
-from vitslim.recipe.stages.quantize import OwnBits, Quantize
+from vitslim.recipe.stages import OwnBits, Quantize
 from vitslim.units import PAIR_LIMIT
 
 FULL_RANGE_SUM = 254

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from vitslim.data.files.containers.shards import IMAGE_BYTES_MAX
 from vitslim.data.files.image_list import EncodedImage, ImageLabels, ImageList, LabelKind
-from vitslim.data.files.names import NAMES_MAX, join_names, printable
-from vitslim.data.files.row_labels import LabelError, are_indices, label_values, read_labels
+from vitslim.data.files.names import join_names, printable
+from vitslim.data.files.row_labels import LabelError, are_indices, broken_entries, label_values, read_labels
 from vitslim.data.files.splits import SPLITS, UNUSED
 from vitslim.errors import InputError
 from vitslim.recipe.schema import HUB
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 BUILDERS = ("parquet", "arrow")
 """Formats of datasets that are read. Others decode files of any kind, or are not made for images."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LAYOUT_HINT = (
     "name a folder of save_to_disk or of parquet files, or hub:ORG/NAME@REVISION; `kind: imagefolder` reads folders "
     "of image files"
@@ -41,11 +39,6 @@ class TableImage(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.shown}[{self.row}]"
-
-    @property
-    def suffix(self) -> str:
-        """No suffix: the content decides."""
-        return ""
 
     def open(self, mode: Literal["rb"]) -> BinaryIO:  # noqa: ARG002 - the only one
         """Return the bytes of the image. Raises OSError for a row without bytes, or with too many."""
@@ -131,8 +124,6 @@ def _load(root: str) -> dict[str, Dataset]:
         try:
             if root.startswith(HUB):
                 name, _, revision = root.removeprefix(HUB).partition("@")
-                if HUB_NAME.fullmatch(name) is None:
-                    raise InputError(f"got {printable(root)}, expected {HUB}ORG/NAME@REVISION", LAYOUT_HINT)
                 return _prepared(f"hf://datasets/{name}", revision or None)
             folder = Path(root)
             if not folder.is_dir():
@@ -220,14 +211,11 @@ def _labels(
             _, labels = read_labels({key: value})
             found.append(tuple(names[int(label)] for label in labels) if names else labels)
         except LabelError as error:
-            broken[row] = str(error)
+            broken[f"row {row}"] = str(error)
         except IndexError:
-            broken[row] = f"has a label above {len(names) - 1}"
+            broken[f"row {row}"] = f"has a label above {len(names) - 1}"
     if broken:
-        listed = "; ".join(f"row {row} {reason}" for row, reason in list(broken.items())[:NAMES_MAX])
-        more = f"; and {len(broken) - NAMES_MAX} more" if len(broken) > NAMES_MAX else ""
-        rows = "1 broken row" if len(broken) == 1 else f"{len(broken)} broken rows"
-        raise InputError(f"{printable(shown)} has {rows} of '{printable(column)}': {listed}{more}", COLUMN_HINT)
+        raise broken_entries(f"'{column}' of {shown}", "row", broken, COLUMN_HINT)
     return names, kind, found
 
 

@@ -50,11 +50,6 @@ class ShardImage(NamedTuple):
     def __str__(self) -> str:
         return f"{self.shard}/{self.name}"
 
-    @property
-    def suffix(self) -> str:
-        """Suffix of the member, with the dot."""
-        return Path(self.name).suffix
-
     def open(self, mode: Literal["rb"]) -> BinaryIO:
         """Return the bytes of the image. Raises OSError if they are too many, or the shard is shorter."""
         if self.size > IMAGE_BYTES_MAX:

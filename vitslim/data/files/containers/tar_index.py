@@ -17,8 +17,8 @@ from typing import Any
 
 from vitslim.data.files.folders import SUFFIXES
 from vitslim.data.files.image_list import ImageLabels, LabelKind
-from vitslim.data.files.names import NAMES_MAX, printable
-from vitslim.data.files.row_labels import LabelError, read_labels
+from vitslim.data.files.names import printable
+from vitslim.data.files.row_labels import LabelError, broken_entries, read_labels
 from vitslim.errors import InputError
 
 CLASS, JSON = "cls", "json"
@@ -105,7 +105,8 @@ def index_tar(path: Path, label_field: str | None) -> TarIndex:
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be read: {error.strerror}", "check its permissions") from error
     if broken:
-        raise _broken_samples(path, broken)
+        named = {f"'{printable(key)}'": reason for key, reason in broken.items()}
+        raise broken_entries(path, "sample", named, LABEL_HINT)
     return index
 
 
@@ -210,10 +211,3 @@ def _json_row(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise LabelError("has a member .json that is not JSON") from error
     return row if isinstance(row, dict) else {}
-
-
-def _broken_samples(path: Path, broken: Mapping[str, str]) -> InputError:
-    shown = [f"'{printable(key)}' {reason}" for key, reason in list(broken.items())[:NAMES_MAX]]
-    more = f"; and {len(broken) - NAMES_MAX} more" if len(broken) > NAMES_MAX else ""
-    count = "1 broken sample" if len(broken) == 1 else f"{len(broken)} broken samples"
-    return InputError(f"{printable(path)} has {count}: {'; '.join(shown)}{more}", LABEL_HINT)

@@ -18,6 +18,7 @@ from torch import Tensor
 from vitslim.graph.edits.fake_quant import activation_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages import Floor
+from vitslim.recipe.stages.quantize import CANDIDATES_MAX
 from vitslim.stages.contract import Deployment, StageContext
 from vitslim.stages.quantize.layer_noise import measure_noise
 from vitslim.stages.quantize.observe import activation_quantizer
@@ -27,9 +28,6 @@ from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.training.evaluate import shown_below, sqnr_db
 from vitslim.training.tasks import TaskFunctions
 from vitslim.units import FLOAT_BITS
-
-CANDIDATES_MAX = 8
-"""Largest number of candidates that are written."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vitslim.graph.nodes import argument, tensor_of
 from vitslim.graph.ops.fake_quant import weight_range
 from vitslim.graph.outputs import output_list
 from vitslim.ranks import rank, rank_count
+from vitslim.recipe.stages.quantize import GRADIENT_IMAGES
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.histogram import Extremes
 from vitslim.stages.quantize.layers import first_last_layers, reads_image
@@ -42,9 +43,6 @@ from vitslim.training.tasks import task_for
 
 WORTH_A_FACTOR = 0.7
 """Largest factor of the largest channel at which an activation is scaled at run time: it takes a pass over it."""
-
-GRADIENT_IMAGES = 64
-"""Largest number of calibration images whose gradients choose the strengths."""
 
 
 class Smoothed(NamedTuple):

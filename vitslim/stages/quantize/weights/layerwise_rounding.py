@@ -11,15 +11,13 @@ from vitslim.data import Dataset
 from vitslim.graph.edits import FakeQuantSite
 from vitslim.graph.edits.fake_quant import activation_scale_name, has_activation_scale
 from vitslim.graph.model_graph import ModelGraph
+from vitslim.recipe.stages.quantize import ROUNDING_IMAGES
 from vitslim.stages.contract import StageContext
 from vitslim.stages.quantize.observe import FORWARD_BATCH, activation_quantizer, solvable_layers
 from vitslim.stages.quantize.scheme import QuantScheme
 from vitslim.stages.quantize.weights.rounding import REFINED_BITS, round_weight
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layerwise import LayerSolver, solvable_images
-
-ROUNDING_IMAGES = 128
-"""Largest number of calibration images that rounding uses."""
 
 
 def round_weights(
