@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from vitslim.backends.measured.rounds import rotated, round_count, runs_per_round, summarize
+from vitslim.backends.measured.rounds import round_count, runs_per_round, shuffled, summarize
 from vitslim.backends.measured.runtime import Model, Runtime
 from vitslim.errors import UsageError, closest
 from vitslim.progress import Progress
@@ -57,7 +57,7 @@ def _time(
     one_round = sum(warm[name] * repeats[name] for name in runs)
     times: dict[str, list[list[float]]] = {name: [] for name in runs}
     for index in progress.track(range(round_count(seconds * len(runs), one_round)), label):
-        for name in rotated(list(runs), index):
+        for name in shuffled(list(runs), index):
             times[name].append([runs[name]() for _ in range(repeats[name])])
     return times
 

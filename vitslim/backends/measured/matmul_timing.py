@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitslim.backends.gemm_list import Gemm
 from vitslim.backends.matmul_times import MatmulTimes, batched
-from vitslim.backends.measured.rounds import rotated, runs_per_round
+from vitslim.backends.measured.rounds import runs_per_round, shuffled
 from vitslim.errors import UsageError
 from vitslim.latency_grid import Precision, Shape
 from vitslim.progress import Progress
@@ -46,7 +46,7 @@ def measure_matmuls(
             "operators other than matmuls will look too slow. Build the table again on an idle machine"
         )
     timed: list[Shape | None] = [None, EMPTY, *shapes]
-    order = [shape for index in range(ROUNDS) for shape in rotated(timed, index * len(timed) // ROUNDS)]
+    order = [shape for index in range(ROUNDS) for shape in shuffled(timed, index)]
 
     def open_run(shape: Shape | None) -> Callable[[], object]:
         return run_dense if shape is None else matmul_run(batched(shape, batch), threads, precision)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 from vitslim.results import Measurement
 
@@ -31,10 +32,9 @@ def round_count(budget_seconds: float, round_seconds: float) -> int:
     return max(ROUNDS_MIN, min(ROUNDS_MAX, int(budget_seconds / max(round_seconds, 1e-9))))
 
 
-def rotated(items: Sequence[T], start: int) -> list[T]:
-    """Return the items rotated by `start`, so that no item always runs after the same neighbor."""
-    shift = start % len(items)
-    return [*items[shift:], *items[:shift]]
+def shuffled(items: Sequence[T], index: int) -> list[T]:
+    """Return the items in the order of round `index`: random, so that none usually runs after the same neighbor."""
+    return [items[position] for position in np.random.default_rng(index).permutation(len(items))]
 
 
 Rounds = Sequence[Sequence[float]]
@@ -58,18 +58,24 @@ def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int,
     )  # fmt: skip
 
 
-def median_interval(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Return a bootstrap interval of the median of successive values, float64 (n,).
+def median_interval(ratios: Floats, confidence: float = 0.95) -> tuple[float, float]:
+    """Return a bootstrap interval of the median of successive ratios, positive float64 (n,).
 
     Blocks of neighbors are drawn, circularly and with a fixed seed, because the load of a machine changes slowly
-    (moving-block bootstrap, Künsch 1989).
+    (moving-block bootstrap, Künsch 1989). Few blocks make the interval too narrow, so it is widened by the quantile of
+    Student's t over that of the normal distribution.
     """
-    count = len(values)
+    logs = np.log(ratios)
+    count = len(logs)
     block = max(1, round(math.sqrt(count)))
-    starts = np.random.default_rng(0).integers(0, count, (RESAMPLES, -(-count // block)))
+    blocks = -(-count // block)
+    starts = np.random.default_rng(0).integers(0, count, (RESAMPLES, blocks))
     indices = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
-    low, high = np.quantile(np.median(values[indices], axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    tail = (1 - confidence) / 2
+    widening = stdtrit(max(1, blocks - 1), tail) / ndtri(tail)
+    median = np.median(logs)
+    low, high = median + widening * (np.quantile(np.median(logs[indices], axis=1), [tail, 1 - tail]) - median)
+    return float(np.exp(low)), float(np.exp(high))
 
 
 def _interquartile(values: Floats) -> float:
