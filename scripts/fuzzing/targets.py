@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,7 +19,11 @@ from typing import Any, Protocol
 import mutations
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from vitslim.data.files.containers.shards import ShardImage
+from vitslim.data.files.containers.tar_index import index_tar
+from vitslim.data.files.decode import read_image
 from vitslim.errors import VitslimError
 from vitslim.pipeline.check import check_recipe
 from vitslim.recipe import load_recipe
@@ -148,6 +153,26 @@ def zip_target(folder: Path) -> Target:
     return Files(folder / "shared.zip", samples, unpack)
 
 
+def shard_target(folder: Path) -> Target:
+    """WebDataset shards: their headers, labels and images."""
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in (("0.png", image.getvalue()), ("0.cls", b"1"), ("1.png", image.getvalue()),
+                              ("1.json", b'{"label": 0}'), ("note.txt", b"x")):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+    def read(path: Path) -> None:
+        index = index_tar(path, None)
+        for name, start, size in zip(index.names, index.starts, index.sizes, strict=True):
+            read_image(ShardImage(path, name, start, size), "RGB", 10**6)
+
+    return Files(folder / "shard.tar", [file.getvalue()], read)
+
+
 def onnx_target(folder: Path) -> Target:
     """ONNX files: the operators, the contents and the metadata."""
     from onnx_target import OnnxFiles
@@ -194,6 +219,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "recipe": recipe_target,
     "yaml": yaml_target,
     "zip": zip_target,
+    "shard": shard_target,
     "onnx": onnx_target,
     "checkpoint": checkpoint_target,
     "training": training_target,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from vitslim.errors import InputError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
+from vitslim.graph.trace.checkpoint import formats
 
 NAME = "vit_tiny_patch16_224"
 State = dict[str, torch.Tensor]
@@ -73,6 +74,17 @@ def test_unreadable_checkpoints_are_refused_with_the_reason(tiny_kwargs: dict[st
             trace_timm(NAME, tiny_kwargs, path)
         assert error.value.hint
         assert error.value.exit_code == 5
+
+
+def test_the_decompressed_size_of_an_archive_is_limited(
+    tiny_kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "LARGEST_BYTES", 10**6)
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, weight=np.zeros(10**6, np.float32))
+    assert path.stat().st_size < 10**5
+    with pytest.raises(InputError, match=r"zeros.npz' has 0 GB, more than 0 GB"):
+        trace_timm(NAME, tiny_kwargs, path)
 
 
 def test_truncated_checkpoint(tiny_graph: ModelGraph, tiny_kwargs: dict[str, Any], tmp_path: Path) -> None:

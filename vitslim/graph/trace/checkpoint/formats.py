@@ -69,9 +69,14 @@ def is_flax(path: Path) -> bool:
 
 
 def read_flax(path: Path) -> dict[str, torch.Tensor]:
-    """Return the arrays of an `.npz` archive. Raises InputError for a damaged archive, and for pickled objects."""
+    """Return the arrays of an `.npz` archive.
+
+    Raises InputError for a damaged archive, for pickled objects, and for arrays that are too large when decompressed.
+    """
     _start(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
     except (*BROKEN_ARCHIVE, EOFError, TypeError, KeyError, zlib.error, MemoryError, struct.error) as error:
@@ -92,11 +97,16 @@ def _start(path: Path) -> bytes:
         raise InputError(f"checkpoint '{path}' cannot be read: {error.strerror}", "check its permissions") from error
     if not start:
         raise InputError(f"checkpoint '{path}' is empty", DOWNLOAD_AGAIN)
+    _check_size(path, size)
+    return start
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raise InputError for a checkpoint with more bytes than a model has, or than the memory holds."""
     if size > LARGEST_BYTES:
         message = f"checkpoint '{path}' has {size / 1e9:,.0f} GB, more than {LARGEST_BYTES / 1e9:.0f} GB"
         raise InputError(message, "save the weights of the model alone")
     require_memory(size, f"checkpoint '{path}'")
-    return start
 
 
 def _read_pickle(path: Path) -> Any:
