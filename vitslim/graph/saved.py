@@ -7,23 +7,26 @@ graph is equal to the saved one bit for bit.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitslim.errors import InputError
 from vitslim.graph.edits import EDITS, Edit
-from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
+from vitslim.graph.model_graph import ModelGraph, ModelSource
 from vitslim.graph.trace import trace_timm
 from vitslim.host_memory import require_memory
 
 SCHEMA_VERSION = 4
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
+IMAGE_MAX = 8192
+"""Largest height and width of an image in a saved graph."""
 DOCUMENT_BYTES_MAX = 200_000_000
 UNREPLAYABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError,
                 ZeroDivisionError, AssertionError, MemoryError)  # fmt: skip
@@ -95,13 +98,12 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _source(fields: dict[str, Any]) -> ModelSource:
-    prep = fields["preprocessing"]
-    preprocessing = Preprocessing(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
-    lists = {key: tuple(fields[key]) for key in ("image", "weights")}
-    outputs = {name: tuple(shape) for name, shape in fields["outputs"].items()}
-    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in fields["kwargs"].items()}
-    read = {"preprocessing": preprocessing, "outputs": outputs, "kwargs": kwargs}
-    return ModelSource(**{**fields, **lists, **read})
+    """Return the source of a saved graph. Raises ValueError for a field of another type."""
+    source = TypeAdapter(ModelSource).validate_json(json.dumps(fields), strict=True)
+    if not all(0 < size <= IMAGE_MAX for size in source.image):
+        raise ValueError("not the shape of an image")
+    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in source.kwargs.items()}
+    return replace(source, kwargs=kwargs)
 
 
 def _edit(fields: dict[str, Any]) -> Edit:
