@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 FUZZING = Path(__file__).resolve().parents[1] / "scripts" / "fuzzing"
-COUNTS = {"recipe": 3, "yaml": 10, "zip": 30, "onnx": 40, "checkpoint": 40, "training": 40, "report": 10, "table": 30,
-          "shard": 40}  # fmt: skip
+COUNTS = {
     "recipe": 3,
     "yaml": 10,
     "zip": 30,
@@ -19,6 +18,7 @@ COUNTS = {"recipe": 3, "yaml": 10, "zip": 30, "onnx": 40, "checkpoint": 40, "tra
     "report": 10,
     "table": 30,
     "shard": 40,
+    "graph": 4,
 }
 
 
