@@ -25,7 +25,10 @@ class TrainingHook:
         return True
 
     def start(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> None:
-        """Receive the trained parameters and the masks, both on the device of the training and by parameter name."""
+        """Receive the trained parameters and their masks by name, both on the device of the training.
+
+        Masks have the dtype of the parameters: 1 where a weight may change, 0 where it stays zero.
+        """
 
     def after_backward(self) -> None:
         """Read or change the gradients of a step, before they are masked and clipped."""

@@ -68,7 +68,8 @@ def train(  # noqa: PLR0913 - each argument is one independent input of a traini
     fabric = make_fabric(config, device)
     with on_device(student, device), compilation(config):
         parameters = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
-        fixed = {parameters[name]: mask.to(device) for name, mask in masks.items() if name in parameters}
+        # In the dtype of the weights: a product of a float and a bool tensor takes three times as long.
+        fixed = {weight: masks[name].to(weight) for name, weight in parameters.items() if name in masks}
         optimizer = make_optimizer(parameters, config, rates, blocks)
         averaged = AveragedWeights(parameters, config.ema)
         checkpoint = Checkpoint(keep, parameters, optimizer, averaged.averages)

@@ -62,7 +62,7 @@ class OptimizerStep:
         hook: TrainingHook,
         config: Train,
     ) -> None:
-        """`fixed`: masks of parameters, bool, True where a weight may change. `averaged`: follows the weights."""
+        """`fixed`: masks of parameters in their dtype, 1 where a weight may change. `averaged`: follows the weights."""
         self._fabric, self._optimizer, self._fixed = fabric, optimizer, fixed
         self._averaged, self._hook, self._config = averaged, hook, config
         # torch.compile chooses its own implementation of attention.
