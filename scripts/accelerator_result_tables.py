@@ -12,15 +12,14 @@ SPATTEN, FACT = "spatten-deit-tiny.json", "fact-deit-tiny.json"
 
 def spatten() -> str:
     """Return all tables of SpAtten."""
-    return "\n\n".join((_spatten_settings(), _within_one_point(SPATTEN), _dense_elsewhere(), _evaluation_time(SPATTEN), _spatten_models(),
-                        _sequences()))  # fmt: skip
+    settings = _spatten_settings(), _within_one_point(SPATTEN)
+    return "\n\n".join((*settings, _dense_elsewhere(), _evaluation_time(SPATTEN), _spatten_models(), _sequences()))
 
 
 def fact() -> str:
     """Return all tables of FACT."""
-    return "\n\n".join(
-        (_fact_settings(), _within_one_point(FACT), _ablation(), _sensitivity(), _evaluation_time(FACT), _fact_models())
-    )
+    settings = _fact_settings(), _within_one_point(FACT)
+    return "\n\n".join((*settings, _ablation(), _sensitivity(), _evaluation_time(FACT), _fact_models()))
 
 
 def _spatten_settings() -> str:
