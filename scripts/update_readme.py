@@ -135,8 +135,8 @@ SECTIONS = (
     Section(
         "DeiT-Tiny on FACT", "fact", "fact-deit-tiny.json",
         "As for SpAtten. The simulator is reconstructed from the paper: values that are not public are assumed, and "
-        "the table of assumed values shows how much the result depends on each. Ablation and assumed values: counts of 100 "
-        "training images.",
+        "the table of assumed values shows how much the result depends on each. Ablation and assumed values: counts of "
+        "100 training images.",
         accelerators.fact,
     ),
 )  # fmt: skip
