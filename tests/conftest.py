@@ -22,8 +22,9 @@ from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import GRAPH_FILE
 from vitslim.graph.trace import trace_timm
-from vitslim.pipeline.run import stage_files, stage_run
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run import stage_run
+from vitslim.pipeline.run.stored import stage_files
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Data, Recipe
 from vitslim.stages.contract import StageContext, StageResult

@@ -18,8 +18,8 @@ from vitslim.cli import app
 from vitslim.data import load_data
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe import packaged_recipes, validate
+from vitslim.recipe.document.yaml12 import parse_yaml
 from vitslim.recipe.schema import Data
-from vitslim.recipe.yaml12 import parse_yaml
 from vitslim.stages.export.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]

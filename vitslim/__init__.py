@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitslim.pipeline.bench.files import bench
     from vitslim.pipeline.inspect.inspection import inspect
     from vitslim.pipeline.plan import build_plan
-    from vitslim.pipeline.run.artifact import load_artifact
+    from vitslim.pipeline.run.stored.artifact import load_artifact
     from vitslim.pipeline.run.verb import run
     from vitslim.recipe import load_recipe
 
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
         "run": "vitslim.pipeline.run.verb",
         "bench": "vitslim.pipeline.bench.files",
         "inspect": "vitslim.pipeline.inspect.inspection",
-        "load_artifact": "vitslim.pipeline.run.artifact",
+        "load_artifact": "vitslim.pipeline.run.stored.artifact",
     }
     if name not in homes:
         raise AttributeError(f"module 'vitslim' has no attribute '{name}'")

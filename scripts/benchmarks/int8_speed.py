@@ -20,7 +20,7 @@ from vitslim.backends.registry import Measured
 from vitslim.data import load_data
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import DepGraph, Etps, PruningRatios, Ptq, StageConfig
 from vitslim.stages.contract import StageContext, StageResult

@@ -17,7 +17,7 @@ from vitslim.data import DataModule, load_data
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import PORTABLE
+from vitslim.recipe.formats.profiles import PORTABLE
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.export.check import OnnxFile, compare_outputs

@@ -18,7 +18,7 @@ from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.stages.contract import StageResult
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.stages.registry import make_stage

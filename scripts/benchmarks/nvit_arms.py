@@ -17,7 +17,7 @@ from vitslim.latency_grid import Precision
 from vitslim.pipeline.bench.quantized_model import quantized
 from vitslim.pipeline.bench.table_cache import cached_table
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Model
 from vitslim.recipe.stages import Budget, DepGraph, Nvit, PruningRatios, Ptq
 from vitslim.recipe.stages.training import Loss

@@ -24,7 +24,7 @@ from vitslim.graph.sketch import cost
 from vitslim.graph.trace import trace_timm
 from vitslim.latency_grid import Precision
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Distill
 from vitslim.recipe.stages.training import Loss

@@ -11,7 +11,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from vitslim.data import DataModule, Dataset
-from vitslim.recipe.file_form import INPUT
+from vitslim.recipe.formats.file_form import INPUT
 
 MATMULS = ["MatMul", "Gemm"]
 STATIC_IMAGES = 64

@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import cost
 from vitslim.graph.trace import trace_timm
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Dtps, Etps, Evit, PruneOnly, Ptq, StageConfig, Tome
 from vitslim.stages.contract import StageContext, StageResult

@@ -31,8 +31,8 @@ from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.registry import make_stage
 from vitslim.training.distillation import train_with_teacher
 from vitslim.training.distillation.features import block_outputs
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.hook import TrainingHook
-from vitslim.training.taps import with_taps
 
 MODEL = "deit_tiny_patch16_224"
 BLOCKS = ("blocks.8", "blocks.9", "blocks.10", "blocks.11")

@@ -28,9 +28,9 @@ from vitslim.errors import VitslimError
 from vitslim.pipeline.check import check_recipe
 from vitslim.recipe import load_recipe
 from vitslim.recipe.catalog import packaged_recipes
-from vitslim.recipe.grammar import recipe_schema
+from vitslim.recipe.document.grammar import recipe_schema
+from vitslim.recipe.document.yaml12 import parse_yaml
 from vitslim.recipe.sources.zip_archive import unpack
-from vitslim.recipe.yaml12 import parse_yaml
 
 BATCH = 50
 """Inputs for each seed."""

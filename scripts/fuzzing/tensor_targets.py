@@ -24,7 +24,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.trace.checkpoint.entries import choose_entry, strip_prefixes
 from vitslim.graph.trace.checkpoint.formats import is_flax, read_checkpoint, read_flax
-from vitslim.pipeline.run.artifact import load_artifact
+from vitslim.pipeline.run.stored.artifact import load_artifact
 from vitslim.pipeline.table_file import read_table
 from vitslim.report import parse_report, render_html, render_json, render_markdown
 from vitslim.results import Cost, Environment, LatencyTable, Measurement, Report, StageRecord

@@ -18,7 +18,7 @@ from vitslim.backends.simulated.simulator import Floats, Ints, Simulator
 from vitslim.errors import UsageError
 from vitslim.latency_grid import Shape
 from vitslim.pipeline.bench.gemms import bench_gemms
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.backend_names import SIMULATED_TARGETS
 from vitslim.recipe.schema import ReportConfig

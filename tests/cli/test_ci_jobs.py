@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from vitslim.recipe.yaml12 import parse_yaml
+from vitslim.recipe.document.yaml12 import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import describe_methods, load_recipe, read_locked
 from vitslim.recipe.plugins import allow_plugins, plugins_of
 from vitslim.recipe.stages import methods
@@ -107,7 +107,7 @@ class TestAllowed:
         assert "stages.0.prune.first: got 3, expected an integer from 0 to 2" in outcome.err
 
     def test_a_changed_plugin_has_another_digest(self, recipe: Path, tmp_path: Path, monkeypatch: Any) -> None:
-        from vitslim.pipeline.run.keys import stage_key
+        from vitslim.pipeline.run.stored.keys import stage_key
 
         copied = tmp_path / "copy"
         shutil.copytree(SAMPLE, copied)

@@ -21,8 +21,8 @@ from vitslim.graph.approximate import approximate, run_approximation
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.saved import load_graph
 from vitslim.pipeline.run.accelerator_runs import deployed_form
-from vitslim.pipeline.run.artifact import Artifact
-from vitslim.pipeline.run.keys import stage_key
+from vitslim.pipeline.run.stored.artifact import Artifact
+from vitslim.pipeline.run.stored.keys import stage_key
 from vitslim.recipe import validate
 from vitslim.recipe.accelerators import SpattenSettings
 from vitslim.recipe.stages import Distill

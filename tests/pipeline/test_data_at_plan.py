@@ -16,7 +16,7 @@ from vitslim.errors import InputError, Problem, RecipeError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline import dense_model
 from vitslim.pipeline.problems.data_problems import data_problems, list_images
-from vitslim.pipeline.run.run_warnings import accuracy_warnings, chance
+from vitslim.pipeline.run.messages.run_warnings import accuracy_warnings, chance
 from vitslim.progress import Silent
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe

@@ -20,8 +20,8 @@ from vitslim.pipeline.duration.estimate import (
     stage_seconds,
 )
 from vitslim.pipeline.duration.probe import Rates
-from vitslim.pipeline.run.run_time import ExpectedTime, say_duration
-from vitslim.pipeline.run.unchanged import run_digest
+from vitslim.pipeline.run.messages.run_time import ExpectedTime, say_duration
+from vitslim.pipeline.run.stored.unchanged import run_digest
 from vitslim.progress import Silent
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Data, Recipe

@@ -13,7 +13,7 @@ import torch
 
 from vitslim.graph.outputs import output_list
 from vitslim.graph.saved import load_graph
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
 
 PRUNE = {"prune": {"method": "depgraph", "pruning_ratio": 0.25, "importance": "taylor", "batches": 1, "batch": 2}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from two_blocks import NAMES, check_on_two_blocks, recipe_parameters
 
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 
 
 @pytest.mark.parametrize("name", recipe_parameters(name for name in NAMES if name.startswith("gpusq")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitslim.pipeline.run.keys import checkpoint_digest, file_digest, input_digests
+from vitslim.pipeline.run.stored.keys import checkpoint_digest, file_digest, input_digests
 from vitslim.recipe import validate
 
 

@@ -22,7 +22,7 @@ from vitslim.pipeline.bench.latency_table import (
     grid_shapes,
     matmul_latencies,
 )
-from vitslim.pipeline.run.keys import stage_key
+from vitslim.pipeline.run.stored.keys import stage_key
 from vitslim.pipeline.table_file import default_path, read_table, stage_table, write_table
 from vitslim.progress import Silent
 from vitslim.recipe import load_recipe, validate

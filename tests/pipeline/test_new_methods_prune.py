@@ -16,7 +16,7 @@ from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.edits.mask import mask_weights
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch, attention_cuts, sketch
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import stages, validate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages import prune as prune_recipe

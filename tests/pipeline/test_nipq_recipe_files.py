@@ -10,7 +10,7 @@ import pytest
 from two_blocks import NAMES, check_on_two_blocks, recipe_parameters
 
 import vitslim
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 
 
 @pytest.mark.parametrize("name", recipe_parameters(name for name in NAMES if name.startswith("nipq")))

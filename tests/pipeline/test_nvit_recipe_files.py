@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from two_blocks import NAMES, RECIPES, check_on_two_blocks, recipe_parameters
 
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
+from vitslim.recipe.document.yaml12 import read_yaml
 from vitslim.recipe.stages import Nvit
-from vitslim.recipe.yaml12 import read_yaml
 
 PUBLISHED = {"nvit-b": 0.54, "nvit-h": 0.5, "nvit-s": 0.39, "nvit-t": 0.19}
 

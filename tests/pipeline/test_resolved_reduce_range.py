@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 import vitslim
-from vitslim.pipeline.run.artifact import Artifact
-from vitslim.pipeline.run.keys import stage_key
 from vitslim.pipeline.run.resolve import resolve_reduce_range
+from vitslim.pipeline.run.stored.artifact import Artifact
+from vitslim.pipeline.run.stored.keys import stage_key
 from vitslim.recipe import validate
 from vitslim.report.html import render_html
 

@@ -19,8 +19,8 @@ from filelock import FileLock
 import vitslim
 from vitslim.errors import BackendUnavailableError, InputError, RecipeError, UsageError
 from vitslim.graph.saved import load_graph
-from vitslim.pipeline.run.artifact import Artifact
-from vitslim.pipeline.run.unchanged import run_digest, unchanged_artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
+from vitslim.pipeline.run.stored.unchanged import run_digest, unchanged_artifact
 from vitslim.progress import Silent
 from vitslim.recipe import Locked, load_recipe, read_locked, validate
 from vitslim.recipe.schema import Recipe

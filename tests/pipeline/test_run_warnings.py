@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitslim.pipeline.run.run_warnings import latency_regressions, noisy_speedups
+from vitslim.pipeline.run.messages.run_warnings import latency_regressions, noisy_speedups
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages import DepGraph, Etps, Export
 from vitslim.results import Cost, Measurement, StageRecord

@@ -12,7 +12,7 @@ from vitslim.backends.registry import parse_backend
 from vitslim.errors import UsageError
 from vitslim.pipeline.bench import table_cache
 from vitslim.pipeline.bench.latency_table import build_table
-from vitslim.pipeline.run.artifact import Artifact, load_artifact
+from vitslim.pipeline.run.stored.artifact import Artifact, load_artifact
 from vitslim.pipeline.table_file import table_warnings
 from vitslim.progress import Silent
 from vitslim.recipe import validate

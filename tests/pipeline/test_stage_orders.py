@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vitslim
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Recipe
 

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from vitslim.data import Dataset, load_data
 from vitslim.graph.saved import load_graph
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
 from vitslim.recipe.schema import Data, Recipe
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import load_recipe
 from vitslim.recipe.schema import Recipe
 from vitslim.report import render_markdown

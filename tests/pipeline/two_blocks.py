@@ -11,9 +11,9 @@ from _pytest.mark import ParameterSet
 
 import vitslim
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
-from vitslim.recipe.yaml12 import read_yaml
+from vitslim.recipe.document.yaml12 import read_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LAYERS = 10

@@ -6,9 +6,9 @@ import pytest
 
 from vitslim.errors import UsageError
 from vitslim.recipe import KeyInfo, describe_methods, find_methods, validate
-from vitslim.recipe.grammar import recipe_schema
+from vitslim.recipe.document.grammar import recipe_schema
+from vitslim.recipe.document.yaml12 import parse_yaml
 from vitslim.recipe.stages import METHODS
-from vitslim.recipe.yaml12 import parse_yaml
 
 METHOD_INFOS = describe_methods()
 

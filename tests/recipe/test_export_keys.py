@@ -8,7 +8,7 @@ import pytest
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.recipe import validate
-from vitslim.recipe.file_form import FileForm
+from vitslim.recipe.formats.file_form import FileForm
 from vitslim.recipe.rules import check_order
 
 

@@ -20,9 +20,9 @@ from vitslim.recipe import (
     recipe_text,
     validate,
 )
-from vitslim.recipe.check import check, inlined
+from vitslim.recipe.document.check import check, inlined
+from vitslim.recipe.document.yaml12 import parse_yaml, read_yaml
 from vitslim.recipe.stages import kinds
-from vitslim.recipe.yaml12 import parse_yaml, read_yaml
 from vitslim.results import Assumption
 
 

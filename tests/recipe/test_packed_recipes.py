@@ -11,9 +11,9 @@ from archives import PLAIN, zipped
 
 from vitslim.errors import InputError, Problem, UsageError
 from vitslim.recipe import load_recipe, recipe_text
+from vitslim.recipe.document.yaml12 import parse_yaml
 from vitslim.recipe.sharing import pack_recipe
 from vitslim.recipe.sources.zip_archive import unpack
-from vitslim.recipe.yaml12 import parse_yaml
 
 Write = Callable[..., Path]
 RECIPE = """

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitslim.errors import Problem, RecipeError, UsageError
-from vitslim.recipe.yaml12 import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dump_yaml, parse_yaml, read_yaml
+from vitslim.recipe.document.yaml12 import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dump_yaml, parse_yaml, read_yaml
 
 Problems = Callable[..., dict[str, Problem]]
 

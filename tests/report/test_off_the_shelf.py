@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitslim.report import render_html
-from vitslim.report.off_the_shelf import (
+from vitslim.report.tables.off_the_shelf import (
     PublishedModel,
     find_published,
     nearest_smaller,

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from vitslim.report import render_html
-from vitslim.report.breakdowns import breakdowns, kind_rows, rooflines
-from vitslim.report.roofline import dots, roofline_plot
+from vitslim.report.pictures.breakdowns import breakdowns, kind_rows, rooflines
+from vitslim.report.pictures.roofline import dots, roofline_plot
 from vitslim.results import Energy, Estimate, EstimateRow, Report, Roofline
 
 ROWS = (

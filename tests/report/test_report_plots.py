@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitslim.report.plots import Mark, Series, bar_plot, dot_plot, nice_ticks
+from vitslim.report.pictures.plots import Mark, Series, bar_plot, dot_plot, nice_ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

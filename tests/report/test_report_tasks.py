@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from vitslim.report import parse_report, render_html, render_json, render_markdown, render_terminal
-from vitslim.report.columns import accuracy_group
-from vitslim.report.headline import accuracy_fact
+from vitslim.report.tables.columns import accuracy_group
+from vitslim.report.tables.headline import accuracy_fact
 from vitslim.results import Accuracy, GateResult, Report
 from vitslim.tasks import Task
 

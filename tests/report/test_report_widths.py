@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from vitslim.report import render_html
-from vitslim.report.width_plot import width_figures, width_svg
+from vitslim.report.pictures.width_plot import width_figures, width_svg
 from vitslim.results import BlockWidths, PrunedWidths, Report
 
 WIDTHS = PrunedWidths(

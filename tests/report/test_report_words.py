@@ -7,8 +7,8 @@ import math
 import pytest
 
 from vitslim import units
-from vitslim.report.headline import headline
-from vitslim.report.stage_details import stage_details
+from vitslim.report.tables.headline import headline
+from vitslim.report.tables.stage_details import stage_details
 from vitslim.report.wording import baseline, gate_line, gates_verdict, plain, reasons
 from vitslim.results import GateResult, LayerNote, Report
 

@@ -11,7 +11,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext, StageResult

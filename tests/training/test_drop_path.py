@@ -17,8 +17,8 @@ from vitslim.recipe.stages.training import Features, Loss
 from vitslim.recipe.train import Train
 from vitslim.training.distillation import train_with_teacher
 from vitslim.training.distillation.features import block_outputs
-from vitslim.training.drop_path import with_drop_path
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.drop_path import with_drop_path
+from vitslim.training.forms.taps import with_taps
 
 
 def rates_of(module: GraphModule) -> list[float]:

@@ -14,8 +14,8 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.train import Train
 from vitslim.training import Batch, Objective, checkpoint, hard_loss, predict, top1, train
-from vitslim.training.drop_path import with_drop_path
-from vitslim.training.recomputation import with_recomputation
+from vitslim.training.forms.drop_path import with_drop_path
+from vitslim.training.forms.recomputation import with_recomputation
 
 
 def labels_only(logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:

@@ -13,8 +13,9 @@ from vitslim.data import Dataset
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.progress import Silent
 from vitslim.recipe.train import Train
-from vitslim.training import Batch, attention, hard_loss, train
-from vitslim.training.attention import FUSED, UnfusedAttention
+from vitslim.training import Batch, hard_loss, train
+from vitslim.training.forms import attention
+from vitslim.training.forms.attention import FUSED, UnfusedAttention
 
 SHAPE = (2, 3, 5, 8)
 added = torch.linspace(-2, 2, 25).view(5, 5)

@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.bench.files import bench
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.file_form import FileForm
+from vitslim.recipe.formats.file_form import FileForm
 from vitslim.recipe.schema import ReportConfig
 from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload

@@ -17,7 +17,7 @@ def report(
     """Print the report of a finished run. Checks its files against their checksums first."""
     from vitslim import report as renderers
     from vitslim.cli.console import stdout
-    from vitslim.pipeline.run.artifact import load_artifact
+    from vitslim.pipeline.run.stored.artifact import load_artifact
 
     loaded = load_artifact(folder).report
     if output == "table":

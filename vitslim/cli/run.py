@@ -21,7 +21,7 @@ from vitslim.errors import GateError, UsageError
 from vitslim.ranks import is_first_launched
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.run.artifact import Artifact
+    from vitslim.pipeline.run.stored.artifact import Artifact
 
 
 def run(

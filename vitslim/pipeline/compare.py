@@ -10,7 +10,7 @@ from typing import Literal
 
 from vitslim.errors import InputError
 from vitslim.pipeline.run_folders import REPORT_FILE, read_report
-from vitslim.report.columns import Setting
+from vitslim.report.tables.columns import Setting
 from vitslim.results import Report, Value
 from vitslim.tasks import Unit as MetricUnit
 from vitslim.tasks import describe_metric

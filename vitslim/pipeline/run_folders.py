@@ -13,7 +13,7 @@ from pathlib import Path
 from vitslim.errors import InputError
 from vitslim.files import exclusive, folder_bytes
 from vitslim.report import parse_report
-from vitslim.report.headline import headline
+from vitslim.report.tables.headline import headline
 from vitslim.results import Report, StageRecord, Value
 
 STAGES_SUFFIX = ".stages"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitslim.errors import InputError, closest
+from vitslim.recipe.document.yaml12 import read_yaml
 from vitslim.recipe.stages.training import PACKAGE
-from vitslim.recipe.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from vitslim.recipe.schema import Recipe

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import InputError, Problem, RecipeError, UsageError
-from vitslim.recipe.check import join, shown
-from vitslim.recipe.grammar import EXTENDS, FILE_KEYS, check_document, read_stage
+from vitslim.recipe.document.check import join, shown
+from vitslim.recipe.document.grammar import EXTENDS, FILE_KEYS, check_document, read_stage
+from vitslim.recipe.document.overrides import apply_overrides
+from vitslim.recipe.document.yaml12 import read_yaml
 from vitslim.recipe.hub_folder import read_hub_folder
-from vitslim.recipe.overrides import apply_overrides
 from vitslim.recipe.schema import FILE_KINDS, Recipe
 from vitslim.recipe.sources import RecipeFile, find_recipe
 from vitslim.recipe.sources.document_paths import change_paths
-from vitslim.recipe.yaml12 import read_yaml
 
 MAX_EXTENDS = 8
 

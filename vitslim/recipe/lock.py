@@ -9,14 +9,14 @@ from typing import Any, TypedDict
 from pydantic import BaseModel, Field, ValidationError
 
 from vitslim.errors import Problem, RecipeError, UsageError
-from vitslim.recipe.check import join
 from vitslim.recipe.config import ASSUMED, Config
-from vitslim.recipe.grammar import LOCKED, write_stage
+from vitslim.recipe.document.check import join
+from vitslim.recipe.document.grammar import LOCKED, write_stage
+from vitslim.recipe.document.yaml12 import dump_yaml, read_yaml
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.sources import find_recipe
 from vitslim.recipe.sources.document_paths import change_paths
 from vitslim.recipe.stages.training import Features, TrainedWithTeacher
-from vitslim.recipe.yaml12 import dump_yaml, read_yaml
 
 
 class Assumed(TypedDict):

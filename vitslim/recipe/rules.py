@@ -10,7 +10,7 @@ from itertools import chain
 
 from vitslim.errors import Problem
 from vitslim.recipe.backend_names import RUN_ONNX, wrong_backends
-from vitslim.recipe.check import shown
+from vitslim.recipe.document.check import shown
 from vitslim.recipe.gates import Gates, parse_setting, setting_problems
 from vitslim.recipe.schema import HUB, HUB_ROOT, Data, Recipe
 from vitslim.recipe.stage_config import Phase, StageConfig

@@ -11,8 +11,8 @@ from pydantic import Field
 from vitslim.errors import Problem
 from vitslim.recipe.accelerators import AcceleratorName
 from vitslim.recipe.config import EXPECTED, Config
-from vitslim.recipe.file_form import OPSETS
-from vitslim.recipe.profiles import Profile
+from vitslim.recipe.formats.file_form import OPSETS
+from vitslim.recipe.formats.profiles import Profile
 from vitslim.recipe.train import Train
 from vitslim.recipe.work import ImageCounts, Work
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vitslim.report.columns import Cell, Column, Group, Source
-from vitslim.report.token_table import TokenTable, picture_table
+from vitslim.report.pictures.token_table import TokenTable, picture_table
+from vitslim.report.tables.columns import Cell, Column, Group, Source
 from vitslim.results import AcceleratorResult, ApproximateAccuracy, Distribution, Estimate, Report
 from vitslim.units import format_percent
 

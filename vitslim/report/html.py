@@ -6,22 +6,17 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vitslim.report import (
-    accelerator_tables,
-    bits_plot,
-    breakdowns,
+from vitslim.report import accelerator_tables, wording
+from vitslim.report.pictures import bits_plot, breakdowns, figures, token_table, width_plot
+from vitslim.report.tables import (
     columns,
-    figures,
     headline,
     off_the_shelf,
     profile_table,
     stage_details,
-    token_table,
     two_four_table,
-    width_plot,
-    wording,
 )
-from vitslim.report.columns import Group, Source
+from vitslim.report.tables.columns import Group, Source
 from vitslim.results import Report
 from vitslim.tasks import EXPLANATIONS
 from vitslim.units import format_duration

@@ -6,7 +6,8 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 
-from vitslim.report.columns import (
+from vitslim.report.sections import sections
+from vitslim.report.tables.columns import (
     Group,
     accuracy_group,
     datasets,
@@ -19,9 +20,8 @@ from vitslim.report.columns import (
     stage_group,
     without,
 )
-from vitslim.report.headline import headline
-from vitslim.report.sections import sections
-from vitslim.report.two_four_table import report_uses, two_four_group
+from vitslim.report.tables.headline import headline
+from vitslim.report.tables.two_four_table import report_uses, two_four_group
 from vitslim.report.wording import gate_line, plain
 from vitslim.results import Report
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitslim.report.columns import measured_settings, measurement, metric_keys
 from vitslim.report.metric_format import format_metric
-from vitslim.report.off_the_shelf import SOURCE, neighbor_lines
-from vitslim.report.profile_table import profile_lines
-from vitslim.report.two_four_table import report_uses, two_four_lines
+from vitslim.report.tables.columns import measured_settings, measurement, metric_keys
+from vitslim.report.tables.off_the_shelf import SOURCE, neighbor_lines
+from vitslim.report.tables.profile_table import profile_lines
+from vitslim.report.tables.two_four_table import report_uses, two_four_lines
 from vitslim.report.wording import (
     baseline,
     counted,

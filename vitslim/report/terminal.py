@@ -12,7 +12,8 @@ from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
-from vitslim.report.columns import (
+from vitslim.report.sections import sections
+from vitslim.report.tables.columns import (
     Group,
     accuracy_group,
     datasets,
@@ -25,8 +26,7 @@ from vitslim.report.columns import (
     stage_group,
     without,
 )
-from vitslim.report.headline import headline
-from vitslim.report.sections import sections
+from vitslim.report.tables.headline import headline
 from vitslim.report.wording import plain
 from vitslim.results import Report
 

@@ -14,12 +14,12 @@ from torch.fx import GraphModule
 from vitslim.errors import StageError
 from vitslim.ranks import rank_count
 from vitslim.recipe.train import Train
-from vitslim.training.attention import UnfusedAttention
 from vitslim.training.batch import Batch, Objective
 from vitslim.training.device import find_precision
+from vitslim.training.forms.attention import UnfusedAttention
+from vitslim.training.forms.recomputation import with_recomputation
 from vitslim.training.hook import TrainingHook
 from vitslim.training.optimizer import CLIPS, AveragedWeights
-from vitslim.training.recomputation import with_recomputation
 from vitslim.training.record import LOSS
 
 if TYPE_CHECKING:

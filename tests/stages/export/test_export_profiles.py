@@ -21,7 +21,7 @@ from vitslim.graph.nodes import argument
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import LayerAnnotation

@@ -13,8 +13,8 @@ import torch
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.progress import Silent
-from vitslim.recipe.file_form import FileForm
-from vitslim.recipe.profiles import FP16
+from vitslim.recipe.formats.file_form import FileForm
+from vitslim.recipe.formats.profiles import FP16
 from vitslim.recipe.stages import Export
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile

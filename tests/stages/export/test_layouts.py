@@ -21,10 +21,10 @@ from vitslim.graph.edits.fake_quant import insert_fake_quant
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.pipeline.run.artifact import Artifact, load_artifact
+from vitslim.pipeline.run.stored.artifact import Artifact, load_artifact
 from vitslim.recipe import validate
-from vitslim.recipe.file_form import FileForm
-from vitslim.recipe.layouts import LAYOUTS as NAMES
+from vitslim.recipe.formats.file_form import FileForm
+from vitslim.recipe.formats.layouts import LAYOUTS as NAMES
 from vitslim.recipe.schema import Data
 from vitslim.stages.export.layouts import LAYOUTS, ExportedModel
 from vitslim.stages.export.onnx_export import export_onnx

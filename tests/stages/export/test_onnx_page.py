@@ -14,9 +14,9 @@ import pytest
 
 from vitslim.graph.edits.insert_squeeze import insert_squeeze
 from vitslim.graph.model_graph import ModelGraph, ModelSource, Preprocessing
-from vitslim.recipe.file_form import FileForm
-from vitslim.recipe.layouts import LAYOUTS
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.file_form import FileForm
+from vitslim.recipe.formats.layouts import LAYOUTS
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.onnx_export import export_onnx

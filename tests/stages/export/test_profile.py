@@ -12,9 +12,9 @@ import pytest
 
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import validate
-from vitslim.recipe.profiles import FP16, PORTABLE, PROFILES, Profile
+from vitslim.recipe.formats.profiles import FP16, PORTABLE, PROFILES, Profile
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.stage import MODEL_FILE, ExportStage

@@ -16,7 +16,7 @@ from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult
 from vitslim.stages.export.annotate import quantizer_sites

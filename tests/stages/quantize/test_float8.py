@@ -19,7 +19,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
-from vitslim.recipe.profiles import PROFILES
+from vitslim.recipe.formats.profiles import PROFILES
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext, StageResult

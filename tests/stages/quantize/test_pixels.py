@@ -18,7 +18,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile, check_stored_weights

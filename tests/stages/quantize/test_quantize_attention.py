@@ -26,7 +26,7 @@ from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.stages import Export, Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile

@@ -18,7 +18,7 @@ from vitslim.graph.edits.fake_quant import insert_fake_quant, weight_scale_name
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.sketch import ModelSketch
-from vitslim.pipeline.run.artifact import Artifact
+from vitslim.pipeline.run.stored.artifact import Artifact
 from vitslim.recipe import stages as configs
 from vitslim.recipe import validate
 from vitslim.recipe.stages.quantize import Quantize

@@ -20,7 +20,7 @@ from vitslim.stages.reconstruction.sensitivity import (
     sampled_gradients,
     scaled_gradients,
 )
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.tasks.classification import SAMPLING_TEMPERATURE, Classification
 
 NAME = "blocks.1.mlp.fc2.weight"

@@ -7,8 +7,8 @@ from vitslim.recipe.stages import Distill
 from vitslim.recipe.stages.training import Features, Loss
 from vitslim.training import Batch
 from vitslim.training.distillation.objective import DistillationLoss
+from vitslim.training.forms.taps import LogitsAndFeatures
 from vitslim.training.hook import TrainingHook
-from vitslim.training.taps import LogitsAndFeatures
 
 
 def test_feature_loss_ignores_images_with_different_predictions() -> None:

@@ -9,7 +9,7 @@ from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.recipe.stages.training import Features
 from vitslim.training.distillation.features import block_outputs, block_weights, feature_losses, select_blocks
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 
 
 def test_taps_return_block_outputs_and_share_parameters(tiny_graph: ModelGraph) -> None:

@@ -16,8 +16,8 @@ from vitslim.recipe.train import Train
 from vitslim.training import Batch
 from vitslim.training.distillation import train_with_teacher
 from vitslim.training.distillation.teachers import averaged, load_teacher, teacher_function
+from vitslim.training.forms.taps import LogitsAndFeatures
 from vitslim.training.losses import soft_loss
-from vitslim.training.taps import LogitsAndFeatures
 
 QUICK = Train(epochs=1, batch=32, images=32)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def estimate_tables(file: str, found: Estimate) -> Iterator[Table]:
     """Yield tables of operator classes, of rows with latency, utilization, bound and calibration, and of totals."""
     from vitslim.cli.console import plain_table
-    from vitslim.report.breakdowns import kind_rows, latency_of
+    from vitslim.report.pictures.breakdowns import kind_rows, latency_of
 
     title = f"{file} on {found.backend}, batch {found.batch}, simulated"
     total = sum(map(latency_of, found.rows)) or 1.0

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vitslim.pipeline.bench.files import BenchRow
-    from vitslim.report.columns import Group
+    from vitslim.report.tables.columns import Group
 
 
 def file_tables(row: BenchRow) -> Iterator[Table]:
     """Yield the kinds of operators and the longest operators of each profile, then the layers with 2:4 weights."""
     from vitslim.cli.console import plain_table
-    from vitslim.report.profile_table import kind_group, longest_group, setting_of
-    from vitslim.report.two_four_table import two_four_group, two_four_lines
+    from vitslim.report.tables.profile_table import kind_group, longest_group, setting_of
+    from vitslim.report.tables.two_four_table import two_four_group, two_four_lines
 
     for one in row.profiles:
         yield _table(f"{row.file} on {setting_of(one)}, profiled", kind_group(one))

@@ -56,8 +56,8 @@ def _only(values: Sequence[T], default: T, option: str) -> T:
 def _model(name: str, kwargs: Sequence[str]) -> Model:
     from pydantic import ValidationError
 
+    from vitslim.recipe.document.yaml12 import parse_yaml
     from vitslim.recipe.schema import Model
-    from vitslim.recipe.yaml12 import parse_yaml
 
     pairs = [text.partition("=") for text in kwargs]
     try:

@@ -18,7 +18,7 @@ from vitslim.latency_grid import Precision, Shape
 from vitslim.pipeline.bench.operator_fit import random_lengths
 from vitslim.pipeline.bench.quantized_model import quantized
 from vitslim.progress import Progress
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.export.onnx_export import export_onnx

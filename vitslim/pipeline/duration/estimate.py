@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vitslim.recipe.backend_names import SIM, backend_name
-from vitslim.recipe.profiles import PORTABLE
+from vitslim.recipe.formats.profiles import PORTABLE
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.work import ImageCounts, Work
 from vitslim.units import format_duration

@@ -20,7 +20,7 @@ from vitslim.graph.approximate.sites import find_sites
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.token_trace import patch_grid, squeeze_nodes
 from vitslim.pipeline.run.evaluation import BATCH, evaluation_sets
-from vitslim.pipeline.run.store import StoredStage
+from vitslim.pipeline.run.stored.store import StoredStage
 from vitslim.pipeline.run.token_pictures import IMAGES, picture_of
 from vitslim.progress import Progress
 from vitslim.recipe.accelerators import Accelerator

@@ -25,17 +25,17 @@ from vitslim.pipeline.plan import device_warnings, estimate_stages, input_proble
 from vitslim.pipeline.problems.data_problems import list_images
 from vitslim.pipeline.run.accelerator_runs import accelerator_results
 from vitslim.pipeline.run.arrangement import layout_files
-from vitslim.pipeline.run.artifact import Artifact, check_replaceable, load_artifact, write_artifact
 from vitslim.pipeline.run.class_order import resolve_class_order
 from vitslim.pipeline.run.exhaustion import explained
 from vitslim.pipeline.run.gates import judge
-from vitslim.pipeline.run.keys import RunKey, dense_key, input_digests, snapshot_key, stage_key
+from vitslim.pipeline.run.messages.run_events import run_finished, run_started, stage_events
+from vitslim.pipeline.run.messages.run_time import ExpectedTime, expected_time, say_duration
+from vitslim.pipeline.run.messages.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.resolve import resolve_reduce_range
-from vitslim.pipeline.run.run_events import run_finished, run_started, stage_events
-from vitslim.pipeline.run.run_time import ExpectedTime, expected_time, say_duration
-from vitslim.pipeline.run.run_warnings import accuracy_warnings, latency_regressions, noisy_speedups
 from vitslim.pipeline.run.stage_run import DENSE, StageRunner, stage_name
-from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
+from vitslim.pipeline.run.stored.artifact import Artifact, check_replaceable, load_artifact, write_artifact
+from vitslim.pipeline.run.stored.keys import RunKey, dense_key, input_digests, snapshot_key, stage_key
+from vitslim.pipeline.run.stored.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.run.token_pictures import token_pictures
 from vitslim.pipeline.run_folders import stages_folder
 from vitslim.progress import Progress

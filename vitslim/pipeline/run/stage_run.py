@@ -18,9 +18,9 @@ from vitslim.graph.sketch import cost
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.pipeline.run.evaluation import Evaluator, Predictions, Reference, forward_of
-from vitslim.pipeline.run.keys import snapshot_key
-from vitslim.pipeline.run.stage_files import FLOAT_FILE, StageFile, exported_form, file_to_export, is_quantized
-from vitslim.pipeline.run.store import StageStore, StoredStage, wait_for_file
+from vitslim.pipeline.run.stored.keys import snapshot_key
+from vitslim.pipeline.run.stored.stage_files import FLOAT_FILE, StageFile, exported_form, file_to_export, is_quantized
+from vitslim.pipeline.run.stored.store import StageStore, StoredStage, wait_for_file
 from vitslim.pipeline.table_file import stage_table
 from vitslim.progress import Progress
 from vitslim.ranks import rank, rank_count

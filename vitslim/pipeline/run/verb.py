@@ -14,7 +14,7 @@ from vitslim.recipe import Locked
 from vitslim.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.run.artifact import Artifact
+    from vitslim.pipeline.run.stored.artifact import Artifact
 
 
 def run(
@@ -40,8 +40,8 @@ def run(
     warnings = check_recipe(recipe)
     check_ranks(recipe)
     progress, stages = progress or Silent(), stages_folder(out)
-    from vitslim.pipeline.run.run_events import run_finished, run_started
-    from vitslim.pipeline.run.unchanged import remember_run, run_digest, unchanged_artifact
+    from vitslim.pipeline.run.messages.run_events import run_finished, run_started
+    from vitslim.pipeline.run.stored.unchanged import remember_run, run_digest, unchanged_artifact
 
     inputs = run_digest(recipe)
     may_return = not fresh and locked is None and launched_ranks() == 1

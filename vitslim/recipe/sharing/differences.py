@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
 
-from vitslim.recipe.check import join
+from vitslim.recipe.document.check import join
 from vitslim.recipe.lock import recipe_document
 from vitslim.recipe.schema import Recipe
 

@@ -14,8 +14,9 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from vitslim.errors import InputError, UsageError
-from vitslim.recipe.check import shown
-from vitslim.recipe.grammar import EXTENDS
+from vitslim.recipe.document.check import shown
+from vitslim.recipe.document.grammar import EXTENDS
+from vitslim.recipe.document.yaml12 import dump_yaml
 from vitslim.recipe.hub_folder import hub_files
 from vitslim.recipe.load import find_base, load_recipe, read_document
 from vitslim.recipe.schema import HUB, Recipe
@@ -23,7 +24,6 @@ from vitslim.recipe.sources import RecipeFile, find_recipe
 from vitslim.recipe.sources.cache_folder import LONGEST_NAME, MAX_BYTES
 from vitslim.recipe.sources.document_paths import Content, NamedPath, change_paths
 from vitslim.recipe.sources.zip_archive import MAIN
-from vitslim.recipe.yaml12 import dump_yaml
 
 FIRST_TIME = (1980, 1, 1, 0, 0, 0)
 """Time of every entry, so that equal files give equal archives."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from vitslim.recipe.check import join
-from vitslim.recipe.grammar import split_entry
+from vitslim.recipe.document.check import join
+from vitslim.recipe.document.grammar import split_entry
 from vitslim.recipe.schema import CLASS_ORDERS, HUB
 from vitslim.recipe.stage_config import STAGE_FILES
 from vitslim.recipe.stages.training import PACKAGE

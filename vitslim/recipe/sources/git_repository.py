@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vitslim.errors import InputError, UsageError
-from vitslim.recipe.check import shown
+from vitslim.recipe.document.check import shown
 from vitslim.recipe.sources.cache_folder import MAX_BYTES, MAX_ENTRIES, cache_folder, filling, kept, name_problem
 
 PREFIX = "git+"

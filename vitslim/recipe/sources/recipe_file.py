@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vitslim.errors import Problem, UsageError, closest
 from vitslim.recipe.catalog import SUFFIXES, packaged_names, packaged_path
-from vitslim.recipe.check import shown
+from vitslim.recipe.document.check import shown
 from vitslim.recipe.sources.document_paths import NamedPath
 
 GIT = "git+"

@@ -9,9 +9,9 @@ from pydantic import Field, PositiveInt
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import EXPECTED, one_of
-from vitslim.recipe.file_form import INPUT, LOGITS, OPSET, OPSETS, FileForm
-from vitslim.recipe.layouts import LAYOUTS
-from vitslim.recipe.profiles import PROFILES, Profile
+from vitslim.recipe.formats.file_form import INPUT, LOGITS, OPSET, OPSETS, FileForm
+from vitslim.recipe.formats.layouts import LAYOUTS
+from vitslim.recipe.formats.profiles import PROFILES, Profile
 from vitslim.recipe.stage_config import Phase, StageConfig
 
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import ASSUMED, Config
-from vitslim.recipe.profiles import Profile
+from vitslim.recipe.formats.profiles import Profile
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages.quantize import Quantize
 from vitslim.recipe.stages.quantized_layers import Bits

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from vitslim.errors import Problem
 from vitslim.recipe.config import Config
-from vitslim.recipe.file_form import FLOAT8_OPSET, INT4_OPSET
-from vitslim.recipe.profiles import PORTABLE, Profile, profiles_with
+from vitslim.recipe.formats.file_form import FLOAT8_OPSET, INT4_OPSET
+from vitslim.recipe.formats.profiles import PORTABLE, Profile, profiles_with
 from vitslim.recipe.stage_config import StageConfig
 from vitslim.recipe.stages.quantized_layers import Bits, QuantizedLayers
 from vitslim.recipe.work import ImageCounts, Work

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from vitslim.recipe.file_form import INT4_OPSET
+from vitslim.recipe.formats.file_form import INT4_OPSET
 from vitslim.recipe.stage_config import Phase, StageConfig
 
 Bits = Annotated[int, Field(ge=2, le=8)]

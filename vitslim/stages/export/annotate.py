@@ -19,7 +19,7 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import tensor_of
 from vitslim.graph.ops.fake_quant import activation_range, weight_range
 from vitslim.graph.ops.float8 import FLOAT8_MAX
-from vitslim.recipe.file_form import FileForm
+from vitslim.recipe.formats.file_form import FileForm
 from vitslim.sparsity import TWO_FOUR, is_two_four
 from vitslim.stages.export.other_metadata import other_metadata
 from vitslim.stages.export.stored_weight import StoredWeight, stored_weight

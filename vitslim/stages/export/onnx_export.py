@@ -18,8 +18,8 @@ from torch.export import Dim
 from vitslim.errors import StageError
 from vitslim.files import write_atomically
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.file_form import BATCH, OPSET, FileForm
-from vitslim.recipe.profiles import PORTABLE, Profile
+from vitslim.recipe.formats.file_form import BATCH, OPSET, FileForm
+from vitslim.recipe.formats.profiles import PORTABLE, Profile
 from vitslim.stages.export.annotate import LayerAnnotation, annotate, read_annotations
 from vitslim.stages.export.graph_passes import run_graph_passes
 from vitslim.stages.export.graph_passes.integer_weights import weight_storage

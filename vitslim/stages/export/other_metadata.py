@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 from vitslim.graph.model_graph import ModelSource
-from vitslim.recipe.file_form import FileForm
+from vitslim.recipe.formats.file_form import FileForm
 
 MODEL_INFO = "model_info "
 """Beginning of the keys of Model API: the path in the `rt_info` of OpenVINO, parts separated by spaces."""

@@ -10,8 +10,8 @@ from vitslim.files import MODEL_FILE
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import ModelSketch
-from vitslim.recipe.file_form import FLOAT8_OPSET, INT4_OPSET
-from vitslim.recipe.profiles import Profile, profiles_with
+from vitslim.recipe.formats.file_form import FLOAT8_OPSET, INT4_OPSET
+from vitslim.recipe.formats.profiles import Profile, profiles_with
 from vitslim.recipe.stages import Export
 from vitslim.results import LayerNote
 from vitslim.stages.contract import StageContext, StageResult

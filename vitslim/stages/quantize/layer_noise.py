@@ -19,7 +19,7 @@ from vitslim.graph.nodes import argument, is_op, tensor_of
 from vitslim.graph.outputs import joined
 from vitslim.stages.contract import StageContext
 from vitslim.stages.reconstruction.sensitivity import BATCH
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 
 PROBES = 4
 """Random directions in the space of outputs for each batch."""

@@ -26,7 +26,7 @@ from vitslim.ranks import rank, rank_count, rows_of_rank
 from vitslim.stages.reconstruction.curvature import Curvature
 from vitslim.stages.reconstruction.layer_sums import CompressedSums, OriginalSums, layer_rows
 from vitslim.stages.reconstruction.sensitivity import BATCH, Sensitivity, scaled_gradients
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.tasks import task_for
 
 IMAGES_AT_ONCE = 8

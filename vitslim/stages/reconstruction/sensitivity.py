@@ -17,7 +17,7 @@ from vitslim.errors import StageError
 from vitslim.graph.nodes import argument, is_op
 from vitslim.graph.outputs import joined
 from vitslim.training.engine.collectives import whole_batch
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.tasks import TaskFunctions
 from vitslim.training.tasks.classification import Classification
 

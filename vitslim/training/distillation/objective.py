@@ -14,9 +14,9 @@ from vitslim.recipe.stages.training import TrainedWithTeacher
 from vitslim.training.batch import Batch, Objective
 from vitslim.training.distillation.features import FEATURE_LOSS, feature_losses
 from vitslim.training.distillation.kept_tokens import ratio_loss, token_loss
+from vitslim.training.forms.taps import LogitsAndFeatures
 from vitslim.training.hook import TrainingHook
 from vitslim.training.record import LOSS
-from vitslim.training.taps import LogitsAndFeatures
 from vitslim.training.tasks import TaskFunctions
 from vitslim.training.tasks.classification import Classification
 

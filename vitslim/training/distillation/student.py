@@ -30,11 +30,11 @@ from vitslim.training.distillation.teachers import (
     load_teacher,
     teacher_function,
 )
-from vitslim.training.drop_path import with_drop_path
+from vitslim.training.forms.drop_path import with_drop_path
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.hook import TrainingHook
 from vitslim.training.images import LabeledImages
 from vitslim.training.loop import train
-from vitslim.training.taps import with_taps
 from vitslim.training.tasks import task_for
 
 

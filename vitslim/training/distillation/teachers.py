@@ -22,8 +22,8 @@ from vitslim.training.distillation.features import block_outputs
 from vitslim.training.distillation.input_conversion import input_conversion
 from vitslim.training.distillation.objective import TeacherFunction
 from vitslim.training.evaluate import predict
+from vitslim.training.forms.taps import LogitsAndFeatures, with_taps
 from vitslim.training.images import LabeledImages
-from vitslim.training.taps import LogitsAndFeatures, with_taps
 
 EarlierGraph = Callable[[str], ModelGraph]
 """Returns the graph of `dense`, `previous`, or an earlier stage by its name."""

@@ -13,7 +13,7 @@ from vitslim.graph.edits.fake_quant import FAKE_QUANT, layer_nodes
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import argument, is_op
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE, PROFILES
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE, PROFILES
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext, StageResult

@@ -15,7 +15,7 @@ from vitslim.graph.edits.divide_tokens import divided_layers
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile

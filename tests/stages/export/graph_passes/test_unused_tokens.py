@@ -20,7 +20,7 @@ from vitslim.graph.edits.merge_tokens import KeptTokens, merge_tokens
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.trace import trace_timm
 from vitslim.graph.verify import draw_weights
-from vitslim.recipe.profiles import ORT_CPU, PORTABLE, Profile
+from vitslim.recipe.formats.profiles import ORT_CPU, PORTABLE, Profile
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.check import OnnxFile

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from vitslim.errors import StageError
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.onnx_export import export_onnx

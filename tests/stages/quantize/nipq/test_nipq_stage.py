@@ -20,7 +20,7 @@ from vitslim.graph.trace import trace_timm
 from vitslim.pipeline.bit_latency import gemm_latency
 from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.progress import Silent
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import BitTarget, Nipq, TwoFour
 from vitslim.recipe.train import Train

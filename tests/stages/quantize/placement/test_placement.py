@@ -21,7 +21,7 @@ from vitslim.pipeline.inspect.inspection import inspect
 from vitslim.pipeline.run.deployment import make_deployment
 from vitslim.progress import Silent
 from vitslim.recipe import check_order, validate
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Floor, Ptq
 from vitslim.results import Measurement

@@ -22,7 +22,7 @@ from vitslim.graph.ops.group_scales import factor_group_scales
 from vitslim.graph.saved import load_graph, save_graph
 from vitslim.graph.sketch import sketch
 from vitslim.pipeline.inspect.inspection import inspect
-from vitslim.recipe.profiles import ORT_CPU
+from vitslim.recipe.formats.profiles import ORT_CPU
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.export.annotate import quantizer_sites

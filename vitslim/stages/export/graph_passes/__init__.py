@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vitslim.graph.decompose import decompose_attention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.profiles import Profile
+from vitslim.recipe.formats.profiles import Profile
 from vitslim.stages.export.graph_passes.activations import (
     fold_shifts,
     make_activations_signed,

@@ -15,7 +15,7 @@ from vitslim.graph.nodes import is_op, parameter_of, tensor_of
 from vitslim.graph.ops.dequantize import dequantize
 from vitslim.graph.ops.fake_quant import DYNAMIC_FAKE_QUANT, FAKE_QUANT
 from vitslim.graph.ops.float8 import FAKE_QUANT_FLOAT8, FLOAT8
-from vitslim.recipe.profiles import Profile
+from vitslim.recipe.formats.profiles import Profile
 from vitslim.stages.export.annotate import quantizer_sites
 from vitslim.units import container_bits
 

@@ -1,4 +1,4 @@
-"""Layouts of the folder of a run, by the names in `recipe/layouts.py`."""
+"""Layouts of the folder of a run, by the names in `recipe/formats/layouts.py`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vitslim.recipe.profiles import Profile
+from vitslim.recipe.formats.profiles import Profile
 from vitslim.stages.export.onnx_passes.gemm_biases import quantize_gemm_biases
 from vitslim.stages.export.onnx_passes.half_precision import convert_to_half_precision
 from vitslim.stages.export.onnx_passes.integer_matmul import split_gemms, use_integer_matmul

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vitslim.recipe.file_form import BATCH
+from vitslim.recipe.formats.file_form import BATCH
 
 
 def fix_batch(model: ir.Model, batch: int) -> None:

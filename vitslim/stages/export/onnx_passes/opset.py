@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from vitslim.errors import StageError
-from vitslim.recipe.file_form import OPSETS
+from vitslim.recipe.formats.file_form import OPSETS
 from vitslim.stages.export.onnx_passes.rewrite import add_constant, drop_unused, find_constant, insert, redirect
 
 TARGET = "opset"

@@ -16,7 +16,7 @@ from vitslim.stages.prune.depgraph.importance import magnitude_l2
 from vitslim.training import LOSS, SECONDS, STALL_SHARE, Batch, hard_loss, train
 from vitslim.training.device import find_device
 from vitslim.training.distillation.features import block_outputs
-from vitslim.training.drop_path import with_drop_path
+from vitslim.training.forms.drop_path import with_drop_path
 from vitslim.training.hook import TrainingHook
 
 

@@ -21,7 +21,7 @@ from vitslim.stages.quantize.observe import linear_layers
 from vitslim.stages.quantize.smoothing.channels import find_smoothable, outlier_factors, smoothing_factors
 from vitslim.stages.quantize.smoothing.strength import STRENGTHS, SmoothedRange, smoothed_range
 from vitslim.stages.quantize.smoothing.tokens import TokenNoise
-from vitslim.training.taps import with_taps
+from vitslim.training.forms.taps import with_taps
 
 aten = torch.ops.aten
 

@@ -17,8 +17,8 @@ from vitslim.graph.memory import images_at_once
 from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.nodes import graph_module, tensors_of
 from vitslim.progress import Progress
+from vitslim.training.forms.taps import with_taps
 from vitslim.training.images import LabeledImages
-from vitslim.training.taps import with_taps
 from vitslim.training.tasks import task_for
 
 Floats = npt.NDArray[np.float64]

@@ -30,7 +30,7 @@ def checkpoint_digest(path: Path) -> str:
 
 def package_digest() -> str:
     """Return the SHA-256 digest of the source code of vitslim."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())

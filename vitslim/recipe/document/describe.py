@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitslim.errors import UsageError, closest
-from vitslim.recipe.check import Schema, expected, inlined, join, shown
 from vitslim.recipe.config import ASSUMED
-from vitslim.recipe.grammar import default_of, recipe_schema
+from vitslim.recipe.document.check import Schema, expected, inlined, join, shown
+from vitslim.recipe.document.grammar import default_of, recipe_schema
 from vitslim.recipe.plugins import plugin_hint
 from vitslim.recipe.stage_config import StageConfig, method_of
 from vitslim.recipe.stages import kinds

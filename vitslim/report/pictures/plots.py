@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitslim.report.columns import Source
+from vitslim.report.tables.columns import Source
 from vitslim.report.wording import plain
 
 WIDTH, LEFT, ROW, TOP, BOTTOM = 440, 130, 27, 6, 40

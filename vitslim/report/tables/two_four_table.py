@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from vitslim.report.columns import EMPTY, Cell, Column, Group
+from vitslim.report.tables.columns import EMPTY, Cell, Column, Group
 from vitslim.results import Report, TwoFourLayer, TwoFourUse
 
 

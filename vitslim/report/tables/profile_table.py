@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitslim.report.columns import Cell, Column, Group, Setting
+from vitslim.report.tables.columns import Cell, Column, Group, Setting
 from vitslim.results import OperatorProfile, Report
 from vitslim.units import format_percent
 

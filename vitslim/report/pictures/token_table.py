@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from vitslim.report.plots import child
+from vitslim.report.pictures.plots import child
 from vitslim.report.wording import counted, plain
 from vitslim.results import PatchState, Report, SqueezedBlock, TokenPicture
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from vitslim.errors import Problem, RecipeError
-from vitslim.recipe.check import Schema, inlined, join, shown
-from vitslim.recipe.grammar import recipe_schema, split_entry
-from vitslim.recipe.yaml12 import MAX_DEPTH, parse_yaml
+from vitslim.recipe.document.check import Schema, inlined, join, shown
+from vitslim.recipe.document.grammar import recipe_schema, split_entry
+from vitslim.recipe.document.yaml12 import MAX_DEPTH, parse_yaml
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitslim.report.columns import (
+from vitslim.report.metric_format import format_metric
+from vitslim.report.tables.columns import (
     accuracy,
     datasets,
     estimate,
@@ -13,7 +14,6 @@ from vitslim.report.columns import (
     metric_keys,
     simulated_settings,
 )
-from vitslim.report.metric_format import format_metric
 from vitslim.results import Report
 from vitslim.tasks import describe_metric
 from vitslim.units import format_bytes, format_count, format_ms, format_points, format_ratio

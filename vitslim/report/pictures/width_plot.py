@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from vitslim.report.figures import Figure
-from vitslim.report.plots import child
+from vitslim.report.pictures.figures import Figure
+from vitslim.report.pictures.plots import child
 from vitslim.results import BlockWidths, PrunedWidths, Report
 
 COLUMN, GAP, LEFT, ROW, TOP = 96, 14, 84, 24, 26

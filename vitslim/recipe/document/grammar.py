@@ -13,7 +13,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from vitslim.errors import Problem, closest
-from vitslim.recipe.check import Schema, check, inlined, join, mismatch, missing, shown
+from vitslim.recipe.document.check import Schema, check, inlined, join, mismatch, missing, shown
 from vitslim.recipe.plugins import plugin_hint
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stage_config import StageConfig, method_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitslim.report.columns import Cell, Column, Group, Setting, estimate, simulated_settings
-from vitslim.report.figures import Figure
-from vitslim.report.roofline import roofline_plot
+from vitslim.report.pictures.figures import Figure
+from vitslim.report.pictures.roofline import roofline_plot
+from vitslim.report.tables.columns import Cell, Column, Group, Setting, estimate, simulated_settings
 from vitslim.results import Estimate, EstimateRow, Report
 from vitslim.units import format_percent
 

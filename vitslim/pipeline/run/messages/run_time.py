@@ -10,8 +10,8 @@ from vitslim.data import DataModule
 from vitslim.pipeline.duration.counts import loaded_counts
 from vitslim.pipeline.duration.estimate import describe_durations, measuring_seconds, stage_seconds
 from vitslim.pipeline.duration.probe import probe
-from vitslim.pipeline.run.keys import RunKey
-from vitslim.pipeline.run.store import StageStore
+from vitslim.pipeline.run.stored.keys import RunKey
+from vitslim.pipeline.run.stored.store import StageStore
 from vitslim.progress import Progress, Silent
 from vitslim.recipe.schema import Recipe
 from vitslim.results import PlanRow, StageRecord

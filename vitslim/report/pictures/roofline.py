@@ -6,7 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
-from vitslim.report.plots import child
+from vitslim.report.pictures.plots import child
 from vitslim.results import Estimate, EstimateRow
 from vitslim.units import FLOPS_PER_MAC
 

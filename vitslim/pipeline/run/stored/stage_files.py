@@ -9,9 +9,9 @@ from pathlib import Path
 from vitslim.graph.edits import QuantizeAttention
 from vitslim.graph.edits.fake_quant import quantized_layers
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.pipeline.run.store import StoredStage
-from vitslim.recipe.file_form import FileForm
-from vitslim.recipe.profiles import PORTABLE, Profile
+from vitslim.pipeline.run.stored.store import StoredStage
+from vitslim.recipe.formats.file_form import FileForm
+from vitslim.recipe.formats.profiles import PORTABLE, Profile
 from vitslim.recipe.schema import Recipe
 from vitslim.recipe.stages import Export
 from vitslim.stages.export.onnx_export import DEFAULT_FORM, export_onnx

@@ -12,7 +12,7 @@ from vitslim.results import StageRecord
 from vitslim.version import __version__
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.run.artifact import Artifact
+    from vitslim.pipeline.run.stored.artifact import Artifact
 
 
 def run_started(progress: Progress, recipe: Recipe) -> None:

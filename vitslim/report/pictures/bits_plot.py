@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 
-from vitslim.report.figures import Figure
-from vitslim.report.plots import child
+from vitslim.report.pictures.figures import Figure
+from vitslim.report.pictures.plots import child
 from vitslim.report.wording import plain
 from vitslim.results import Report, TensorBits
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitslim.report.columns import (
+from vitslim.report.metric_format import format_metric
+from vitslim.report.pictures.plots import Mark, Series, bar_plot, dot_plot
+from vitslim.report.tables.columns import (
     Setting,
     Source,
     accuracy,
@@ -17,8 +19,6 @@ from vitslim.report.columns import (
     metric_keys,
     simulated_settings,
 )
-from vitslim.report.metric_format import format_metric
-from vitslim.report.plots import Mark, Series, bar_plot, dot_plot
 from vitslim.results import Accuracy, Estimate, Measurement, Report
 from vitslim.tasks import describe_metric
 from vitslim.units import decimals, format_bytes, format_median, format_ms

@@ -12,8 +12,8 @@ from pathlib import Path
 from vitslim.backends.environment import device_name, environment
 from vitslim.errors import InputError
 from vitslim.files import MANIFEST_FILE, file_digest, write_atomically
-from vitslim.pipeline.run.artifact import Artifact, load_artifact
-from vitslim.pipeline.run.keys import checkpoint_digest, named_files, package_digest, plugin_digest
+from vitslim.pipeline.run.stored.artifact import Artifact, load_artifact
+from vitslim.pipeline.run.stored.keys import checkpoint_digest, named_files, package_digest, plugin_digest
 from vitslim.recipe import resolve_checkpoint
 from vitslim.recipe.plugins import plugins_of
 from vitslim.recipe.schema import CLASS_ORDERS, Data, Recipe

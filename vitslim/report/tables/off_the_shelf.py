@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from vitslim.report.columns import measured_settings, measurement
+from vitslim.report.tables.columns import measured_settings, measurement
 from vitslim.results import Report
 from vitslim.units import format_ms, format_percent, format_points, format_ratio
 

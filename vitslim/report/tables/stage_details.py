@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitslim.report.columns import accuracy, datasets, measured_settings, measurement, metric_keys
 from vitslim.report.metric_format import format_metric
+from vitslim.report.tables.columns import accuracy, datasets, measured_settings, measurement, metric_keys
 from vitslim.results import Report, StageRecord
 from vitslim.tasks import describe_metric
 from vitslim.units import format_bytes, format_count, format_ms, format_points

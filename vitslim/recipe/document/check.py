@@ -15,7 +15,7 @@ from typing import Any
 
 from vitslim.errors import Problem, closest
 from vitslim.recipe.config import EXPECTED
-from vitslim.recipe.yaml12 import plain_value
+from vitslim.recipe.document.yaml12 import plain_value
 
 Schema = Mapping[str, Any]
 

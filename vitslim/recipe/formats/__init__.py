@@ -1,0 +1,1 @@
+"""Forms of exported files: profiles, types of weights, layouts of folders."""

@@ -1,0 +1,1 @@
+"""Forms of a graph for training, with the same outputs."""
