@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import accelerator_result_tables as accelerators
+import cost_tables
 import duration_tables
 import result_tables as tables
 from headline_table import headline_table
@@ -81,6 +82,19 @@ SECTIONS = (
         "images; their seconds are without imports and reading of images. Growth: post-training quantization of a "
         "ViT-Tiny on 64 digits, whose growth in time is divided by that of MACs times images.",
         duration_tables.durations,
+    ),
+    Section(
+        "Cost of a training step", "training", "training.json",
+        "DeiT-Tiny, float32, batch 16, medians of ratios of CPU seconds of the same step. The loop by hand trains the "
+        "same model without masks and quantizers; for distillation it also has the teacher and features of four "
+        "blocks.",
+        cost_tables.training_steps,
+    ),
+    Section(
+        "Start with a million images", "large-index", "large-index.json",
+        "From the start of reading to the first batch of 32. The first run reads all images for their digest, a later "
+        "one knows it.",
+        cost_tables.large_index,
     ),
     Section(
         "GPUSQ on DeiT-Tiny, step by step", "gpusq", "gpusq-deit-tiny.json",

@@ -12,6 +12,8 @@ BYTES_AT_ONCE = 2**28
 TOLERANCE = 1e-6
 """Conjugate gradients end when the remaining gain is this fraction of the whole cost, or after STEPS_MAX."""
 STEPS_MAX = 200
+EXACT_MAX = 768
+"""Largest number of weights in a row that a factorization of its own solves: it takes the cube of this number."""
 
 
 def refit(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
@@ -21,7 +23,12 @@ def refit(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
     through the curvature of the outputs. Solved by conjugate gradients with a diagonal preconditioner, starting from
     `refit_rows`.
     """
-    whole, found, curvature = weight.float(), refit_rows(weight, mask, curvature).float(), curvature.single()
+    return _descended(weight, refit_rows(weight, mask, curvature), mask, curvature)
+
+
+def _descended(weight: Tensor, start: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
+    """Return the best weights by conjugate gradients with a diagonal preconditioner, in float32, from `start`."""
+    whole, found, curvature = weight.float(), start.float(), curvature.single()
     size = curvature.diagonal()
     left = mask * curvature.gradient(whole - found)
     scaled = left / size
@@ -43,11 +50,15 @@ def refit_rows(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
     """Return the weights within a mask that minimize the squared error of each output on its own: float (out, in).
 
     Exact, where SparseGPT's column sweep is an approximation. Solves `inputs[S, S] w = (inputs @ row)[S]` for the kept
-    inputs S of each row; every row must keep as many.
+    inputs S of each row; every row must keep as many. Rows that keep more than `EXACT_MAX` are solved together by
+    conjugate gradients.
     """
     hessian = curvature.inputs
-    right = weight.double() @ hessian
     kept = int(mask[0].sum())
+    if kept > EXACT_MAX:
+        alone = Curvature(hessian, torch.eye(len(mask), dtype=hessian.dtype))
+        return _descended(weight, weight * mask, mask, alone)
+    right = weight.double() @ hessian
     places = mask.nonzero()[:, 1].reshape(len(mask), kept)
     result = torch.zeros_like(weight)
     step = max(1, BYTES_AT_ONCE // (8 * kept * kept))
