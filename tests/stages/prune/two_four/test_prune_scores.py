@@ -25,10 +25,11 @@ from vitslim.stages.prune.two_four import scores
 from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four.scores import SCORES, MaskInputs, by_layer, kfac, refuse_grouped_convolutions
 from vitslim.stages.prune.two_four.stage import TwoFourStage
+from vitslim.stages.reconstruction import refit as refit_module
 from vitslim.stages.reconstruction.alps import alps_mask
 from vitslim.stages.reconstruction.curvature import DAMPING, Curvature
 from vitslim.stages.reconstruction.layerwise import LayerSolver
-from vitslim.stages.reconstruction.refit import refit
+from vitslim.stages.reconstruction.refit import refit, refit_rows
 from vitslim.stages.reconstruction.sparsegpt import sparsegpt_mask, wanda_scores
 from vitslim.training.evaluate import sqnr_db
 
@@ -93,6 +94,20 @@ def test_weights_of_strong_inputs_are_kept() -> None:
     assert not torch.equal(
         sparsegpt_mask(weight, curvature, pattern_mask, TWO_OF_FOUR.span), pattern_mask(weight.abs())
     )
+
+
+def test_long_rows_are_refitted_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(12, 64, generator=generator)
+    rows = torch.randn(400, 64, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 64)
+    curvature, mask = Curvature.of_rows(rows.T @ rows, 12), pattern_mask(weight.abs())
+    exact = refit_rows(weight, mask, curvature)
+    monkeypatch.setattr(refit_module, "EXACT_MAX", 31)
+    together = refit_rows(weight, mask, curvature)
+    assert not torch.equal(together, exact)
+    assert not together[~mask].any()
+    lost = [curvature.cost(weight - one) for one in (exact, together, weight * mask)]
+    assert lost[0] <= lost[1] < 1.001 * lost[0] < 0.95 * lost[2]
 
 
 def test_refit_is_the_least_squares_solution() -> None:
