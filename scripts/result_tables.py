@@ -217,7 +217,9 @@ def measured_on(source: str) -> str:
     if source.endswith(".csv"):
         return f"Rows: [{source}]({source})."
     found = {path.name: load(path.name) for path in sorted(RESULTS.glob(source), reverse=True)}
-    current = {name: result for name, result in found.items() if {"rows", "figures", "gemms"} & result.keys()}
+    current = {
+        name: result for name, result in found.items() if {"rows", "figures", "gemms", "published"} & result.keys()
+    }
     texts = (f"{device(result)}{_date(result)}, [{name}]({name})" for name, result in current.items())
     return f"Run on {'; '.join(texts)}."
 
