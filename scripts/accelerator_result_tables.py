@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from result_tables import load, points, table
 
@@ -12,47 +11,32 @@ SPATTEN, FACT = "spatten-deit-tiny.json", "fact-deit-tiny.json"
 
 def spatten() -> str:
     """Return all tables of SpAtten."""
-    settings = _spatten_settings(), _within_one_point(SPATTEN)
+    settings = _settings(SPATTEN, "attention cycles", 2), _within_one_point(SPATTEN)
     return "\n\n".join((*settings, _dense_elsewhere(), _evaluation_time(SPATTEN), _spatten_models(), _sequences()))
 
 
 def fact() -> str:
     """Return all tables of FACT."""
-    settings = _fact_settings(), _within_one_point(FACT)
+    settings = _settings(FACT, "cycles", 3), _within_one_point(FACT)
     return "\n\n".join((*settings, _ablation(), _sensitivity(), _evaluation_time(FACT), _fact_models()))
 
 
-def _spatten_settings() -> str:
-    """Return accuracy against simulated cycles and energy of each setting."""
-    head = ("setting", *_ACCURACY, "attention, cycles", "10 to 90 % of the images", "whole model, ms", "energy, mJ")
+def _settings(file: str, cycles: str, digits: int) -> str:
+    """Return accuracy against simulated cycles and energy of each setting. cycles: name of the column."""
+    head = ("setting", *_ACCURACY, cycles, "10 to 90 % of the images", "whole model, ms", "energy, mJ")
 
-    def cells(row: dict[str, Any]) -> Sequence[str]:
-        cycles = row["images"]["attention cycles"]
-        spread = f"{cycles['p10']:,.0f} to {cycles['p90']:,.0f}"
-        return f"{cycles['mean']:,.0f}", spread, f"{row['latency_ms']:.2f}", f"{row['energy_mj']:.2f}"
+    def rows() -> Iterator[Sequence[str]]:
+        for name, row in load(file)["rows"].items():
+            spread = row["images"][cycles]
+            yield (name, f"{row['top1_val']:.1%}", points(row, "top1_change_val"), points(row, "top1_change_samples"),
+                   f"{row['agreement_samples']:.1%}", f"{spread['mean']:,.0f}",
+                   f"{spread['p10']:,.0f} to {spread['p90']:,.0f}", f"{row['latency_ms']:.{digits}f}",
+                   f"{row['energy_mj']:.{digits}f}")  # fmt: skip
 
-    return table(head, _arms(SPATTEN, cells))
-
-
-def _fact_settings() -> str:
-    """Return accuracy against simulated cycles and energy of each setting of FACT."""
-    head = ("setting", *_ACCURACY, "cycles", "10 to 90 % of the images", "latency, ms", "energy, mJ")
-
-    def cells(row: dict[str, Any]) -> Sequence[str]:
-        cycles = row["images"]["cycles"]
-        spread = f"{cycles['p10']:,.0f} to {cycles['p90']:,.0f}"
-        return f"{cycles['mean']:,.0f}", spread, f"{row['latency_ms']:.3f}", f"{row['energy_mj']:.3f}"
-
-    return table(head, _arms(FACT, cells))
+    return table(head, rows())
 
 
 _ACCURACY = ("top-1, val", "change, points (95 % CI)", "change, 500 classes", "agreement, 500 classes")
-
-
-def _arms(file: str, cells: Any) -> Iterator[Sequence[str]]:
-    for name, row in load(file)["rows"].items():
-        yield (name, f"{row['top1_val']:.1%}", points(row, "top1_change_val"), points(row, "top1_change_samples"),
-               f"{row['agreement_samples']:.1%}", *cells(row))  # fmt: skip
 
 
 def _dense_elsewhere() -> str:

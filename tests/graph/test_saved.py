@@ -55,7 +55,9 @@ def test_no_pickle_is_written(compressed: ModelGraph, tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
-@pytest.mark.parametrize("damage", ["missing", "junk", "version", "edit", "keys", "tensors", "truncated"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "junk", "version", "edit", "keys", "image", "type", "tensors", "truncated"]
+)
 def test_damaged_files(compressed: ModelGraph, tmp_path: Path, damage: str) -> None:
     save_graph(compressed, tmp_path)
     path, weights = tmp_path / "graph.json", tmp_path / "weights.safetensors"
@@ -70,7 +72,11 @@ def test_damaged_files(compressed: ModelGraph, tmp_path: Path, damage: str) -> N
         case "edit":
             path.write_text(json.dumps({**document, "edits": [{"edit": "Explode"}]}))
         case "keys":
-            path.write_text(json.dumps({"schema_version": 2, "source": {}}))
+            path.write_text(json.dumps({**document, "source": {}}))
+        case "image":
+            path.write_text(json.dumps({**document, "source": {**document["source"], "image": [1, -32, 32]}}))
+        case "type":
+            path.write_text(json.dumps({**document, "source": {**document["source"], "timm": True}}))
         case "tensors":
             path.write_text(json.dumps({**document, "edits": document["edits"][:1]}))
         case "truncated":

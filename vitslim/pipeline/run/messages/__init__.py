@@ -1,1 +1,1 @@
-"""What a run says while it works: events, expected time, warnings."""
+"""Messages of a run: events, expected time, warnings."""

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: stages by their keys, and the artifact."""
+"""Files of a run: finished stages by their keys, and the artifact."""
