@@ -38,6 +38,7 @@ class ToySimulator:
 
     name: str
     spec: ToySpec
+    two_four_note: str = "simulated: computes layers with 2:4 weights as dense ones"
 
     def estimate(self, workload: Workload) -> Estimate:
         latency_ms = workload.macs / self.spec.macs_per_us / 1e3

@@ -1,4 +1,4 @@
-"""Details of one file on the measured backends: peak memory, times of operators, and kernels of 2:4 weights."""
+"""Details of one file on the backends: peak memory, times of operators, and kernels of 2:4 weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from vitslim.backends.measured.operator_times import RUNS
 from vitslim.backends.measured.tensorrt_log import read_tensorrt_log
 from vitslim.backends.peak_memory import peak_memory_bytes
-from vitslim.backends.registry import Measured, parse_backend
+from vitslim.backends.registry import Backend, Measured, Simulated, parse_backend
 from vitslim.progress import Progress
 from vitslim.recipe.schema import ReportConfig
 from vitslim.results import Measurement, OperatorProfile, TwoFourUse
@@ -45,7 +45,7 @@ def operator_profiles(path: Path, config: ReportConfig, progress: Progress) -> t
 
 
 def two_four_uses(path: Path, config: ReportConfig, tensorrt_log: Path | None = None) -> tuple[TwoFourUse, ...]:
-    """Return the kernels of the layers with 2:4 weights on each measured backend; empty for a file without any.
+    """Return the kernels of the layers with 2:4 weights on each backend; empty for a file without any.
 
     tensorrt_log: TensorRT's log of a build of the file. Raises InputError if it cannot be read.
     """
@@ -53,7 +53,7 @@ def two_four_uses(path: Path, config: ReportConfig, tensorrt_log: Path | None = 
     if not nodes:
         return ()
     logged = [] if tensorrt_log is None else [read_tensorrt_log(tensorrt_log, nodes)]
-    return (*(_use(backend, path) for backend in _measured(config)), *logged)
+    return (*(_use(parse_backend(value), path) for value in config.backends), *logged)
 
 
 def _two_four_nodes(path: Path) -> dict[str, str]:
@@ -63,7 +63,9 @@ def _two_four_nodes(path: Path) -> dict[str, str]:
     return {layer.node: layer.name for layer in read_contents(model).layers if layer.patterns}
 
 
-def _use(backend: Measured, path: Path) -> TwoFourUse:
+def _use(backend: Backend, path: Path) -> TwoFourUse:
+    if isinstance(backend, Simulated):
+        return TwoFourUse(backend=backend.name, note=backend.simulator.two_four_note)
     tell = backend.runtime.two_four
     layers = () if tell is None else tell(path)
     return TwoFourUse(backend=backend.name, layers=layers, note=backend.runtime.two_four_note)

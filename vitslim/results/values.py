@@ -48,7 +48,7 @@ class Measurement(Value):
     speedup: float | None = None
     """Median over the rounds of baseline latency over this latency, both timed in one round; None for the baseline."""
     speedup_interval: tuple[float, float] | None = None
-    """95 % bootstrap interval of the speedup over the rounds; None for the baseline."""
+    """95 % confidence interval of the speedup; None for the baseline."""
     peak_memory_mb: float | None = None
     """Rise of the resident memory of a fresh process while it opens the file and runs the batch, in 10^6 bytes; None
     where it was not measured."""

@@ -13,6 +13,8 @@ from vitslim.backends.measured.operator_times import median_times, operator_time
 from vitslim.backends.measured.tensorrt_log import read_tensorrt_log
 from vitslim.backends.peak_memory import peak_memory_bytes
 from vitslim.errors import InputError
+from vitslim.pipeline.file_details import two_four_uses
+from vitslim.recipe.schema import ReportConfig
 
 SIDE = 4096
 """Rows and columns of a weight of 64 MiB."""
@@ -87,3 +89,22 @@ def test_a_log_without_sparsity_is_refused(tmp_path: Path, content: bytes) -> No
     with pytest.raises(InputError, match="does not tell which layers are sparse") as caught:
         read_tensorrt_log(tmp_path / "build.log", {})
     assert "trtexec" in caught.value.hint
+
+
+def test_every_backend_has_a_line_about_layers_with_2_4_weights(tmp_path: Path) -> None:
+    dense = np.abs(np.random.default_rng(0).standard_normal((32, 16), dtype=np.float32)) + 1
+    sparse = dense * np.tile([[0], [0], [1], [1]], (8, 1)).astype(np.float32)
+    systolic = {"sim": "systolic", "dataflow": "os"}
+    backends = ("onnxruntime:cpu", "sim:a100", "sim:systolic", systolic, "sim:fact", "sim:spatten")
+    config = ReportConfig(backends=backends)
+    found = {}
+    for name, weight in (("dense", dense), ("sparse", sparse)):
+        header = '<ir_version: 10, opset_import: ["": 21]>'
+        model = onnx.parser.parse_model(f"{header} m (float[N, 32] x) => (float[N, 16] y) {{ y = MatMul(x, w) }}")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        found[name] = two_four_uses(tmp_path / f"{name}.onnx", config)
+    assert found["dense"] == ()
+    assert [use.backend for use in found["sparse"]][1:3] == ["sim:a100", "sim:systolic"]
+    words = ("does not tell", "sparse tensor cores", "skips the zeros", "dense ones", "dense ones", "dense ones")
+    assert all(word in use.note for word, use in zip(words, found["sparse"], strict=True))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from vitslim.backends.measured.rounds import median_interval, round_count, runs_per_round, shuffled, summarize
+from vitslim.backends.measured.interleaved import measure_interleaved
+from vitslim.backends.measured.onnxruntime import ONNX_RUNTIME
+from vitslim.backends.measured.rounds import BLOCKS, mean_interval, round_count, runs_per_round, shuffled, summarize
 from vitslim.backends.registry import Measured
 from vitslim.errors import InputError, UsageError
 from vitslim.progress import Silent, T
+from vitslim.workload.session import OnnxModel
 
 ORT = Measured("onnxruntime:cpu")
 
@@ -34,7 +40,7 @@ def test_a_faster_file_is_measured_as_faster(small_model: Path, large_model: Pat
     progress = Recording()
     results = ORT.measure(files, "large", [1, 4], [1, 2], 0.1, progress)
     assert list(results) == list(files)
-    assert len(progress.labels) == 4
+    assert progress.labels == ["onnxruntime:cpu: threads 1", "onnxruntime:cpu: threads 2"]
     for measurements in results.values():
         assert [(m.threads, m.batch) for m in measurements] == [(1, 1), (1, 4), (2, 1), (2, 4)]
         assert all(m.n >= 5 and m.median_ms > 0 and m.spread_ms >= 0 for m in measurements)
@@ -62,37 +68,67 @@ def test_an_unknown_baseline(small_model: Path) -> None:
     assert caught.value.hint == "did you mean 'dense'?"
 
 
+def test_each_block_opens_the_files_anew_and_in_another_order(small_model: Path) -> None:
+    opened: list[str] = []
+
+    def open_model(path: Path, threads: int) -> OnnxModel:
+        opened.append(path.stem)
+        return OnnxModel(path, threads)
+
+    files = {name: small_model.with_name(f"{name}.onnx") for name in "abc"}
+    for path in files.values():
+        copyfile(small_model, path)
+    runtime = replace(ONNX_RUNTIME, open_model=open_model)
+    for again, expected in ((True, BLOCKS), (False, 1)):
+        opened.clear()
+        measure_interleaved(replace(runtime, reopens=again), files, "a", [1, 2], [1], 0.01, Silent())
+        blocks = [opened[start : start + 3] for start in range(0, len(opened), 3)]
+        assert len(blocks) == expected and all(sorted(block) == list("abc") for block in blocks)
+        assert len({tuple(block) for block in blocks}) > 1 or expected == 1
+
+
 def test_summaries() -> None:
-    own, baseline = [[1e-3, 1e-3], [2e-3, 4e-3], [1e-3, 1e-3]], [[2e-3], [9e-3], [4e-3]]
+    own = [[[1e-3, 1e-3], [2e-3, 4e-3]], [[1e-3, 1e-3]]]
+    baseline = [[[2e-3], [9e-3]], [[4e-3]]]
     result = summarize(own, baseline, "onnxruntime:cpu", 1, 1)
     assert (result.n, result.median_ms) == (6, 1.0)
-    assert result.speedup == pytest.approx(3.0)
+    assert result.speedup == pytest.approx((2.5 * 4) ** 0.5)
     assert result.spread_ms == pytest.approx(0.75)
     assert result.speedup_interval is not None
-    assert 0 < result.speedup_interval[0] < 2.5
-    assert result.speedup_interval[1] > 3.5
+    low, high = result.speedup_interval
+    assert low < 1 and high > 10, "two blocks tell little"
+    assert low * high == pytest.approx(10)
     assert summarize(own, None, "onnxruntime:cpu", 1, 1).speedup is None
+
+
+def test_intervals_of_normal_ratios_are_those_of_scipy() -> None:
+    logs = np.array([0.1, 0.12, 0.07, 0.13, 0.11])
+    expected = stats.t.interval(0.95, 4, logs.mean(), stats.sem(logs))
+    mean, interval = mean_interval(np.exp(logs).tolist())
+    assert np.log(mean) == pytest.approx(logs.mean())
+    assert np.log(interval) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_intervals_contain_the_true_ratio_of_equal_files(correlation: float) -> None:
-    """Of 200 series of 60 rounds with slowly changing noise, about 95 % contain 1."""
+    """Of 400 series of 64 rounds with slowly changing noise and a deviation of each block, about 95 % contain 1."""
     generator, contained, width = np.random.default_rng(1), 0, []
-    for _ in range(200):
-        steps = 0.05 * generator.standard_normal(60)
-        for index in range(1, 60):
+    for _ in range(400):
+        steps = 0.05 * generator.standard_normal(64)
+        for index in range(1, 64):
             steps[index] += correlation * steps[index - 1]
-        low, high = median_interval(1 + steps)
+        blocks = [np.median(block) + 0.01 * generator.standard_normal() for block in steps.reshape(BLOCKS, -1)]
+        _, (low, high) = mean_interval([1 + value for value in blocks])
         contained += low <= 1 <= high
         width.append(high - low)
-    assert contained >= 0.91 * 200
-    assert np.mean(width) < 0.065
+    assert contained >= 0.92 * 400
+    assert np.mean(width) < 0.095
     assert not low <= 1.2 <= high
 
 
 def test_rounds() -> None:
     assert [runs_per_round(s) for s in (0.0, 1e-4, 0.007, 0.5)] == [5, 5, 2, 1]
-    assert [round_count(1.0, s) for s in (0.0, 1e-5, 0.01, 10.0)] == [1000, 1000, 100, 5]
+    assert [round_count(1.0, s) for s in (0.0, 1e-5, 0.01, 10.0)] == [200, 200, 100, 1]
 
 
 def test_every_file_runs_after_each_other_file_equally_often() -> None:

@@ -41,6 +41,7 @@ def on_provider(
         install_hint=install_hint,
         open_model=partial(OnnxModel, provider=provider),
         uses_threads=on_cpu,
+        reopens=on_cpu,
         check_device=check,
         in_host_memory=on_cpu,
         profile=partial(operator_times, provider=provider),

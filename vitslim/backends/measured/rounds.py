@@ -8,18 +8,19 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 from vitslim.results import Measurement
 
 T = TypeVar("T")
 
 Floats = npt.NDArray[np.float64]
-ROUNDS_MIN = 5
-ROUNDS_MAX = 1000
+BLOCKS = 8
+"""Blocks of rounds; the spread between them gives the interval of a speedup."""
+ROUNDS_MAX = 200
+"""Rounds of a block."""
 SLICE_SECONDS = 0.02
 RUNS_MAX = 5
-RESAMPLES = 1000
 
 
 def runs_per_round(seconds: float) -> int:
@@ -28,8 +29,8 @@ def runs_per_round(seconds: float) -> int:
 
 
 def round_count(budget_seconds: float, round_seconds: float) -> int:
-    """Return the number of rounds that fit the budget, at least 5 so that a spread can be computed."""
-    return max(ROUNDS_MIN, min(ROUNDS_MAX, int(budget_seconds / max(round_seconds, 1e-9))))
+    """Return the number of rounds that fit the budget of a block, from 1 to ROUNDS_MAX."""
+    return max(1, min(ROUNDS_MAX, int(budget_seconds / max(round_seconds, 1e-9))))
 
 
 def shuffled(items: Sequence[T], index: int) -> list[T]:
@@ -41,16 +42,18 @@ Rounds = Sequence[Sequence[float]]
 """Seconds of single runs, one sequence per round."""
 
 
-def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int, threads: int) -> Measurement:
+def summarize(
+    blocks: Sequence[Rounds], baseline: Sequence[Rounds] | None, backend: str, batch: int, threads: int
+) -> Measurement:
     """Return the median and interquartile range of the runs of one file, and its speedup with an interval.
 
-    `baseline` holds the same rounds of the baseline; None for the baseline itself.
+    `baseline` holds the same blocks of rounds of the baseline; None for the baseline itself. The speedup of a block is
+    the median over its rounds of baseline time over own time.
     """
-    runs_ms = 1e3 * np.concatenate([np.asarray(times) for times in rounds])
+    runs_ms = 1e3 * np.concatenate([np.asarray(times) for rounds in blocks for times in rounds])
     speedup = interval = None
     if baseline is not None:
-        ratios = np.array([np.median(b) / np.median(t) for b, t in zip(baseline, rounds, strict=True)])
-        speedup, interval = float(np.median(ratios)), median_interval(ratios)
+        speedup, interval = mean_interval([_speedup(*pair) for pair in zip(blocks, baseline, strict=True)])
     return Measurement(
         backend=backend, batch=batch, threads=threads, n=len(runs_ms),
         median_ms=float(np.median(runs_ms)), spread_ms=_interquartile(runs_ms),
@@ -58,24 +61,20 @@ def summarize(rounds: Rounds, baseline: Rounds | None, backend: str, batch: int,
     )  # fmt: skip
 
 
-def median_interval(ratios: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Return a bootstrap interval of the median of successive ratios, positive float64 (n,).
+def _speedup(rounds: Rounds, baseline: Rounds) -> float:
+    return float(np.median([np.median(b) / np.median(t) for b, t in zip(baseline, rounds, strict=True)]))
 
-    Blocks of neighbors are drawn, circularly and with a fixed seed, because the load of a machine changes slowly
-    (moving-block bootstrap, Künsch 1989). Few blocks make the interval too narrow, so it is widened by the quantile of
-    Student's t over that of the normal distribution.
+
+def mean_interval(ratios: Sequence[float], confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """Return the geometric mean of two or more independent positive ratios, and its interval by Student's t.
+
+    Successive rounds are not independent, because the load of a machine changes slowly; blocks of them nearly are
+    (batch means, Conway 1963).
     """
     logs = np.log(ratios)
-    count = len(logs)
-    block = max(1, round(math.sqrt(count)))
-    blocks = -(-count // block)
-    starts = np.random.default_rng(0).integers(0, count, (RESAMPLES, blocks))
-    indices = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
-    tail = (1 - confidence) / 2
-    widening = stdtrit(max(1, blocks - 1), tail) / ndtri(tail)
-    median = np.median(logs)
-    low, high = median + widening * (np.quantile(np.median(logs[indices], axis=1), [tail, 1 - tail]) - median)
-    return float(np.exp(low)), float(np.exp(high))
+    mean, error = logs.mean(), logs.std(ddof=1) / math.sqrt(len(logs))
+    half = stdtrit(len(logs) - 1, (1 + confidence) / 2) * error
+    return float(np.exp(mean)), (float(np.exp(mean - half)), float(np.exp(mean + half)))
 
 
 def _interquartile(values: Floats) -> float:

@@ -49,6 +49,8 @@ class Runtime:
     """Whether it runs the ONNX file itself. False: it runs the graph that is saved beside the file."""
     uses_threads: bool = True
     """Whether the number of CPU threads changes the latency."""
+    reopens: bool = True
+    """Whether a measurement opens the model several times. False where that takes long, because it is compiled."""
     check_device: Callable[[], None] | None = None
     """Raise BackendUnavailableError when the device of the runtime is missing."""
     time_gemms: Callable[[Sequence[Gemm], int, Progress], list[float]] | None = None

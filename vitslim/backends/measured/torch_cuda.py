@@ -117,6 +117,7 @@ TORCH_CUDA = Runtime(
     open_model=CudaModel,
     runs_onnx=False,
     uses_threads=False,
+    reopens=False,
     check_device=require_cuda,
     time_gemms=measure_cuda_gemms,
     two_four=_two_four,

@@ -28,6 +28,11 @@ class Simulator(Protocol):
         """Name of the backend in results, such as `sim:a100`."""
         ...
 
+    @property
+    def two_four_note(self) -> str:
+        """How the target computes layers with 2:4 weights, one phrase."""
+        ...
+
     def estimate(self, workload: Workload) -> Estimate:
         """Latency, utilization and energy of a whole model at the batch size of the workload."""
         ...

@@ -25,7 +25,7 @@ from vitslim.stages.prune.two_four import scores
 from vitslim.stages.prune.two_four.patterns import TWO_OF_FOUR, keeps_pattern, pattern_mask
 from vitslim.stages.prune.two_four.scores import SCORES, MaskInputs, by_layer, kfac, refuse_grouped_convolutions
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.reconstruction import refit as refit_module
+from vitslim.stages.reconstruction import sparsegpt as sparsegpt_module
 from vitslim.stages.reconstruction.alps import alps_mask
 from vitslim.stages.reconstruction.curvature import DAMPING, Curvature
 from vitslim.stages.reconstruction.layerwise import LayerSolver
@@ -96,18 +96,34 @@ def test_weights_of_strong_inputs_are_kept() -> None:
     )
 
 
-def test_long_rows_are_refitted_by_conjugate_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(12, 64, generator=generator)
-    rows = torch.randn(400, 64, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 64)
-    curvature, mask = Curvature.of_rows(rows.T @ rows, 12), pattern_mask(weight.abs())
-    exact = refit_rows(weight, mask, curvature)
-    monkeypatch.setattr(refit_module, "EXACT_MAX", 31)
-    together = refit_rows(weight, mask, curvature)
-    assert not torch.equal(together, exact)
-    assert not together[~mask].any()
-    lost = [curvature.cost(weight - one) for one in (exact, together, weight * mask)]
-    assert lost[0] <= lost[1] < 1.001 * lost[0] < 0.95 * lost[2]
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-pairs", "1:8"])
+def test_rows_are_refitted_as_a_factorization_of_each_refits_them(pattern: str) -> None:
+    found = parse_pattern(pattern)
+    assert found is not None
+    weight, rows = drawn(12, 64, 3), drawn(400, 64, 1).double() * torch.logspace(0, -2, 64)
+    curvature, mask = Curvature.of_rows(rows.T @ rows, 12), pattern_mask(weight.abs(), found)
+    exact = torch.zeros(12, 64, dtype=torch.float64)
+    for row, kept in enumerate(mask):
+        right = curvature.inputs[kept] @ weight[row].double()
+        exact[row, kept] = torch.linalg.solve(curvature.inputs[kept][:, kept], right)
+    solved = refit_rows(weight, mask, curvature)
+    assert not solved[~mask].any()
+    lost, least, masked = (curvature.cost(weight - one) for one in (solved, exact, weight * mask))
+    assert lost < 1.0001 * least < 0.99 * masked
+
+
+@pytest.mark.parametrize("columns", [96, 300])
+def test_blocks_of_columns_change_no_mask(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = (
+        drawn(16, columns),
+        drawn(800, columns, 1) @ (torch.eye(columns) + 0.1 * drawn(columns, columns, 2)),
+    )
+    curvature, masks = Curvature.of_rows(inputs.T @ inputs, 16), []
+    for at_once in (1, 40, columns):
+        monkeypatch.setattr(sparsegpt_module, "COLUMNS_AT_ONCE", at_once)
+        masks.append(sparsegpt_mask(weight, curvature, pattern_mask, TWO_OF_FOUR.span))
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], pattern_mask(weight.abs()))
 
 
 def test_refit_is_the_least_squares_solution() -> None:

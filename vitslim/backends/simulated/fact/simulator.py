@@ -25,6 +25,7 @@ class FactSimulator:
 
     name: str
     spec: FactSpec
+    two_four_note: str = "simulated: computes layers with 2:4 weights as dense ones"
 
     @property
     def approximation(self) -> FactSettings:

@@ -22,6 +22,7 @@ class GpuSimulator:
 
     name: str
     spec: GpuSpec
+    two_four_note: str = "simulated: sparse tensor cores compute every layer with 2:4 weights"
 
     def estimate(self, workload: Workload) -> Estimate:
         """Latency and energy of a workload, kernel by kernel."""

@@ -27,6 +27,7 @@ class SpattenSimulator:
 
     name: str
     spec: SpattenSpec
+    two_four_note: str = "simulated: computes layers with 2:4 weights as dense ones"
 
     @property
     def approximation(self) -> SpattenSettings:

@@ -24,6 +24,13 @@ class SystolicSimulator:
     name: str
     spec: SystolicSpec
 
+    @property
+    def two_four_note(self) -> str:
+        """Whether these settings use 2:4 weights."""
+        if self.spec.uses_two_four:
+            return "simulated: the array skips the zeros of layers with 2:4 weights"
+        return "simulated: these settings compute layers with 2:4 weights as dense ones"
+
     def estimate(self, workload: Workload) -> Estimate:
         """Cycles, latency and energy of a workload."""
         return estimate(workload, self.spec, self.name)

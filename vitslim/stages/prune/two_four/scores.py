@@ -113,7 +113,7 @@ def wanda(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tenso
 
 
 def sparsegpt(weight: Tensor, curvature: Curvature, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Choose the mask by SparseGPT (Frantar and Alistarh, ICML 2023) and refit every row exactly."""
+    """Choose the mask by SparseGPT (Frantar and Alistarh, ICML 2023) and refit every row."""
     mask = sparsegpt_mask(weight, curvature, partial(pattern_mask, pattern=pattern), pattern.span)
     return mask, refit_rows(weight, mask, curvature)
 
