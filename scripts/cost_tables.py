@@ -21,6 +21,31 @@ def training_steps() -> str:
     ))  # fmt: skip
 
 
+LARGE = {"vit_base_ptq": ("ViT-B", "INT8", 256), "vit_large_ptq": ("ViT-L", "INT8", 64),
+         "vit_large_two_four": ("ViT-L", "2:4 by SparseGPT", 64)}  # fmt: skip
+
+
+def large_models() -> str:
+    """Return minutes and peak memory of stages on large models."""
+    figures = load("memory.json")["figures"]
+    head = ("model", "stage", "calibration images", "minutes", "peak memory in GiB", "of which weights in float")
+    return table(head, (
+        (model, stage, str(images), f"{figures[f'{name}_seconds'] / 60:.1f}", f"{figures[f'{name}_peak_gib']:.1f}",
+         f"{figures[f'{name}_weights_gib']:.1f}")
+        for name, (model, stage, images) in LARGE.items()
+    ))  # fmt: skip
+
+
+def intervals() -> str:
+    """Return how often the interval of a measured speedup is right."""
+    figures = load("noise.json")["figures"]
+    count = figures["measurements"]
+    return table(("second file", "intervals", "goal"), (
+        ("the same file", f"{figures['same file: interval contains 1']:.0f} of {count:.0f} contain 1.00", "18"),
+        ("slowed down by 5 %", f"{figures['slower by 5 %: interval below 1']:.0f} of {count:.0f} are below 1.00", ""),
+    ))  # fmt: skip
+
+
 def large_index() -> str:
     """Return seconds and memory until the first batch of a million images."""
     figures = load("large-index.json")["figures"]

@@ -94,8 +94,20 @@ SECTIONS = (
     Section(
         "Start with a million images", "large-index", "large-index.json",
         "From the start of reading to the first batch of 32. The first run reads all images for their digest, a later "
-        "one knows it. Other programs used both cores at the same time.",
+        "one knows it.",
         cost_tables.large_index,
+    ),
+    Section(
+        "Memory and time of large models", "memory", "memory.json",
+        "One stage in a process of its own on two cores, random weights, without evaluation and export. The peak "
+        "contains about 1 GiB of Python, PyTorch and images.",
+        cost_tables.large_models,
+    ),
+    Section(
+        "Intervals of measured speedups", "noise", "noise.json",
+        "The dense model of quickstart against a copy of its file, 20 measurements of one second each in ONNX Runtime, "
+        "one thread; then against a copy that is slowed down. The intervals are stated at 95 %.",
+        cost_tables.intervals,
     ),
     Section(
         "GPUSQ on DeiT-Tiny, step by step", "gpusq", "gpusq-deit-tiny.json",

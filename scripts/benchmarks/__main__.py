@@ -28,7 +28,7 @@ BENCHMARKS = {
     "int8-timm": "Quantizes every timm architecture and runs its file; continues after an interruption.",
     "kills": "Kills `vitslim run quickstart` at 50 random moments and resumes it: equal weights, time lost; continues.",
     "large-index": "Seconds and memory to the first of a million images, as files and as shards (ten minutes).",
-    "memory": "Peak memory and seconds of INT8 ViT-B and ViT-L and of 2:4 ViT-L, random weights (an hour).",
+    "memory": "Peak memory and seconds of INT8 ViT-B and ViT-L and of 2:4 ViT-L, random weights (half an hour).",
     "nipq": "Compares learned bits (NIPQ) with LSQ on three tasks, and FP8 with INT8; continues after an interruption.",
     "noise": "Measures a file against itself, and against itself slowed down by 5 %, and checks the intervals.",
     "nvit": "Compares latency-aware pruning methods on DeiT-Tiny at equal measured latency (six hours); continues.",

@@ -12,20 +12,19 @@ import sys
 from pathlib import Path
 
 CASES = {
-    "vit_base_ptq": ("vit_base_patch16_224", {"quantize": {"method": "ptq"}}),
-    "vit_large_ptq": ("vit_large_patch16_224", {"quantize": {"method": "ptq"}}),
-    "vit_large_two_four": ("vit_large_patch16_224", {"prune": {"method": "two-four", "score": "sparsegpt"}}),
+    "vit_base_ptq": ("vit_base_patch16_224", {"quantize": {"method": "ptq"}}, 256),
+    "vit_large_ptq": ("vit_large_patch16_224", {"quantize": {"method": "ptq"}}, 64),
+    "vit_large_two_four": ("vit_large_patch16_224", {"prune": {"method": "two-four", "score": "sparsegpt"}}, 64),
 }
-"""Name to a timm model and a stage."""
-IMAGES = 256
+"""Name to a timm model, a stage, and the number of calibration images."""
 
 
 def run() -> dict[str, float]:
     """Return GiB of peak memory and seconds of each stage, the memory before it, and the size of the weights."""
     figures: dict[str, float] = {}
-    for name, (model, stage) in CASES.items():
+    for name, (model, stage, images) in CASES.items():
         program = Path(__file__).with_name("memory_stage.py")
-        command = [sys.executable, str(program), model, json.dumps(stage), str(IMAGES)]
+        command = [sys.executable, str(program), model, json.dumps(stage), str(images)]
         print(f"{name}: {model}", file=sys.stderr)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         figures |= {f"{name}_{key}": value for key, value in json.loads(done.stdout).items()}
