@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -38,17 +37,6 @@ torch.set_num_threads(1)  # small models train faster so, and much faster when t
 # A busy machine must not fail a property test.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def operators_read_once() -> Iterator[None]:
-    """Keep the list of ONNX operators: PyTorch's exporter parses the source of 500 functions again in each export."""
-    from torch.onnx._internal.exporter import _registration
-
-    with pytest.MonkeyPatch.context() as patch:
-        operators = _registration.onnxscript_apis.get_torchlib_ops
-        patch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", functools.cache(operators))
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

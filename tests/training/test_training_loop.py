@@ -144,6 +144,22 @@ DEIT = {"augment": "light", "rand_augment": True, "random_erasing": 0.5, "repeat
 
 
 @pytest.mark.parametrize(
+    ("age_s", "write_s", "epoch_ended", "is_due"),
+    [(14, 0.1, False, False), (14, 0.1, True, True), (14, 1.0, True, False), (16, 0.1, False, True),
+     (16, 1.0, False, False), (59, 4.0, True, False), (61, 4.0, False, True)],
+)  # fmt: skip
+def test_a_state_that_is_written_fast_is_written_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_s: float, write_s: float, epoch_ended: bool, is_due: bool
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    kept = checkpoint.Checkpoint(tmp_path, {"w": weight}, torch.optim.SGD([weight]), {})
+    kept.write_s = write_s
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: kept.saved_at + age_s)
+    kept.save(dict, {}, epoch_ended=epoch_ended)
+    assert (tmp_path / checkpoint.STATE_FILE).exists() == is_due
+
+
+@pytest.mark.parametrize(
     ("keys", "interval_s", "done"),
     [(DEIT, 60.0, 10), ({"augment": "none"}, 0.0, 12), (REGULARIZED, 60.0, 10), (REGULARIZED, 0.0, 12)],
 )

@@ -23,8 +23,10 @@ STEP = "step"
 """Number of steps that some optimizers keep of each parameter, others of each parameter group."""
 INTERVAL_S = 60.0
 """Longest time between two writes."""
+SHORT_INTERVAL_S = 15.0
+"""Time between two writes inside an epoch if writing is fast."""
 WRITE_TIME_FRACTION = 0.05
-"""Fraction of the training time that writing at the end of an epoch may take; short epochs are not all written."""
+"""Fraction of the training time that fast writing takes at most; short epochs are not all written."""
 
 History = dict[str, list[float]]
 """Recorded scalars by name, one value per step."""
@@ -75,14 +77,16 @@ class Checkpoint:
             raise InputError(f"the training state '{self.path}' is damaged", "run again with --fresh") from error
 
     def save(self, history: Callable[[], History], hook: Mapping[str, torch.Tensor], *, epoch_ended: bool) -> None:
-        """Write the state if the last write is `INTERVAL_S` old, or at the end of an epoch if writing is fast enough.
+        """Write the state if the last write is `INTERVAL_S` old, and more often if writing is fast.
 
-        Rank 0 writes. `history` is called only if the state is written. `hook`: the state of the training hook by name.
+        Fast writing is also due at the end of an epoch, and when the last write is `SHORT_INTERVAL_S` old. Rank 0
+        writes. `history` is called only if the state is written. `hook`: the state of the training hook by name.
         Raises InputError if the file cannot be written.
         """
         start = time.monotonic()
         age_s = start - self.saved_at
-        is_due = age_s > INTERVAL_S or (epoch_ended and age_s * WRITE_TIME_FRACTION >= self.write_s)
+        is_fast = age_s * WRITE_TIME_FRACTION >= self.write_s
+        is_due = age_s > INTERVAL_S or (is_fast and (epoch_ended or age_s > SHORT_INTERVAL_S))
         if self.path is None or not is_due or rank() > 0:
             return
         state = {f"history:{name}": torch.tensor(values, dtype=torch.float64) for name, values in history().items()}

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
-from torch.export import Dim
 
 from vitslim.errors import StageError
 from vitslim.files import write_atomically
 from vitslim.graph.model_graph import ModelGraph
-from vitslim.recipe.formats.file_form import BATCH, OPSET, FileForm
+from vitslim.recipe.formats.file_form import FileForm
 from vitslim.recipe.formats.profiles import PORTABLE, Profile
 from vitslim.stages.export.annotate import LayerAnnotation, annotate, read_annotations
 from vitslim.stages.export.graph_passes import run_graph_passes
@@ -30,7 +25,7 @@ from vitslim.stages.export.onnx_passes.opset import plan_opset
 from vitslim.stages.export.onnx_passes.weight_storage import plan_storage
 from vitslim.stages.export.overflow import Overflow
 from vitslim.stages.export.token_metadata import token_squeezes
-from vitslim.stages.export.translate import translations
+from vitslim.stages.export.torch_exporter import first_cause, translated
 from vitslim.version import __version__
 from vitslim.workload.onnx_file import read_metadata
 from vitslim.workload.session import Floats
@@ -74,7 +69,7 @@ def export_onnx(
     copy = graph.copy()
     run_graph_passes(copy, profile)
     storage = weight_storage(copy, profile)
-    model = _to_onnx(copy, form)
+    model = translated(copy, form)
     if form.batch is not None:
         fix_batch(model, form.batch)
     plan_storage(model, storage)
@@ -97,56 +92,10 @@ def read_summary(path: Path) -> ExportSummary:
     return ExportSummary(path, path.stat().st_size, read_annotations(read_metadata(path)))
 
 
-def _to_onnx(graph: ModelGraph, form: FileForm) -> ir.Model:
-    """The result of PyTorch's exporter, not optimized: its constants are those of the graph."""
-    module = graph.module.eval()
-    example = torch.zeros(2, *graph.source.image)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[form.input_name],
-                output_names=list(form.output_names(tuple(graph.source.outputs))),
-                dynamic_shapes=({0: Dim(BATCH)},),
-                custom_translation_table=translations(),
-                optimize=False,
-                verbose=False,
-            )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise StageError(
-            f"'{graph.source.timm}' cannot be exported to ONNX: {_first_cause(error)}",
-            "check whether the uncompressed model exports",
-        ) from error
-    return program.model  # type: ignore[union-attr]  # None only without dynamo
-
-
-def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _set_header(model: ir.Model, graph: ModelGraph) -> None:
     model.producer_name, model.producer_version = "vitslim", __version__
     model.graph.name = graph.source.timm
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", model.opset_imports[""])])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's log and its warnings about its own deprecations: users can act on neither."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _checked(proto: onnx.ModelProto) -> bytes:
@@ -155,7 +104,7 @@ def _checked(proto: onnx.ModelProto) -> bytes:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise StageError(f"the exported model breaks the ONNX standard: {_first_cause(error)}") from error
+        raise StageError(f"the exported model breaks the ONNX standard: {first_cause(error)}") from error
     buffer = io.BytesIO()
     onnx.save(inferred, buffer)
     return buffer.getvalue()
