@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vitslim.errors import RecipeError
 from vitslim.recipe import check_order, validate
 
 
@@ -41,6 +42,33 @@ def test_the_defaults_are_published_and_legal() -> None:
 def test_contradictions(keys: dict[str, Any], where: str, message: str) -> None:
     found = problems(**keys)
     assert message in found[f"stages.0.prune.{where}"]
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "where", "message"),
+    [
+        ({"h:00.5": None}, "snapshots", "got the name 'h:00.5', expected a mapping of names"),
+        ({"Half": 0.7}, "snapshots", "got the name 'Half'"),
+        ({"half": "abc"}, "snapshots.half", "got 'abc', expected a number above 0"),
+        ({"half": None}, "snapshots.half", "got null"),
+        ({"half": 1.5}, "snapshots.half", "got 1.5"),
+        (7, "snapshots", "got 7, expected a mapping of names"),
+    ],
+)
+def test_snapshots_have_names_and_fractions(snapshots: Any, where: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        problems(snapshots=snapshots)
+    (found,) = caught.value.problems
+    assert found.where == f"stages.0.prune.{where}" and message in found.message
+
+
+@pytest.mark.parametrize("embed", [100, 56, 4096])
+def test_the_width_of_a_revit_is_a_multiple_of_eight(embed: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        problems({"revit": {"embed": embed}})
+    (found,) = caught.value.problems
+    assert found.where == "model.revit.embed"
+    assert found.message == f"got {embed}, expected an integer from 64 to 2048, a multiple of 8"
 
 
 def test_a_model_is_a_timm_model_or_a_revit() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.json_schema import models_json_schema
 
 from vitslim.errors import Problem, RecipeError
 from vitslim.recipe import validate
+from vitslim.recipe.config import EXPECTED
+from vitslim.recipe.document import check
+from vitslim.recipe.schema import Recipe
+from vitslim.recipe.stages import methods
 
 Problems = Callable[..., dict[str, Problem]]
 Document = dict[str, Any]
@@ -30,6 +37,28 @@ def test_lists_become_tuples_and_integers_become_floats(document: Document) -> N
     assert recipe.report.batches == (1, 8)
     assert isinstance(recipe.report.seconds, float)
     assert isinstance(recipe.gates.speedup_min["onnxruntime:cpu"], float)
+
+
+def keywords(schema: Any) -> Iterator[str]:
+    """Keywords of a JSON schema, at any depth."""
+    if isinstance(schema, list):
+        for one in schema:
+            yield from keywords(one)
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            yield key
+            if key != "default":
+                named = key in ("properties", "patternProperties", "$defs")
+                yield from keywords(list(value.values()) if named else value)
+
+
+def test_every_keyword_of_the_schemas_is_checked() -> None:
+    """A keyword that `check` ignores would let a value through that no config accepts."""
+    _, stages = models_json_schema([(config, "validation") for config in methods()])
+    found = {*keywords(Recipe.model_json_schema()), *keywords(stages)} - {EXPECTED, "x-assumed"}
+    assert found - set(re.findall(r'"([a-zA-Z]+)"', inspect.getsource(check))) <= {
+        "$defs", "$ref", "default", "description", "title",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

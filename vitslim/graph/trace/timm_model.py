@@ -85,7 +85,8 @@ def load_timm(
     model = _build(timm_name, kwargs, seed)
     adapted: tuple[str, ...] = ()
     if checkpoint is not None:
-        whole = _build(timm_name, _without_maps(kwargs), seed)
+        arguments = _without_maps(kwargs)
+        whole = model if arguments == kwargs else _build(timm_name, arguments, seed)
         model, kwargs, adapted = _load(whole, timm_name, kwargs, read_weights(whole, checkpoint, entry))
     image, values = resolve_input(model, kwargs, hub.preprocessing if hub else {}, preprocessing)
     with torch.no_grad():

@@ -129,7 +129,8 @@ def expected(schema: Schema) -> str:
         case "object":
             return f"a mapping of names, each to {expected(values)}" if isinstance(values, dict) else "a mapping"
         case kind:
-            return _WORDS.get(str(kind), "text") + _range(schema)
+            multiple = f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
+            return _WORDS.get(str(kind), "text") + _range(schema) + multiple
 
 
 def _range(schema: Schema) -> str:
@@ -153,11 +154,14 @@ def _check_any(value: object, schema: Schema, branches: list[Schema], where: str
 
 def _check_mapping(value: Mapping[object, object], schema: Schema, where: str) -> Iterator[Problem]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    named = schema.get("patternProperties", {})
     for key, item in value.items():
         if not isinstance(key, str) or not _is_text(key):
             yield Problem(where, f"got the key {shown(key)}, expected text", "put quotes around the key")
         elif key in known:
             yield from check(item, known[key], join(where, key))
+        elif named:
+            yield from _check_named(key, item, schema, where)
         elif isinstance(others, dict):
             yield from check(item, others, join(where, key))
         elif not others:
@@ -165,6 +169,14 @@ def _check_mapping(value: Mapping[object, object], schema: Schema, where: str) -
     for key in schema.get("required", ()):
         if key not in value:
             yield missing(join(where, key), known[key])
+
+
+def _check_named(key: str, item: object, schema: Schema, where: str) -> list[Problem]:
+    """Check an entry of a mapping whose keys must match a pattern."""
+    for pattern, values in schema["patternProperties"].items():
+        if re.fullmatch(pattern, key):
+            return check(item, values, join(where, key))
+    return [Problem(where, f"got the name {shown(key)}, expected {expected(schema)}", "change the name")]
 
 
 def _fits(value: object, schema: Schema) -> bool:
@@ -186,6 +198,7 @@ def _in_range(value: float, schema: Schema) -> bool:
         -LARGEST_INTEGER <= value <= LARGEST_INTEGER  # false for NaN and infinities too
         and schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
         and schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
+        and ("multipleOf" not in schema or value % schema["multipleOf"] == 0)
     )
 
 

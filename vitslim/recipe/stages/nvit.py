@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from vitslim.errors import Problem
-from vitslim.recipe.config import Config, KeepRate
+from vitslim.recipe.config import EXPECTED, Config, KeepRate
 from vitslim.recipe.stage_config import Phase, StageConfig
 from vitslim.recipe.stages.prune import Budget, Prune
 from vitslim.recipe.stages.training import TrainedWithTeacher
@@ -46,6 +46,9 @@ class Nvit(Prune, TrainedWithTeacher):
     )
     snapshots: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], KeepRate] = Field(
         {},
+        json_schema_extra={
+            EXPECTED: "a mapping of names, of lower-case letters, digits and '-', each to a number above 0 and up to 1"
+        },
         description="further results of the same run: a name, and the fraction of the budget's cost at which the model "
         "is kept. The stages after this one run for each of them, and write the artifact OUT-NAME",
     )
