@@ -42,7 +42,7 @@ def _results(found: Mapping[str, StageResult]) -> Any:
     return found.__getitem__
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.slow), 4])
 def test_training_learns_scales_and_keeps_the_mask(tiny_graph: ModelGraph, context: StageContext, bits: int) -> None:
     pattern = "2:4-pairs" if bits == 4 else "2:4"
     sparse = TwoFourStage(TwoFour(method="two-four", pattern=pattern)).apply(tiny_graph, context).graph

@@ -48,7 +48,7 @@ def test_sites_list_the_dimensions_of_an_axis(deit_tiny: ModelGraph) -> None:
     ("name", "axes"),
     [
         ("deit_tiny_patch16_224", 49),
-        ("swin_tiny_patch4_window7_224", 52),
+        pytest.param("swin_tiny_patch4_window7_224", 52, marks=pytest.mark.slow),
         ("deit3_small_patch16_224", 49),
         pytest.param("deit_tiny_distilled_patch16_224", 49, marks=pytest.mark.slow),
         ("vit_tiny_r_s16_p8_224", None),

@@ -30,12 +30,11 @@ FAST: dict[str, dict[str, Any]] = {
     "test_nfnet": {},
     "test_mambaout": {},
     "mobilenetv3_small_050": {},
-    "levit_128s": {},
-    "edgenext_xx_small": {},
 }
 SLOW = (
     "sequencer2d_s", "mvitv2_tiny", "volo_d1_224", "hiera_tiny_224", "gcvit_xxtiny", "halonet_h1", "lowformer_b0",
     "efficientvit_m0", "swinv2_tiny_window8_256", "maxvit_tiny_rw_224", "coat_tiny", "eva02_tiny_patch14_224",
+    "levit_128s", "edgenext_xx_small",
 )  # fmt: skip
 
 

@@ -73,7 +73,10 @@ def test_both_attention_matmuls_read_quantized_operands(tiny_graph: ModelGraph) 
     assert (found - seen[False][1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("model", "keys"), [("vit_tiny_patch16_224", None), ("swin_tiny_patch4_window7_224", SWIN)])
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [("vit_tiny_patch16_224", None), pytest.param("swin_tiny_patch4_window7_224", SWIN, marks=pytest.mark.slow)],
+)
 def test_quantized_attention_is_saved_loaded_and_removed(
     model: str, keys: Any, tiny_kwargs: dict[str, Any], digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:

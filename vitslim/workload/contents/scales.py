@@ -47,7 +47,8 @@ def invalid_scales(graph: OnnxGraph, layers: Mapping[str, str]) -> Iterator[Viol
             constant = find_weight(graph, optional_input(node, index)) if optional_input(node, index) else None
             if constant is None:
                 continue
-            values = np.asarray(numpy_helper.to_array(constant.tensor)).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a damaged file may hold any bits
+                values = np.asarray(numpy_helper.to_array(constant.tensor)).astype(np.float64)
             wrong = int((~(np.isfinite(values) & (values > 0))).sum())
             if wrong:
                 where = _layer_after(graph, node, layers) or node.name or node.output[0]

@@ -28,7 +28,7 @@ def test_smoothing_factors_make_ranges_equal_and_centered() -> None:
     ("name", "kwargs", "places"),
     [
         ("deit_tiny_patch16_224", {"depth": 2}, 7),
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 2), "embed_dim": 48}, 11),
+        pytest.param("swin_tiny_patch4_window7_224", {"depths": (1, 2), "embed_dim": 48}, 11, marks=pytest.mark.slow),
         ("beit_base_patch16_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}, 3),
         ("xcit_nano_12_p16_224", {"depth": 1}, None),
     ],
