@@ -58,6 +58,9 @@ def test_unreadable_checkpoints_are_refused_with_the_reason(tiny_kwargs: dict[st
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(10**6))
     np.savez(tmp_path / "objects.npz", a=np.array([Harmful()], dtype=object))
+    np.savez(tmp_path / "open.npz", a=np.zeros(3))
+    encrypted = bytearray((tmp_path / "open.npz").read_bytes())
+    encrypted[encrypted.rfind(b"PK\1\2") + 8] |= 1
     cases = {
         tmp_path / "absent.safetensors": "does not exist",
         tmp_path: "is a folder without",
@@ -67,6 +70,7 @@ def test_unreadable_checkpoints_are_refused_with_the_reason(tiny_kwargs: dict[st
         write(tmp_path / "short.bin", b"\x80\x02}"): "damaged|would run code",
         tmp_path / "bomb.pth": "not one that torch.save writes",
         tmp_path / "objects.npz": "not a valid NumPy archive",
+        write(tmp_path / "encrypted.npz", encrypted): "not a valid NumPy archive: .*encrypted",
         saved([1, 2], tmp_path / "list.pth"): "no tensors by name",
     }
     for path, word in cases.items():

@@ -79,7 +79,16 @@ def read_flax(path: Path) -> dict[str, torch.Tensor]:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-    except (*BROKEN_ARCHIVE, EOFError, TypeError, KeyError, zlib.error, MemoryError, struct.error) as error:
+    except (
+        *BROKEN_ARCHIVE,
+        EOFError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        zlib.error,
+        MemoryError,
+        struct.error,
+    ) as error:
         raise InputError(f"checkpoint '{path}' is not a valid NumPy archive: {error}", DOWNLOAD_AGAIN) from error
 
 
