@@ -34,8 +34,8 @@ PLAIN_TYPES = (
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
 )
 """Types that training scripts store beside the weights: command lines, paths, NumPy numbers. They hold values only."""
-BROKEN_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError, OSError)
-"""Exceptions of `zipfile` for a damaged directory."""
+BROKEN_ARCHIVE = (zipfile.BadZipFile, ValueError, RuntimeError, OSError)
+"""Exceptions of `zipfile` for a damaged directory, an unknown compression and an encrypted entry."""
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
            MemoryError, OverflowError, struct.error)  # fmt: skip
 """Exceptions of `torch.load` for a damaged file."""
@@ -79,16 +79,7 @@ def read_flax(path: Path) -> dict[str, torch.Tensor]:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-    except (
-        *BROKEN_ARCHIVE,
-        EOFError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        zlib.error,
-        MemoryError,
-        struct.error,
-    ) as error:
+    except (*BROKEN_ARCHIVE, EOFError, TypeError, KeyError, zlib.error, MemoryError, struct.error) as error:
         raise InputError(f"checkpoint '{path}' is not a valid NumPy archive: {error}", DOWNLOAD_AGAIN) from error
 
 
