@@ -52,10 +52,13 @@ def test_other_files_are_refused(text: str, expected: str) -> None:
 
 
 def test_the_error_names_an_invalid_value(full_report: Report) -> None:
-    data = json.loads(render_json(full_report))
-    data["stages"][2]["cost"]["macs"] = "many"
-    with pytest.raises(InputError, match=r"stages\.2\.cost\.macs"):
-        parse_report(json.dumps(data))
+    text = render_json(full_report)
+    many, endless = json.loads(text), json.loads(text)
+    many["stages"][2]["cost"]["macs"] = "many"
+    endless["stages"][0]["seconds"] = "NaN"
+    for data, place in ((many, r"stages\.2\.cost\.macs"), (endless, r"stages\.0\.seconds")):
+        with pytest.raises(InputError, match=place):
+            parse_report(json.dumps(data))
 
 
 def test_schema_describes_the_fields_and_names_all_of_them(full_report: Report) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from vitslim.results.accelerator_result import AcceleratorResult
 from vitslim.results.gate_result import GateResult
@@ -223,7 +223,7 @@ class StageRecord(Value):
     """Unique in the run, such as `01-prune`; `00-dense` is the model before any stage."""
     kind: str
     method: str
-    seconds: float
+    seconds: FiniteFloat
     """Duration of the stage."""
     cached: bool = False
     """Whether the stage was loaded from an earlier run."""
