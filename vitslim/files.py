@@ -26,6 +26,8 @@ LOCK_FILE = ".lock"
 """Name of the file by which a process keeps others out of a folder."""
 PARTIAL = ".partial"
 """Suffix of temporary files and folders, which a process that is killed leaves behind."""
+LONGEST_NAME_BYTES = 255
+"""Longest name of a file that file systems allow."""
 MANIFEST_FILE = "manifest.json"
 """Name of the file that lists all others in the folder of a run."""
 
@@ -54,7 +56,8 @@ def find_model(folder: Path) -> Path:
 def is_inside(name: str) -> bool:
     """Return whether the name of a file, as a manifest states it, is that of a path below its folder."""
     path = PurePosixPath(name)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+    is_file_name = bool(path.name) and name.isprintable() and len(name.encode()) <= LONGEST_NAME_BYTES
+    return is_file_name and not path.is_absolute() and ".." not in path.parts
 
 
 def file_digest(path: Path) -> str:

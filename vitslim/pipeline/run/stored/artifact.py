@@ -82,7 +82,9 @@ def load_artifact(folder: Path) -> Artifact:
         raise InputError(f"'{folder / MANIFEST_FILE}' is corrupt", "run the recipe again") from error
     for name, digest in expected.items():
         if not is_inside(name):
-            raise InputError(f"'{folder / MANIFEST_FILE}' names a file outside of its folder", "run the recipe again")
+            raise InputError(
+                f"'{folder / MANIFEST_FILE}' names a file that cannot be in its folder", "run the recipe again"
+            )
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise InputError(f"'{folder / name}' is missing or was changed after the run", "run the recipe again")
     return Artifact(folder, read_report(folder / REPORT_FILE), manifest)
