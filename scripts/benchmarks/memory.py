@@ -27,5 +27,6 @@ def run() -> dict[str, float]:
         command = [sys.executable, str(program), model, json.dumps(stage), str(images)]
         print(f"{name}: {model}", file=sys.stderr)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        figures |= {f"{name}_{key}": value for key, value in json.loads(done.stdout).items()}
+        found = {"images": float(images), **json.loads(done.stdout)}
+        figures |= {f"{name}_{key}": value for key, value in found.items()}
     return figures

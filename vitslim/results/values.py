@@ -46,7 +46,8 @@ class Measurement(Value):
     n: int
     """Number of timed runs, without warm-up."""
     speedup: float | None = None
-    """Median over the rounds of baseline latency over this latency, both timed in one round; None for the baseline."""
+    """Baseline latency over this latency, timed in turn; None for the baseline. Geometric mean over the blocks of a
+    measurement of the median over the rounds of a block."""
     speedup_interval: tuple[float, float] | None = None
     """95 % confidence interval of the speedup; None for the baseline."""
     peak_memory_mb: float | None = None

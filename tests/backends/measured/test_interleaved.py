@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,11 +70,16 @@ def test_an_unknown_baseline(small_model: Path) -> None:
 
 
 def test_each_block_opens_the_files_anew_and_in_another_order(small_model: Path) -> None:
-    opened: list[str] = []
+    opened, inputs = list[str](), list[float]()
+
+    class Watched(OnnxModel):
+        def convert(self, images: Any) -> Any:
+            inputs.append(float(images[0].sum()))
+            return super().convert(images)
 
     def open_model(path: Path, threads: int) -> OnnxModel:
         opened.append(path.stem)
-        return OnnxModel(path, threads)
+        return Watched(path, threads)
 
     files = {name: small_model.with_name(f"{name}.onnx") for name in "abc"}
     for path in files.values():
@@ -85,6 +91,7 @@ def test_each_block_opens_the_files_anew_and_in_another_order(small_model: Path)
         blocks = [opened[start : start + 3] for start in range(0, len(opened), 3)]
         assert len(blocks) == expected and all(sorted(block) == list("abc") for block in blocks)
         assert len({tuple(block) for block in blocks}) > 1 or expected == 1
+    assert inputs and len({round(value, 3) for value in inputs}) == 1, "every file reads the same images"
 
 
 def test_summaries() -> None:

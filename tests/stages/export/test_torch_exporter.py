@@ -25,8 +25,8 @@ from vitslim.workload.session import OnnxModel
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Record the decompositions that run."""
-    decompose, calls = ExportedProgram.run_decompositions, list[str]()
+    """Record the exports and the decompositions that run."""
+    decompose, export, calls = ExportedProgram.run_decompositions, torch_exporter._export, list[str]()
 
     def run(program: ExportedProgram, table: Any = None) -> ExportedProgram:
         calls.append("decomposed")
@@ -34,6 +34,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     with monkeypatch.context() as patch:
         patch.setattr(ExportedProgram, "run_decompositions", run)
+        patch.setattr(torch_exporter, "_export", lambda *given: calls.append("exported") or export(*given))
         yield calls
         assert ExportedProgram.run_decompositions is run
 
@@ -52,11 +53,11 @@ def test_a_transformer_is_not_decomposed_and_its_file_is_the_same(
 ) -> None:
     with counted(monkeypatch) as calls:
         quick = translated(tiny_graph, FileForm())
-        assert calls == []
+        assert calls == ["exported"]
     monkeypatch.setattr(torch_exporter, "_quick", nullcontext)
     with counted(monkeypatch) as calls:
         whole = translated(tiny_graph, FileForm())
-        assert calls == ["decomposed"]
+        assert calls == ["exported", "decomposed"]
     for model in (quick, whole):
         optimize(model)
     assert operators(quick) == operators(whole)
@@ -70,12 +71,13 @@ def test_a_transformer_is_not_decomposed_and_its_file_is_the_same(
 def test_batch_norms_are_decomposed_first_or_after_a_failure(
     is_known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = trace_timm("test_resnet", {"num_classes": 10})
+    # Its pooling is a mean, so that batch norms alone are decomposed.
+    graph = trace_timm("test_resnet", {"num_classes": 10, "global_pool": "fast"})
     if not is_known:
         monkeypatch.setattr(torch_exporter, "_is_decomposed", lambda *_: False)
     with counted(monkeypatch) as calls:
         model = translated(graph, FileForm())
-        assert calls == ["decomposed"]
+        assert calls == ["exported"] * (1 if is_known else 2) + ["decomposed"]
     images = torch.randn(2, *graph.source.image)
     expected = graph.module(images).detach()
     torch.testing.assert_close(logits(model, images, tmp_path), expected, rtol=0, atol=1e-4)
