@@ -1,14 +1,18 @@
-"""Markdown tables of W4A4 and FP8 without training, from scripts/results/nipq.json."""
+"""Markdown tables of learned bits, and of W4A4 and FP8 without training, from scripts/results/nipq.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from result_tables import load, table
+from result_tables import load, points, table
 
 RESULT = "nipq.json"
 POST_TRAINING = "post-training"
 SETS = ("val", "samples")
+TASKS = ("caltech", "caltech, deployed", "imagenette")
+BITS_HEAD = ("weight bits", "activation bits")
+SCORES_HEAD = ("top-1, val", "change, points (95 % CI)", "agreement, val")
 
 
 def post_training() -> str:
@@ -25,3 +29,68 @@ def _fidelity(row: dict[str, float]) -> Iterator[str]:
         yield f"{row[f'top1_{one}']:.1%}"
         yield f"{row[f'agreement_{one}']:.1%}" if f"agreement_{one}" in row else ""
         yield f"{row[f'sqnr_db_{one}']:.1f}" if f"sqnr_db_{one}" in row else ""
+
+
+def trained() -> str:
+    """Return accuracy after equal steps of LSQ and NIPQ on each task, each with its contrasts."""
+    found = load(RESULT)
+    parts = [_arms(name, found[name]) for name in TASKS if name in found]
+    contrasts = [_contrasts(name, found[name]) for name in TASKS if name in found]
+    texts = (text for pair in zip(parts, contrasts, strict=True) for text in pair)
+    diverged = f"Runs that diverged: {found['diverged']}."
+    return "\n\n".join((*texts, *_digits(found), diverged))
+
+
+def _arms(task: str, rows: dict[str, dict[str, Any]]) -> str:
+    head = (task, *BITS_HEAD, "MB of weights", "GBOPs", *SCORES_HEAD, "seconds")
+    return table(head, ((name, *_arm(row)) for name, row in rows.items()))
+
+
+def _arm(row: dict[str, Any]) -> Iterator[str]:
+    yield from _bits(row)
+    yield f"{row['weight_mb']:.2f}" if "weight_mb" in row else ""
+    yield f"{row['gbops']:.1f}" if "gbops" in row else ""
+    if row.get("diverged"):
+        yield from ("diverged", "", "")
+    else:
+        yield from (f"{row['top1_val']:.1%}", points(row, "top1_change_val"), f"{row['agreement_val']:.1%}")
+    yield f"{row['seconds']:.0f}" if "seconds" in row else ""
+
+
+def _bits(row: dict[str, Any]) -> Iterator[str]:
+    for kind in ("weight", "activation"):
+        key = f"average_{kind}_bits"
+        yield f"{row[key]:.2f}" if key in row else ""
+
+
+def _contrasts(task: str, rows: dict[str, dict[str, Any]]) -> str:
+    head = (f"{task}, compared", "top-1, val, points (95 % CI)", "agreement, points (95 % CI)")
+    top1 = "top1_val: "
+    found = {
+        key.removeprefix(top1): (points(row, key), points(row, key.replace("top1", "agreement", 1)))
+        for row in rows.values() for key in row if key.startswith(top1)
+    }  # fmt: skip
+    return table(head, ((name, *values) for name, values in found.items()))
+
+
+def _digits(found: dict[str, Any]) -> Iterator[str]:
+    """Yield mean and range of top-1 over the seeds, once all seeds have all of their arms."""
+    seeds = [rows for name, rows in found.items() if name.startswith("digits, seed ")]
+    if not seeds:
+        return
+    head = (f"digits, {len(seeds)} seeds", *BITS_HEAD, "top-1, mean (range)", "agreement, mean (range)", "diverged")
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name in seeds[0]:
+            arms = [one[name] for one in seeds if name in one]
+            fine = [arm for arm in arms if not arm.get("diverged")]
+            spreads = (_spread([arm[key] for arm in fine]) for key in ("top1_val", "agreement_val"))
+            yield (name, *_bits(arms[0]), *spreads, str(len(arms) - len(fine)))
+
+    yield table(head, rows())
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{sum(values) / len(values):.2%} ({min(values):.2%} to {max(values):.2%})"

@@ -15,6 +15,7 @@ import cost_tables
 import duration_tables
 import nipq_result_tables as nipq
 import result_tables as tables
+import token_result_tables as tokens
 from headline_table import headline_table
 from rich.console import Console
 
@@ -115,6 +116,38 @@ SECTIONS = (
         "gives another number; distillation runs for two epochs on Imagenette's training images. Evaluated on 500 "
         "classes (500 images) and 500 validation images. MB on the device is the size in the compressed 2:4 format.",
         tables.sparse,
+    ),
+    Section(
+        "Token squeezing of DeiT-Tiny without training", "tps", "tps-deit-tiny.json",
+        "Each method at several fractions of the MACs of DeiT-Tiny, calibrated on 256 training images of Imagenette. "
+        "Without `solver`, one keep rate in blocks 3, 6 and 9. Evaluated on 1,000 validation images of Imagenette and "
+        "on 500 classes (500 images).",
+        tokens.free,
+    ),
+    Section(
+        "Token squeezing of DeiT-Tiny after training", "tps", "tps-deit-tiny.json",
+        "All methods with the same three epochs, batch 32. Caltech-101 (100 classes, 2,400 training and 700 validation "
+        "images): labels and the dense model as teacher; predictors learn at ten times the rate of the backbone. "
+        "Imagenette: the dense model as teacher, no labels.",
+        tokens.trained,
+    ),
+    Section(
+        "Latency of token squeezing", "tps", "tps-speed.*.json",
+        "Keep rate 0.7 in blocks 3, 6 and 9; ToMe merges 13 tokens in each block. ONNX Runtime, one thread, 3 seconds "
+        "per file and batch size, random weights.",
+        tokens.speed,
+    ),
+    Section(
+        "Token squeezing of several families", "token-models", "token-models.json",
+        "Exported file against the PyTorch model at batches 1, 2 and 7, random weights; or the reason of the refusal.",
+        tokens.models,
+    ),
+    Section(
+        "Learned bits of NIPQ beside LSQ", "nipq", "nipq.json",
+        "Quantization-aware training with the dense model as teacher, four epochs, batch 32, all weights, activations "
+        "and operands of attention. Digits: the ViT of quickstart, labels, three seeds. Caltech-101: DeiT-Tiny, "
+        "labels. Imagenette: no labels. Deployed arms are judged on the exported file in ONNX Runtime.",
+        nipq.trained,
     ),
     Section(
         "W4A4 without training, and FP8, of DeiT-Tiny", "nipq", "nipq.json",

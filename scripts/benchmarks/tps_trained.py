@@ -105,7 +105,8 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"gmacs": cost(graph).macs / 1e9, "macs_ratio": cost(graph).macs / cost(dense).macs}
     for name, classes in found.items():
-        row |= {f"top1_{name}": float((classes == labels[name]).float().mean()),
+        right, dense_right = (classes == labels[name]).float(), (reference[name] == labels[name]).float()
+        row |= {f"top1_{name}": float(right.mean()), f"top1_change_{name}": difference(right, dense_right),
                 f"agreement_{name}": float((classes == reference[name]).float().mean())}  # fmt: skip
     return row
 
