@@ -76,7 +76,7 @@ def _train(method: str, labeled: bool) -> StageConfig:
     ratio = PREDICTOR_RATIO if predicted else 1
     rates: dict[str, Any] = {"lr": LR * ratio, "backbone_lr": 1 / ratio}
     loss = Loss(hard=1 if labeled else 0, soft=1, ratio=2 if predicted else 0)
-    return Distill(loss=loss, train=Train(epochs=3, batch=32, **rates))
+    return Distill(loss=loss, train=Train(epochs=3, batch=32, precision="auto", **rates))
 
 
 def _rows(
