@@ -11,12 +11,13 @@ import time
 import traceback
 from pathlib import Path
 
-from targets import TARGETS, check_batch
+from targets import TARGETS, Target, check_batch
 
 SECONDS = 600.0
 MEMORY_BYTES = 12 * 2**30
 """Address space above which an allocation fails, so that a file that needs too much memory is found."""
 HANG_S = 120.0
+"""Time to read one input, after which the process ends with its traceback."""
 
 
 def main() -> int:
@@ -37,23 +38,36 @@ def main() -> int:
     return 1 if failed else 0
 
 
+class Timed:
+    """A target that ends the process if it reads one input for too long."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.read = target, 0
+        self.make, self.keep = target.make, target.keep
+
+    def take(self) -> None:
+        """Read the input."""
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
+        try:
+            self.target.take()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
 def _fuzz(name: str, seconds: float, seed: int) -> bool:
     """Run one target; return whether every input was read, or refused with a message and a hint."""
     tried = 0
     with tempfile.TemporaryDirectory() as folder:
-        target = TARGETS[name](Path(folder))
+        target = Timed(TARGETS[name](Path(folder)))
         start = time.monotonic()
         end = start + seconds
         while time.monotonic() < end:
-            faulthandler.dump_traceback_later(HANG_S, exit=True)
             try:
                 tried += check_batch(target, seed)
             except Exception:  # noqa: BLE001  any exception is a finding
                 print(f"{name}: failed after {tried} inputs, with --seed {seed}; the input is {target.keep()}")
                 traceback.print_exc(limit=-6)
                 return False
-            finally:
-                faulthandler.cancel_dump_traceback_later()
             seed += 1
     print(f"{name}: {tried} inputs in {time.monotonic() - start:.0f} s, {target.read} read, the others refused")
     return True
