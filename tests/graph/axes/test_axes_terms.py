@@ -134,6 +134,7 @@ def _meaning(terms: Terms, term: Term) -> dict[Prim, list[int]]:
 
 
 @example(a=product([fresh(2), fresh(2)]), b=join([fresh(2), fresh(1), fresh(1)]), at=0)
+@example(a=product([fresh(2), join([fresh(2), fresh(2)])]), b=product([join([fresh(2), fresh(2)]), fresh(2)]), at=0)
 @given(a=TREES, b=TREES, at=st.integers(0, 40))
 def test_operations_keep_sizes_and_meaning(a: Term, b: Term, at: int) -> None:
     """Unifying, cutting and factoring keep sizes, give equal terms, and change nothing the second time."""

@@ -57,6 +57,11 @@ def fresh(size: int) -> Term:
     return Prim(size) if size > 1 else (EMPTY, UNIT)[size]
 
 
+def units(length: int) -> Term:
+    """Return the dimension of so many indices that belong to no axis."""
+    return join([UNIT] * length)
+
+
 def product(factors: Iterable[Term]) -> Term:
     """Return the row-major product in normal form: no product inside a product, no product of a single factor."""
     flat = [inner for f in factors for inner in (f.factors if isinstance(f, Prod) else (f,))]
@@ -129,6 +134,8 @@ class Terms:
             return
         if size(a) != size(b):
             raise ConflictError(f"is paired with a dimension of another size ({size(a)} and {size(b)})")
+        if not any(prims(Sum((a, b)))):
+            return  # indices of no axis, such as `(1 + 1) * (1 + 1)` and `1 + 1 + 1 + 1`, have nothing to tie
         if isinstance(a, Prim):
             self._bind(a, b)
         elif isinstance(b, Prim):
@@ -150,6 +157,8 @@ class Terms:
             return term, UNIT
         if total % head_size:
             raise ConflictError(f"is regrouped by {head_size}, which does not divide it")
+        if not any(prims(term)):
+            return units(head_size), units(total // head_size)
         match term:
             case Prim():
                 head, tail = fresh(head_size), fresh(total // head_size)
@@ -170,6 +179,8 @@ class Terms:
             return EMPTY, term
         if at >= total:
             return term, EMPTY
+        if not any(prims(term)):
+            return units(at), units(total - at)
         match term:
             case Prim():
                 left, right = fresh(at), fresh(total - at)
@@ -238,8 +249,6 @@ class Terms:
 
     def _unify_sums(self, a: Term, b: Term) -> None:
         """Common refinement from the left: the larger leading part is cut where the smaller ends."""
-        if not any(prims(Sum((a, b)))):
-            return  # parts of length 1 alone, such as `(1 + 1) * (1 + 1)` and `1 + 1 + 1 + 1`, have no axes to tie
         while a != EMPTY:
             first = min(size(t.parts[0]) if isinstance(t, Sum) else size(t) for t in (a, b))
             (left, a), (right, b) = self.cut(a, first), self.cut(b, first)
