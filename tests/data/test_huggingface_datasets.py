@@ -107,7 +107,8 @@ def test_models_of_other_classes_are_refused(tmp_path: Path, load: Load) -> None
         load(tmp_path / "set", outputs=1000)
 
 
-def test_other_formats_and_scripts_are_refused(tmp_path: Path, load: Load) -> None:
+def test_other_formats_and_scripts_are_refused(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no attempts to connect, which take 20 s
     for name, content in (("table.csv", "a,b\n"), ("script.py", "raise SystemExit")):
         folder = tmp_path / Path(name).stem
         folder.mkdir()

@@ -18,6 +18,7 @@ from vitslim.stages.export.onnx_export import export_onnx
 from vitslim.workload import read_workload
 
 
+@pytest.mark.slow
 def test_macs_of_a_compressed_graph(tiny_graph: ModelGraph, tmp_path: Path) -> None:
     graph = slice_axes(tiny_graph, {"blocks.0.mlp": range(96), "blocks.1.v": range(16)})
     graph = insert_squeeze(graph, {"blocks.0": 9})

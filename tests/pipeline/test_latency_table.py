@@ -226,6 +226,7 @@ def test_the_key_of_a_stage_holds_the_table(file: Path) -> None:
     assert stage_key("start", config) != before
 
 
+@pytest.mark.slow
 def test_a_run_meets_its_latency_budget(file: Path, simulated: LatencyTable, tmp_path: Path) -> None:
     recipe = budgeted(file, 0.8)
     artifact = vitslim.run(recipe, tmp_path / "out")

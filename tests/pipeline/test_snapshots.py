@@ -39,6 +39,7 @@ def recipe_with_snapshots() -> Recipe:
     return validate(document, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_export")
 def test_every_snapshot_is_an_artifact(run_recipe: Callable[..., Artifact], tmp_path: Path) -> None:
     out = tmp_path / "pruned"

@@ -34,7 +34,7 @@ ORDERS = {
 }
 
 
-SLOW = ("2:4, train, export in float",)
+SLOW = ("2:4, train, export in float", "squeeze, prune, 2:4")
 
 
 @pytest.mark.usefixtures("one_export")

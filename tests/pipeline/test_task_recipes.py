@@ -74,6 +74,7 @@ def dense_folder(artifact: Artifact) -> Path:
     return artifact.folder.with_name(f"{artifact.folder.name}.stages") / f"{dense.name}-{dense.key}"
 
 
+@pytest.mark.slow
 def test_reported_similarity_is_that_of_the_files(features: Artifact) -> None:
     dense = dense_folder(features)
     data = load_data(Data(**DATA), load_graph(dense).source, 0)
@@ -117,6 +118,7 @@ def test_the_file_of_a_feature_extractor_says_so(features: Artifact) -> None:
     assert "task: features" in lock
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_export")
 def test_a_backbone_keeps_all_outputs(run_recipe: Callable[..., Artifact], tmp_path: Path) -> None:
     stages = [STAGES[0], STAGES[2], STAGES[3]]

@@ -87,6 +87,7 @@ def test_a_run_meets_the_latency_of_its_token_schedule(small_array_file: Path, t
     assert str(small_array_file) in artifact.folder.joinpath("recipe.lock.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_refuses_a_token_schedule_that_cannot_be_reached(small_array_file: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         vitslim.build_plan(scheduled(small_array_file, 0.1))

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitslim.errors import RecipeError
@@ -27,6 +27,7 @@ _JUNK = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(_KEY, _JUNK, max_size=8))
 def test_junk_raises_nothing_but_a_recipe_error(junk: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
@@ -40,6 +41,7 @@ _PLACES = [
 ]  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(_PLACES), _JUNK)
 def test_junk_in_one_place_is_a_recipe_or_a_recipe_error(place: tuple[Any, ...], junk: object) -> None:
     document: Any = {

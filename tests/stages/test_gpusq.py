@@ -68,6 +68,7 @@ def test_training_learns_scales_and_keeps_the_mask(tiny_graph: ModelGraph, conte
     assert OnnxFile(path)(torch.randn(3, *tiny_graph.source.image)).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_group_scales_are_learned_with_float_activations(tiny_graph: ModelGraph, context: StageContext) -> None:
     there = replace(context, result=_results({"previous": StageResult(tiny_graph)}))
     keys: dict[str, Any] = {

@@ -23,7 +23,9 @@ MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_
 FLOAT_BYTES = 4
 
 
-@pytest.mark.parametrize(("bits", "pattern", "smaller"), [(8, "2:4", 6.4), (4, "2:4-pairs", 12.8)])
+@pytest.mark.parametrize(
+    ("bits", "pattern", "smaller"), [pytest.param(8, "2:4", 6.4, marks=pytest.mark.slow), (4, "2:4-pairs", 12.8)]
+)
 @pytest.mark.parametrize(
     ("model", "kwargs"),
     [(MODELS[0], {"depth": 2}), *(pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in MODELS)],

@@ -116,6 +116,7 @@ def test_an_interrupted_training_continues_on_a_gpu(
     assert again == pytest.approx(metrics, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_training_ends_with_the_same_losses(some_digits: Dataset) -> None:
     def make() -> nn.Module:
         torch.manual_seed(0)

@@ -115,6 +115,7 @@ class Squeezing(torch.nn.Module):
         return self.vit.forward_head(self.vit.norm(self.vit.blocks(x)))
 
 
+@pytest.mark.slow
 def test_the_matmuls_of_token_squeezing_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "squeezed.onnx"
     torch.onnx.export(

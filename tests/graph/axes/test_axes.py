@@ -49,7 +49,7 @@ def test_sites_list_the_dimensions_of_an_axis(deit_tiny: ModelGraph) -> None:
     [
         ("deit_tiny_patch16_224", 49),
         pytest.param("swin_tiny_patch4_window7_224", 52, marks=pytest.mark.slow),
-        ("deit3_small_patch16_224", 49),
+        pytest.param("deit3_small_patch16_224", 49, marks=pytest.mark.slow),
         pytest.param("deit_tiny_distilled_patch16_224", 49, marks=pytest.mark.slow),
         ("vit_tiny_r_s16_p8_224", None),
         pytest.param("beit_base_patch16_224", 49, marks=pytest.mark.slow),

@@ -173,7 +173,7 @@ def test_windows_that_slide_keep_the_channels() -> None:
     assert verify_axes(graph).holds
 
 
-@pytest.mark.parametrize(("layers", "bidirectional"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_an_lstm_is_cut_by_its_hidden_units_and_its_inputs(layers: int, bidirectional: bool) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

@@ -225,7 +225,7 @@ class DiffRate(torch.nn.Module):
         return MERGE_RANKED(x, match, sizes, merged_sizes, 1), SIZE_BIAS(merged_sizes)
 
 
-@pytest.mark.parametrize("module", [Tome(), DiffRate()])
+@pytest.mark.parametrize("module", [Tome(), pytest.param(DiffRate(), marks=pytest.mark.slow)])
 def test_one_node_each_in_a_graph_and_equal_in_onnx_runtime(module: torch.nn.Module, tmp_path: Path) -> None:
     def inputs(batch: int) -> tuple[Tensor, Tensor]:
         x = random(batch, 17, 8, seed=batch)

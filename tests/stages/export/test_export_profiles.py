@@ -98,6 +98,7 @@ def test_int4_is_stored_as_int4_and_runs_as_int8(write: Any) -> None:
     assert kernels(path)["QGemm"] == 10
 
 
+@pytest.mark.slow
 def test_three_bits_are_stored_as_int4(write: Any) -> None:
     graph, path = write(PORTABLE, bits=3, activation_bits=6)
     assert types(path)[onnx.TensorProto.INT4] == 10
@@ -132,6 +133,7 @@ def test_dynamic_activations_are_fused(write: Any) -> None:
     assert {(a.weight_bits, a.granularity) for a in annotations(path)} == {(8, "channel")}
 
 
+@pytest.mark.slow
 def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:
     graph = trace_timm("resnet18", {"num_classes": 10})
     layers = layer_nodes(graph.module)
@@ -142,6 +144,7 @@ def test_padded_convolutions_keep_their_zero_point(tmp_path: Path) -> None:
     assert 7 in zero_points(tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_file_and_keeps_float_input_and_output(
     tiny_graph: ModelGraph, context: StageContext
 ) -> None:

@@ -67,7 +67,7 @@ def test_a_transformer_is_not_decomposed_and_its_file_is_the_same(
         torch.testing.assert_close(logits(model, images, tmp_path), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("is_known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_batch_norms_are_decomposed_first_or_after_a_failure(
     is_known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

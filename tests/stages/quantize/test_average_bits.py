@@ -87,7 +87,7 @@ def test_weight_noise_is_the_change_of_the_logits_without_the_bias() -> None:
         {},
         pytest.param({"group_size": 16}, marks=pytest.mark.slow),
         pytest.param({"group_size": 16, "activations": "float"}, marks=pytest.mark.slow),
-        {"first_last_bits": 8, "group_size": 16},
+        pytest.param({"first_last_bits": 8, "group_size": 16}, marks=pytest.mark.slow),
     ],
 )
 def test_more_bits_are_more_accurate_and_keep_the_average(

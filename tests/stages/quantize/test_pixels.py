@@ -93,6 +93,7 @@ def test_patch_embeddings_become_matmuls(
         assert (found - expected).square().mean() < 1e-2 * expected.square().mean()
 
 
+@pytest.mark.slow
 def test_patches_that_do_not_cover_the_image_stay_a_convolution(digits_context: Callable[..., StageContext]) -> None:
     graph = trace_timm("swin_tiny_patch4_window7_224", SWIN)
     quantized = PtqStage(Ptq()).apply(graph, digits_context(graph, calibration=8)).graph

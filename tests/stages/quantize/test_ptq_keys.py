@@ -81,7 +81,8 @@ def test_each_key_changes_the_result(
     assert not torch.equal(default_logits, logits(quantize(tiny_graph, context, **change), context))
 
 
-@pytest.mark.parametrize("rounding", [pytest.param("nearest", marks=pytest.mark.slow), "gptq"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_adjacent_sums_fit_16_bits_only_with_reduce_range(
     tiny_graph: ModelGraph, context: StageContext, tmp_path: Path, rounding: str
 ) -> None:
@@ -181,6 +182,7 @@ def test_first_last_bits_are_refused_without_such_layers(tiny_graph: ModelGraph)
     assert [problem.where for problem in stage.requires(middle)] == ["first_last_bits"]
 
 
+@pytest.mark.slow
 def test_layers_that_do_not_depend_on_the_image_stay_in_float(digits_context: Callable[..., StageContext]) -> None:
     # With this many positions, the exporter does not fold their bias.
     graph = trace_timm("vit_relpos_small_patch16_224", {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depth": 1,
@@ -212,10 +214,8 @@ def with_a_large_hidden_unit(graph: ModelGraph, scaling: str) -> ModelGraph:
     return graph
 
 
-@pytest.mark.parametrize(
-    ("scaling", "kind"),
-    [pytest.param("per-channel", ScaleActivations, marks=pytest.mark.slow), ("per-token", DivideTokens)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("scaling", "kind"), [("per-channel", ScaleActivations), ("per-token", DivideTokens)])
 def test_activations_after_gelu_are_scaled_in_the_graph_and_the_file(
     tiny_graph: ModelGraph, context: StageContext, scaling: str, kind: type[ScaleActivations] | type[DivideTokens]
 ) -> None:

@@ -132,6 +132,7 @@ def test_without_sensitivity_and_bias_correction_there_is_no_backward_pass_and_b
         assert torch.equal(solved.parameters()[name], tiny_graph.parameters()[name])
 
 
+@pytest.mark.slow
 def test_patches_are_a_matmul_and_overlapping_windows_are_not() -> None:
     graph = trace_timm("levit_128s", {"num_classes": 10})
     names = set(solvable_layers(graph.module))

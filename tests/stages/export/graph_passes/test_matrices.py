@@ -45,7 +45,7 @@ def quantize(digits_context: Callable[..., StageContext]) -> Callable[..., Model
         ("vit_tiny_patch16_224", VIT),
         ("vit_tiny_patch16_224", VIT | {"class_token": False, "global_pool": "avg"}),
         ("vit_medium_patch16_rope_reg1_gap_256", VIT),
-        ("swin_tiny_patch4_window7_224", SWIN),
+        pytest.param("swin_tiny_patch4_window7_224", SWIN, marks=pytest.mark.slow),
         pytest.param("mixer_s32_224", {"img_size": 64}, marks=pytest.mark.slow),
     ],
 )
@@ -59,7 +59,8 @@ def test_the_graph_on_matrices_computes_the_same(quantize: Callable[..., ModelGr
             torch.testing.assert_close(flat.module(images), graph.module(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", [pytest.param("per-channel", marks=pytest.mark.slow), "per-token"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scaling", ["per-channel", "per-token"])
 def test_few_reshapes_are_left(
     quantize: Callable[..., ModelGraph], tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,10 @@ def test_several_tokens_can_be_used(tiny_graph: ModelGraph) -> None:
     assert rows(narrowed(other))["blocks.1.mlp.fc2.weight"] == 4
 
 
-@pytest.mark.parametrize(("inputs", "profiles"), [("static", [PORTABLE, ORT_CPU]), ("dynamic", [ORT_CPU])])
+@pytest.mark.parametrize(
+    ("inputs", "profiles"),
+    [("static", [PORTABLE, ORT_CPU]), pytest.param("dynamic", [ORT_CPU], marks=pytest.mark.slow)],
+)
 def test_a_quantized_file_for_onnx_runtime_has_the_logits_of_the_graph(
     inputs: str,
     profiles: list[Profile],

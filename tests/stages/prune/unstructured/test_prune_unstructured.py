@@ -142,6 +142,7 @@ def test_masks_hold_under_training_and_in_a_saved_graph(prune: Prune, context: S
         assert not torch.equal(weight, before[name])
 
 
+@pytest.mark.slow
 def test_the_file_names_the_pattern_and_it_is_not_read_as_2_4(prune: Prune, tmp_path: Path) -> None:
     graph = prune(
         layers=(

@@ -160,6 +160,7 @@ def test_attention_is_tried_in_float_too(tiny_graph: ModelGraph, context: StageC
     assert not any(note.layer.endswith(".attention") for note in result.changes)
 
 
+@pytest.mark.slow
 def test_group_wise_weights_keep_their_scales_and_zero_points(
     tiny_graph: ModelGraph, context: StageContext, recorded: Recorded
 ) -> None:

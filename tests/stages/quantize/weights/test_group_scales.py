@@ -161,9 +161,9 @@ def written(graph: ModelGraph, context: StageContext, path: Path) -> Counter[str
     [
         ({}, {"QGemm": 10}),
         pytest.param({"rounding": "nearest", "bias_correction": False}, {"QGemm": 10}, marks=pytest.mark.slow),
-        ({"reduce_range": False}, {"QGemm": 10}),
-        ({"activations": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}),
-        ({"bits": 3, "first_last_bits": 8}, {"QGemm": 10}),
+        pytest.param({"reduce_range": False}, {"QGemm": 10}, marks=pytest.mark.slow),
+        pytest.param({"activations": "dynamic"}, {"DynamicQuantizeMatMul": 9, "QGemm": 1}, marks=pytest.mark.slow),
+        pytest.param({"bits": 3, "first_last_bits": 8}, {"QGemm": 10}, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_stores_int4_and_runs_int8_gemms(
@@ -227,6 +227,7 @@ def test_a_saved_graph_computes_the_same(tiny_graph: ModelGraph, context: StageC
     assert torch.equal(logits(load_graph(tmp_path), x), logits(graph, x))
 
 
+@pytest.mark.slow
 def test_zeros_of_a_mask_stay_zeros_in_the_file(tiny_graph: ModelGraph, context: StageContext, tmp_path: Path) -> None:
     sparse = TwoFourStage(TwoFour(method="two-four")).apply(tiny_graph, context).graph
     graph = quantize(sparse, context)

@@ -202,6 +202,7 @@ def test_learned_counts_meet_the_macs(
     assert all(torch.equal(weight, weights[name]) for name, weight in result.graph.parameters().items())
 
 
+@pytest.mark.slow
 def test_learned_counts_of_deit_tiny_are_within_one_percent(deit_tiny: ModelGraph) -> None:
     dense = sketch(deit_tiny)
     for macs in (0.35, 0.65, 0.9):

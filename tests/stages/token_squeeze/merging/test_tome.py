@@ -199,6 +199,7 @@ def test_models_that_do_not_fit_are_refused_with_the_reason(name: str, kwargs: d
     assert words in problem.message
 
 
+@pytest.mark.slow
 def test_pruning_and_int8_after_merging(
     tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], tmp_path: Path
 ) -> None:
