@@ -167,6 +167,19 @@ def sparse() -> str:
     ))  # fmt: skip
 
 
+def sparse_with_labels() -> str:
+    """Return the steps of GPUSQ with labels."""
+    head = ("", "top-1, val", "change, points (95 % CI)", "agreement, val", "MB on the device", "seconds")
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        yield from (f"{row['top1_val']:.1%}", points(row, "top1_change_val"))
+        yield f"{row['agreement_val']:.1%}" if "agreement_val" in row else ""
+        yield f"{row['device_mb']:.2f}"
+        yield f"{row['seconds']:,.0f}" if "seconds" in row else ""
+
+    return table(head, ((name, *cells(row)) for name, row in load("gpusq-labels.json")["rows"].items()))
+
+
 def gpu_gemms() -> str:
     """Return the speedups over dense FP16 of the GEMMs of DeiT-B on a GPU."""
     found = load("torch-cuda.json")

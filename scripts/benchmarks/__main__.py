@@ -22,6 +22,7 @@ BENCHMARKS = {
     "full-disk": "Runs quickstart on a disk that is full at one write after the other; needs the right to mount.",
     "gpu-model": "Computes the error of the simulated A100 and of a roofline model on held-out GEMMs.",
     "gpusq": "Measures the steps of GPUSQ on DeiT-Tiny: 2:4 sparsity, distillation, INT8 and INT4 (half an hour).",
+    "gpusq-labels": "GPUSQ with labels on a fine-tuned DeiT-Tiny: 2:4, distillation, INT8, W4A8 (an hour); continues.",
     "int8": "Compares latency, size, agreement and top-1 of INT8 and INT4 DeiT-Tiny with other tools.",
     "int8-floor": "Compares the latency of each class of operators of INT8 DeiT-Tiny with its lower bound.",
     "int8-speed": "Compares the latency of INT8 DeiT-S, Swin-T and ViT-B with quantize_dynamic.",
