@@ -23,9 +23,9 @@ STEP = "step"
 """Number of steps that some optimizers keep of each parameter, others of each parameter group."""
 INTERVAL_S = 60.0
 """Longest time between two writes."""
-SHORT_INTERVAL_S = 15.0
+SHORT_INTERVAL_S = 5.0
 """Time between two writes inside an epoch if writing is fast."""
-WRITE_TIME_FRACTION = 0.05
+WRITE_TIME_FRACTION = 0.01
 """Fraction of the training time that fast writing takes at most; short epochs are not all written."""
 
 History = dict[str, list[float]]
