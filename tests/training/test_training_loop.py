@@ -145,8 +145,8 @@ DEIT = {"augment": "light", "rand_augment": True, "random_erasing": 0.5, "repeat
 
 @pytest.mark.parametrize(
     ("age_s", "write_s", "epoch_ended", "is_due"),
-    [(14, 0.1, False, False), (14, 0.1, True, True), (14, 1.0, True, False), (16, 0.1, False, True),
-     (16, 1.0, False, False), (59, 4.0, True, False), (61, 4.0, False, True)],
+    [(4, 0.03, False, False), (4, 0.03, True, True), (4, 0.3, True, False), (6, 0.03, False, True),
+     (6, 0.3, False, False), (59, 4.0, True, False), (61, 4.0, False, True)],
 )  # fmt: skip
 def test_a_state_that_is_written_fast_is_written_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_s: float, write_s: float, epoch_ended: bool, is_due: bool
