@@ -36,7 +36,7 @@ from vitslim.workload import Workload, read_workload
 
 MODEL = "deit_tiny_patch16_224"
 BATCH = 25
-TRAIN = Train(epochs=3, batch=32, lr=5e-5)
+TRAIN = Train(epochs=3, batch=32, lr=5e-5, precision="auto")
 """Training under the approximations: on Imagenette without labels, with the dense model as teacher."""
 
 

@@ -68,7 +68,7 @@ ONE_SHOT: dict[str, Any] = {"update_weights": False, "interval": 8, "loss": Loss
                             "train": Train(epochs=1, batch=32, images=256)}  # fmt: skip
 """Saliencies of 256 images, as many as DepGraph's."""
 TRAINED: dict[str, Any] = {"interval": 5, "per_step": 160, "loss": Loss(hard=1, soft=1),
-                           "train": Train(epochs=1, batch=32, lr=1e-4)}  # fmt: skip
+                           "train": Train(epochs=1, batch=32, lr=1e-4, precision="auto")}  # fmt: skip
 """Pruning inside one epoch of training, with at least one pruning step every five steps."""
 
 ARMS: dict[str, Arm] = {

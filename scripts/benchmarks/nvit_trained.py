@@ -104,7 +104,7 @@ def _made(  # noqa: PLR0913, PLR0917
     """Return the pruned, trained and, for an INT8 table, quantized model of an arm."""
     budget = _corrected(folder, name, arm, dense, data, share, table, has_labels)
     train = Distill(labels="dataset" if has_labels else "teacher", loss=Loss(hard=1, soft=10),
-                    train=Train(epochs=EPOCHS - (name in TRAINS), batch=32, lr=1e-4))  # fmt: skip
+                    train=Train(epochs=EPOCHS - (name in TRAINS), batch=32, lr=1e-4, precision="auto"))  # fmt: skip
     stages = [arm(budget, table, has_labels), make_stage(train)]
     if table.precision == "int8":
         stages.append(make_stage(INT8))
