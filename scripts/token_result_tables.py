@@ -7,7 +7,7 @@ from typing import Any
 
 from result_tables import by_processor, device, load, points, table
 
-ACCURACY, MODELS = "tps-deit-tiny.json", "token-models.json"
+FREE, TRAINED, MODELS = "tps-free.json", "tps-trained.json", "token-models.json"
 CONTRASTS = ("evit", "prune-only", "dynamicvit", "etps")
 """Methods that others are compared with, image by image, after the same training."""
 
@@ -22,7 +22,7 @@ def free() -> str:
         "top-1, 500 classes", "change, points (95 % CI)", "agreement, 500 classes",
         "agreement over etps, points (95 % CI)", "seconds",
     )  # fmt: skip
-    rows = load(ACCURACY)["free"].items()
+    rows = load(FREE)["rows"].items()
     return table(head, ((name, f"{row['gmacs']:.2f}", *_free(row), _seconds(row)) for name, row in rows))
 
 
@@ -38,7 +38,7 @@ def _seconds(row: dict[str, Any]) -> str:
 
 def trained() -> str:
     """Return accuracy after the same training, a table for each data set, each with its contrasts."""
-    rows: dict[str, dict[str, Any]] = load(ACCURACY)["trained"]
+    rows: dict[str, dict[str, Any]] = load(TRAINED)["rows"]
     tasks = dict.fromkeys(name.split()[0] for name in rows)
     parts = ({name: row for name, row in rows.items() if name.split()[0] == task} for task in tasks)
     return "\n\n".join(text for part in parts for text in (_accuracy(part), _contrasts(part)))

@@ -125,14 +125,14 @@ SECTIONS = (
         tables.sparse_with_labels,
     ),
     Section(
-        "Token squeezing of DeiT-Tiny without training", "tps", "tps-deit-tiny.json",
+        "Token squeezing of DeiT-Tiny without training", "tps", "tps-free.json",
         "Each method at several fractions of the MACs of DeiT-Tiny, calibrated on 256 training images of Imagenette. "
         "Without `solver`, one keep rate in blocks 3, 6 and 9. Evaluated on 1,000 validation images of Imagenette and "
         "on 500 classes (500 images).",
         tokens.free,
     ),
     Section(
-        "Token squeezing of DeiT-Tiny after training", "tps", "tps-deit-tiny.json",
+        "Token squeezing of DeiT-Tiny after training", "tps", "tps-trained.json",
         "All methods with the same three epochs, batch 32. Caltech-101 (100 classes, 2,400 training and 700 validation "
         "images): labels and the dense model as teacher; predictors learn at ten times the rate of the backbone. "
         "Imagenette: the dense model as teacher, no labels.",

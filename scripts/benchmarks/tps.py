@@ -19,18 +19,18 @@ from tps_speed import speed_rows
 from tps_trained import trained_rows
 
 FOLDER = RUNS / "tps-bench"
-ACCURACY, LATENCY = RESULTS / "tps-deit-tiny.json", "tps-speed"
+LATENCY = "tps-speed"
 
 
 def run() -> dict[str, float]:
-    """Write scripts/results/tps-deit-tiny.json and the latency of this processor; return top-1, agreement, speedup."""
+    """Write the latency of this processor, and tps-free.json and tps-trained.json; return top-1, agreement, speedup."""
     parts: dict[str, dict[str, Any]] = {"free": {}, "trained": {}}
     speed = dict(_shown(speed_rows()))
     write_result(result_here(LATENCY), rows=speed)
     for part, rows in (("free", free_rows(FOLDER / "free")), ("trained", trained_rows(FOLDER / "trained"))):
         for name, row in _shown(rows):
             parts[part][name] = row
-            write_result(ACCURACY, **parts)
+            write_result(RESULTS / f"tps-{part}.json", rows=parts[part])
     figures = {f"{name} {key}": row[key] for name, row in speed.items() for key in row if key.startswith("speedup")}
     for rows in parts.values():
         figures |= {f"{name} {key}": row[key] for name, row in rows.items() for key in ("top1_val", "agreement_val")}
