@@ -23,16 +23,18 @@ def _rows() -> Iterator[Sequence[str]]:
            f"{_int8(dynamic, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
     yield "the same, W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
     larger_rows = by_processor("int8-speed")[0]["rows"]
-    for name, model in {"DeiT-S": "deit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}.items():
-        speedups = (larger_rows[f"{model} {form}"]["speedup_b1"] for form in LARGER_ROWS)
-        yield f"INT8 {name}, same machine", *(f"{speedup:.2f}x speedup" for speedup in speedups)
-    smaller = larger_rows["deit_small_patch16_224 vitslim INT8, static, pruned and token-squeezed"]
-    yield "INT8 DeiT-S, pruned and token-squeezed too", f"{smaller['speedup_b1']:.2f}x speedup", ""
+    models = ("deit_small_patch16_224", "vit_base_patch16_224")
+    speedups = ([larger_rows[f"{model} {form}"]["speedup_b1"] for model in models] for form in LARGER_ROWS)
+    yield "INT8 DeiT-S, ViT-B, same machine", *(f"{small:.2f}x, {base:.2f}x speedup" for small, base in speedups)
     found = {(row["share"], row["importance"]): row for row in load("depgraph-deit-tiny.json")["rows"]
              if "importance" in row}  # fmt: skip
     hessian, peer = found[0.7, "hessian"], found[0.7, "torch-pruning taylor"]
     yield ("DeiT-Tiny pruned to 70 % of its MACs, 30 training steps", f"{hessian['distilled_agreement']:.1%} agreement",
            f"{peer['distilled_agreement']:.1%} (Torch-Pruning)")  # fmt: skip
+    trained = load("tps-trained.json")["rows"]
+    etps, evit = (trained[f"caltech {method} 0.3"] for method in ("etps", "evit"))
+    yield (f"DeiT-Tiny with {etps['macs_ratio']:.0%} of its MACs, 3 epochs on Caltech-101",
+           f"{etps['top1_val']:.1%} top-1 (eTPS)", f"{evit['top1_val']:.1%} (EViT)")  # fmt: skip
     s, figures = axes_summary(read_rows("axes-timm-*.csv")), load("gpu-model.json")["figures"]
     yield "timm models that export, prune, verify and train", f"{s['ok']:.0f} of {s['models']:.0f}", ""
     yield ("median error of simulated A100 GEMM latency", f"{figures['model, pooled, median']:.1%}",

@@ -1,4 +1,4 @@
-"""Markdown tables of learned bits, and of W4A4 and FP8 without training, from scripts/results/nipq.json."""
+"""Markdown tables of learned bits, and of W4A4 and FP8 without training, from files of scripts/results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from result_tables import load, points, table
 
-RESULT = "nipq.json"
+RESULT, TRAINED = "nipq.json", "nipq-trained.json"
 POST_TRAINING = "post-training"
 SETS = ("val", "samples")
 TASKS = ("caltech", "caltech, deployed", "imagenette")
@@ -33,11 +33,12 @@ def _fidelity(row: dict[str, float]) -> Iterator[str]:
 
 def trained() -> str:
     """Return accuracy after equal steps of LSQ and NIPQ on each task, each with its contrasts."""
-    found = load(RESULT)
+    result = load(TRAINED)
+    found = result["rows"]
     parts = [_arms(name, found[name]) for name in TASKS if name in found]
     contrasts = [_contrasts(name, found[name]) for name in TASKS if name in found]
     texts = (text for pair in zip(parts, contrasts, strict=True) for text in pair)
-    diverged = f"Runs that diverged: {found['diverged']}."
+    diverged = f"Runs that diverged: {result['diverged']}."
     return "\n\n".join((*texts, *_digits(found), diverged))
 
 
@@ -74,11 +75,12 @@ def _contrasts(task: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _digits(found: dict[str, Any]) -> Iterator[str]:
-    """Yield mean and range of top-1 over the seeds, once all seeds have all of their arms."""
+    """Yield the arms on digits: mean and range over the seeds."""
     seeds = [rows for name, rows in found.items() if name.startswith("digits, seed ")]
     if not seeds:
         return
-    head = (f"digits, {len(seeds)} seeds", *BITS_HEAD, "top-1, mean (range)", "agreement, mean (range)", "diverged")
+    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds, mean (range)"
+    head = (f"digits, {count}", *BITS_HEAD, "top-1, val", "agreement, val", "diverged")
 
     def rows() -> Iterator[Sequence[str]]:
         for name in seeds[0]:
@@ -93,4 +95,5 @@ def _digits(found: dict[str, Any]) -> Iterator[str]:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    return f"{sum(values) / len(values):.2%} ({min(values):.2%} to {max(values):.2%})"
+    spread = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.2%}{spread}"

@@ -150,9 +150,9 @@ SECTIONS = (
         tokens.models,
     ),
     Section(
-        "Learned bits of NIPQ beside LSQ", "nipq", "nipq.json",
+        "Learned bits of NIPQ beside LSQ", "nipq", "nipq-trained.json",
         "Quantization-aware training with the dense model as teacher, four epochs, batch 32, all weights, activations "
-        "and operands of attention. Digits: the ViT of quickstart, labels, three seeds. Caltech-101: DeiT-Tiny, "
+        "and operands of attention. Digits: the ViT of quickstart, labels. Caltech-101: DeiT-Tiny, "
         "labels. Imagenette: no labels. Deployed arms are judged on the exported file in ONNX Runtime.",
         nipq.trained,
     ),
