@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from result_tables import axes_summary, by_processor, device, load, read_rows, table
 
 INT8_ROWS = ("vitslim INT8, placement: auto", "ORT quantize_dynamic", "vitslim W4A8, group size 16")
+SPARSE_ROW = "2:4, K-FAC, distilled, INT8"
 LARGER_ROWS = ("vitslim INT8, static", "ORT quantize_dynamic")
 
 
@@ -21,7 +22,7 @@ def _rows() -> Iterator[Sequence[str]]:
     auto, dynamic, int4 = (rows[name] for name in INT8_ROWS)
     yield (f"INT8 DeiT-Tiny, {device(int8)}, 1 thread", _int8(auto, rows["FP32"]),
            f"{_int8(dynamic, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
-    yield "the same, W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
+    yield "W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
     larger_rows = by_processor("int8-speed")[0]["rows"]
     models = ("deit_small_patch16_224", "vit_base_patch16_224")
     speedups = ([larger_rows[f"{model} {form}"]["speedup_b1"] for model in models] for form in LARGER_ROWS)
@@ -29,8 +30,13 @@ def _rows() -> Iterator[Sequence[str]]:
     found = {(row["share"], row["importance"]): row for row in load("depgraph-deit-tiny.json")["rows"]
              if "importance" in row}  # fmt: skip
     hessian, peer = found[0.7, "hessian"], found[0.7, "torch-pruning taylor"]
-    yield ("DeiT-Tiny pruned to 70 % of its MACs, 30 training steps", f"{hessian['distilled_agreement']:.1%} agreement",
+    yield ("DeiT-Tiny pruned to 70 % of its MACs, 30 steps", f"{hessian['distilled_agreement']:.1%} agreement",
            f"{peer['distilled_agreement']:.1%} (Torch-Pruning)")  # fmt: skip
+    labeled = load("gpusq-labels.json")["rows"]
+    sparse = labeled[SPARSE_ROW]
+    smaller = labeled["dense"]["device_mb"] / sparse["device_mb"]
+    yield ("2:4 and INT8 DeiT-Tiny, 5 epochs on Caltech-101", f"{sparse['top1_val']:.1%} top-1, {smaller:.1f}x smaller in 2:4 format",
+           f"{labeled['dense']['top1_val']:.1%} (dense)")  # fmt: skip
     trained = load("tps-trained.json")["rows"]
     etps, evit = (trained[f"caltech {method} 0.3"] for method in ("etps", "evit"))
     yield (f"DeiT-Tiny with {etps['macs_ratio']:.0%} of its MACs, 3 epochs on Caltech-101",
