@@ -35,7 +35,8 @@ def _rows() -> Iterator[Sequence[str]]:
     labeled = load("gpusq-labels.json")["rows"]
     sparse = labeled[SPARSE_ROW]
     smaller = labeled["dense"]["device_mb"] / sparse["device_mb"]
-    yield ("2:4 and INT8 DeiT-Tiny, 5 epochs on Caltech-101", f"{sparse['top1_val']:.1%} top-1, {smaller:.1f}x smaller in 2:4 format",
+    yield ("2:4 and INT8 DeiT-Tiny, 5 epochs on Caltech-101",
+           f"{sparse['top1_val']:.1%} top-1, {smaller:.1f}x smaller in 2:4 format",
            f"{labeled['dense']['top1_val']:.1%} (dense)")  # fmt: skip
     trained = load("tps-trained.json")["rows"]
     etps, evit = (trained[f"caltech {method} 0.3"] for method in ("etps", "evit"))
