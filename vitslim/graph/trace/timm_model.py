@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from torch.export import Dim, export
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from vitslim.errors import InputError, UsageError
 from vitslim.graph.model_graph import ModelGraph, ModelSource
@@ -29,6 +32,9 @@ RESERVED = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_o
 EXAMPLE_BATCH = 2
 """torch.export specializes batch sizes 0 and 1, so the example has two images."""
 
+
+MODULES_MAX = 10_000
+"""Modules of a model; ResNeSt-269, one of the largest of timm, has 1,818."""
 
 UNFIT = (RuntimeError, KeyError, IndexError, ValueError, AttributeError, TypeError, AssertionError, OverflowError)
 """Exceptions of timm's loaders and checkpoint filters for weights of another model."""
@@ -156,13 +162,34 @@ def _check_arguments(timm_name: str, kwargs: dict[str, Any]) -> None:
 
 
 def _check_size(timm_name: str, kwargs: dict[str, Any]) -> None:
-    """Raise InputError for a model whose weights do not fit into memory; they are not allocated for the check."""
+    """Raise InputError for a model with too many modules, or whose weights do not fit into memory.
+
+    Weights are not allocated for the check.
+    """
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), _limited_modules(timm_name):
             model = timm.create_model(timm_name, pretrained=False, **kwargs)
     except (*UNFIT, ZeroDivisionError):
         return  # the model cannot be built without its values, or not at all
     require_memory(sum(weight.nbytes for weight in model.state_dict().values()), f"'{timm_name}'")
+
+
+@contextmanager
+def _limited_modules(timm_name: str) -> Iterator[None]:
+    """Raise InputError as soon as more than `MODULES_MAX` modules are built, for example at a depth of a million."""
+    numbers = count(1)
+
+    def registered(module: torch.nn.Module, name: str, child: torch.nn.Module | None) -> None:  # noqa: ARG001
+        if next(numbers) > MODULES_MAX:
+            raise InputError(
+                f"'{timm_name}' with these arguments has more than {MODULES_MAX:,} modules", "check model.kwargs"
+            )
+
+    hook = register_module_module_registration_hook(registered)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _closest_model(name: str) -> str:
