@@ -22,11 +22,11 @@ def _rows() -> Iterator[Sequence[str]]:
     auto, dynamic, int4 = (rows[name] for name in INT8_ROWS)
     yield (f"INT8 DeiT-Tiny, {device(int8)}, 1 thread", _int8(auto, rows["FP32"]),
            f"{_int8(dynamic, rows['FP32'])} (ORT quantize_dynamic)")  # fmt: skip
-    yield "W4A8, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
+    yield "W4A8 DeiT-Tiny, group size 16", _int8(int4, rows["FP32"]), "not available in ORT"
     larger_rows = by_processor("int8-speed")[0]["rows"]
     models = ("deit_small_patch16_224", "vit_base_patch16_224")
     speedups = ([larger_rows[f"{model} {form}"]["speedup_b1"] for model in models] for form in LARGER_ROWS)
-    yield "INT8 DeiT-S, ViT-B, same machine", *(f"{small:.2f}x, {base:.2f}x speedup" for small, base in speedups)
+    yield "INT8 DeiT-S, ViT-B", *(f"{small:.2f}x, {base:.2f}x speedup" for small, base in speedups)
     found = {(row["share"], row["importance"]): row for row in load("depgraph-deit-tiny.json")["rows"]
              if "importance" in row}  # fmt: skip
     hessian, peer = found[0.7, "hessian"], found[0.7, "torch-pruning taylor"]

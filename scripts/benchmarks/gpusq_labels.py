@@ -12,15 +12,13 @@ import json
 from typing import Any
 
 import torch
+from caltech import caltech
 from kept_model import folder_of, make_model, predictions
 from paired_bootstrap import difference
-from paths import RESULTS, RUNS, require_shared
+from paths import RESULTS, RUNS
 from result_file import write_result
 
-from vitslim.data import load_data
 from vitslim.graph.sketch import sketch
-from vitslim.graph.trace import trace_timm
-from vitslim.recipe.schema import Data
 from vitslim.recipe.stages import Distill, Qat, StageConfig, TwoFour
 from vitslim.recipe.stages.training import FeatureWeight, Loss
 from vitslim.recipe.train import Train
@@ -28,7 +26,7 @@ from vitslim.stages.contract import StageResult
 from vitslim.stages.registry import make_stage
 
 FOLDER, RESULT = RUNS / "gpusq-labels", RESULTS / "gpusq-labels.json"
-MODEL, CALIBRATION = "deit_tiny_patch16_224", 512
+CALIBRATION = 512
 LOSS = Loss(hard=1, soft=10, feature=5)
 SHARED_KEYS: dict[str, Any] = {"batch": 16, "augment": "light", "precision": "auto"}
 TRAIN, TRAIN_INTEGERS = Train(epochs=3, lr=2e-4, **SHARED_KEYS), Train(epochs=2, lr=2e-5, **SHARED_KEYS)
@@ -57,10 +55,7 @@ STEPS: dict[str, tuple[str, StageConfig]] = {
 
 def run() -> dict[str, float]:
     """Write scripts/results/gpusq-labels.json; return top-1 of each row."""
-    folder = require_shared("caltech101")
-    dense = trace_timm(MODEL, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    config = Data(kind="imagefolder", root=str(folder), classes="torchvision", calibration=CALIBRATION)
-    data = load_data(config, dense.source, 0)
+    dense, data = caltech(CALIBRATION)
     labels, sets = torch.as_tensor(data.val.labels), {"val": data.val}
     reference = predictions(FOLDER / "dense", dense, sets)["val"].argmax(1)
     results = {"dense": StageResult(dense)}

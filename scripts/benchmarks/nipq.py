@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from caltech import MODEL, caltech
 from nipq_arms import ABLATIONS, COMPARED, LEARNED, LOWER, Arm, Task, lsq, nipq
 from nipq_post_training import PUBLISHED, post_training_rows
 from nipq_rows import task_rows
@@ -32,7 +33,6 @@ from vitslim.stages.registry import make_stage
 FOLDER, RESULT, TRAINED = RUNS / "nipq-bench", RESULTS / "nipq.json", RESULTS / "nipq-trained.json"
 UNTRAINED = ("step", "post-training")
 """Parts of the first result file; the trained tasks are in the second."""
-DEIT = "deit_tiny_patch16_224"
 DIGITS = {"img_size": 32, "patch_size": 4, "in_chans": 1, "depth": 4, "num_classes": 10}
 SEEDS = (0, 1, 2)
 TRAIN = Train(epochs=4, batch=32, lr=1e-4, precision="auto")
@@ -77,16 +77,13 @@ def _parts() -> Iterator[tuple[str, Iterable[tuple[str, dict[str, Any]]]]]:
 
 def caltech_task() -> Task:
     """Return DeiT-Tiny with the 100 classes of Caltech-101, with labels and the dense model as teacher."""
-    folder = require_shared("caltech101")
-    dense = trace_timm(DEIT, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    config = Data(kind="imagefolder", root=str(folder), classes="torchvision", calibration=256)
-    data = load_data(config, dense.source, 0)
+    dense, data = caltech()
     return Task("caltech", dense, data, Loss(hard=1, soft=1), TRAIN)
 
 
 def imagenette_task() -> Task:
     """Return DeiT-Tiny with the 1,000 classes of ImageNet on the images of Imagenette, without labels."""
-    dense = trace_timm(DEIT, {}, SHARED / "deit_tiny" / "model.safetensors")
+    dense = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
     data = load_data(Data(kind="imagefolder", root=str(require_shared("imagenette")), calibration=256,
                           also_evaluate={"samples": str(SHARED / "imagenet_samples")}), dense.source, 0)  # fmt: skip
     return Task("imagenette", dense, data, Loss(hard=0, soft=1), TRAIN)

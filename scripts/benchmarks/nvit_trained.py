@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from caltech import caltech
 from kept_model import folder_of, make_model, predictions
 from nvit_arms import ARMS, BACKEND, FOLDER, INT8, MODEL, TRAINS, Arm, deployment, measure, table_of
 from paired_bootstrap import difference
@@ -43,18 +44,16 @@ BEST = 2
 
 def trained_rows() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a row for each arm at each share, then those of the best two in FP32 and without labels."""
-    folder = require_shared("caltech101")
-    dense = trace_timm(MODEL, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    caltech = load_data(Data(kind="imagefolder", root=str(folder), calibration=256), dense.source, 0)
+    dense, images = caltech()
     scores: dict[str, float] = {}
     for share in SHARES:
-        for name, row in _rows("caltech int8", dense, caltech, ARMS, share, "int8", has_labels=True):
+        for name, row in _rows("caltech int8", dense, images, ARMS, share, "int8", has_labels=True):
             arm = name.rpartition(" ")[0].removeprefix("caltech int8 ")
             scores[arm] = scores.get(arm, 0.0) + row["top1_val"] / len(SHARES)
             yield name, row
     best = {name: ARMS[name] for name in sorted(scores, key=lambda arm: -scores[arm])[:BEST]}
     for share in SHARES:
-        yield from _rows("caltech float32", dense, caltech, best, share, "float32", has_labels=True)
+        yield from _rows("caltech float32", dense, images, best, share, "float32", has_labels=True)
     dense = trace_timm(MODEL, {}, SHARED / "deit_tiny" / "model.safetensors")
     imagenette = load_data(Data(kind="imagefolder", root=str(require_shared("imagenette")), calibration=256,
                                 also_evaluate={"samples": str(SHARED / "imagenet_samples")}),

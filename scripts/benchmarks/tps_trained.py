@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from caltech import MODEL, caltech
 from kept_model import folder_of, make_model, predictions
 from paired_bootstrap import difference
 from paths import SHARED, require_shared
@@ -25,7 +26,6 @@ from vitslim.recipe.stages.training import Loss
 from vitslim.recipe.train import Train
 from vitslim.stages.registry import make_stage
 
-MODEL = "deit_tiny_patch16_224"
 RATES = (0.7, 0.5, 0.3)
 UNLABELED_RATE = 0.5
 LR = 1e-4
@@ -46,10 +46,7 @@ def trained_rows(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _labeled(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    folder = require_shared("caltech101")
-    dense = trace_timm(MODEL, {"num_classes": 100}, folder / "deit_tiny_caltech101.safetensors")
-    config = Data(kind="imagefolder", root=str(folder), classes="torchvision", calibration=256)
-    data = load_data(config, dense.source, 0)
+    dense, data = caltech()
     for rate in RATES:
         arms = {f"{name} {rate}": [_squeeze(config, name, rate), _train(name, labeled=True)]
                 for name, config in (SCORED | PREDICTED).items()}  # fmt: skip

@@ -58,7 +58,7 @@ def fresh(size: int) -> Term:
 
 
 def units(length: int) -> Term:
-    """Return the dimension of so many indices that belong to no axis."""
+    """Return a dimension of `length` indices that belong to no axis."""
     return join([UNIT] * length)
 
 
