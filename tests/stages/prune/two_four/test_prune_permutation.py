@@ -1,4 +1,4 @@
-"""Orders of channels for 2:4: mathematics and stage."""
+"""Orders of channels for N:M masks: mathematics and stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from vitslim.graph.model_graph import ModelGraph
 from vitslim.graph.sketch import sketch
 from vitslim.progress import Silent
 from vitslim.recipe.stages import TwoFour
+from vitslim.sparsity import Pattern
 from vitslim.stages.contract import StageContext
+from vitslim.stages.prune.two_four.patterns import pattern_mask
 from vitslim.stages.prune.two_four.permutation import efficacy, find_permutation, kept_magnitude
 from vitslim.stages.prune.two_four.reorder import permute_channels
 from vitslim.stages.prune.two_four.stage import TwoFourStage
@@ -24,25 +26,44 @@ def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 5))
-@settings(deadline=None, max_examples=25)
-def test_an_order_is_a_permutation_that_never_keeps_less(seed: int, runs: int, rows: int) -> None:
-    weight = drawn(rows, 4 * runs, seed)
-    order = find_permutation(weight)
-    assert sorted(order.tolist()) == list(range(4 * runs))
+PATTERNS = [Pattern(2, 4), Pattern(2, 4, 2), Pattern(1, 4), Pattern(4, 8)]
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 5), st.sampled_from(PATTERNS))
+@settings(deadline=None, max_examples=40)
+def test_an_order_is_a_permutation_that_never_keeps_less(seed: int, runs: int, rows: int, pattern: Pattern) -> None:
+    weight = drawn(rows, pattern.span * runs, seed)
+    order = find_permutation(weight, pattern)
+    assert sorted(order.tolist()) == list(range(pattern.span * runs))
     size = weight.abs().T.double()
-    assert kept_magnitude(size[order]).sum() >= kept_magnitude(size).sum() - 1e-5
-    assert -1e-9 <= efficacy(weight, order) <= 1 + 1e-9
+    assert kept_magnitude(size[order], pattern).sum() >= kept_magnitude(size, pattern).sum() - 1e-5
+    assert -1e-9 <= efficacy(weight, order, pattern) <= 1 + 1e-9
 
 
-def test_no_swap_of_two_columns_gains_magnitude() -> None:
-    weight = drawn(6, 16)
-    size = weight.abs().T[find_permutation(weight)].double()
-    best = kept_magnitude(size).sum()
-    for i, j in permutations(range(16), 2):
-        swapped = torch.arange(16)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_no_swap_of_columns_of_two_groups_gains_magnitude(pattern: Pattern) -> None:
+    weight = drawn(6, 4 * pattern.span)
+    size = weight.abs().T[find_permutation(weight, pattern)].double()
+    best = kept_magnitude(size, pattern).sum()
+    for i, j in permutations(range(len(size)), 2):
+        swapped = torch.arange(len(size))
         swapped[i], swapped[j] = j, i
-        assert kept_magnitude(size[swapped]).sum() <= best + 1e-5
+        if i // pattern.span != j // pattern.span:
+            assert kept_magnitude(size[swapped], pattern).sum() <= best + 1e-5
+
+
+def test_the_kept_magnitude_is_that_of_the_mask() -> None:
+    weight = drawn(6, 16)
+    for pattern in PATTERNS[:3]:
+        mask = pattern_mask(weight.abs(), pattern)
+        torch.testing.assert_close(kept_magnitude(weight.abs().T, pattern).sum(), weight.abs()[mask].sum())
+
+
+def test_pairs_form_of_channels_that_are_large_in_the_same_rows() -> None:
+    halves = (drawn(64, 16).abs() > 0.6) * (1 + torch.rand(64, 16, generator=torch.Generator().manual_seed(1)))
+    weight = torch.cat([halves, halves], dim=1)  # channel i and channel i + 16 are alike, and far apart
+    pairs = find_permutation(weight, PATTERNS[1]).reshape(-1, 2)
+    assert (pairs[:, 0] % 16).tolist() == (pairs[:, 1] % 16).tolist()
 
 
 def test_large_columns_are_spread_over_groups() -> None:
@@ -61,12 +82,13 @@ def logits(graph: ModelGraph, context: StageContext) -> torch.Tensor:
         return graph.module(torch.stack([context.data.val[i][0] for i in range(40)]))
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-pairs"])
 def test_reordering_changes_no_output_and_keeps_more(
-    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext]
+    tiny_graph: ModelGraph, digits_context: Callable[..., StageContext], pattern: str
 ) -> None:
     context = digits_context(tiny_graph)
     plain, ordered = (
-        TwoFourStage(TwoFour(method="two-four", permute=permute)).apply(tiny_graph, context)
+        TwoFourStage(TwoFour(method="two-four", pattern=pattern, permute=permute)).apply(tiny_graph, context)
         for permute in ((), ("mlp", "v", "embed"))
     )
     before = plain.metrics["kept_magnitude"]
@@ -75,7 +97,7 @@ def test_reordering_changes_no_output_and_keeps_more(
     moved = {note.layer for note in ordered.changes if note.result == "channels reordered"}
     assert {"embed", "blocks.0.mlp", "blocks.1.mlp"} <= moved
     names = sketch_names(tiny_graph)
-    reordered, _ = permute_channels(tiny_graph, names, ("mlp", "v", "embed"), Silent())
+    reordered, _ = permute_channels(tiny_graph, names, ("mlp", "v", "embed"), Pattern(2, 4), Silent())
     torch.testing.assert_close(logits(reordered, context), logits(tiny_graph, context), rtol=0, atol=1e-5)
     slices = [edit for edit in ordered.graph.edits if hasattr(edit, "kept")]
     assert len(slices) == 1 and slices[0].kept.keys() == moved

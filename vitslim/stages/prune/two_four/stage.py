@@ -56,7 +56,7 @@ class TwoFourStage:
         names = [layer.weight for layer in self._eligible(before)]
         ordered, reordered = graph, tuple[Reordered, ...]()
         if self.config.permute:
-            ordered, reordered = permute_channels(graph, names, self.config.permute, context.progress)
+            ordered, reordered = permute_channels(graph, names, self.config.permute, self.pattern, context.progress)
         masks, solved = SCORES[self.config.score](MaskInputs(ordered, names, self.pattern, context))
         changes = tuple(LayerNote(layer=name, result=self.config.pattern) for name in masks)
         changes += tuple(
