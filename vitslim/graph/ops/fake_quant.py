@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vitslim.graph.ops.elementwise import in_parts, just_outside, where_inside, widened
 from vitslim.ranks import rank_count
 
 QUANTIZER_PREFIX = "vitslim.q."
@@ -83,8 +84,12 @@ def fake_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and number
     negative. zero_points: integers as float in the scale's shape; they replace `zero_point`.
     """
     zero = zero_point if zero_points is None else zero_points
-    integers = to_integers(x, scale, axis, qmin, qmax, zero, group_size)
-    return integers.sub_(_expand_zero_point(zero, x, axis, group_size)).mul_(expand_scale(scale, x, axis, group_size))
+    result = torch.empty_like(x)
+    for part, out in in_parts(x, result, whole=axis is not None):
+        integers = to_integers(widened(part), scale, axis, qmin, qmax, zero, group_size)
+        whole = integers.sub_(_expand_zero_point(zero, x, axis, group_size))
+        out.copy_(whole.mul_(expand_scale(scale, x, axis, group_size)))
+    return result
 
 
 @fake_quant.register_fake
@@ -112,14 +117,18 @@ def fake_quant_gradients(  # noqa: PLR0913, PLR0917 - as above
     `sqrt(elements per scale * qmax)`, so that the updates of scales stay in proportion to those of weights. ranks:
     number of parts of which x is one; its elements are those of all parts.
     """
-    # In place where possible: activations are large.
-    ratio = (x / expand_scale(scale, x, axis, group_size)).add_(zero_point)
-    clipped = torch.clamp(ratio, *limits)
-    inside = ratio == clipped
-    origin = torch.where(inside, ratio, zero_point)
-    slope = clipped.round_().sub_(origin).mul_(gradient)
+    passed, total = torch.empty_like(x), torch.zeros_like(scale)
+    divisor, limits_outside = expand_scale(scale, x, axis, group_size), just_outside(*limits)
+    for part, gradient_part, out in in_parts(x, gradient, passed, whole=axis is not None):
+        incoming = widened(gradient_part)
+        ratio = (widened(part) / divisor).add_(zero_point)
+        inside = where_inside(incoming, ratio, *limits_outside)
+        clipped = ratio.clamp_(*limits).sub_(zero_point)
+        slope = clipped.round().mul_(incoming).addcmul_(clipped, inside, value=-1)
+        out.copy_(inside)
+        total += _sum_to_scale(slope, axis, group_size, scale)
     elements = ranks * x.numel() / max(scale.numel(), 1)
-    return gradient * inside, _sum_to_scale(slope, axis, group_size, scale) / math.sqrt(max(elements * limits[1], 1.0))
+    return passed, total / math.sqrt(max(elements * limits[1], 1.0))
 
 
 def _sum_to_scale(slope: Tensor, axis: int | None, group_size: int, scale: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from torch.library import Library
 from torch.nn import functional
 
+from vitslim.graph.ops.elementwise import in_parts, where_inside
 from vitslim.graph.ops.image_draws import draw_for_images
 from vitslim.ranks import rank_count
 
@@ -60,7 +61,7 @@ def rounding_error_noise(x: Tensor, step: Tensor, counted: Tensor, images: bool 
         distributed.all_reduce(counts)
     counts = torch.where(counts.sum() > 0, counts, torch.ones_like(counts))
     upper = counts.cumsum(0) / counts.sum()
-    draws = uniform_noise(x.shape, x.device, images)
+    draws = uniform_noise(x.shape, x.device, images).add_(0.5)
     found = torch.searchsorted(upper, draws, right=True).clamp_(max=BINS - 1)
     share = counts / counts.sum()
     within = (draws - (upper - share)[found]) / share[found].clamp(min=torch.finfo(share.dtype).tiny)
@@ -68,10 +69,19 @@ def rounding_error_noise(x: Tensor, step: Tensor, counted: Tensor, images: bool 
 
 
 def uniform_noise(shape: torch.Size, device: torch.device, images: bool) -> Tensor:
-    """Return float32 numbers in [0, 1). images: the first dimension is that of the images of a batch."""
+    """Return float32 numbers in (-0.5, 0.5). images: the first dimension is that of the images of a batch."""
     if not images:
-        return torch.rand(shape, device=device)
-    return draw_for_images(lambda count: torch.rand((count, *shape[1:]), device=device), shape[0])
+        return _uniform(shape, device)
+    return draw_for_images(lambda count: _uniform(torch.Size((count, *shape[1:])), device), shape[0])
+
+
+def _uniform(shape: torch.Size, device: torch.device) -> Tensor:
+    """Return one of 2^16 equidistant numbers in (-0.5, 0.5) for each element.
+
+    Four are cut from each random number of 64 bits, which takes a third of the time of `torch.rand`.
+    """
+    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    return words.view(torch.int16)[: shape.numel()].reshape(shape).float().add_(0.5).div_(2**16)
 
 
 def _spread(scale: Tensor, x: Tensor) -> Tensor:
@@ -79,8 +89,9 @@ def _spread(scale: Tensor, x: Tensor) -> Tensor:
     return scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (x.dim() - 1))
 
 
-def _inside(x: Tensor, high: Tensor, signed: bool) -> Tensor:
-    return (x > (-high if signed else 0)) & (x < high)
+def _range(signed: bool) -> tuple[float, float]:
+    """Return the range of a tensor in units of its largest value."""
+    return (-1.0 if signed else 0.0), 1.0
 
 
 @torch.library.custom_op("vitslim::add_noise", mutates_args=())
@@ -101,17 +112,19 @@ def add_noise(
     one row for each image of the batch.
     """
     ceiling = _spread(high, x)
-    step, inside = ceiling / top, _inside(x, ceiling, signed)
-    if mask is not None:
-        inside &= mask
+    step = ceiling / top
     if empirical:
-        noise = rounding_error_noise(x, step, inside, images)
+        counted = where_inside(torch.ones_like(x), x / ceiling, *_range(signed)).bool()
+        noise = rounding_error_noise(x, step, counted if mask is None else counted & mask, images)
     else:
-        noise = draw_for_images(lambda count: x.new_empty((count, *x.shape[1:])).uniform_(-0.5, 0.5),
-                                len(x)) if images else torch.empty_like(x).uniform_(-0.5, 0.5)  # fmt: skip
-    # In place: activations are large.
-    noise.mul_(step).mul_(inside)
-    return noise.add_(torch.clamp(x, -ceiling if signed else torch.zeros_like(ceiling), ceiling))
+        noise = uniform_noise(x.shape, x.device, images).to(x.dtype)
+    if mask is not None:
+        noise.mul_(mask)
+    floor = -ceiling if signed else torch.zeros_like(ceiling)
+    for part, noise_part in in_parts(x, noise, whole=high.dim() > 0):
+        inside = where_inside(noise_part, part / ceiling, *_range(signed))
+        torch.addcmul(torch.clamp(part, floor, ceiling), inside, step, out=noise_part)
+    return noise
 
 
 @add_noise.register_fake
@@ -135,10 +148,13 @@ def noise_gradients(
     noisy: the result of `add_noise`. Inside the range x passes its gradient, high gets `noise / top` and top gets
     `-noise * high / top^2`, with noise in units of the step; outside x and top get none and high gets the sign of x.
     """
-    passed = gradient * _inside(x, _spread(high, x), signed)
-    outer, noise = gradient - passed, noisy - x
-    per_channel = bool(high.dim())
-    clipped, spread = _sum_of_products(outer, noisy, per_channel), _sum_of_products(passed, noise, per_channel)
+    passed, per_channel = torch.empty_like(x), high.dim() > 0
+    clipped, spread = torch.zeros_like(high), torch.zeros_like(high)
+    for part, noisy_part, incoming, out in in_parts(x, noisy, gradient, passed, whole=per_channel):
+        inside = where_inside(incoming, part / _spread(high, x), *_range(signed))
+        clipped += _sum_of_products(incoming - inside, noisy_part, per_channel)
+        spread += _sum_of_products(inside, noisy_part - part, per_channel)
+        out.copy_(inside)
     return passed, (clipped + spread) / high, -spread.sum() / top
 
 
