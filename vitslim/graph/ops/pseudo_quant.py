@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from torch.library import Library
 from torch.nn import functional
 
-from vitslim.graph.ops.elementwise import in_parts, where_inside
+from vitslim.graph.ops.elementwise import in_parts, where_inside, widened
 from vitslim.graph.ops.image_draws import draw_for_images
 from vitslim.ranks import rank_count
 
@@ -150,7 +150,8 @@ def noise_gradients(
     """
     passed, per_channel = torch.empty_like(x), high.dim() > 0
     clipped, spread = torch.zeros_like(high), torch.zeros_like(high)
-    for part, noisy_part, incoming, out in in_parts(x, noisy, gradient, passed, whole=per_channel):
+    for *parts, out in in_parts(x, noisy, gradient, passed, whole=per_channel):
+        part, noisy_part, incoming = (widened(one) for one in parts)
         inside = where_inside(incoming, part / _spread(high, x), *_range(signed))
         clipped += _sum_of_products(incoming - inside, noisy_part, per_channel)
         spread += _sum_of_products(inside, noisy_part - part, per_channel)
