@@ -100,3 +100,8 @@ def test_noise_is_uniform_and_differs_between_elements() -> None:
     assert counts.sum() == noise.numel() and (counts / noise.numel() - 1 / 16).abs().max() < 0.004
     neighbors = torch.corrcoef(noise.flatten()[:100_000].reshape(-1, 4).T)
     assert (neighbors - torch.eye(4)).abs().max() < 0.03
+
+
+def test_a_zero_point_moves_the_range() -> None:
+    x = torch.tensor([-9.0, -2.0, 0.0, 0.6, 9.0])
+    assert fake_quant(x, torch.tensor(0.5), 3, None, *LIMITS, 0).tolist() == [-5.5, -2, 0, 0.5, 2]
