@@ -21,7 +21,7 @@ from vitslim.graph.sketch import sketch
 from vitslim.recipe.stages import Ptq, TwoFour
 from vitslim.stages.contract import StageContext
 from vitslim.stages.prune.two_four.stage import TwoFourStage
-from vitslim.stages.quantize.histogram import Extremes, Histogram, Range, range_statistic
+from vitslim.stages.quantize.histogram import BINS, Extremes, Histogram, Range, range_statistic
 from vitslim.stages.quantize.observe import ImageRanges, Observer, layer_inputs
 from vitslim.stages.quantize.ptq.stage import PtqStage
 from vitslim.stages.quantize.weights.reduced_range import limit_adjacent_sums, reduced_range_scale
@@ -85,6 +85,17 @@ def test_histogram_in_batches_finds_the_range_of_all_values_at_once() -> None:
     exact = mse_scale(values.abs()[None], (-7, 7))[0]
     found = torch.tensor(histogram.find_range(4, symmetric=True).scale)
     assert squared_error(values, found, 7) <= 1.02 * squared_error(values, exact, 7)
+
+
+@pytest.mark.parametrize("peak", [1e-42, 1.0, 1e38])
+def test_counts_of_a_histogram_are_those_of_histc(peak: float) -> None:
+    values = torch.cat([torch.linspace(-1, 1, 10_000).double(), torch.tensor([0.0, 1.0, -1.0])]) * peak
+    histogram = Histogram()
+    histogram.observe(values.float())
+    exact = torch.histc(values / peak, 2 * BINS, -1, 1)
+    assert histogram.counts.sum() == len(values)
+    # Values at the border of two bins may fall into either.
+    assert (histogram.counts.cumsum(0) - exact.cumsum(0)).abs().max() <= 1 + (peak < 1e-40) * 20
 
 
 def test_histogram_of_zeros_gives_a_usable_scale() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import StageError
+from vitslim.graph.ops.elementwise import in_parts
 from vitslim.graph.ops.fake_quant import MIN_SCALE
 from vitslim.stages.quantize.weights.weight_scales import CANDIDATES, SMALLEST_CANDIDATE
 from vitslim.training.engine.collectives import max_over_ranks, sum_over_ranks
@@ -87,7 +88,10 @@ class Histogram(Extremes):
         if self.range == 0.0:
             self.counts[BINS] += values.numel()
             return
-        self.counts += torch.histc(values.detach().float(), bins=2 * BINS, min=-self.range, max=self.range)
+        # `torch.histc` takes three times as long.
+        for (part,) in in_parts(values.detach()):
+            places = (part.float() / self.range).mul_(BINS).add_(BINS).clamp_(0, 2 * BINS - 1)
+            self.counts += torch.bincount(places.int().reshape(-1), minlength=2 * BINS)
 
     def forget(self) -> None:
         """Forget the counts; the bins and the smallest and largest value stay."""
