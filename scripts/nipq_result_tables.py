@@ -31,6 +31,16 @@ def _fidelity(row: dict[str, float]) -> Iterator[str]:
         yield f"{row[f'sqnr_db_{one}']:.1f}" if f"sqnr_db_{one}" in row else ""
 
 
+def steps() -> str:
+    """Return the time and the memory of a training step with noise, beside one of LSQ."""
+    head = ("quantizers", "ms of a step", "time over LSQ", "MB of activations kept", "over LSQ")
+    return table(head, (
+        (name, f"{row['step_ms']:,.0f}", f"{row['time_over_lsq']:.2f}x", f"{row['kept_mb']:,.0f}",
+         f"{row['memory_over_lsq']:.2f}x")
+        for name, row in load(RESULT)["step"].items()
+    ))  # fmt: skip
+
+
 def trained() -> str:
     """Return accuracy after equal steps of LSQ and NIPQ on each task, each with its contrasts."""
     result = load(TRAINED)

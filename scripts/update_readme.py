@@ -157,6 +157,12 @@ SECTIONS = (
         nipq.trained,
     ),
     Section(
+        "Cost of a training step of NIPQ", "nipq", "nipq.json",
+        "DeiT-Tiny, four bits, all weights, activations and operands of attention, float32, batch 32, median of seven "
+        "steps of each in turn. Noise is drawn for every element of weights and activations.",
+        nipq.steps,
+    ),
+    Section(
         "W4A4 without training, and FP8, of DeiT-Tiny", "nipq", "nipq.json",
         "Post-training quantization from 256 training images, no training. Evaluated on 1,000 validation images of "
         "Imagenette and on 500 classes (500 images). W4A4: all activations and attention in four bits, the first and "
