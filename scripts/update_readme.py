@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGE = tables.RESULTS / "README.md"
 QUICKSTART = ROOT / "runs" / "quickstart"
-WIDTH = 118
+WIDTH = 122
 TABLES_OF_QUICKSTART = 1
 
 HEAD = """\
