@@ -61,7 +61,8 @@ def run_tool(tool: str, timm: str, dense: Path, out: Path) -> dict[str, Any]:
         return _timed(lambda: _prune(timm))
     from other_quantizers import nncf_quantize, ort_dynamic, ort_static
 
-    data = load_data(Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=256), load_timm(timm, {})[1], 0)
+    config = Data(kind="imagefolder", root=str(SHARED / "imagenette"), calibration=256)
+    data = load_data(config, load_timm(timm, {})[1], 0)
     data.calibration.stacked()
     calls: dict[str, Callable[[], None]] = dict(zip(QUANTIZERS, (
         lambda: ort_static(dense, out / "static.onnx", data, {"per_channel": True}, None),
