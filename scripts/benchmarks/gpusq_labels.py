@@ -38,8 +38,7 @@ def _integers(**keys: Any) -> StageConfig:
     return Qat(method="qat", teacher="previous", **trained, **keys)
 
 
-KFAC, PAIRS, ORDERED, MAGNITUDE = "2:4, K-FAC", "2:4 pairs, K-FAC", "2:4 pairs, permuted, K-FAC", "2:4, magnitude"
-PERMUTED_PAIRS = TwoFour(method="two-four", score="kfac", pattern="2:4-pairs", permute=("mlp", "v"))
+KFAC, PAIRS, PERMUTED, MAGNITUDE = "2:4, K-FAC", "2:4 pairs, K-FAC", "2:4 pairs, permuted, K-FAC", "2:4, magnitude"
 STEPS: dict[str, tuple[str, StageConfig]] = {
     KFAC: ("dense", TwoFour(method="two-four", score="kfac")),
     f"{KFAC}, distilled": (KFAC, DISTILL),
@@ -47,9 +46,9 @@ STEPS: dict[str, tuple[str, StageConfig]] = {
     PAIRS: ("dense", TwoFour(method="two-four", score="kfac", pattern="2:4-pairs")),
     f"{PAIRS}, distilled": (PAIRS, DISTILL),
     f"{PAIRS}, distilled, W4A8": (f"{PAIRS}, distilled", _integers(bits=4, activation_bits=8)),
-    ORDERED: ("dense", PERMUTED_PAIRS),
-    f"{ORDERED}, distilled": (ORDERED, DISTILL),
-    f"{ORDERED}, distilled, W4A8": (f"{ORDERED}, distilled", _integers(bits=4, activation_bits=8)),
+    PERMUTED: ("dense", TwoFour(method="two-four", score="kfac", pattern="2:4-pairs", permute=("mlp", "v"))),
+    f"{PERMUTED}, distilled": (PERMUTED, DISTILL),
+    f"{PERMUTED}, distilled, W4A8": (f"{PERMUTED}, distilled", _integers(bits=4, activation_bits=8)),
     MAGNITUDE: ("dense", TwoFour(method="two-four")),
     f"{MAGNITUDE}, distilled": (MAGNITUDE, DISTILL),
     f"{MAGNITUDE}, distilled, INT8": (f"{MAGNITUDE}, distilled", _integers(bits=8)),

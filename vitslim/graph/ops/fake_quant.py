@@ -87,8 +87,8 @@ def fake_quant(  # noqa: PLR0913, PLR0917 - an operator takes tensors and number
     result = torch.empty_like(x)
     for part, out in in_parts(x, result, whole=axis is not None):
         integers = to_integers(widened(part), scale, axis, qmin, qmax, zero, group_size)
-        whole = integers.sub_(_expand_zero_point(zero, x, axis, group_size))
-        out.copy_(whole.mul_(expand_scale(scale, x, axis, group_size)))
+        centered = integers.sub_(_expand_zero_point(zero, x, axis, group_size))
+        out.copy_(centered.mul_(expand_scale(scale, x, axis, group_size)))
     return result
 
 

@@ -60,31 +60,6 @@ def measure_losses(
     return {name: tuple(found) for name, found in losses.items()}
 
 
-def schedule_losses(
-    graph: ModelGraph,
-    schedules: Sequence[Mapping[str, int]],
-    squeeze: Squeeze,
-    images: LabeledImages,
-    progress: Progress,
-) -> tuple[float, ...]:
-    """Return the loss of whole schedules: block name to the number of kept patch tokens, empty without squeezes.
-
-    The loss is that of `measure_losses`, with all blocks of a schedule squeezed.
-    """
-    size, task = images_at_once(graph, FORWARD_BATCH), task_for(graph.source)
-
-    def outputs(found: ModelGraph) -> Tensor:
-        module = found.module.eval()
-        with torch.no_grad():
-            return torch.cat([module(batch) for batch, _ in images.batches(size)]).double()
-
-    dense = outputs(graph)
-    squeezed = (
-        squeeze(graph, kept) if kept else graph for kept in progress.track(schedules, "loss of whole token schedules")
-    )
-    return tuple(float(task.soft_loss(outputs(one), dense)) for one in squeezed)
-
-
 def _dense_pass(
     graph: ModelGraph, nodes: Sequence[Node], images: LabeledImages
 ) -> tuple[list[Tensor], Tensor, list[tuple[Tensor, ...]]]:

@@ -24,9 +24,8 @@ from vitslim.stages.token_squeeze.schedule.choose import (
 )
 from vitslim.stages.token_squeeze.schedule.cost_model import MACS, table_latency
 from vitslim.stages.token_squeeze.schedule.costs import Cuts, ScheduleCosts, schedule_costs
-from vitslim.stages.token_squeeze.schedule.sensitivity import Squeeze, measure_losses, schedule_losses
+from vitslim.stages.token_squeeze.schedule.sensitivity import Squeeze, measure_losses
 from vitslim.stages.token_squeeze.schedule.solver import ROUNDING, Floats, total
-from vitslim.training.images import LabeledImages
 from vitslim.training.tasks import TaskFunctions, task_for
 
 if TYPE_CHECKING:
@@ -91,31 +90,15 @@ class ScheduledStage:
         blocks = {before.blocks[position]: counts for position in self._positions(before)}
         losses = measure_losses(graph, blocks, self.method.squeeze, images, context.progress)
         pairs = pair_losses(losses, costs, added)
-        levels, measured = self._better(graph, pairs, costs, images, context)
+        levels = choose_schedule(pairs, costs, self._budget(costs))
         kept = kept_tokens(levels, costs, added)
         metrics = {f"patch_tokens.{name}": float(count) for name, count in kept.items()}
         metrics |= {f"mean_{task.loss_name}.{name}": found[len(counts) // 2] for name, found in losses.items()}
         metrics[f"predicted_{task.loss_name}"] = total(pairs, levels)
-        metrics[f"measured_{task.loss_name}"] = measured
         metrics[f"{self.target.limit[0]}_share"] = costs.of(levels) / costs.dense
         metrics["calibration_images"] = float(len(images))
         changes, skipped = _notes(list(blocks), levels, costs, pairs, task)
         return StageResult(self.method.squeeze(graph, kept), changes, skipped, metrics)
-
-    def _better(
-        self, graph: ModelGraph, losses: Floats, costs: ScheduleCosts, images: LabeledImages, context: StageContext
-    ) -> tuple[tuple[int, ...], float]:
-        """Return the levels of the schedule of the solver, or of one keep rate if that loses less, and its loss.
-
-        The solver adds the losses of single blocks. Squeezes of several blocks may lose more than the sum, which
-        only a measurement of the whole schedule shows.
-        """
-        budget, positions = self._budget(costs), self._positions(sketch(graph))
-        found = choose_schedule(losses, costs, budget), uniform_schedule(costs, positions, budget)
-        kept = [kept_tokens(levels, costs, self.method.added) for levels in found]
-        measured = schedule_losses(graph, kept, self.method.squeeze, images, context.progress)
-        least = min(range(len(found)), key=measured.__getitem__)
-        return found[least], measured[least]
 
     def ensures(self, before: ModelGraph, after: ModelGraph) -> list[Problem]:
         """Check that the model meets the target."""
