@@ -98,11 +98,26 @@ def test_losses_add_up_along_the_tokens_that_blocks_remove(dense: ModelSketch) -
     pairs = pair_losses(losses, costs, added=0)
     place = {count: level for level, count in enumerate(costs.counts)}
     many, few = place[20], place[10]
-    assert pairs[0, 0, many] == pytest.approx(np.interp(-20, -np.array(counts[1:3]), (0.1, 0.4)))
+    assert [pairs[2, 0, costs.counts.index(count)] for count in counts] == pytest.approx(losses["blocks.2"])
+    assert 0.1 < pairs[0, 0, many] < 0.4  # between those of 25 and 18 tokens
     assert pairs[2, 0, few] == pytest.approx(pairs[2, 0, many] + pairs[2, many, few])
     assert (np.diff(pairs[0, 0]) >= 0).all()
     assert not pairs[1].any()
     assert (pairs >= 0).all()
+
+
+@pytest.mark.parametrize(("size", "patches"), [(8, 1), (24, 9)])
+def test_a_fused_token_in_place_of_the_only_removed_one_costs_no_loss(size: int, patches: int) -> None:
+    small = sketch(trace_timm("vit_tiny_patch16_224", THREE | {"img_size": size}))
+    costs = schedule_costs(
+        small, small.blocks[:-1], possible_counts(patches), partial(attention_cuts, method="evit"), MACS, 1
+    )
+    measured = np.arange(1.0, 1 + len(measured_counts(patches)))
+    pairs = pair_losses({"blocks.0": tuple(measured)}, costs, added=1)
+    assert pairs[0, 0, 0] == 0
+    for count, loss in zip(measured_counts(patches), measured, strict=True):
+        if count + 1 < patches:
+            assert pairs[0, 0, costs.counts.index(count + 1)] == pytest.approx(loss)
 
 
 def test_the_schedule_squeezes_insensitive_blocks_and_is_not_worse_than_a_uniform_rate(dense: ModelSketch) -> None:
@@ -116,6 +131,16 @@ def test_the_schedule_squeezes_insensitive_blocks_and_is_not_worse_than_a_unifor
         assert costs.of(uniform) <= share * costs.dense
         assert total(pairs, chosen) < total(pairs, uniform)
         assert list(kept_tokens(chosen, costs, 0)) == ["blocks.1"]
+
+
+def test_a_convex_loss_stays_convex_between_the_measured_counts(dense: ModelSketch) -> None:
+    costs = costs_of(dense)
+    removed = 1 - np.array(costs.counts) / PATCHES
+    measured = [(1 - count / PATCHES) ** 2 for count in measured_counts(PATCHES)]
+    found = pair_losses({"blocks.1": measured}, costs, added=0)[1, 0]
+    assert found == pytest.approx(removed**2, abs=0.01)
+    straight = np.interp(removed, [0, *(1 - np.array(measured_counts(PATCHES)) / PATCHES)], [0, *measured])
+    assert np.abs(found - removed**2).max() < 0.5 * np.abs(straight - removed**2).max()
 
 
 def test_the_estimate_of_a_plan_has_one_keep_rate(dense: ModelSketch) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from vitslim.recipe.stages.token_squeeze import DEFAULT_BLOCKS
 from vitslim.stages.token_squeeze.schedule.costs import ScheduleCosts
-from vitslim.stages.token_squeeze.schedule.solver import Floats, choose_levels, total
+from vitslim.stages.token_squeeze.schedule.solver import Floats, choose_levels
 
 KEEP_RATES = (0.9, 0.7, 0.5, 0.3, 0.15)
 """Fractions of the patch tokens at which the loss of each block is measured; the last is the fewest that ever stay."""
 LEVELS = 100
 """Largest number of token counts that the solver distinguishes."""
-TOLERANCE = 0.1
-"""Fraction by which the predicted loss may exceed the smallest one if that squeezes fewer blocks."""
-SEARCHES = 6
-"""Values of the penalty that are tried."""
 
 
 def possible_counts(patches: int) -> tuple[int, ...]:
@@ -36,40 +33,36 @@ def measured_counts(patches: int) -> tuple[int, ...]:
 def pair_losses(losses: Mapping[str, Sequence[float]], costs: ScheduleCosts, added: int) -> Floats:
     """Return the loss of each block for received and passed on tokens, float64 (blocks, counts, counts).
 
-    losses: for some blocks, the loss at each of `measured_counts` when the block alone is squeezed. It is interpolated
-    linearly and made monotone. A block that receives i tokens and passes on j adds the difference of its losses at j
-    and at i: the tokens that an earlier block removed are the ones that this block would have removed first. For a
-    single squeezed block this is the measured loss.
+    losses: for some blocks, the loss at each of `measured_counts` when the block alone is squeezed. A monotone curve
+    through them gives the counts between: the loss grows faster than the number of removed tokens, so straight lines
+    would favor the measured counts. A block that receives i tokens and passes on j adds the difference of its losses
+    at j and at i: the tokens that an earlier block removed are the ones that this block would have removed first. For
+    a single squeezed block this is the measured loss.
     """
     counts = np.asarray(costs.counts, dtype=np.float64)
     found = np.zeros(costs.cost.shape)
-    points = np.array((counts[0], *(kept + added for kept in measured_counts(int(counts[0])))))
+    passed_on = np.array([kept + added for kept in measured_counts(int(counts[0]))])
+    fewer = passed_on < counts[0]
+    if not fewer.any():
+        return found
+    points = np.array((counts[0], *passed_on[fewer]))
     for position, name in enumerate(costs.blocks):
         if name in losses:
-            rising = np.maximum.accumulate((0.0, *losses[name]))
-            single = np.interp(-counts, -points, rising)
+            rising = np.maximum.accumulate((0.0, *np.asarray(losses[name])[fewer]))
+            single = PchipInterpolator(-points, rising)(-counts)
             found[position] = np.maximum(0.0, single - single[:, None])
     return found
 
 
 def choose_schedule(losses: Floats, costs: ScheduleCosts, budget: float) -> tuple[int, ...]:
-    """Return the levels of a schedule with nearly the smallest loss that costs at most `budget`, and few squeezes.
+    """Return the levels of the schedule with the smallest loss that costs at most `budget`.
 
-    Each squeeze takes time that MACs do not count. Therefore a penalty on each squeeze is raised as long as the total
-    loss exceeds the smallest one by at most TOLERANCE. Raises ValueError if every schedule costs more than the budget.
+    Raises ValueError if every schedule costs more than the budget.
     """
-    best = _solved(losses, costs, budget)
-    limit = (1 + TOLERANCE) * total(losses, best)
-    squeezes = 1.0 - np.eye(losses.shape[1])
-    low, high = 0.0, limit
-    for _ in range(SEARCHES):
-        penalty = (low + high) / 2
-        found = _solved(losses + penalty * squeezes, costs, budget)
-        if total(losses, found) <= limit:
-            best, low = found, penalty
-        else:
-            high = penalty
-    return best
+    found = choose_levels(losses, costs.cost, budget - costs.fixed)
+    if found is None:
+        raise ValueError("every schedule costs more than the budget")
+    return found
 
 
 def uniform_schedule(costs: ScheduleCosts, candidates: Collection[int], budget: float) -> tuple[int, ...]:
@@ -83,7 +76,7 @@ def uniform_schedule(costs: ScheduleCosts, candidates: Collection[int], budget: 
             levels = _uniform_levels(costs, positions, rate)
             if costs.of(levels) <= budget:
                 return levels
-    return _solved(np.zeros_like(costs.cost), costs, budget)
+    return choose_schedule(np.zeros_like(costs.cost), costs, budget)
 
 
 def _uniform_levels(costs: ScheduleCosts, positions: Collection[int], rate: float) -> tuple[int, ...]:
@@ -93,13 +86,6 @@ def _uniform_levels(costs: ScheduleCosts, positions: Collection[int], rate: floa
             level = min(int(np.searchsorted(-counts, -rate * counts[level])), len(counts) - 1)
         levels.append(level)
     return tuple(levels)
-
-
-def _solved(losses: Floats, costs: ScheduleCosts, budget: float) -> tuple[int, ...]:
-    found = choose_levels(losses, costs.cost, budget - costs.fixed)
-    if found is None:
-        raise ValueError("every schedule costs more than the budget")
-    return found
 
 
 def kept_tokens(levels: Sequence[int], costs: ScheduleCosts, added: int) -> dict[str, int]:
