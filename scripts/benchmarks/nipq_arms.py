@@ -86,6 +86,7 @@ COMPARED: dict[str, Arm] = {
 LOWER: dict[str, Arm] = {
     "qat 4, all defaults": lsq(4, smooth=True, rounding="gptq"),
     "NIPQ 4, per tensor": nipq(4, granularity="per-tensor"),
+    "NIPQ 4, 3 quantized epochs": nipq(4, quantized_epochs=3),
     "LSQ 3": lsq(3),
     "NIPQ 3": nipq(3),
     "LSQ 2": lsq(2),
@@ -103,7 +104,9 @@ ABLATIONS: dict[str, Arm] = {
 CONTRASTS = (
     (LEARNED, "LSQ 4"), (LEARNED, "NIPQ fixed 4"), ("LSQ with the bits of NIPQ 4", "LSQ 4"),
     (LEARNED, "LSQ with the bits of NIPQ 4"), ("NIPQ fixed 4", "LSQ 4"), ("NIPQ 3", "LSQ 3"), ("NIPQ 2.5", "LSQ 2"),
-    ("NIPQ 2.5", "LSQ 3"), ("NIPQ 4, per tensor", LEARNED), ("qat 4, all defaults", "LSQ 4"),
+    ("NIPQ 2.5", "LSQ 3"), ("NIPQ 4, per tensor", LEARNED),
+    ("NIPQ 4, 3 quantized epochs", LEARNED), ("NIPQ 4, 3 epochs rounded", "LSQ 4"),
+    ("NIPQ 4, 3 quantized epochs", "LSQ with the bits of NIPQ 4"), ("qat 4, all defaults", "LSQ 4"),
     ("NIPQ 4, ranges not learned", LEARNED), ("NIPQ 4, bits to nearest", LEARNED),
     ("NIPQ 4, empirical noise", LEARNED), ("NIPQ 2.5, ranges not learned", "NIPQ 2.5"),
     ("NIPQ 2.5, bits to nearest", "NIPQ 2.5"),
