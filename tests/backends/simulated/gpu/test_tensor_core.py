@@ -152,6 +152,15 @@ def test_errors_on_measured_gemms() -> None:
     assert ratios["pooled"].false_slowdowns <= 0.02 * ratios["pooled"].pairs
 
 
+def test_operands_that_stay_on_chip_move_no_bytes() -> None:
+    size, ops, constants = np.array([[3.0, 197, 197, 64]]), A100.rate("fp16", False), A100.constants("fp16", False)
+    with np.errstate(all="raise"):
+        found = [gemm_time(size, A100.device(), ops, constants, Widths(*w)) for w in ((0, 0, 0), (2, 0, 0), (2, 2, 0))]
+    memory = [float(time.memory_us[0]) for time in found]
+    assert memory[0] == 0
+    assert memory == sorted(memory)
+
+
 def test_bytes_of_operands() -> None:
     assert widths(Gemm(1, 1, 1, "FP16", True), A100).weight == 2 * 9 / 16
     assert widths(Gemm(1, 1, 1, "INT8", True), A100).weight == 5 / 8

@@ -132,7 +132,7 @@ def _chunk(sizes: Floats, chip: Chip, ops: float, c: Constants, widths: Widths, 
     compute = compute * (1 + c.throttle * compute / (compute + THROTTLE_US))
     weights = count * k * n * widths.weight
     passes = np.maximum(1.0, down / np.maximum(c.raster, chip.multiprocessors / across))
-    lost = 1 - np.minimum(1.0, c.resident * chip.l2_mb * 1e6 / weights)
+    lost = 1 - 1 / np.maximum(1.0, weights / (c.resident * chip.l2_mb * 1e6))
     moved = count * m * (k * widths.activation + n * widths.result) + further_bytes[:, None, None]
     memory = (moved + weights * (1 + (passes - 1) * lost * c.spill)) / dram
     loaded = blocks * (k / split) * (tile_m * widths.activation + tile_n * widths.weight)
