@@ -153,7 +153,8 @@ SECTIONS = (
     Section(
         "Learned bits of NIPQ beside LSQ", "nipq", "nipq-trained.json",
         "Quantization-aware training with the dense model as teacher, four epochs, batch 32, all weights, activations "
-        "and operands of attention. Digits: the ViT of quickstart, labels. Caltech-101: DeiT-Tiny, "
+        "and operands of attention. NIPQ trains the last epoch with real quantizers, or the last three where the row "
+        "says so, and the others with noise. Digits: the ViT of quickstart, labels. Caltech-101: DeiT-Tiny, "
         "labels. Imagenette: no labels. Deployed arms are judged on the exported file in ONNX Runtime.",
         nipq.trained,
     ),

@@ -61,6 +61,7 @@ def work_of(stage: Any) -> Work:
             {"distill": {"teacher": "none", "train": {"epochs": 1, "images": 5000}}},
             Work(training=1000, decoded=1000),
         ),
+        ({"token-squeeze": {"method": "diffrate"}}, Work(forward=100, training=200)),
         ({"prune": {"method": "two-four"}}, Work()),
         ({"prune": {"method": "two-four", "score": "wanda"}}, Work(forward=100, training=100)),
         ({"quantize": {"method": "ptq"}}, Work(forward=100 + 100 + 2 * 64, training=100 + 64)),

@@ -265,6 +265,11 @@ class DiffRate(Merging):
         """The training schedule of the stage."""
         return self.train
 
+    def work(self, images: ImageCounts) -> Work:
+        """Return the predictions on the calibration images and the training of the rates on them."""
+        count = min(self.train.images or images.calibration, images.calibration)
+        return Work(forward=count, training=self.train.epochs * count)
+
     def problems(self, before: Sequence[StageConfig], after: Sequence[StageConfig]) -> Iterator[Problem]:
         """Yield a problem for training keys that have no effect on rates, besides those of all methods."""
         yield from super().problems(before, after)
