@@ -105,7 +105,7 @@ CONTRASTS = (
     (LEARNED, "LSQ 4"), (LEARNED, "NIPQ fixed 4"), ("LSQ with the bits of NIPQ 4", "LSQ 4"),
     (LEARNED, "LSQ with the bits of NIPQ 4"), ("NIPQ fixed 4", "LSQ 4"), ("NIPQ 3", "LSQ 3"), ("NIPQ 2.5", "LSQ 2"),
     ("NIPQ 2.5", "LSQ 3"), ("NIPQ 4, per tensor", LEARNED),
-    ("NIPQ 4, 3 quantized epochs", LEARNED), ("NIPQ 4, 3 epochs rounded", "LSQ 4"),
+    ("NIPQ 4, 3 quantized epochs", LEARNED), ("NIPQ 4, 3 quantized epochs", "LSQ 4"),
     ("NIPQ 4, 3 quantized epochs", "LSQ with the bits of NIPQ 4"), ("qat 4, all defaults", "LSQ 4"),
     ("NIPQ 4, ranges not learned", LEARNED), ("NIPQ 4, bits to nearest", LEARNED),
     ("NIPQ 4, empirical noise", LEARNED), ("NIPQ 2.5, ranges not learned", "NIPQ 2.5"),
