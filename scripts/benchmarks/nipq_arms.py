@@ -109,6 +109,6 @@ CONTRASTS = (
     ("NIPQ 4, 3 quantized epochs", "LSQ with the bits of NIPQ 4"), ("qat 4, all defaults", "LSQ 4"),
     ("NIPQ 4, ranges not learned", LEARNED), ("NIPQ 4, bits to nearest", LEARNED),
     ("NIPQ 4, empirical noise", LEARNED), ("NIPQ 2.5, ranges not learned", "NIPQ 2.5"),
-    ("NIPQ 2.5, bits to nearest", "NIPQ 2.5"),
+    ("NIPQ 2.5, bits to nearest", "NIPQ 2.5"), ("nipq-deploy", "uniform W4A8"),
 )  # fmt: skip
 """Pairs of arms whose predictions are compared image by image."""
