@@ -14,7 +14,6 @@ import accelerator_result_tables as accelerators
 import cost_tables
 import duration_tables
 import nipq_result_tables as nipq
-import nvit_result_tables as nvit
 import result_tables as tables
 import token_result_tables as tokens
 from headline_table import headline_table
@@ -182,26 +181,6 @@ SECTIONS = (
         "DeiT-Tiny pruned uniformly to a fraction of its MACs, then distilled for 30 steps; 500 validation images. "
         "Torch-Pruning gets the same calibration images, number of parameters and training.",
         tables.importances,
-    ),
-    Section(
-        "Error of latency tables", "nvit", "nvit-tables.*.json",
-        "Share of the dense latency that a table of DeiT-Tiny estimates, against the measured share: 20 random pruned "
-        "models that the table has not seen, batch as in the row, one thread, interleaved with the dense model. "
-        "Cross-validated: on the models that the table is built from. For `sim:a100`, against its own estimate of the "
-        "whole model.",
-        nvit.latency_tables,
-    ),
-    Section(
-        "Latency-aware pruning of DeiT-Tiny after training", "nvit", "nvit-deit-tiny.json",
-        "Every method prunes to the same measured share of the dense latency in ONNX Runtime, batch 1, one thread, and "
-        "trains for two epochs in all. Caltech-101: labels and the dense model as teacher. Imagenette: no labels.",
-        nvit.trained,
-    ),
-    Section(
-        "Latency-aware pruning of DeiT-Tiny without training", "nvit", "nvit-deit-tiny.json",
-        "Shares of the FP32 latency by the table of this processor. Evaluated on 500 classes (500 images) and on 1,000 "
-        "validation images of Imagenette.",
-        nvit.free,
     ),
     Section(
         "GEMMs on a GPU", "torch-cuda", "torch-cuda.json",
