@@ -43,6 +43,8 @@ STEPS: dict[str, tuple[str, StageConfig]] = {
     KFAC: ("dense", TwoFour(method="two-four", score="kfac")),
     f"{KFAC}, distilled": (KFAC, DISTILL),
     f"{KFAC}, distilled, INT8": (f"{KFAC}, distilled", _integers(bits=8)),
+    # Eight-bit activations compute in INT8 tensor cores, whose pattern is 2:4; INT4 tensor cores need pairs.
+    f"{KFAC}, distilled, W4A8": (f"{KFAC}, distilled", _integers(bits=4, activation_bits=8)),
     PAIRS: ("dense", TwoFour(method="two-four", score="kfac", pattern="2:4-pairs")),
     f"{PAIRS}, distilled": (PAIRS, DISTILL),
     f"{PAIRS}, distilled, W4A8": (f"{PAIRS}, distilled", _integers(bits=4, activation_bits=8)),
