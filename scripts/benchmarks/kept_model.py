@@ -52,9 +52,10 @@ def make_model(  # noqa: PLR0913, PLR0917 - independent inputs of a model
     folder.mkdir(parents=True, exist_ok=True)
     keep, start = folder / "training", perf_counter()
     current, metrics = StageResult(source), {}
-    for stage in stages:
+    for number, stage in enumerate(stages):
         known = {"dense": StageResult(source), **(results or {}), "previous": current}
-        context = StageContext(data, seed, Silent(), known.__getitem__, folder, deployment, keep, accelerator)
+        own = keep / str(number)
+        context = StageContext(data, seed, Silent(), known.__getitem__, folder, deployment, own, accelerator)
         current = stage.apply(current.graph, context)
         metrics |= current.metrics
     # An interrupted training reports the seconds of all of its parts.

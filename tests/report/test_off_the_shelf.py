@@ -43,3 +43,5 @@ def test_the_report_names_them_apart_from_measured_values(full_report: Report) -
     assert "levit_128s.fb_dist_in1k" in render_html(report)
     assert neighbor_lines(report.model_copy(update={"task": "features"})) == ()
     assert neighbor_lines(report.model_copy(update={"model": "unknown"})) == ()
+    assert neighbor_lines(report.model_copy(update={"model_kwargs": {"num_classes": 10}})) == lines
+    assert neighbor_lines(report.model_copy(update={"model_kwargs": {"img_size": 32}})) == ()

@@ -268,6 +268,8 @@ class Report(Value):
     schema_version: int = REPORT_SCHEMA_VERSION
     name: str
     model: str
+    model_kwargs: dict[str, int | float | str | bool | tuple[int, ...]] = Field({})
+    """Arguments of `timm.create_model` that the recipe sets."""
     task: Task = "classify"
     dataset: str
     seed: int

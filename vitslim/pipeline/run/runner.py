@@ -238,6 +238,7 @@ def _report(
     return Report(
         name=recipe.name,
         model=recipe.model.name,
+        model_kwargs=recipe.model.kwargs,
         task=recipe.model.task or "classify",
         dataset=recipe.data.kind,
         seed=recipe.seed,

@@ -65,9 +65,13 @@ def nearest_smaller(
 
 
 def neighbor_lines(report: Report) -> tuple[str, ...]:
-    """Return a line for each smaller timm model near a result; empty for a model or a task that timm does not list."""
+    """Return a line for each smaller timm model near a result.
+
+    Empty for a model or a task that timm does not list, and for a model with another architecture than the listed one:
+    one with arguments besides the number of classes.
+    """
     dense = find_published(report.model) if report.task == "classify" else None
-    if dense is None:
+    if dense is None or report.model_kwargs.keys() - {"num_classes"}:
         return ()
     return tuple(
         f"{one.name}: {format_ratio(dense.latency_ms / one.latency_ms)} faster than {dense.name}, "
