@@ -12,6 +12,7 @@ POST_TRAINING = "post-training"
 SETS = ("val", "samples")
 TASKS = ("caltech", "caltech, deployed", "imagenette")
 BITS_HEAD = ("weight bits", "activation bits")
+SAMPLES, SAMPLES_HEAD = "agreement_samples", "agreement, 500 classes"
 SCORES_HEAD = ("top-1, val", "change, points (95 % CI)", "agreement, val")
 
 
@@ -53,11 +54,12 @@ def trained() -> str:
 
 
 def _arms(task: str, rows: dict[str, dict[str, Any]]) -> str:
-    head = (task, *BITS_HEAD, "MB of weights", "GBOPs", *SCORES_HEAD, "seconds")
-    return table(head, ((name, *_arm(row)) for name, row in rows.items()))
+    classes = any(SAMPLES in row for row in rows.values())
+    head = (task, *BITS_HEAD, "MB of weights", "GBOPs", *SCORES_HEAD, *([SAMPLES_HEAD] if classes else []), "seconds")
+    return table(head, ((name, *_arm(row, classes)) for name, row in rows.items()))
 
 
-def _arm(row: dict[str, Any]) -> Iterator[str]:
+def _arm(row: dict[str, Any], classes: bool) -> Iterator[str]:
     yield from _bits(row)
     yield f"{row['weight_mb']:.2f}" if "weight_mb" in row else ""
     yield f"{row['gbops']:.1f}" if "gbops" in row else ""
@@ -65,6 +67,8 @@ def _arm(row: dict[str, Any]) -> Iterator[str]:
         yield from ("diverged", "", "")
     else:
         yield from (f"{row['top1_val']:.1%}", points(row, "top1_change_val"), f"{row['agreement_val']:.1%}")
+    if classes:
+        yield f"{row[SAMPLES]:.1%}" if SAMPLES in row else ""
     yield f"{row['seconds']:.0f}" if "seconds" in row else ""
 
 
@@ -75,10 +79,10 @@ def _bits(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _contrasts(task: str, rows: dict[str, dict[str, Any]]) -> str:
-    head = (f"{task}, compared", "top-1, val, points (95 % CI)", "agreement, points (95 % CI)")
-    top1 = "top1_val: "
+    head = (f"{task}, compared", "top-1, points (95 % CI)", "agreement, points (95 % CI)")
     found = {
-        key.removeprefix(top1): (points(row, key), points(row, key.replace("top1", "agreement", 1)))
+        f"{key.removeprefix(top1)}, {label}": (points(row, key), points(row, key.replace("top1", "agreement", 1)))
+        for top1, label in (("top1_val: ", "val"), ("top1_samples: ", "500 classes"))
         for row in rows.values() for key in row if key.startswith(top1)
     }  # fmt: skip
     return table(head, ((name, *values) for name, values in found.items()))
