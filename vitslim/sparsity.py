@@ -17,13 +17,13 @@ import numpy.typing as npt
 TWO_FOUR = "2:4"
 PAIRS = "2:4-pairs"
 PAIR_BITS = 4
-"""Bits up to which devices read `2:4-pairs`."""
+"""Bits up to which devices read `2:4-pairs`: those of weights in storage, those of both operands in a GEMM."""
 UNSTRUCTURED = "unstructured:"
 GROUPED = re.compile(r"([1-9]\d?):([1-9]\d?)")
 """`N:M`."""
 
-TWO_FOUR_BITS = {4: 2.5, 8: 5.0, 16: 9.0, 32: 17.0}
-"""Bits of a weight to bits that it takes on a device, which stores 2:4 weights with 2-bit indices."""
+INDEX_BITS = 2
+"""Bits that a device stores with each kept weight of `2:4`, or with each kept pair."""
 
 NARROW_INDEX_BELOW = 2**16
 """Shorter rows have 16-bit column indices, longer rows 32-bit indices."""
@@ -71,24 +71,29 @@ def csr_bytes(rows: int, columns: int, kept: int, value_bits: int) -> int:
 
 
 def device_bytes(pattern: str, rows: int, columns: int, bits: int) -> float:
-    """Bytes of a weight (rows, columns) of `bits` on a device that stores the pattern, or dense if that is smaller.
-
-    Raises KeyError for a 2:4 weight of a bit width without a sparse format.
-    """
+    """Bytes of a weight (rows, columns) of `bits` on a device that stores the pattern, or dense if that is smaller."""
     count = rows * columns
     if pattern == PAIRS and bits > PAIR_BITS:
         return count * bits / 8
     if pattern in {TWO_FOUR, PAIRS}:
-        return count * TWO_FOUR_BITS[bits] / 8
+        return count * two_four_bits(pattern, bits) / 8
     if found := parse_pattern(pattern):
         return min(count * bits, count * found.kept / found.group * (bits + ceil(log2(found.group)))) / 8
     sparsity = float(pattern.removeprefix(UNSTRUCTURED))
     return min(count * bits / 8, csr_bytes(rows, columns, count - zeros(count, sparsity), bits))
 
 
+def two_four_bits(pattern: str, bits: int) -> float:
+    """Bits that a device stores for each weight of `bits`, zeros included, in `2:4` or `2:4-pairs`."""
+    return bits / 2 + INDEX_BITS / (4 if pattern == PAIRS else 2)
+
+
 def skips_multiplications(pattern: str, bits: int) -> bool:
-    """Whether hardware skips multiplications by zero, which halves the BOPs: only for 2:4 weights of these bits."""
-    return pattern == TWO_FOUR or (pattern == PAIRS and bits <= PAIR_BITS)
+    """Whether hardware skips multiplications by zero, which halves the BOPs.
+
+    bits: of the wider operand, in which the GEMM computes. Tensor cores skip pairs at four bits, and 2:4 above.
+    """
+    return pattern == (PAIRS if bits <= PAIR_BITS else TWO_FOUR)
 
 
 def is_two_four(zeros: npt.NDArray[np.bool_], axis: int = -1) -> bool:

@@ -43,7 +43,7 @@ STEPS: dict[str, tuple[str, StageConfig]] = {
     KFAC: ("dense", TwoFour(method="two-four", score="kfac")),
     f"{KFAC}, distilled": (KFAC, DISTILL),
     f"{KFAC}, distilled, INT8": (f"{KFAC}, distilled", _integers(bits=8)),
-    # Eight-bit activations compute in INT8 tensor cores, whose pattern is 2:4; INT4 tensor cores need pairs.
+    # W4A8 computes in eight bits, where tensor cores read 2:4; pairs are the pattern of W4A4.
     f"{KFAC}, distilled, W4A8": (f"{KFAC}, distilled", _integers(bits=4, activation_bits=8)),
     PAIRS: ("dense", TwoFour(method="two-four", score="kfac", pattern="2:4-pairs")),
     f"{PAIRS}, distilled": (PAIRS, DISTILL),

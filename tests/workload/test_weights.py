@@ -68,6 +68,25 @@ def test_the_pattern_is_checked_along_the_reduction_only(write_graph: Callable[.
     assert gemm_of(write_graph("y = Gemm<transB = 1>(x, w)", **constants)).sparsity == "2:4"
 
 
+@pytest.mark.parametrize(
+    ("kept", "largest", "bits", "sparsity"),
+    [("pairs", 15, 4, "2:4"), ("pairs", 255, 8, ""), ("2:4", 15, 4, ""), ("2:4", 255, 8, "2:4")],
+)
+def test_four_bit_operands_need_pairs_and_others_2_4(
+    write_graph: Callable[..., Path], kept: str, largest: int, bits: int, sparsity: str
+) -> None:
+    column = np.array([1, 2, 3, 4, 0, 0, 0, 0] if kept == "pairs" else [1, 0, 2, 0, 0, 3, 0, 4])
+    weight = helper.make_tensor("w", TensorProto.INT4, [8, 6], np.repeat(column, 6).tolist())
+    text = (
+        "q = QuantizeLinear(x, sx, zx)  c = Clip(q, low, high)  a = DequantizeLinear(c, sx, zx)  "
+        "i = Cast<to = 3>(w)  f = DequantizeLinear<axis = 1>(i, sw)  y = MatMul(a, f)"
+    )
+    constants = {**scales(), "w": weight, "sx": np.float32(1), "zx": np.uint8(0), "low": np.uint8(0),
+                 "high": np.uint8(largest)}  # fmt: skip
+    gemm = gemm_of(write_graph(text, **constants))
+    assert (gemm.weight_bits, gemm.activation_bits, gemm.sparsity) == (4, bits, sparsity)
+
+
 def test_an_int4_weight_before_a_cast_has_four_bits(write_graph: Callable[..., Path]) -> None:
     weight = helper.make_tensor("w", TensorProto.INT4, [8, 6], (integers(8, 6, 2) % 8).reshape(-1).tolist())
     text = "c = Cast<to = 3>(w)  f = DequantizeLinear<axis = 1>(c, sw)  y = MatMul(x, f)"

@@ -9,7 +9,7 @@ from math import prod
 from onnx import NodeProto
 
 from vitslim.errors import InputError
-from vitslim.workload.activation_bits import stored_bits
+from vitslim.workload.activation_bits import activation_bits, stored_bits
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer_of, role_of
 from vitslim.workload.operators import Operator
 from vitslim.workload.weights import Weight, container, find_weight, sparsity, weight_bits
@@ -131,7 +131,7 @@ def weighted(
     sizes: rows, columns, reduction, count. data: name of the activation.
     """
     m, n, k, count = sizes
-    layer = layer_of(node, weight.tensor.name if weight else "")
+    layer, bits = layer_of(node, weight.tensor.name if weight else ""), activation_bits(graph, node, data)
     return Operator(
         name=node.name or node.output[0],
         op="conv" if "Conv" in node.op_type else "gemm",
@@ -140,9 +140,9 @@ def weighted(
         elements=m * n * count,
         weight=weight is not None,
         weight_bits=weight_bits(graph, weight) if weight else 0,
-        activation_bits=stored_bits(graph, data),
+        activation_bits=bits,
         float8=weight is not None and container(weight).startswith("FLOAT8"),
-        sparsity=sparsity(graph, weight, axis) if weight and node.op_type in TWO_FOUR else "",
+        sparsity=sparsity(graph, weight, axis, bits) if weight and node.op_type in TWO_FOUR else "",
         layer=layer,
         role=node.op_type if layer == node.name else role_of(layer),
     )  # fmt: skip

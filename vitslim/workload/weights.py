@@ -90,11 +90,12 @@ def weight_bits(graph: OnnxGraph, weight: Weight) -> int:
     return min([weight.bits, *(element_bits(kind.element) for kind in quantized)])
 
 
-def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
-    """Return `2:4` when two of every four weights along `axis`, the reduction dimension of the operand, are zero.
+def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None, activation_bits: int) -> str:
+    """Return `2:4` when tensor cores skip half of the multiplications, else an empty string.
 
-    For INT4 weights it also suffices that two of every four adjacent pairs are zero, which sparse tensor cores require.
-    None is a convolution, whose reduction runs over input channels and kernel positions, flattened as stored.
+    Two of every four weights along `axis`, the reduction dimension of the operand, are zero; where both operands have
+    at most four bits, two of every four adjacent pairs. None is a convolution, whose reduction runs over input channels
+    and kernel positions, flattened as stored.
     """
     stored = stored_values(weight.tensor)
     if stored.ndim < 2:
@@ -106,9 +107,9 @@ def sparsity(graph: OnnxGraph, weight: Weight, axis: int | None) -> str:
         zeros = rearranged(graph, node, zeros)
     if axis is None:
         zeros, axis = zeros.reshape(len(zeros), -1), 1
-    if is_two_four(zeros, axis):
-        return TWO_FOUR
-    if weight_bits(graph, weight) > PAIR_BITS or zeros.shape[axis] % 2:
+    if max(weight_bits(graph, weight), activation_bits) > PAIR_BITS:
+        return TWO_FOUR if is_two_four(zeros, axis) else ""
+    if zeros.shape[axis] % 2:
         return ""
     rows = np.moveaxis(zeros, axis, -1).reshape(-1, zeros.shape[axis])
     return TWO_FOUR if is_two_four(all_zero_runs(rows, 2), 1) else ""

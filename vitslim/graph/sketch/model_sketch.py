@@ -239,7 +239,8 @@ class ModelSketch:
             operands = {SCORES: LayerBits(query, key), VALUES: LayerBits(probability, value)}
             bits = operands.get(matmul.name.removeprefix(matmul.block), bits)
         bops = matmul.macs(self.axes) * bits.weight * bits.activation
-        return bops // 2 if skips_multiplications(self.sparsity.get(matmul.weight, ""), bits.weight) else bops
+        skips = skips_multiplications(self.sparsity.get(matmul.weight, ""), max(bits.weight, bits.activation))
+        return bops // 2 if skips else bops
 
     def _parameter_bytes(self, name: str, dense: bool) -> float:
         count = self.parameters[name].value(self.axes)

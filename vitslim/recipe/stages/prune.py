@@ -185,7 +185,7 @@ class TwoFour(Prune):
     pattern: str = Field(
         "2:4",
         pattern=r"^([1-9]\d?:[1-9]\d?|2:4-pairs)$",
-        description="2:4; 2:4-pairs, two of four adjacent pairs, for INT4 weights; or another N:M",
+        description="2:4; 2:4-pairs, two of four adjacent pairs, for INT4 weights and activations; or another N:M",
         json_schema_extra={EXPECTED: "2:4, 2:4-pairs or another N:M"},
     )
     score: Annotated[str, one_of(SCORES, "criterion that chooses the mask")] = "magnitude"

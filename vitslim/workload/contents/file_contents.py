@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitslim.sparsity import PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes
+from vitslim.sparsity import PAIR_BITS, PAIRS, TWO_FOUR, UNSTRUCTURED, csr_bytes, two_four_bits
 from vitslim.units import INTEGER_BITS_MAX, PAIR_LIMIT
 
 FLOAT8 = "FLOAT8"
@@ -86,9 +86,10 @@ class Layer:
 
     @property
     def pattern(self) -> str:
-        """The sparsity pattern that hardware supports at this bit width, when the weights follow it; else empty."""
-        supported = PAIRS if self.weight_bits <= 4 else TWO_FOUR
-        return supported if supported in self.patterns else ""
+        """The pattern in which a device stores the weights: `2:4-pairs` up to four bits, or `2:4`; else empty."""
+        if self.weight_bits <= PAIR_BITS and PAIRS in self.patterns:
+            return PAIRS
+        return TWO_FOUR if TWO_FOUR in self.patterns else ""
 
     @property
     def device_bytes(self) -> float:
@@ -96,9 +97,8 @@ class Layer:
 
         Weights annotated as unstructured count as compressed sparse rows, where those are smaller.
         """
-        kept_bits = self.weight_bits / 2
-        if self.pattern:  # two index bits for each kept weight, or for each kept pair
-            return self.weights * (kept_bits + (0.5 if self.pattern == PAIRS else 1)) / 8
+        if self.pattern:
+            return self.weights * two_four_bits(self.pattern, self.weight_bits) / 8
         dense = self.weights * self.weight_bits / 8
         if self.annotation is None or not self.annotation.sparsity.startswith(UNSTRUCTURED):
             return dense

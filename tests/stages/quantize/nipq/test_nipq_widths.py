@@ -28,7 +28,8 @@ def test_bit_operations_count_both_operands_and_pixels_and_floats() -> None:
     cost = BitOperations(gemms(), macs, 10)
     wide = 1 * 5 * 6 + 2 * 8 * 3 + 1 * 32 * 32
     assert cost.deployed(torch.tensor([5, 3, 6])) == pytest.approx(wide)
-    assert cost.deployed(torch.tensor([4, 3, 6])) == pytest.approx(wide - 30 + 0.5 * 4 * 6)
+    assert cost.deployed(torch.tensor([4, 3, 6])) == pytest.approx(wide - 30 + 4 * 6)
+    assert cost.deployed(torch.tensor([4, 3, 4])) == pytest.approx(wide - 30 + 0.5 * 4 * 4)
     assert float(cost.penalty(torch.tensor([5.0, 3.0, 6.0]))) == pytest.approx(3 * (wide - 10 - 0.5))
 
 

@@ -95,14 +95,15 @@ class BitOperations:
 
     gemms: Gemms
     macs: Tensor
-    """Float (2, m): with weights of at most PAIR_BITS bits, and of more; 2:4 patterns halve the MACs of one or both."""
+    """Float (2, m): with both operands of at most PAIR_BITS bits, and else; a 2:4 pattern halves the MACs of one."""
     limit: float
 
     def __call__(self, bits: Tensor) -> Tensor:
         """Return the bit operations."""
         left, right = self.gemms.operand_bits(bits)
         macs = self.macs.to(bits)
-        return (torch.where(right <= PAIR_BITS, macs[0], macs[1]) * left * right).sum() / 1e9
+        is_narrow = torch.maximum(left, right) <= PAIR_BITS
+        return (torch.where(is_narrow, macs[0], macs[1]) * left * right).sum() / 1e9
 
     def deployed(self, widths: Tensor) -> float:
         """Return the bit operations."""

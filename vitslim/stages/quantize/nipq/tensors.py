@@ -152,7 +152,7 @@ def _operands(matmul: Matmul) -> tuple[str, str]:
 
 
 def _macs(sketch: ModelSketch) -> torch.Tensor:
-    """Return the MACs of each matmul with narrow and with wide weights: float64 (2, m)."""
+    """Return the MACs of each matmul with narrow and with wide operands: float64 (2, m)."""
     rows = []
     for bits in (PAIR_BITS, FLOAT_BITS):
         skips = [skips_multiplications(sketch.sparsity.get(p.weight, ""), bits) for p in sketch.matmuls]
