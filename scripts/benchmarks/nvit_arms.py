@@ -87,6 +87,7 @@ ARMS: dict[str, Arm] = {
     "isomorphic taylor": _depgraph(importance="taylor", **ISOMORPHIC),
     "isomorphic hessian": _depgraph(importance="hessian", **ISOMORPHIC),
     "nvit solver": _nvit(allocation="solver", measure=True, **ONE_SHOT),
+    "nvit solver in steps": _nvit(allocation="solver", measure=True, steps=12, **TRAINED),
     "nvit published": _nvit_trained(PER_STEP),
     "uniform": _depgraph(importance="taylor", scope="local"),
     "global": _depgraph(importance="taylor", scope="global"),
@@ -94,7 +95,7 @@ ARMS: dict[str, Arm] = {
 }
 """Name to stage; the first is the baseline of the paired bootstrap. In all of them the heads of a block keep equal
 dims: an exported attention has one head dim, so heads of different dims would be padded to the largest."""
-TRAINS = {"nvit published", "nvit eta 0"}
+TRAINS = {"nvit solver in steps", "nvit published", "nvit eta 0"}
 """Arms that train one epoch while pruning."""
 FREE: dict[str, Arm] = {
     **{name: ARMS[name] for name in ARMS if name not in TRAINS and name != "nvit solver"},

@@ -16,7 +16,7 @@ from vitslim.graph.sketch import cost
 from vitslim.graph.trace import trace_timm
 from vitslim.recipe.schema import Data
 
-SHARES = (0.975, 0.95, 0.925, 0.9, 0.85, 0.8)
+SHARES = (0.975, 0.95, 0.925, 0.9)
 """Shares of the FP32 latency by the table of this processor."""
 AGREEMENT = 0.9
 
