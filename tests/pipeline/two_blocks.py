@@ -53,7 +53,7 @@ def brief(stage: Any) -> Any:
         changes |= {"blocks": [1]}
     if keys.get("method") == "nvit":
         changes |= {"budget": {"macs": 0.7}, "snapshots": {}, "measure": False, "interval": 1, "per_step": 256,
-                    "train": {**changes["train"], "images": 320}}  # fmt: skip
+                    "steps": min(keys.get("steps", 1), 2), "train": {**changes["train"], "images": 320}}  # fmt: skip
     return {kind: {**keys, **changes}}
 
 
