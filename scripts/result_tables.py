@@ -230,9 +230,7 @@ def measured_on(source: str) -> str:
     if source.endswith(".csv"):
         return f"Rows: [{source}]({source})."
     found = {path.name: load(path.name) for path in sorted(RESULTS.glob(source), reverse=True)}
-    kinds = {"rows", "figures", "gemms", "published", "free"}
-    current = {name: result for name, result in found.items() if kinds & result.keys()}
-    texts = (f"{device(result)}{_date(result)}, [{name}]({name})" for name, result in current.items())
+    texts = (f"{device(result)}{_date(result)}, [{name}]({name})" for name, result in found.items())
     return f"Run on {'; '.join(texts)}."
 
 

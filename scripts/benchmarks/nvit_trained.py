@@ -38,7 +38,7 @@ from vitslim.stages.registry import make_stage
 
 SHARES = (0.75, 0.6)
 EPOCHS = 2
-"""In all: arms that train while pruning use one of them for that."""
+"""In all: arms that train while pruning use up to one of them for that."""
 BEST = 2
 
 

@@ -87,6 +87,18 @@ def test_four_bit_operands_need_pairs_and_others_2_4(
     assert (gemm.weight_bits, gemm.activation_bits, gemm.sparsity) == (4, bits, sparsity)
 
 
+def test_both_operands_of_an_attention_matmul_have_the_bits_of_their_clips(write_graph: Callable[..., Path]) -> None:
+    text = (
+        "q = QuantizeLinear(x, s, zx)  c = Clip(q, low, h4)  a = DequantizeLinear(c, s, zx)  "
+        "p = QuantizeLinear(x, s, zx)  d = Clip(p, low, h6)  b = DequantizeLinear(d, s, zx)  "
+        "t = Transpose<perm = [1, 0]>(b)  y = MatMul(a, t)"
+    )
+    constants = {"zx": np.uint8(0), "low": np.uint8(0), "h4": np.uint8(15), "h6": np.uint8(63)}
+    path = write_graph(text, s=np.float32(0.1), **constants)
+    matmul = next(o for o in read_workload(path).operators if o.op == "attention")
+    assert (matmul.activation_bits, matmul.weight_bits) == (4, 6)
+
+
 def test_an_int4_weight_before_a_cast_has_four_bits(write_graph: Callable[..., Path]) -> None:
     weight = helper.make_tensor("w", TensorProto.INT4, [8, 6], (integers(8, 6, 2) % 8).reshape(-1).tolist())
     text = "c = Cast<to = 3>(w)  f = DequantizeLinear<axis = 1>(c, sw)  y = MatMul(x, f)"

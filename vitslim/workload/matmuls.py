@@ -9,7 +9,7 @@ from math import prod
 from onnx import NodeProto
 
 from vitslim.errors import InputError
-from vitslim.workload.activation_bits import activation_bits, stored_bits
+from vitslim.workload.activation_bits import activation_bits
 from vitslim.workload.onnx_graph import TRANSPARENT, OnnxGraph, attribute, layer_of, role_of
 from vitslim.workload.operators import Operator
 from vitslim.workload.weights import Weight, container, find_weight, sparsity, weight_bits
@@ -159,8 +159,8 @@ def of_activations(
         type=node.op_type,
         m=m, n=n, k=k, count=count,
         elements=m * n * count,
-        weight_bits=stored_bits(graph, right),
-        activation_bits=stored_bits(graph, left),
+        weight_bits=activation_bits(graph, node, right),
+        activation_bits=activation_bits(graph, node, left),
         layer=layer_of(node),
         role=_attention_role(graph, node, m),
     )  # fmt: skip

@@ -59,6 +59,9 @@ def test_bits_and_sparsity(tiny_graph: ModelGraph) -> None:
     assert dense.cost().bops - quantized.cost().bops == macs * (32 * 32 - 8 * 8)
     sparse = quantized.with_sparsity([weight], "2:4")
     assert quantized.cost().bops - sparse.cost().bops == macs * 8 * 8 // 2
+    narrow = dense.with_bits([weight], LayerBits(4, 8))
+    in_pairs = narrow.with_sparsity([weight], "2:4-pairs")
+    assert in_pairs.cost().bops == narrow.cost().bops, "eight-bit GEMMs skip no pairs"
     assert sparse.cost().weight_bytes == quantized.cost().weight_bytes
     assert quantized.cost().device_bytes - sparse.cost().device_bytes == numel * 3 // 8
 
