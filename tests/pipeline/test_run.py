@@ -65,7 +65,7 @@ def again(artifact: Artifact, tmp_path: Path) -> Path:
     return tmp_path / "small"
 
 
-def test_every_stage_is_in_the_report(artifact: Artifact) -> None:
+def test_every_stage_is_in_the_report(artifact: Artifact, recipe: Callable[..., Recipe]) -> None:
     assert artifact.report.model_kwargs == recipe().model.kwargs != {}
     kinds = [stage.kind for stage in artifact.report.stages]
     assert kinds == ["dense", "prune", "token-squeeze", "distill", "prune", "quantize", "export"]
