@@ -87,8 +87,7 @@ class Nvit(Prune, TrainedWithTeacher):
     measure: bool = Field(
         False,
         description="measure the pruned model, correct the budget and prune again, at most three times, until the "
-        "measured latency is within 2 % of the budget. With `update_weights`, only models that are too slow are "
-        "corrected",
+        "measured latency is within 2 % of the budget",
     )
 
     @property

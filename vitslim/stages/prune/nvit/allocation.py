@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,7 +42,10 @@ class Allocator(Protocol):
 
 @dataclass(frozen=True)
 class PublishedAllocator:
-    """Removes the groups with the lowest scores of the whole model, about `per_step` units a step."""
+    """Removes the groups with the lowest scores of the whole model, about `per_step` units a step.
+
+    The last step removes only as many as the limit needs.
+    """
 
     structures: tuple[Structure, ...]
     costs: ModelCosts
@@ -56,8 +60,14 @@ class PublishedAllocator:
         scores = ranked_scores({axis: step.saliency[axis] for axis in floors}, credit)
         groups = {one.axis: unit_groups(scores[one.axis], step.units.alive[one.axis], one.group)
                   for one in self.structures}  # fmt: skip
-        lost = removed_units(groups, scores, threshold_position(step.number, self.per_step))
-        return Units({axis: _without(units, lost.get(axis)) for axis, units in step.units.alive.items()})
+
+        def after(position: int) -> Units:
+            lost = removed_units(groups, scores, position)
+            return Units({axis: _without(units, lost.get(axis)) for axis, units in step.units.alive.items()})
+
+        position = threshold_position(step.number, self.per_step)
+        enough = bisect_left(range(position), True, key=lambda at: self.costs.of(after(at).lengths) <= step.limit)
+        return after(enough)
 
 
 @dataclass(frozen=True)
