@@ -58,7 +58,8 @@ SECTIONS = (
         "pretrained weights and is evaluated on 1,000 images, the others have random weights and 100 images unless the "
         "row says otherwise. Seconds of a stage contain the writing of its file. All tools quantize with the same 256 "
         "images; their seconds are without imports and reading of images. Growth: post-training quantization of a "
-        "ViT-Tiny on 64 digits, whose growth in time is divided by that of MACs times images.",
+        "ViT-Tiny on 64 digits, whose growth in time is divided by that of MACs times images; for candidates, that of "
+        "their number in a placement search that none of them ends.",
         duration_tables.durations,
     ),
     Section(
@@ -170,10 +171,10 @@ SECTIONS = (
     ),
     Section(
         "Latency-aware pruning of DeiT-Tiny after training", "nvit", "nvit-deit-tiny.json",
-        "Every method prunes to the same share of the dense latency in ONNX Runtime, batch 1, one thread; a step of "
-        "the published ranking can overshoot it. The measured latency is that of the trained model, interleaved with "
-        "the others. At most two epochs in all: pruning while training ends when the target is met. Caltech-101: "
-        "labels and the dense model as teacher. Imagenette: no labels.",
+        "Every method prunes to the same share of the dense latency in ONNX Runtime, batch 1, one thread. The measured "
+        "latency is that of the trained model, interleaved with the others. At most two epochs in all: pruning while "
+        "training ends when the target is met. Caltech-101: labels and the dense model as teacher. Imagenette: no "
+        "labels.",
         nvit.trained,
     ),
     Section(

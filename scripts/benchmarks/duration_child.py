@@ -34,16 +34,24 @@ class PhaseTimes(Silent):
         print(f"  {message}", file=sys.stderr, flush=True)
 
 
-def run_recipe(document: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Return the seconds of the phases and of the stages of a run, and the MACs of all calibration images together."""
+def run_recipe(document: dict[str, Any], out: Path, candidates: int) -> dict[str, Any]:
+    """Return the seconds of the phases and of the stages of a run, and its work.
+
+    candidates: as in Job. The work is the number of candidates of the placement search if that is given, otherwise the
+    MACs of all calibration images together.
+    """
     import vitslim
     from vitslim.recipe import validate
+    from vitslim.stages.quantize.placement import choose
 
+    if candidates:
+        choose.CANDIDATES_MAX = candidates
     progress = PhaseTimes()
     report = vitslim.run(validate(document, "time"), out, fresh=True, progress=progress).report
     stages = {stage.name: stage.seconds for stage in report.stages}
     final = {found.dataset: found.metrics for found in report.final_accuracies}
-    work = report.stages[0].cost.macs * document["data"]["calibration"]
+    written = sum(note.layer.startswith("placement: ") for stage in report.stages for note in stage.changes)
+    work = written if candidates else report.stages[0].cost.macs * document["data"]["calibration"]
     return {"phases": progress.seconds, "stages": stages, "work": work, "final": final}
 
 
@@ -94,7 +102,7 @@ def _timed(call: Callable[[], None]) -> dict[str, Any]:
 if __name__ == "__main__":
     job, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     if job["recipe"] is not None:
-        result = run_recipe(job["recipe"], folder)
+        result = run_recipe(job["recipe"], folder, job["candidates"])
     else:
         result = run_tool(job["tool"], job["timm"], Path(job["dense"]), folder)
     print(json.dumps(result))

@@ -34,6 +34,8 @@ class Job:
     recipe: dict[str, Any] | None
     """None for another tool."""
     tool: str = ""
+    candidates: int = 0
+    """Largest number of candidates of a placement search; 0: that of vitslim."""
 
 
 def steps(model: str) -> dict[str, list[Any]]:
@@ -81,8 +83,13 @@ GROWTH: dict[str, tuple[dict[str, int], ...]] = {
     "width": ({"embed_dim": 192}, {"embed_dim": 384}, {"embed_dim": 768}),
     "depth": ({"depth": 6}, {"depth": 12}, {"depth": 24}),
     "images": ({"calibration": 64}, {"calibration": 128}, {"calibration": 256}),
+    "candidates": ({"candidates": 4}, {"candidates": 6}, {"candidates": 8}),
 }
 """Quantity to what is changed in a ViT-Tiny with 64 calibration images."""
+OTHER_KEYS = {"calibration", "candidates"}
+"""Changes that are not arguments of the model."""
+NO_CANDIDATE: dict[str, Any] = {"placement": "auto", "floor": {"sqnr_db": 99.0, "agreement": 1.0}}
+"""A search that no candidate ends."""
 
 
 def growth_jobs() -> Iterator[Job]:
@@ -90,12 +97,14 @@ def growth_jobs() -> Iterator[Job]:
     for quantity, changes in GROWTH.items():
         for change in changes:
             (value,) = change.values()
-            kwargs = {"num_classes": 10} | {key: one for key, one in change.items() if key != "calibration"}
+            kwargs = {"num_classes": 10} | {key: one for key, one in change.items() if key not in OTHER_KEYS}
+            quantize = {"method": "ptq"} | (NO_CANDIDATE if "candidates" in change else {})
             recipe = {
                 "name": "growing",
                 "model": {"timm": "vit_tiny_patch16_224", "kwargs": kwargs},
                 "data": {"kind": "digits", "calibration": change.get("calibration", 64), "eval_images": 10},
-                "stages": [{"quantize": {"method": "ptq"}}, {"export": {"profile": "ort-cpu"}}],
+                "stages": [{"quantize": quantize}, {"export": {"profile": "ort-cpu"}}],
                 "report": {"backends": ["onnxruntime:cpu"], "seconds": 0.1},
             }
-            yield Job(f"growth of {quantity}: {value}", "growth", recipe)
+            candidates = change.get("candidates", 0)
+            yield Job(f"growth of {quantity}: {value}", "growth", recipe, candidates=candidates)
