@@ -74,9 +74,13 @@ class Nvit(Prune, TrainedWithTeacher):
         0.9, description="weight of earlier saliencies in the average over pruning steps"
     )
     interval: PositiveInt = Field(100, description="training steps, and mini-batches of saliencies, per pruning step")
-    per_step: PositiveInt = Field(32, description="units that each pruning step removes (published only)")
-    steps: PositiveInt = Field(
-        1, description="number of pruning steps, each with new saliencies and a smaller budget (solver only)"
+    per_step: PositiveInt = Field(
+        32, description="units that each pruning step removes (published only, without `steps`)"
+    )
+    steps: PositiveInt | None = Field(
+        None,
+        description="number of pruning steps that save equal shares of the cost, each with new saliencies; without it, "
+        "the solver prunes in one step, and the published ranking removes `per_step` units in each step",
     )
     remove_blocks: bool = Field(
         True, description="whether attention and MLP branches may be removed as a whole (solver only)"

@@ -100,8 +100,9 @@ def test_snapshots_meet_their_targets_in_one_run(tiny_graph: ModelGraph, run: Ru
     assert found["large"] == pytest.approx(result.snapshots["large"].metrics["macs_share"])
 
 
-def test_solver_steps_pass_through_the_snapshots(tiny_graph: ModelGraph, run: Run) -> None:
-    result = run(allocation="solver", budget=Budget(macs=0.4), snapshots={"large": 0.8}, steps=2)
+@pytest.mark.parametrize("allocation", ["solver", "published"])
+def test_equal_steps_pass_through_the_snapshots(tiny_graph: ModelGraph, run: Run, allocation: str) -> None:
+    result = run(allocation=allocation, budget=Budget(macs=0.4), snapshots={"large": 0.8}, steps=2, eta=0.0)
     assert result.metrics["pruning_steps"] == 3  # 0.8, half of the way at 0.7, and 0.4
     assert 0.7 < share(tiny_graph, result.snapshots["large"].graph) <= 0.8
 

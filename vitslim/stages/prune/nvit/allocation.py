@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,11 @@ class Step:
     number: int
     """Number of pruning steps before this one."""
     limit: float
-    """Cost at which pruning ends."""
+    """Cost at which pruning ends. A measurement may correct it between steps."""
+
+    def limit_at(self, targets: Sequence[float]) -> float:
+        """Return the limit of this step. targets: the fraction of the dense cost after each step; the last: the end."""
+        return self.limit * targets[min(self.number, len(targets) - 1)] / targets[-1]
 
 
 class Allocator(Protocol):
@@ -42,19 +46,19 @@ class Allocator(Protocol):
 
 @dataclass(frozen=True)
 class PublishedAllocator:
-    """Removes the groups with the lowest scores of the whole model, about `per_step` units a step.
-
-    The last step removes only as many as the limit needs.
-    """
+    """Removes the groups with the lowest scores of the whole model, as many as the limit of the step needs."""
 
     structures: tuple[Structure, ...]
     costs: ModelCosts
     eta: float
     """In units of saliency for each unit of cost."""
-    per_step: int
+    per_step: int | None
+    """Units that a step removes at most, as published; None: no limit."""
+    targets: tuple[float, ...]
+    """Fraction of the dense cost after each step, falling. The last one is the budget."""
 
     def next_units(self, step: Step) -> Units:
-        """Return the units after the step; the number of removed groups grows with the number of steps."""
+        """Return the units after the step; with `per_step`, the number of removed groups grows with that of steps."""
         floors = {one.axis: one.group for one in self.structures}
         credit = unit_credits(self.costs, step.units.lengths, floors, self.eta)
         scores = ranked_scores({axis: step.saliency[axis] for axis in floors}, credit)
@@ -65,9 +69,10 @@ class PublishedAllocator:
             lost = removed_units(groups, scores, position)
             return Units({axis: _without(units, lost.get(axis)) for axis, units in step.units.alive.items()})
 
-        position = threshold_position(step.number, self.per_step)
-        enough = bisect_left(range(position), True, key=lambda at: self.costs.of(after(at).lengths) <= step.limit)
-        return after(enough)
+        count = sum(map(len, groups.values()))
+        most = count if self.per_step is None else min(count, threshold_position(step.number, self.per_step))
+        limit = step.limit_at(self.targets)
+        return after(bisect_left(range(most), True, key=lambda at: self.costs.of(after(at).lengths) <= limit))
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,9 @@ class SolverAllocator:
     """Fraction of the dense cost after each step, falling. The last one is the budget."""
 
     def next_units(self, step: Step) -> Units:
-        """Return the units with the largest saliency in each axis, as many as the solver chooses.
-
-        The limit of a step before the last is scaled with the limit of the run, which a measurement may correct.
-        """
-        at = min(step.number, len(self.targets) - 1)
-        limit = step.limit * self.targets[at] / self.targets[-1]
+        """Return the units with the largest saliency in each axis, as many as the solver chooses."""
         problem = Allocation(self.structures, self.costs, step.saliency, step.units, self.removable)
-        lengths, removed = solve_widths(problem, limit)
+        lengths, removed = solve_widths(problem, step.limit_at(self.targets))
         alive = {
             axis: _strongest(step.saliency[axis], units, lengths[axis]) for axis, units in step.units.alive.items()
         }

@@ -56,9 +56,9 @@ def make_plan(
 
 
 def step_targets(config: Nvit) -> tuple[float, ...]:
-    """Return the fraction of the dense cost after each pruning step of the solver: equal steps, and the snapshots."""
-    share = config.budget.limit[1]
-    equal = {1 - (1 - share) * step / config.steps for step in range(1, config.steps)}
+    """Return the fraction of the dense cost after each pruning step: equal steps, and the snapshots."""
+    share, steps = config.budget.limit[1], config.steps or 1
+    equal = {1 - (1 - share) * step / steps for step in range(1, steps)}
     return tuple(sorted({*equal, *config.snapshots.values(), share}, reverse=True))
 
 
@@ -73,4 +73,6 @@ def _allocator(sketch: ModelSketch, found: Structures, config: Nvit, costs: Mode
     if config.allocation == "solver":
         return SolverAllocator(found.pruned, costs, removable_branches(sketch, config, costs), step_targets(config))
     eta = scaled_eta(config.eta, costs.first_block) if config.eta_rescale else config.eta / MS_PER_S
-    return PublishedAllocator(found.pruned, costs, eta, config.per_step)
+    if config.steps is None:
+        return PublishedAllocator(found.pruned, costs, eta, config.per_step, (config.budget.limit[1],))
+    return PublishedAllocator(found.pruned, costs, eta, None, step_targets(config))

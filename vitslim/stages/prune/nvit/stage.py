@@ -143,7 +143,8 @@ class NvitStage:
             f"the budget of {share:g} of the {reach.WORDS[key]} was not met: {reached:.3f} remained after "
             f"{pruner.steps} pruning steps, when the training ended"
         )
-        more = "raise per_step or train.epochs" if self.config.allocation == "published" else "raise train.epochs"
+        by_units = self.config.allocation == "published" and self.config.steps is None
+        more = "raise per_step or train.epochs" if by_units else "raise train.epochs"
         return StageError(message, f"{more}, or lower interval")
 
 
