@@ -8,6 +8,8 @@ from result_tables import axes_summary, by_processor, device, load, read_rows, t
 
 INT8_ROWS = ("vitslim INT8, placement: auto", "ORT quantize_dynamic", "vitslim W4A8, group size 16")
 SPARSE_ROW = "2:4, K-FAC, distilled, INT8"
+NVIT_ROWS = ("nvit eta 0 in steps", "global")
+"""The method of the recipe `nvit-cpu`, and the best one that is not NViT."""
 LARGER_ROWS = ("vitslim INT8, static", "ORT quantize_dynamic")
 
 
@@ -38,6 +40,10 @@ def _rows() -> Iterator[Sequence[str]]:
     yield ("2:4 and INT8 DeiT-Tiny, 5 epochs on Caltech-101",
            f"{sparse['top1_val']:.1%} top-1, {smaller:.1f}x smaller in 2:4 format",
            f"{labeled['dense']['top1_val']:.1%} (dense)")  # fmt: skip
+    pruned = load("nvit-deit-tiny.json")["trained"]
+    nvit, ranked = (pruned[f"caltech int8 {method} 0.75"] for method in NVIT_ROWS)
+    yield (f"DeiT-Tiny at {nvit['share']:.0%} of its INT8 latency, 2 epochs on Caltech-101",
+           f"{nvit['top1_val']:.1%} top-1 (`nvit-cpu`)", f"{ranked['top1_val']:.1%} (global Taylor)")  # fmt: skip
     trained = load("tps-trained.json")["rows"]
     etps, evit = (trained[f"caltech {method} 0.3"] for method in ("etps", "evit"))
     yield (f"DeiT-Tiny with {etps['macs_ratio']:.0%} of its MACs, 3 epochs on Caltech-101",

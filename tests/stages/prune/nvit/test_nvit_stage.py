@@ -276,16 +276,17 @@ def test_a_table_without_a_dimension_is_a_problem(tiny_graph: ModelGraph) -> Non
     assert "only one length for heads, v" in problem.message
 
 
-@pytest.mark.parametrize("allocation", ["solver", "published"])
+@pytest.mark.parametrize(("allocation", "steps"), [("solver", None), ("published", None), ("published", 4)])
 def test_measuring_corrects_the_limit_within_three_rounds(
-    tiny_graph: ModelGraph, context: StageContext, allocation: str
+    tiny_graph: ModelGraph, context: StageContext, allocation: str, steps: int | None
 ) -> None:
     device = SlowDevice(tiny_graph)
     deployment: Any = Deployment(device.write, lambda *_: IMAGES, device.write, device.latency)
     table: Any = MacsTable()
     config = stage_of(
-        allocation=allocation, update_weights=False, measure=True, remove_blocks=False, per_step=96, eta=0.0,
-        group=Groups(embed=4, heads=1, qk=4, v=4, mlp=4), budget=Budget(latency=0.6, table="t.json"),
+        allocation=allocation, steps=steps, per_step=96, eta=0.0, update_weights=False, measure=True,
+        remove_blocks=False, group=Groups(embed=4, heads=1, qk=4, v=4, mlp=4),
+        budget=Budget(latency=0.6, table="t.json"),
     ).config  # fmt: skip
     result = NvitStage(config, table).apply(tiny_graph, replace(context, deployment=deployment))
     assert 1 <= len(device.shares) <= 3
